@@ -1,0 +1,44 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# curvlinops is an oracle in the tests. It asks for torchvision by way of backpack, but does not
+# use it, and a torchvision that was built for another torch breaks `import transformers`. So these
+# two come without their dependencies, and what they do use is named.
+ORACLE := curvlinops-for-pytorch backpack-for-pytorch
+ORACLE_NEEDS := einconv einops linear_operator opt-einsum scipy tqdm unfoldNd
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint bench clean
+
+help: ## show this text
+	@echo "make <target> [PYTHON=python3.11]"
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make .venv with the package (editable) and what its tests need
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt -e '.[dev]' $(ORACLE_NEEDS)
+	$(BIN)/pip install -c constraints.txt --no-deps $(ORACLE)
+	touch $@
+
+run: install ## audit the demo: the report and the cleaned data go to runs/demo
+	$(BIN)/hf-ecif audit --model spaces_demo/model --dataset spaces_demo/data --split train \
+		--query spaces_demo/data --query-split validation --truth-column is_misaligned \
+		--output runs/demo --overwrite
+
+test: install ## run the tests and the examples in the docstrings, and print the coverage
+	$(BIN)/pytest --doctest-modules --cov --cov-report=term hf_ecif tests
+
+lint: install ## check style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: install ## measure how well flipped captions are found
+	$(BIN)/python -m tests.benchmarks.detection
+
+clean: ## remove caches and build outputs; .venv and runs stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage coverage.xml
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

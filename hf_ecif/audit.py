@@ -1,0 +1,303 @@
+"""An audit: read, fit, score, plant, detect, clean and report, in that order."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from datasets import Dataset
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from hf_ecif.cleaning import clean, write_shards
+from hf_ecif.columns import add_columns
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.data import (
+    check_columns,
+    drop_influence_columns,
+    fingerprint_rows,
+    image_bytes,
+    load_rows,
+)
+from hf_ecif.detection import Detection, detect
+from hf_ecif.errors import UserError
+from hf_ecif.influence import Fitted, InfluenceModel
+from hf_ecif.progress import ProgressFactory, silent
+from hf_ecif.query import choose_query
+from hf_ecif.viz import write_report
+
+PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "scikit-learn", "pillow")
+RESULTS = ("scored", "kept", "removed", "summary.json", "report.html")
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """What to audit and where to put the result; the fields are the options of ``hf-ecif audit``."""
+
+    model: str
+    dataset: str
+    output: Path
+    split: str = "train"
+    query: str | None = None
+    query_split: str = "validation"
+    image_column: str = "image"
+    text_column: str = "text"
+    truth_column: str | None = None
+    overwrite: bool = False
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """Names of the image and the text column."""
+        return self.image_column, self.text_column
+
+
+def run_audit(
+    request: AuditRequest, config: InfluenceConfig, progress: ProgressFactory | None = None
+) -> dict[str, Any]:
+    """Audit a data set and write scored, kept and removed rows, a summary and a report.
+
+    Args:
+        request: what and where.
+        config: how.
+        progress: makes progress bars.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        UserError: something in the request cannot be; nothing has been written then.
+    """
+    bar = progress or silent
+    _check_output(request)
+    watch = _Stopwatch()
+
+    with watch("load"):
+        model = InfluenceModel.from_pretrained(request.model, config)
+        dataset = _load(request, request.dataset, request.split)
+        truth = _read_truth(dataset, request.truth_column)
+        query_set = request.query and _load(request, request.query, request.query_split)
+    with watch("embed"):
+        rows = model.read(dataset, *request.columns, bar("Read rows", len(dataset)))
+        if query_set:
+            query = model.read(query_set, *request.columns, bar("Read query", len(query_set)))
+        else:
+            query = choose_query(rows, model.encoder, seed=config.seed)
+    with watch("fit"):
+        fitted = model.fit(rows, query, bar)
+    with watch("score"):
+        scores, given = model.score(rows, bar), model.score_as_given(rows)
+    with watch("detect"):
+        reference, planted = model.plant(rows, query, bar)
+        detection = detect(model.signals(scores), reference, planted)
+    with watch("write"):
+        scored = add_columns(dataset, rows, scores, given, detection, model.encoder.scale)
+        result = clean(scored)
+        request.output.mkdir(parents=True, exist_ok=True)
+        for name, part in (("scored", scored), ("kept", result.kept), ("removed", result.removed)):
+            write_shards(part, request.output / name)
+
+    summary = {
+        "rows": len(dataset),
+        "scored": len(rows),
+        "unreadable": len(rows.reasons),
+        "unreadable_reasons": dict(Counter(rows.reasons.values())),
+        "flagged": int(detection.flag.sum()),
+        "kept": len(result.kept),
+        "removed": len(result.removed),
+        "noise": _describe_noise(detection),
+        "query": _describe_query(request, dataset, query_set, len(query), fitted),
+        "fit": asdict(fitted.fit) | {"parameters": config.parameters, "count": model.encoder.count},
+        "solvers": [
+            {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
+        ],
+        "config": config.to_dict(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "fingerprints": {
+            "model": model.encoder.fingerprint(),
+            "data": fingerprint_rows(dataset),
+            "query": fingerprint_rows(query_set) if query_set else "chosen from the data",
+            "config": sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[
+                :16
+            ],
+        },
+        "seed": config.seed,
+        "columns": {"image": request.image_column, "text": request.text_column},
+        "model": request.model,
+        "dataset": request.dataset,
+        "split": request.split,
+    }
+    if truth is not None:
+        summary["truth"] = _judge(truth, request.truth_column, rows.positions.numpy(), detection)
+    summary["warnings"] = list(_warnings(summary, fitted, detection))
+    summary["seconds"] = watch.seconds()
+    write_report(scored, summary, request.output / "report.html")
+    _write_json(summary, request.output / "summary.json")
+    return summary
+
+
+# ------------------------------------------------------------------------------ before the run
+
+
+def _check_output(request: AuditRequest) -> None:
+    """Refuse a folder with something in it, or clear our own results out of it."""
+    output = request.output
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file. Give a folder.")
+    present = sorted(path.name for path in output.iterdir()) if output.exists() else []
+    foreign = [name for name in present if name not in RESULTS]
+    if foreign:
+        raise UserError(
+            f"--output {output} holds other files ({', '.join(foreign[:3])}). Give a new folder."
+        )
+    if present and not request.overwrite:
+        raise UserError(
+            f"--output {output} holds another run ({', '.join(present)}). Give a new folder, or "
+            "--overwrite to replace it."
+        )
+    for name in present:
+        path = output / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _load(request: AuditRequest, source: str, split: str) -> Dataset:
+    dataset = check_columns(load_rows(source, split), *request.columns)
+    return drop_influence_columns(dataset)
+
+
+def _read_truth(dataset: Dataset, column: str | None) -> np.ndarray | None:
+    """The truth column. The method never sees it; it is read early so that a typo shows early."""
+    if column is None:
+        return None
+    if column not in dataset.column_names:
+        raise UserError(
+            f"--truth-column {column!r} is not in the data set. It has: "
+            f"{', '.join(dataset.column_names)}."
+        )
+    return np.array(dataset[column][:], dtype=bool)
+
+
+# ------------------------------------------------------------------------------- what was found
+
+
+def _describe_noise(detection: Detection) -> dict[str, Any]:
+    near = np.abs(detection.probability - detection.threshold) < 0.1
+    return {
+        "rate": detection.noise_rate,
+        "threshold": detection.threshold,
+        "borderline": int(near.sum()),
+        "planted_auroc": detection.planted_auroc,
+    }
+
+
+def _describe_query(
+    request: AuditRequest, dataset: Dataset, query_set: Dataset | None, rows: int, fitted: Fitted
+) -> dict[str, Any]:
+    source = (
+        f"{request.query}, split {request.query_split}" if query_set else "chosen from the data"
+    )
+    return {
+        "source": source,
+        "rows": rows,
+        "chosen": query_set is None,
+        "overlap": _overlap(dataset, query_set, request.image_column) if query_set else rows,
+        "loss_before_fit": fitted.query_loss_before,
+        "loss": fitted.query_loss,
+        "alignment": fitted.alignment,
+    }
+
+
+def _overlap(dataset: Dataset, query: Dataset, image_column: str) -> int:
+    """Images of the query that are in the data, too."""
+    hashes = [
+        {xxhash.xxh3_128_digest(image_bytes(cell) or b"") for cell in part[image_column]}
+        for part in (dataset, query)
+    ]
+    return len(hashes[0] & hashes[1])
+
+
+def _judge(
+    truth: np.ndarray, column: str | None, positions: np.ndarray, detection: Detection
+) -> dict[str, Any]:
+    """How much of what is known to be wrong was found; evaluation alone."""
+    wrong = truth[positions]
+    found = int((wrong & detection.flag).sum())
+    judged: dict[str, Any] = {
+        "column": column,
+        "misaligned": int(wrong.sum()),
+        "found": found,
+        "precision": found / max(int(detection.flag.sum()), 1),
+        "recall": found / max(int(wrong.sum()), 1),
+    }
+    if 0 < wrong.sum() < len(wrong):
+        probability = detection.probability
+        top = np.argsort(-probability, kind="stable")[:20]
+        judged |= {
+            "auroc": float(roc_auc_score(wrong, probability)),
+            "average_precision": float(average_precision_score(wrong, probability)),
+            "precision_at_20": float(wrong[top].mean()),
+        }
+    return judged
+
+
+def _warnings(summary: dict[str, Any], fitted: Fitted, detection: Detection) -> Iterator[str]:
+    query = summary["query"]
+    if query["chosen"]:
+        yield (
+            f"No query was given: {query['rows']} pairs were chosen from the data, those best aligned "
+            "under the model, balanced over clusters of images. A clean set of your own judges better."
+        )
+    elif query["overlap"]:
+        yield (
+            f"{query['overlap']} images of the query are in the audited data, too. The query then "
+            "favours these rows: give a query of other images."
+        )
+    for purpose, report in fitted.solvers.items():
+        if not report.converged:
+            yield (
+                f"The solve for the {purpose} reached a relative residual of "
+                f"{report.relative_residual:.1e}, not {report.tolerance:.0e}: {report.advice}."
+            )
+    if summary["scored"] < 200:
+        yield (
+            f"With {summary['scored']} rows, the noise rate and the threshold are rough guesses; "
+            "review the order of the rows rather than the flags."
+        )
+
+
+# ---------------------------------------------------------------------------------- the clock
+
+
+@dataclass
+class _Stopwatch:
+    """Seconds per stage."""
+
+    start: float = field(default_factory=time.perf_counter)
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.stages[stage] = time.perf_counter() - start
+
+    def seconds(self) -> dict[str, float]:
+        stages = self.stages | {"total": time.perf_counter() - self.start}
+        return {stage: round(seconds, 2) for stage, seconds in stages.items()}
+
+
+def _write_json(summary: dict[str, Any], path: Path) -> None:
+    """Written last and in one step: a folder with a summary is a finished run."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(summary, indent=2, default=str) + "\n")
+    partial.replace(path)

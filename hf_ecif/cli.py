@@ -1,0 +1,159 @@
+"""The command ``hf-ecif``. It holds no logic: every command is a call of the library."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.errors import UserError
+from hf_ecif.version import __version__
+
+app = typer.Typer(
+    help="Which image-text pairs help a CLIP-like model, and which hurt it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+_DEFAULTS = InfluenceConfig()
+
+
+def main() -> None:
+    """Entry point: a user's mistake is a message and status 2, never a stack trace."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Interrupted. Nothing half-written was left behind.")
+        sys.exit(130)
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"hf_ecif {__version__}")
+        raise typer.Exit
+
+
+def _setting(name: str, panel: str = "How scores are computed") -> Any:
+    """An option that is a field of `InfluenceConfig`, with its help."""
+    return typer.Option(help=InfluenceConfig.help(name), rich_help_panel=panel)
+
+
+@app.command()
+def audit(
+    model: Annotated[str, typer.Option(help="Folder of a saved CLIP-like model, or a Hub id.")],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="Data to audit: a folder of save_to_disk, parquet files or an image folder with "
+            "metadata, or a Hub id."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the results.")],
+    split: Annotated[str, typer.Option(help="Split to audit.")] = "train",
+    query: Annotated[
+        str | None,
+        typer.Option(
+            help="Clean pairs like those that the model is for. Their loss is what a pair is judged "
+            "by. Chosen from the data if not given."
+        ),
+    ] = None,
+    query_split: Annotated[str, typer.Option(help="Split of the query.")] = "validation",
+    image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
+    text_column: Annotated[str, typer.Option(help="Column of the captions.")] = "text",
+    truth_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Boolean column that says which rows are known to be wrong. Read only after the "
+            "detection, to say in the report how much it found."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier run in OUTPUT.")] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    parameters: Annotated[str, _setting("parameters")] = _DEFAULTS.parameters,
+    batch_size: Annotated[int, _setting("batch_size")] = _DEFAULTS.batch_size,
+    micro_batch_size: Annotated[int, _setting("micro_batch_size")] = _DEFAULTS.micro_batch_size,
+    partitions: Annotated[int, _setting("partitions")] = _DEFAULTS.partitions,
+    fit_epochs: Annotated[int, _setting("fit_epochs")] = _DEFAULTS.fit_epochs,
+    solver: Annotated[str, _setting("solver")] = _DEFAULTS.solver,
+    damping: Annotated[float, _setting("damping")] = _DEFAULTS.damping,
+    seed: Annotated[int, _setting("seed")] = _DEFAULTS.seed,
+) -> None:
+    """Score every pair, flag those that look misaligned, and write data and report to OUTPUT.
+
+    OUTPUT gets `scored/`, `kept/` and `removed/` (parquet, opened by `load_dataset`), `summary.json`
+    and `report.html`.
+
+    A **negative** `ecif_score` is harmful: without the pair, the query's loss is predicted to fall. A
+    **positive** one is valuable.
+    """
+    config = InfluenceConfig(
+        parameters=parameters,
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        partitions=partitions,
+        fit_epochs=fit_epochs,
+        solver=solver,  # type: ignore[arg-type]  # checked by the config
+        damping=damping,
+        seed=seed,
+    )
+    # Imported late: torch and transformers take seconds, and --help should not.
+    from hf_ecif.audit import AuditRequest, run_audit
+    from hf_ecif.progress import progress_bars
+
+    _quieten_libraries()
+    request = AuditRequest(
+        model=model,
+        dataset=dataset,
+        split=split,
+        query=query,
+        query_split=query_split,
+        image_column=image_column,
+        text_column=text_column,
+        truth_column=truth_column,
+        output=output,
+        overwrite=overwrite,
+    )
+    console = Console()
+    with nullcontext() if quiet else progress_bars(console) as progress:
+        summary = run_audit(request, config, progress)
+    _print_summary(console, summary, output)
+
+
+def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> None:
+    noise = summary["noise"]
+    console.print(
+        f"{summary['rows']:,} rows: {summary['flagged']:,} flagged as misaligned "
+        f"(estimated noise {noise['rate']:.1%}), {summary['unreadable']:,} unreadable, "
+        f"{summary['kept']:,} kept."
+    )
+    if truth := summary.get("truth"):
+        console.print(
+            f"Of {truth['misaligned']:,} rows known to be misaligned, {truth['found']:,} are "
+            f"flagged (precision {truth['precision']:.1%}, AUROC {truth['auroc']:.3f})."
+        )
+    for warning in summary["warnings"]:
+        console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
+    console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _quieten_libraries() -> None:
+    """Their bars and notices would drown our own."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("datasets").setLevel(logging.ERROR)

@@ -1,0 +1,108 @@
+"""Everything that decides a score, in one validated, serialisable place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from hf_ecif.errors import UserError
+
+
+def _option(default: Any, help: str, *, at_least: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "at_least": at_least})
+
+
+@dataclass(frozen=True)
+class InfluenceConfig:
+    """How influence is computed. Two runs with equal configs, models and data give equal scores.
+
+    Every field carries its own help; ``InfluenceConfig.help("damping")`` prints it.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+
+    parameters: str = _option(
+        "projections", "attributed parameters: projections, last_block, all, or a regex"
+    )
+    batch_size: int = _option(256, "pairs of a contrastive batch", at_least=2)
+    micro_batch_size: int = _option(64, "rows encoded at a time; memory only", at_least=1)
+    partitions: int = _option(6, "random partitions that scores are averaged over", at_least=2)
+    role: Literal["exact", "first_order"] = _option(
+        "exact", "the negative role: exact for a deletion, or the paper's first-order form"
+    )
+    mask_repeated: bool = _option(
+        True, "equal captions in a batch are not taken as negatives of each other"
+    )
+    fit_epochs: int = _option(10, "epochs of fitting the attributed parameters first", at_least=0)
+    fit_learning_rate: float = _option(1e-3, "of that fit, by Adam", at_least=0)
+    l2: float = _option(0.0, "weight of |theta|^2 / 2 in the training objective", at_least=0)
+    solver: Literal["cg", "lissa", "exact", "identity"] = _option(
+        "cg", "of the inverse curvature: cg, lissa, exact (few parameters) or identity"
+    )
+    damping: float = _option(
+        30.0,
+        "of the inverse curvature, in units of its mean eigenvalue; larger finds wrong pairs better, "
+        "smaller predicts a retraining better",
+    )
+    probes: int = _option(16, "random probes of the self-influence", at_least=0)
+    plantings: int = _option(
+        3,
+        "runs in which captions are exchanged on purpose, to learn what wrong looks like",
+        at_least=1,
+    )
+    planted_share: float = _option(0.15, "share of the rows exchanged in such a run", at_least=0)
+    tolerance: float = _option(1e-3, "relative residual at which a solve stops", at_least=0)
+    max_iterations: int = _option(200, "products with the curvature per solve", at_least=1)
+    max_pixels: int = _option(
+        64_000_000, "larger images are refused, unread, as a row with a reason", at_least=1
+    )
+    seed: int = _option(0, "of everything random", at_least=0)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for option in fields(self):
+            value = getattr(self, option.name)
+            least = option.metadata["at_least"]
+            if least is not None and not value >= least:
+                raise UserError(f"{option.name} = {value!r}: must be at least {least:g}.")
+            if get_origin(hints[option.name]) is Literal:
+                choices = get_args(hints[option.name])
+                if value not in choices:
+                    raise UserError(
+                        f"{option.name} = {value!r}: must be one of {', '.join(choices)}."
+                    )
+        if not self.damping > 0:
+            raise UserError(f"damping = {self.damping!r}: must be positive.")
+
+    @classmethod
+    def help(cls, name: str) -> str:
+        """What the field means.
+
+        >>> InfluenceConfig.help("seed")
+        'of everything random'
+        """
+        return str({option.name: option for option in fields(cls)}[name].metadata["help"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> InfluenceConfig:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file has a field that this version does not know.
+        """
+        values = json.loads(path.read_text())
+        unknown = set(values) - {option.name for option in fields(cls)}
+        if unknown:
+            raise UserError(f"{path}: unknown fields {', '.join(sorted(unknown))}.")
+        return cls(**values)

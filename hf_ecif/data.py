@@ -1,0 +1,345 @@
+"""Rows in: where they come from, which columns matter and what is in one row.
+
+Everything here treats a data set as a stranger's: nothing in it is executed, no image is decoded
+before its header has been judged, and images that are passed on keep their bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import xxhash
+from datasets import Dataset, Image, Value, load_dataset_builder, load_from_disk
+from datasets.data_files import SPLIT_KEYWORDS
+from datasets.exceptions import DatasetGenerationError
+from PIL import Image as PILImage
+from PIL import ImageOps, UnidentifiedImageError
+
+from hf_ecif.errors import UserError
+
+# Formats that hold photographs and drawings. Pillow reads many more, some through other programs
+# (EPS runs Ghostscript), which no data set needs to reach.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+SOURCES = (
+    "Give a folder written by save_to_disk, parquet files, an image folder with metadata.csv or "
+    "metadata.jsonl, or a Hub id (owner/name or owner/name@revision)."
+)
+_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>\S+))?")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row, decoded.
+
+    Attributes:
+        image: The image as RGB, or None if the row cannot be scored.
+        text: The caption; empty if there is none.
+        reason: Why the row cannot be scored, in plain words; None if it can.
+    """
+
+    image: PILImage.Image | None
+    text: str
+    reason: str | None
+
+
+def load_rows(source: str, split: str) -> Dataset:
+    """Load one split of a data set from disk or from the Hub.
+
+    Args:
+        source: A folder written by `save_to_disk`, a folder or a file of parquet, an image folder
+            with `metadata.csv` or `metadata.jsonl`, or a Hub id, optionally `owner/name@revision`.
+        split: Name of the split, such as `train`. Data without named splits is `train`.
+
+    Raises:
+        UserError: If the source or the split does not exist, cannot be read or has no rows.
+    """
+    try:
+        return _read(source, split)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    except Exception as error:  # the loaders raise nearly anything
+        here = Path(source).expanduser().exists()
+        problem = "cannot be read" if here else "no such folder, and the Hub does not give it"
+        raise UserError(f"{source}: {problem}. {_cause(error)} {SOURCES}") from error
+
+
+def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Dataset:
+    """Check that both columns can be read, and stop the image column from decoding.
+
+    Args:
+        dataset: Rows as loaded.
+        image_column: A column of images: an `Image` feature, or raw bytes, paths or both.
+        text_column: A column of strings.
+
+    Returns:
+        The same rows with the image column as `Image(decode=False)`: cells of `bytes` and `path`.
+
+    Raises:
+        UserError: If a column is missing or of another type.
+    """
+    for role, column in (("image", image_column), ("text", text_column)):
+        if column not in dataset.column_names:
+            raise UserError(
+                f"There is no {role} column {column!r}. The columns are: "
+                f"{', '.join(dataset.column_names)}. Name the right one with --{role}-column."
+            )
+    text_type = dataset.features[text_column]
+    if not _is_value(text_type, "string"):
+        raise UserError(
+            f"The text column {text_column!r} must hold strings, but it is {text_type}. "
+            "Name another one with --text-column."
+        )
+    image_type = dataset.features[image_column]
+    if not _is_image_like(image_type):
+        raise UserError(
+            f"The image column {image_column!r} must hold images, their bytes or their paths, but "
+            f"it is {image_type}. Name another one with --image-column."
+        )
+    return dataset.cast_column(image_column, Image(decode=False))
+
+
+def drop_influence_columns(dataset: Dataset) -> Dataset:
+    """Remove the columns that an earlier run added, so that a second run starts clean."""
+    return dataset.remove_columns(
+        [
+            name
+            for name in dataset.column_names
+            if name.startswith("ecif_") or name in ("clip_score", "neg_clip_loss")
+        ]
+    )
+
+
+def read_pair(image_cell: dict[str, Any] | None, text: str | None, max_pixels: int) -> Pair:
+    """Decode one row, whatever is in it.
+
+    The image comes upright, on white where it was transparent, and as its first frame where it was
+    animated. Its size is judged by its header, before any pixel is decoded.
+
+    Args:
+        image_cell: The cell of an `Image(decode=False)` column: `bytes`, `path` or both.
+        text: The caption.
+        max_pixels: Images of more pixels than this are refused.
+
+    Returns:
+        A pair that has either an image or a reason.
+
+    Example:
+        >>> read_pair(None, "a cat", max_pixels=1_000_000).reason
+        'image missing'
+    """
+    try:
+        image = _read_image(image_cell, max_pixels)
+    except _RefusedError as refusal:
+        return Pair(None, text or "", str(refusal))
+    if text is None:
+        return Pair(None, "", "caption missing")
+    if not text.strip():
+        return Pair(None, text, "caption empty")
+    return Pair(image, text, None)
+
+
+def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
+    """The undecoded bytes of an image cell, from its local file where only a path is stored.
+
+    A table can name any file of this machine. Only files that open as images are read, so that
+    no other file is carried off into a result.
+
+    Returns:
+        The bytes, or None if there are none to be had.
+    """
+    if not image_cell:
+        return None
+    if image_cell.get("bytes") is not None:
+        return bytes(image_cell["bytes"])
+    try:
+        with _open_cell(image_cell) as file:
+            _open_image(file)
+            file.seek(0)
+            return file.read()
+    except Exception:  # damaged files make Pillow raise nearly anything
+        return None
+
+
+def fingerprint_rows(dataset: Dataset) -> str:
+    """A hash of what is in the rows, for provenance.
+
+    It depends on the names and contents of the columns and on the order of the rows, not on the
+    file format, the process or the place on disk: images count by their bytes, wherever they lie.
+
+    Args:
+        dataset: Rows as returned by `check_columns`.
+    """
+    names = sorted(dataset.column_names)
+    images = {name for name in names if isinstance(dataset.features[name], Image)}
+    digest = xxhash.xxh3_128(repr((dataset.num_rows, names)).encode())
+    # Arrow batches, since rows in the usual format would be decoded.
+    for batch in dataset.with_format("arrow").iter(batch_size=64):
+        for row in batch.to_pylist():
+            for name in names:
+                value = image_bytes(row[name]) if name in images else row[name]
+                content = value if isinstance(value, bytes) else repr(value).encode()
+                digest.update(len(content).to_bytes(8, "little"))
+                digest.update(content)
+    return digest.hexdigest()
+
+
+class _RefusedError(Exception):
+    """An image that will not be scored; the message is the reason."""
+
+
+def _read(source: str, split: str) -> Dataset:
+    path, hub_id = Path(source).expanduser(), _HUB_ID.fullmatch(source)
+    if path.is_file():
+        return _prepare(split, "parquet", data_files={_split_of(path): str(path)})
+    if any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+        return _read_saved(path, split)
+    if path.is_dir():  # resolved, since "csv" and the like are also names of loaders
+        return _prepare(split, str(path.resolve()))
+    if hub_id:
+        return _prepare(split, hub_id["name"], revision=hub_id["revision"])
+    raise UserError(f"no such file or folder. {SOURCES}")
+
+
+def _prepare(split: str, name: str, **options: Any) -> Dataset:
+    """What `load_dataset` does, but it fails as a whole where any split is empty."""
+    builder = load_dataset_builder(name, **options)
+    builder.download_and_prepare()
+    _check_split(split, {info.name: info.num_examples for info in builder.info.splits.values()})
+    return cast(Dataset, builder.as_dataset(split))
+
+
+def _read_saved(path: Path, split: str) -> Dataset:
+    """What `load_from_disk` does, but it fails as a whole where any split is empty."""
+    if (path / "dataset_dict.json").exists():
+        names = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        folders = {name: path / name for name in names}
+    else:
+        folders = {_saved_state(path)["_split"] or "train": path}
+    files = {name: len(_saved_state(folder)["_data_files"]) for name, folder in folders.items()}
+    _check_split(split, files)
+    rows = cast(Dataset, load_from_disk(str(folders[split])))
+    _check_split(split, {split: rows.num_rows})
+    return rows
+
+
+def _saved_state(folder: Path) -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads((folder / "state.json").read_text()))
+
+
+def _check_split(split: str, sizes: dict[str, int]) -> None:
+    if split not in sizes:
+        raise UserError(f"there is no split {split!r}. Choose one of: {', '.join(sizes)}.")
+    if not sizes[split]:
+        raise UserError(f"the split {split!r} has no rows. Choose one that has some.")
+
+
+def _split_of(path: Path) -> str:
+    """The split that a file name tells, by the same words that count in a folder of files."""
+    if path.suffix != ".parquet":
+        raise UserError(f"a single file must be parquet. {SOURCES}")
+    words = set(re.split(r"[^a-z]+", path.stem.lower()))
+    return next((str(name) for name, known in SPLIT_KEYWORDS.items() if words & {*known}), "train")
+
+
+def _cause(error: BaseException) -> str:
+    """The line that tells most: the general error of a failed build hides the particular one."""
+    if isinstance(error, DatasetGenerationError) and error.__cause__:
+        error = error.__cause__
+    line = next(iter(str(error).splitlines()), "").strip() or type(error).__name__
+    return line if line.endswith(".") else f"{line}."
+
+
+def _is_value(feature: Any, kind: str) -> bool:
+    return isinstance(feature, Value) and feature.dtype in (kind, f"large_{kind}")
+
+
+def _is_image_like(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        parts = {"bytes": "binary", "path": "string"}
+        return bool(feature) and all(
+            key in parts and _is_value(value, parts[key]) for key, value in feature.items()
+        )
+    return (
+        isinstance(feature, Image) or _is_value(feature, "binary") or _is_value(feature, "string")
+    )
+
+
+def _read_image(image_cell: dict[str, Any] | None, max_pixels: int) -> PILImage.Image:
+    try:
+        with _open_cell(image_cell) as file:
+            image = _open_image(file)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise _RefusedError(
+                    f"image of {width} x {height} pixels is over the limit of {max_pixels}"
+                )
+            image.load()
+            return _on_white(_upright(_eight_bits(image)))
+    except _RefusedError:
+        raise
+    except UnidentifiedImageError:
+        raise _RefusedError("image unreadable: not a known image format") from None
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise _RefusedError(f"image unreadable: {str(error) or type(error).__name__}") from error
+
+
+def _open_cell(image_cell: dict[str, Any] | None) -> BinaryIO:
+    content, path = (image_cell or {}).get("bytes"), (image_cell or {}).get("path")
+    if content:
+        return io.BytesIO(content)
+    if content is not None or not path:
+        raise _RefusedError("image missing")
+    if not os.path.isfile(path):
+        raise _RefusedError(f"image unreadable: no local file {os.path.basename(path)!r}")
+    return open(path, "rb")
+
+
+def _open_image(file: BinaryIO) -> PILImage.Image:
+    """Read the header of an image.
+
+    `PIL.Image.open` does the same, but raises on a large image without telling how large it is.
+    """
+    PILImage.init()
+    start = file.read(16)
+    for name in IMAGE_FORMATS:
+        if name not in PILImage.OPEN:
+            continue
+        factory, accepts = PILImage.OPEN[name]
+        accepted = accepts is not None and accepts(start)
+        # A reader whose codec is not installed answers with a string that says so.
+        if accepted and not isinstance(accepted, str):
+            file.seek(0)
+            return factory(file, "")
+    raise UnidentifiedImageError
+
+
+def _eight_bits(image: PILImage.Image) -> PILImage.Image:
+    """Scale 16-bit greyscale, of which `convert` would clip nearly all to white."""
+    if not image.mode.startswith("I"):
+        return image
+    grey = image.convert("I").point(lambda value: value / 257)
+    grey.info.pop("transparency", None)
+    return grey.convert("L")
+
+
+def _upright(image: PILImage.Image) -> PILImage.Image:
+    with suppress(Exception):  # damaged metadata says nothing against the pixels
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _on_white(image: PILImage.Image) -> PILImage.Image:
+    """Convert to RGB; `convert` alone shows whatever colour lies under transparent pixels."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    drawing = image.convert("RGBA")
+    return PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), drawing).convert(
+        "RGB"
+    )

@@ -1,0 +1,306 @@
+"""`InfluenceModel`: fit the direction of a query, score rows by it.
+
+    model = InfluenceModel.from_pretrained("openai/clip-vit-base-patch32")
+    model.fit(train, query=validation)
+    scored = model.score(train)
+
+Two steps, as in scikit-learn. *Fit* brings the attributed parameters near their optimum on the
+training rows and solves for the direction ``s = (H + damping)^-1 grad F`` of the query's loss ``F``.
+*Score* is a stateless forward-mode pass with ``s`` over any rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModel, AutoProcessor
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.data import check_columns
+from hf_ecif.encoders import DualEncoder
+from hf_ecif.errors import UserError
+from hf_ecif.features import Rows, read_rows
+from hf_ecif.fitting import FitReport, fit_parameters
+from hf_ecif.operators import Objective, random_batches
+from hf_ecif.planting import plant
+from hf_ecif.progress import ProgressFactory, silent
+from hf_ecif.scoring import Directions, Scores, score_rows
+from hf_ecif.solvers import SolveReport, estimate_spectrum, random_signs, solve
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `InfluenceModel.fit` finds.
+
+    Attributes:
+        theta: attributed parameters at which everything is linearised, ``(P,)``.
+        directions: tangents of the scoring pass.
+        train_count: rows fitted on, the ``N`` of every score.
+        fit: how the parameters were fitted.
+        solvers: reports by purpose.
+        query_loss_before: loss of the query at the model's own parameters, in nats.
+        query_loss: loss of the query at ``theta``.
+        alignment: cosine of the query's gradient and the training gradient.
+    """
+
+    theta: Tensor
+    directions: Directions
+    train_count: int
+    fit: FitReport
+    solvers: dict[str, SolveReport]
+    query_loss_before: float
+    query_loss: float
+    alignment: float
+
+
+class InfluenceModel:
+    """A dual encoder, its processor, and once fitted, the direction that scores rows.
+
+    Args:
+        model: a Hugging Face dual encoder; it is put in evaluation mode, its weights stay as they are.
+        processor: its processor.
+        config: everything that decides a score.
+
+    Attributes:
+        fitted: result of `fit`; None before.
+    """
+
+    def __init__(self, model: Any, processor: Any, config: InfluenceConfig | None = None) -> None:
+        self.config = config or InfluenceConfig()
+        self.processor = processor
+        self.encoder = DualEncoder(model, self.config.parameters, self.config.micro_batch_size)
+        self.fitted: Fitted | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, config: InfluenceConfig | None = None
+    ) -> InfluenceModel:
+        """Load a model and its processor from a folder or the Hub (``name@revision`` pins one).
+
+        Raises:
+            UserError: nothing there, or no contrastive dual encoder.
+        """
+        model, processor = load_model(str(name_or_path))
+        return cls(model, processor, config)
+
+    def read(
+        self,
+        dataset: Dataset,
+        image_column: str = "image",
+        text_column: str = "text",
+        advance: Callable[[int], None] = lambda rows: None,
+    ) -> Rows:
+        """Read rows and run the frozen part of the model on them, once.
+
+        What comes back serves `fit` and `score` in place of the data set.
+        """
+        return read_rows(
+            check_columns(dataset, image_column, text_column),
+            self.encoder,
+            self.processor,
+            image_column=image_column,
+            text_column=text_column,
+            max_pixels=self.config.max_pixels,
+            advance=advance,
+        )
+
+    def fit(self, train: Rows, query: Rows, progress: ProgressFactory = silent) -> Fitted:
+        """Fit the attributed parameters on ``train`` and solve for the query's direction.
+
+        Args:
+            train: the rows to be valued, from `read`.
+            query: rows whose contrastive loss is the query ``F``; better clean than many.
+            progress: makes a progress bar of a name and a number of steps.
+
+        Raises:
+            UserError: fewer than two rows on either side.
+        """
+        for name, rows in (("data set", train), ("query", query)):
+            if len(rows) < 2:
+                raise UserError(
+                    f"The {name} has {len(rows)} readable row, and a contrastive loss needs at "
+                    "least two pairs. Give more rows."
+                )
+        self.fitted = self._fit(train, query, progress)
+        return self.fitted
+
+    def score(self, rows: Rows, progress: ProgressFactory = silent) -> Scores:
+        """Influence of every readable row, by the direction of the last `fit`.
+
+        Signs: negative is harmful (removing the pair is predicted to lower the query's loss), positive
+        is valuable. Units: nats of the query's mean loss, per pair.
+        """
+        if self.fitted is None:
+            raise UserError("This model is not fitted yet: call fit(train, query) first.")
+        fitted = self.fitted
+        return self._score(rows, fitted.theta, fitted.directions, fitted.train_count, progress)
+
+    def score_as_given(self, rows: Rows) -> Scores:
+        """Losses and cosines at the model's own parameters; its influence parts are zero."""
+        theta = self.encoder.theta
+        return self._score(rows, theta, Directions.none(theta), len(rows), silent)
+
+    def plant(
+        self, train: Rows, query: Rows, progress: ProgressFactory = silent
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Signals of runs in which some captions were exchanged on purpose.
+
+        Returns:
+            ``(R, S)`` of the rows that stayed as they are, ``(M, S)`` of those exchanged; see
+            `signals`.
+        """
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed + 2)
+        images = self.encoder.embed(self.encoder.theta, train.features).image
+        advance = progress("Plant wrong pairs", config.plantings)
+        reference, planted = [], []
+        for _ in range(config.plantings):
+            planting = plant(
+                train, images, share=config.planted_share, clusters=10, generator=generator
+            )
+            fitted = self._fit(planting.rows, query, silent)
+            scores = self._score(
+                planting.rows, fitted.theta, fitted.directions, fitted.train_count, silent
+            )
+            signals = self.signals(scores)
+            reference.append(signals[~planting.planted.numpy()])
+            planted.append(signals[planting.planted.numpy()])
+            advance(1)
+        return np.concatenate(reference), np.concatenate(planted)
+
+    @staticmethod
+    def signals(scores: Scores) -> NDArray[np.float64]:
+        """``(N, 2)``, the witnesses of misalignment that `detect` weighs.
+
+        They are the leave-one-out loss, which says whether the caption fits, and the relative
+        score, which says whether the pair works against the query. Both are taken as they are, in
+        nats: scaled by their own spread, runs with more wrong pairs would look like others.
+        """
+        loss = scores.loo_loss.double().clamp_min(0).log1p()
+        return torch.stack([loss, scores.relative.double()], dim=1).numpy()
+
+    def _fit(self, train: Rows, query: Rows, progress: ProgressFactory) -> Fitted:
+        config, encoder = self.config, self.encoder
+        generator = torch.Generator().manual_seed(config.seed)
+        objective = self._objective(train, generator, config.l2)
+        target = self._objective(query, generator)
+
+        start = encoder.theta
+        theta, report = fit_parameters(
+            objective,
+            start,
+            batch_size=config.batch_size,
+            epochs=config.fit_epochs,
+            learning_rate=config.fit_learning_rate,
+            generator=generator,
+            advance=progress("Fit", config.fit_epochs),
+        )
+        gradient = target.gradient(theta)
+        directions, reports = self._solve(objective, theta, gradient, generator)
+        cosine = torch.cosine_similarity(gradient, objective.gradient(theta), dim=0)
+        return Fitted(
+            theta=theta,
+            directions=directions,
+            train_count=len(train),
+            fit=report,
+            solvers=reports,
+            query_loss_before=target.value(start).item(),
+            query_loss=target.value(theta).item(),
+            alignment=cosine.item(),
+        )
+
+    def _solve(
+        self, objective: Objective, theta: Tensor, gradient: Tensor, generator: torch.Generator
+    ) -> tuple[Directions, dict[str, SolveReport]]:
+        config = self.config
+
+        def products(vectors: Tensor) -> Tensor:
+            return objective.ggn(theta, vectors)
+
+        def fresh_batch(vectors: Tensor) -> Tensor:
+            count = len(objective.features)
+            batch = random_batches(count, config.batch_size, generator)[:1]
+            return objective.over(batch).ggn(theta, vectors)
+
+        spectrum = estimate_spectrum(products, theta, seed=config.seed)
+        probes = random_signs((config.probes, len(theta)), generator).to(theta)
+        rows, reports = [], {}
+        for purpose, b in (("task score", gradient[None]), ("self-influence", probes)):
+            solution, reports[purpose] = solve(
+                products,
+                b,
+                spectrum,
+                relative_damping=config.damping,
+                method=config.solver,
+                tolerance=config.tolerance,
+                max_iterations=config.max_iterations,
+                stochastic_matvec=fresh_batch,
+            )
+            rows.append(solution)
+        return Directions(query=rows[0][0], probes=probes, solved=rows[1]), reports
+
+    def _score(
+        self,
+        rows: Rows,
+        theta: Tensor,
+        directions: Directions,
+        train_count: int,
+        progress: ProgressFactory,
+    ) -> Scores:
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed + 1)
+        partitions = [
+            random_batches(len(rows), config.batch_size, generator)
+            for _ in range(config.partitions)
+        ]
+        return score_rows(
+            self.encoder,
+            theta,
+            rows.features,
+            directions,
+            partitions,
+            train_count=train_count,
+            form=config.role,
+            same=self._same(rows),
+            advance=progress("Score", config.partitions),
+        )
+
+    def _objective(self, rows: Rows, generator: torch.Generator, l2: float = 0.0) -> Objective:
+        batches = random_batches(len(rows), self.config.batch_size, generator)
+        return Objective(self.encoder, rows.features, batches, self._same(rows), l2)
+
+    def _same(self, rows: Rows) -> Tensor | None:
+        return rows.same_text if self.config.mask_repeated else None
+
+
+def load_model(name: str) -> tuple[Any, Any]:
+    """Model and processor from a folder or the Hub, with weights from safetensors only.
+
+    Raises:
+        UserError: nothing there, or not loadable.
+    """
+    path, _, revision = name.partition("@") if not Path(name).exists() else (name, "", "")
+    options = {"revision": revision} if revision else {}
+    try:
+        model = AutoModel.from_pretrained(path, use_safetensors=True, **options)
+        processor = AutoProcessor.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--model {name!r} cannot be loaded: {reason} Give a folder written by save_pretrained "
+            "(model and processor) or a Hub id, such as openai/clip-vit-base-patch32."
+        ) from error
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise UserError(
+            f"--model {name!r} has no processor for images and texts. Save it with the processor: "
+            "processor.save_pretrained(folder)."
+        )
+    return model, processor
