@@ -30,7 +30,7 @@ from hf_ecif.data import (
     image_bytes,
     load_rows,
 )
-from hf_ecif.detection import Detection, detect
+from hf_ecif.detection import Detection, auroc, detect
 from hf_ecif.errors import UserError
 from hf_ecif.influence import Fitted, InfluenceModel
 from hf_ecif.progress import ProgressFactory, silent
@@ -43,7 +43,8 @@ RESULTS = ("scored", "kept", "removed", "summary.json", "report.html")
 
 @dataclass(frozen=True)
 class AuditRequest:
-    """What to audit and where to put the result; the fields are the options of ``hf-ecif audit``."""
+    """What to audit and where to put the result; the fields are the options of ``hf-ecif
+    audit``."""
 
     model: str
     dataset: str
@@ -101,9 +102,10 @@ def run_audit(
         reference, planted = model.plant(rows, query, bar)
         detection = detect(model.signals(scores), reference, planted)
     with watch("write"):
-        scored = add_columns(dataset, rows, scores, given, detection, model.encoder.scale)
+        scored = add_columns(dataset, rows, scores, given, detection)
         result = clean(scored)
         request.output.mkdir(parents=True, exist_ok=True)
+        _clear_output(request.output)
         for name, part in (("scored", scored), ("kept", result.kept), ("removed", result.removed)):
             write_shards(part, request.output / name)
 
@@ -115,7 +117,7 @@ def run_audit(
         "flagged": int(detection.flag.sum()),
         "kept": len(result.kept),
         "removed": len(result.removed),
-        "noise": _describe_noise(detection),
+        "noise": _describe_noise(detection, reference, planted),
         "query": _describe_query(request, dataset, query_set, len(query), fitted),
         "fit": asdict(fitted.fit) | {"parameters": config.parameters, "count": model.encoder.count},
         "solvers": [
@@ -150,7 +152,7 @@ def run_audit(
 
 
 def _check_output(request: AuditRequest) -> None:
-    """Refuse a folder with something in it, or clear our own results out of it."""
+    """Refuse a folder that holds what must not be lost."""
     output = request.output
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file. Give a folder.")
@@ -165,9 +167,26 @@ def _check_output(request: AuditRequest) -> None:
             f"--output {output} holds another run ({', '.join(present)}). Give a new folder, or "
             "--overwrite to replace it."
         )
-    for name in present:
+    inside = [
+        source
+        for source in (request.dataset, request.query, request.model)
+        if source and output.resolve() in (Path(source).resolve(), *Path(source).resolve().parents)
+    ]
+    if inside:
+        raise UserError(
+            f"--output {output} holds the input {inside[0]}, which the results would replace. Give "
+            "another folder."
+        )
+
+
+def _clear_output(output: Path) -> None:
+    """Remove an earlier run, only now that the new one is complete in memory."""
+    for name in RESULTS:
         path = output / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _load(request: AuditRequest, source: str, split: str) -> Dataset:
@@ -184,19 +203,28 @@ def _read_truth(dataset: Dataset, column: str | None) -> np.ndarray | None:
             f"--truth-column {column!r} is not in the data set. It has: "
             f"{', '.join(dataset.column_names)}."
         )
+    if dataset.features[column].dtype != "bool":
+        raise UserError(
+            f"--truth-column {column!r} must be boolean, true where a row is known to be wrong, "
+            f"but it is {dataset.features[column].dtype}."
+        )
     return np.array(dataset[column][:], dtype=bool)
 
 
 # ------------------------------------------------------------------------------- what was found
 
 
-def _describe_noise(detection: Detection) -> dict[str, Any]:
+def _describe_noise(
+    detection: Detection, reference: np.ndarray, planted: np.ndarray
+) -> dict[str, Any]:
+    """Noise rate and threshold, and how well wrong pairs made on purpose are told from the rest."""
     near = np.abs(detection.probability - detection.threshold) < 0.1
     return {
         "rate": detection.noise_rate,
         "threshold": detection.threshold,
         "borderline": int(near.sum()),
         "planted_auroc": detection.planted_auroc,
+        "planted_score_auroc": auroc(-planted[:, 1], -reference[:, 1]),
     }
 
 
@@ -223,7 +251,7 @@ def _overlap(dataset: Dataset, query: Dataset, image_column: str) -> int:
         {xxhash.xxh3_128_digest(image_bytes(cell) or b"") for cell in part[image_column]}
         for part in (dataset, query)
     ]
-    return len(hashes[0] & hashes[1])
+    return len((hashes[0] & hashes[1]) - {xxhash.xxh3_128_digest(b"")})
 
 
 def _judge(
@@ -254,13 +282,20 @@ def _warnings(summary: dict[str, Any], fitted: Fitted, detection: Detection) -> 
     query = summary["query"]
     if query["chosen"]:
         yield (
-            f"No query was given: {query['rows']} pairs were chosen from the data, those best aligned "
-            "under the model, balanced over clusters of images. A clean set of your own judges better."
+            f"No query was given: {query['rows']} pairs were chosen from the data, those best "
+            "aligned under the model, balanced over clusters of images. A clean set of your own "
+            "judges better."
         )
     elif query["overlap"]:
         yield (
             f"{query['overlap']} images of the query are in the audited data, too. The query then "
             "favours these rows: give a query of other images."
+        )
+    if summary["noise"]["planted_score_auroc"] < 0.5:
+        yield (
+            "ecif_score is inverted here: wrong pairs made on purpose look valuable, not harmful. "
+            "The model is far from an optimum on these data (see gradient_norm): fit it longer "
+            "(--fit-epochs), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
         )
     for purpose, report in fitted.solvers.items():
         if not report.converged:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
@@ -29,20 +30,26 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted. Nothing half-written was left behind.")
-        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"hf_ecif {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
+    ] = False,
 ) -> None:
-    if version:
-        print(f"hf_ecif {__version__}")
-        raise typer.Exit
+    pass
 
 
 def _setting(name: str, panel: str = "How scores are computed") -> Any:
@@ -65,8 +72,8 @@ def audit(
     query: Annotated[
         str | None,
         typer.Option(
-            help="Clean pairs like those that the model is for. Their loss is what a pair is judged "
-            "by. Chosen from the data if not given."
+            help="Clean pairs like those that the model is for. Their loss is what a pair is "
+            "judged by. Chosen from the data if not given."
         ),
     ] = None,
     query_split: Annotated[str, typer.Option(help="Split of the query.")] = "validation",
@@ -92,11 +99,11 @@ def audit(
 ) -> None:
     """Score every pair, flag those that look misaligned, and write data and report to OUTPUT.
 
-    OUTPUT gets `scored/`, `kept/` and `removed/` (parquet, opened by `load_dataset`), `summary.json`
-    and `report.html`.
+    OUTPUT gets `scored/`, `kept/` and `removed/` (parquet, opened by `load_dataset`),
+    `summary.json` and `report.html`.
 
-    A **negative** `ecif_score` is harmful: without the pair, the query's loss is predicted to fall. A
-    **positive** one is valuable.
+    A **negative** `ecif_score` is harmful: without the pair, the query's loss is predicted to fall.
+    A **positive** one is valuable.
     """
     config = InfluenceConfig(
         parameters=parameters,
@@ -141,11 +148,13 @@ def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> N
     if truth := summary.get("truth"):
         console.print(
             f"Of {truth['misaligned']:,} rows known to be misaligned, {truth['found']:,} are "
-            f"flagged (precision {truth['precision']:.1%}, AUROC {truth['auroc']:.3f})."
+            f"flagged (precision {truth['precision']:.1%})."
         )
     for warning in summary["warnings"]:
-        console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
-    console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False)
+    console.print(
+        f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def _quieten_libraries() -> None:

@@ -16,13 +16,13 @@ COLUMNS = {
     "ecif_score": "predicted change of the query's loss if the pair were removed, in nats: "
     "negative is harmful, positive is valuable",
     "ecif_positive": "the part of ecif_score from the pair's role as a positive",
-    "ecif_negative": "the part from its role as a negative of other pairs; both add up to ecif_score",
+    "ecif_negative": "the part from its role as a negative of other pairs; they add up",
     "ecif_stderr": "standard error of ecif_score over random partitions into batches",
     "ecif_relative": "ecif_score over the size of the parameter change that the removal causes",
     "ecif_self": "self-influence: by how much the pair's own loss would rise without it, in nats",
     "ecif_loo_loss": "the loss that the pair would have, had it not been trained on, in nats",
     "clip_score": "cosine of image and caption under the model as given",
-    "neg_clip_loss": "the pair's negated loss over twice the logit scale, as given; higher is better",
+    "neg_clip_loss": "the negated loss over twice the logit scale, as given; higher is better",
     "ecif_noise_probability": "probability that the pair is misaligned",
     "ecif_flag": "whether that probability is above the threshold",
     "ecif_reason": "why the pair was flagged, or could not be scored",
@@ -30,7 +30,7 @@ COLUMNS = {
 
 
 def add_columns(
-    dataset: Dataset, rows: Rows, scores: Scores, given: Scores, detection: Detection, scale: float
+    dataset: Dataset, rows: Rows, scores: Scores, given: Scores, detection: Detection
 ) -> Dataset:
     """The data set with `COLUMNS`; its own columns are untouched.
 
@@ -40,7 +40,6 @@ def add_columns(
         scores: of the readable rows, at the fitted parameters.
         given: the same at the model's own parameters.
         detection: of the readable rows.
-        scale: inverse temperature of the model as given.
     """
     columns = {
         "ecif_score": scores.task,
@@ -51,7 +50,7 @@ def add_columns(
         "ecif_self": scores.self_influence,
         "ecif_loo_loss": scores.loo_loss,
         "clip_score": given.clip_score,
-        "neg_clip_loss": -given.loss / (2 * scale),
+        "neg_clip_loss": given.neg_clip_loss,
         "ecif_noise_probability": detection.probability,
     }
     for name, values in columns.items():
@@ -81,8 +80,8 @@ def _reasons(scores: Scores, detection: Detection) -> list[str | None]:
     task = scores.task.tolist()
     return [
         f"probably misaligned ({probability:.0%}): its loss would be higher than that of "
-        f"{share:.0f}% of the pairs if it had not been trained on, and without it the query's loss is "
-        f"predicted to {'fall' if effect < 0 else 'rise'}"
+        f"{share:.0f}% of the pairs if it had not been trained on, and without it the query's loss "
+        f"is predicted to {'fall' if effect < 0 else 'rise'}"
         if flag
         else None
         for flag, probability, share, effect in zip(

@@ -44,8 +44,8 @@ class InfluenceConfig:
     )
     damping: float = _option(
         30.0,
-        "of the inverse curvature, in units of its mean eigenvalue; larger finds wrong pairs better, "
-        "smaller predicts a retraining better",
+        "of the inverse curvature, in units of its mean eigenvalue; larger finds wrong pairs "
+        "better, smaller predicts a retraining better",
     )
     probes: int = _option(16, "random probes of the self-influence", at_least=0)
     plantings: int = _option(

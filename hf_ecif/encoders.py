@@ -148,8 +148,8 @@ class DualEncoder:
             features: ``N`` rows.
 
         Returns:
-            Embeddings ``(N, d)``, and tangents with a leading ``K``: ``(K, N, d)`` and ``(K,)``. The
-            primal pass is shared by all ``K``.
+            Embeddings ``(N, d)``, and tangents with a leading ``K``: ``(K, N, d)`` and ``(K,)``.
+            The primal pass is shared by all ``K``.
         """
         primal, moved = [], []
         with torch.no_grad(), self._differentiable_attention():
@@ -218,8 +218,8 @@ def select_parameters(model: nn.Module, parameters: str) -> list[str]:
     Args:
         model: a dual encoder.
         parameters: ``projections`` (the two projection heads), ``last_block`` (the last transformer
-            layer of each tower, and the projections), ``all`` (everything but the temperature), or a
-            regular expression searched for in the parameter names.
+            layer of each tower, and the projections), ``all`` (everything but the temperature), or
+            a regular expression searched for in the parameter names.
 
     Raises:
         UserError: the expression is invalid or selects nothing.

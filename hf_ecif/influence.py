@@ -5,8 +5,8 @@
     scored = model.score(train)
 
 Two steps, as in scikit-learn. *Fit* brings the attributed parameters near their optimum on the
-training rows and solves for the direction ``s = (H + damping)^-1 grad F`` of the query's loss ``F``.
-*Score* is a stateless forward-mode pass with ``s`` over any rows.
+training rows and solves for the direction ``s = (H + damping)^-1 grad F`` of the query's loss
+``F``. *Score* is a stateless forward-mode pass with ``s`` over any rows.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class InfluenceModel:
     """A dual encoder, its processor, and once fitted, the direction that scores rows.
 
     Args:
-        model: a Hugging Face dual encoder; it is put in evaluation mode, its weights stay as they are.
+        model: a Hugging Face dual encoder; it is put in evaluation mode, its weights stay as they
+            are.
         processor: its processor.
         config: everything that decides a score.
 
@@ -129,14 +130,19 @@ class InfluenceModel:
                     f"The {name} has {len(rows)} readable row, and a contrastive loss needs at "
                     "least two pairs. Give more rows."
                 )
+            if len(set(rows.texts)) < 2:
+                raise UserError(
+                    f"All captions of the {name} are equal ({rows.texts[0][:40]!r}), so there is "
+                    "nothing to tell apart. Look at --text-column."
+                )
         self.fitted = self._fit(train, query, progress)
         return self.fitted
 
     def score(self, rows: Rows, progress: ProgressFactory = silent) -> Scores:
         """Influence of every readable row, by the direction of the last `fit`.
 
-        Signs: negative is harmful (removing the pair is predicted to lower the query's loss), positive
-        is valuable. Units: nats of the query's mean loss, per pair.
+        Signs: negative is harmful (removing the pair is predicted to lower the query's loss),
+        positive is valuable. Units: nats of the query's mean loss, per pair.
         """
         if self.fitted is None:
             raise UserError("This model is not fitted yet: call fit(train, query) first.")

@@ -4,9 +4,9 @@ Pure tensor functions of normalised embeddings; nothing here knows of models or 
 
 A contrastive batch of ``B`` pairs has logits ``S = scale * U V^T``, rows texts and columns images.
 The loss treats both directions alike: it is the mean of two classification losses, *text to image*
-(softmax ``p`` over the rows of ``S``) and *image to text* (softmax ``q`` over its columns). So every
-function below is written once, for one direction, and summed over the two. A direction is walked in
-blocks of rows, so that memory is ``block * B``, never ``B * B``.
+(softmax ``p`` over the rows of ``S``) and *image to text* (softmax ``q`` over its columns). So
+every function below is written once, for one direction, and summed over the two. A direction is
+walked in blocks of rows, so that memory is ``block * B``, never ``B * B``.
 
 Pair ``n`` acts in two roles (Hu et al., ECIF, arXiv 2411.11667):
 
@@ -181,8 +181,8 @@ def group_roles(
     """``(Pos_E, Neg_E)`` of a set of pairs that leave the batch together; scalars, in nats.
 
     The members lose their own terms, so the negative role runs over the others alone:
-    ``Neg_E = -sum_{k not in E} [log(1 - sum_{n in E} p_kn) + log(1 - sum_{n in E} q_nk)]``. The sum of
-    single-pair roles is only its first-order approximation.
+    ``Neg_E = -sum_{k not in E} [log(1 - sum_{n in E} p_kn) + log(1 - sum_{n in E} q_nk)]``. The sum
+    of single-pair roles is only its first-order approximation.
 
     Args:
         embeddings: the batch.

@@ -1,8 +1,8 @@
 """The training objective ``J`` over a data set: value, gradient and curvature products.
 
 The contrastive batch and the micro-batch are different things. A product over one contrastive batch
-of any size is three steps: embed its rows with tangents in micro-batches, apply the loss's curvature
-to the embeddings, pull the result back in micro-batches. No graph outlives a micro-batch.
+of any size is three steps: embed its rows with tangents in micro-batches, apply the loss's
+curvature to the embeddings, pull the result back in micro-batches. No graph outlives a micro-batch.
 """
 
 from __future__ import annotations

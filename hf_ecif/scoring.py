@@ -44,10 +44,11 @@ class Scores:
         negative: the same through its role as a negative in the terms of other pairs.
         stderr: standard error of ``positive + negative`` over the partitions.
         size: ``|omega|``, norm of the change of the attributed parameters that the removal causes.
-        self_influence: ``grad Pos . (H + damping)^-1 grad(Pos + Neg) / 2N``: by how much the pair's own
-            loss would rise without it, in nats.
+        self_influence: ``grad Pos . (H + damping)^-1 grad(Pos + Neg) / 2N``: by how much the pair's
+            own loss would rise without it, in nats.
         loss: ``Pos_n``, the pair's own loss in both directions, in nats.
         clip_score: cosine of the pair, in [-1, 1].
+        scale: inverse temperature of the model as given, ``exp(logit_scale)``.
     """
 
     positive: Tensor
@@ -57,6 +58,7 @@ class Scores:
     self_influence: Tensor
     loss: Tensor
     clip_score: Tensor
+    scale: float
 
     @property
     def task(self) -> Tensor:
@@ -65,8 +67,13 @@ class Scores:
 
     @property
     def relative(self) -> Tensor:
-        """``ecif_relative``: the score over `size`, so that pairs which move everything stand back."""
+        """``ecif_relative``: the score over `size`; pairs that move everything stand back."""
         return self.task / self.size
+
+    @property
+    def neg_clip_loss(self) -> Tensor:
+        """NegCLIPLoss (Wang et al., 2024): higher where the pair is better aligned."""
+        return -self.loss / (2 * self.scale)
 
     @property
     def loo_loss(self) -> Tensor:
@@ -117,7 +124,16 @@ def score_rows(
     variance = (squares / visits - task.square()).clamp_min(0) / (visits - 1).clamp_min(0)
     stderr = torch.where(visits > 1, variance, torch.inf).sqrt()
     positive, negative, squared_size, self_influence, loss, cosine = mean
-    return Scores(positive, negative, stderr, squared_size.sqrt(), self_influence, loss, cosine)
+    return Scores(
+        positive=positive,
+        negative=negative,
+        stderr=stderr,
+        size=squared_size.sqrt(),
+        self_influence=self_influence,
+        loss=loss,
+        clip_score=cosine,
+        scale=encoder.scale,
+    )
 
 
 def _score_batch(

@@ -1,7 +1,7 @@
 """Solve ``(H + damping I) x = b`` knowing ``H`` only through its products.
 
-``matvec`` maps ``(K, P)`` to ``(K, P)``, a product per row; right-hand sides come as rows too, so that
-many solves share every pass over the data. Nothing here knows what ``H`` is.
+``matvec`` maps ``(K, P)`` to ``(K, P)``, a product per row; right-hand sides come as rows too, so
+that many solves share every pass over the data. Nothing here knows what ``H`` is.
 """
 
 from __future__ import annotations
@@ -208,11 +208,11 @@ def _lissa(
 ) -> tuple[Tensor, int]:
     """``x <- x + (b - (H + damping) x) / sigma`` with a fresh random batch in every step.
 
-    This is the recursion of Agarwal et al. (2017), written for ``x`` itself. It contracts only while
-    ``sigma`` exceeds the largest eigenvalue, also of a single batch; should it grow past the bound
-    ``|b| / damping`` of every solution, sigma is doubled and the recursion starts again. Iterates are
-    averaged since the last power of two, which takes out the noise of the batches; the residual is
-    checked on all data.
+    This is the recursion of Agarwal et al. (2017), written for ``x`` itself. It contracts only
+    while ``sigma`` exceeds the largest eigenvalue, also of a single batch; should it grow past the
+    bound ``|b| / damping`` of every solution, sigma is doubled and the recursion starts again.
+    Iterates are averaged since the last power of two, which takes out the noise of the batches; the
+    residual is checked on all data.
     """
     bound = 10 * b.norm() / matvec.damping
     x = b / sigma
@@ -289,6 +289,6 @@ def _advice(method: str) -> str:
 
 def _diverged(method: str, residual: float) -> str:
     return (
-        f"The {method} solve diverged (residual {residual}). Raise the damping, use float64, or look "
-        "for rows with infinite embeddings."
+        f"The {method} solve diverged (residual {residual}). Raise the damping, use float64, or "
+        "look for rows with infinite embeddings."
     )

@@ -399,7 +399,7 @@ def two_views(drawings: list[int], rng: random.Random) -> tuple[int, int]:
 
 
 def random_caption(concept: Concept, rng: random.Random) -> str:
-    """The name with a random number of tags; now and then tags alone, so that tags mean something."""
+    """The name with some of its tags; now and then tags alone, so that tags mean something."""
     tags = rng.sample(concept.tags, min(rng.randint(0, 4), len(concept.tags)))
     if len(tags) > 1 and rng.random() < 0.2:
         return ", ".join(tags)

@@ -1,0 +1,39 @@
+"""Which image-text pairs help a CLIP-like model, and which hurt it.
+
+    from hf_ecif import InfluenceConfig, InfluenceModel, add_columns, clean, detect
+
+See `hf_ecif.influence.InfluenceModel` for the way through the library, and `hf_ecif.audit` for the
+whole of it in one call.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from hf_ecif.version import __version__
+
+_PUBLIC = {
+    "AuditRequest": "audit",
+    "CleanResult": "cleaning",
+    "Detection": "detection",
+    "InfluenceConfig": "config",
+    "InfluenceModel": "influence",
+    "UserError": "errors",
+    "add_columns": "columns",
+    "clean": "cleaning",
+    "detect": "detection",
+    "load_rows": "data",
+    "run_audit": "audit",
+    "write_report": "viz",
+    "write_shards": "cleaning",
+}
+
+__all__ = [*sorted(_PUBLIC), "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch and transformers take seconds that ``--help`` does not need."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'hf_ecif' has no attribute {name!r}")
+    return getattr(import_module(f"hf_ecif.{_PUBLIC[name]}"), name)

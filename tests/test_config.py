@@ -1,0 +1,78 @@
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.errors import UserError
+
+LEAST = {
+    option.name: option.metadata["at_least"]
+    for option in fields(InfluenceConfig)
+    if option.metadata["at_least"] is not None
+}
+
+
+@pytest.mark.parametrize(("name", "least"), LEAST.items())
+def test_smallest_value_is_accepted(name: str, least: float) -> None:
+    assert getattr(InfluenceConfig(**{name: least}), name) == least
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, least - 1) for name, least in LEAST.items()),
+        ("l2", float("nan")),
+        ("damping", 0.0),
+        ("damping", -1.0),
+        ("damping", float("nan")),
+        ("role", "second_order"),
+        ("solver", "nonsense"),
+    ],
+)
+def test_value_out_of_range_is_named(name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"^{name} = {value!r}: must be "):
+        InfluenceConfig(**{name: value})
+
+
+def test_wrong_choice_lists_the_right_ones() -> None:
+    with pytest.raises(UserError, match="cg, lissa, exact, identity"):
+        InfluenceConfig(solver="nonsense")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", fields(InfluenceConfig), ids=lambda option: option.name)
+def test_every_field_has_help(option: Any) -> None:
+    assert InfluenceConfig.help(option.name)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        InfluenceConfig(),
+        InfluenceConfig(parameters=r"\.bias$", damping=0.1, solver="exact", mask_repeated=False),
+    ],
+)
+def test_json_round_trip(tmp_path: Path, config: InfluenceConfig) -> None:
+    config.save(tmp_path / "config.json")
+    assert InfluenceConfig.load(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"seed": 1, "sed": 2, "dumping": 3}', "config.json: unknown fields dumping, sed"),
+        ('{"batch_size": 1}', "batch_size = 1: must be at least 2"),
+    ],
+)
+def test_wrong_file(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        InfluenceConfig.load(path)
+
+
+def test_file_with_some_fields_leaves_the_others_at_their_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"seed": 3}')
+    assert InfluenceConfig.load(path) == InfluenceConfig(seed=3)
