@@ -47,13 +47,13 @@ class InfluenceConfig:
         "of the inverse curvature, in units of its mean eigenvalue; larger finds wrong pairs "
         "better, smaller predicts a retraining better",
     )
-    probes: int = _option(16, "random probes of the self-influence", at_least=0)
+    probes: int = _option(16, "random probes of norms and of the self-influence", at_least=1)
     plantings: int = _option(
         3,
         "runs in which captions are exchanged on purpose, to learn what wrong looks like",
         at_least=1,
     )
-    planted_share: float = _option(0.15, "share of the rows exchanged in such a run", at_least=0)
+    planted_share: float = _option(0.15, "share of the rows exchanged in such a run")
     tolerance: float = _option(1e-3, "relative residual at which a solve stops", at_least=0)
     max_iterations: int = _option(200, "products with the curvature per solve", at_least=1)
     max_pixels: int = _option(
@@ -74,6 +74,8 @@ class InfluenceConfig:
                     raise UserError(
                         f"{option.name} = {value!r}: must be one of {', '.join(choices)}."
                     )
+        if not 0 < self.planted_share < 1:
+            raise UserError(f"planted_share = {self.planted_share!r}: must be between 0 and 1.")
         if not self.damping > 0:
             raise UserError(f"damping = {self.damping!r}: must be positive.")
 

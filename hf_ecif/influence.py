@@ -296,7 +296,9 @@ def load_model(name: str) -> tuple[Any, Any]:
     path, _, revision = name.partition("@") if not Path(name).exists() else (name, "", "")
     options = {"revision": revision} if revision else {}
     try:
-        model = AutoModel.from_pretrained(path, use_safetensors=True, **options)
+        model = AutoModel.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, **options
+        )
         processor = AutoProcessor.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
