@@ -248,10 +248,14 @@ def _describe_query(
 def _overlap(dataset: Dataset, query: Dataset, image_column: str) -> int:
     """Images of the query that are in the data, too."""
     hashes = [
-        {xxhash.xxh3_128_digest(image_bytes(cell) or b"") for cell in part[image_column]}
+        {
+            xxhash.xxh3_128_digest(content)
+            for cell in part[image_column]
+            if (content := image_bytes(cell))
+        }
         for part in (dataset, query)
     ]
-    return len((hashes[0] & hashes[1]) - {xxhash.xxh3_128_digest(b"")})
+    return len(hashes[0] & hashes[1])
 
 
 def _judge(

@@ -25,7 +25,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, load_rows
-from hf_ecif.detection import Detection, detect
+from hf_ecif.detection import detect
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 
@@ -123,7 +123,7 @@ def evaluate(model: InfluenceModel, case: Case, query: Rows) -> dict:
         if case.wrong.any()
         else {},
         "F1": f1(case.wrong, detection.flag),
-        "best F1": best_f1(case.wrong, detection),
+        "best F1": best_f1(case.wrong, detection.probability),
     }
 
 
@@ -133,12 +133,12 @@ def rank(wrong: NDArray[np.bool_], signal: NDArray[np.float32]) -> dict[str, flo
         "AUROC": float(roc_auc_score(wrong, signal)),
         "AUPRC": float(average_precision_score(wrong, signal)),
         "P@20": float(wrong[top].mean()),
-        "best F1": max(f1(wrong, signal >= cut) for cut in signal),
+        "best F1": best_f1(wrong, signal),
     }
 
 
-def best_f1(wrong: NDArray[np.bool_], detection: Detection) -> float:
-    return max(f1(wrong, detection.probability >= cut) for cut in detection.probability)
+def best_f1(wrong: NDArray[np.bool_], signal: NDArray[np.floating]) -> float:
+    return max(f1(wrong, signal >= cut) for cut in signal)
 
 
 def f1(wrong: NDArray[np.bool_], flag: NDArray[np.bool_]) -> float:
