@@ -34,7 +34,7 @@ from hf_ecif.detection import Detection, auroc, detect
 from hf_ecif.errors import UserError
 from hf_ecif.influence import Fitted, InfluenceModel
 from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.query import choose_query
+from hf_ecif.queries import choose_query
 from hf_ecif.viz import write_report
 
 PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "scikit-learn", "pillow")
@@ -102,7 +102,7 @@ def run_audit(
         reference, planted = model.plant(rows, query, bar)
         detection = detect(model.signals(scores), reference, planted)
     with watch("write"):
-        scored = add_columns(dataset, rows, scores, given, detection)
+        scored = add_columns(dataset, rows, scores, given, detection, config.relative)
         result = clean(scored)
         request.output.mkdir(parents=True, exist_ok=True)
         _clear_output(request.output)

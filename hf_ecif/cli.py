@@ -88,13 +88,21 @@ def audit(
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier run in OUTPUT.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    task: Annotated[str, _setting("task")] = _DEFAULTS.task,
     parameters: Annotated[str, _setting("parameters")] = _DEFAULTS.parameters,
+    lora_rank: Annotated[int, _setting("lora_rank")] = _DEFAULTS.lora_rank,
     batch_size: Annotated[int, _setting("batch_size")] = _DEFAULTS.batch_size,
     micro_batch_size: Annotated[int, _setting("micro_batch_size")] = _DEFAULTS.micro_batch_size,
     partitions: Annotated[int, _setting("partitions")] = _DEFAULTS.partitions,
     fit_epochs: Annotated[int, _setting("fit_epochs")] = _DEFAULTS.fit_epochs,
+    curvature: Annotated[str, _setting("curvature")] = _DEFAULTS.curvature,
     solver: Annotated[str, _setting("solver")] = _DEFAULTS.solver,
-    damping: Annotated[float, _setting("damping")] = _DEFAULTS.damping,
+    rank: Annotated[int, _setting("rank")] = _DEFAULTS.rank,
+    damping: Annotated[float | None, _setting("damping")] = _DEFAULTS.damping,
+    probes: Annotated[int, _setting("probes")] = _DEFAULTS.probes,
+    relative: Annotated[str, _setting("relative")] = _DEFAULTS.relative,
+    tangents: Annotated[str, _setting("tangents")] = _DEFAULTS.tangents,
+    memory_limit: Annotated[float, _setting("memory_limit")] = _DEFAULTS.memory_limit,
     seed: Annotated[int, _setting("seed")] = _DEFAULTS.seed,
 ) -> None:
     """Score every pair, flag those that look misaligned, and write data and report to OUTPUT.
@@ -105,14 +113,23 @@ def audit(
     A **negative** `ecif_score` is harmful: without the pair, the query's loss is predicted to fall.
     A **positive** one is valuable.
     """
+    # The strings are checked against their choices by the config itself.
     config = InfluenceConfig(
+        task=task,  # type: ignore[arg-type]
         parameters=parameters,
+        lora_rank=lora_rank,
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
         partitions=partitions,
         fit_epochs=fit_epochs,
-        solver=solver,  # type: ignore[arg-type]  # checked by the config
+        curvature=curvature,  # type: ignore[arg-type]
+        solver=solver,  # type: ignore[arg-type]
+        rank=rank,
         damping=damping,
+        probes=probes,
+        relative=relative,  # type: ignore[arg-type]
+        tangents=tangents,  # type: ignore[arg-type]
+        memory_limit=memory_limit,
         seed=seed,
     )
     # Imported late: torch and transformers take seconds, and --help should not.

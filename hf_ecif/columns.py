@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hf_ecif.detection import Detection
 from hf_ecif.features import Rows
-from hf_ecif.scoring import Scores
+from hf_ecif.scoring import RelativeForm, Scores
 
 COLUMNS = {
     "ecif_score": "predicted change of the query's loss if the pair were removed, in nats: "
@@ -18,11 +18,12 @@ COLUMNS = {
     "ecif_positive": "the part of ecif_score from the pair's role as a positive",
     "ecif_negative": "the part from its role as a negative of other pairs; they add up",
     "ecif_stderr": "standard error of ecif_score over random partitions into batches",
-    "ecif_relative": "ecif_score over the size of the parameter change that the removal causes",
+    "ecif_relative": "ecif_score over the size of the parameter change that the removal causes "
+    "(or its norm within the span of both roles, where that was asked for)",
     "ecif_self": "self-influence: by how much the pair's own loss would rise without it, in nats",
     "ecif_loo_loss": "the loss that the pair would have, had it not been trained on, in nats",
     "clip_score": "cosine of image and caption under the model as given",
-    "neg_clip_loss": "the negated loss over twice the logit scale, as given; higher is better",
+    "neg_clip_loss": "the negated loss per term over the logit scale, as given; higher is better",
     "ecif_noise_probability": "probability that the pair is misaligned",
     "ecif_flag": "whether that probability is above the threshold",
     "ecif_reason": "why the pair was flagged, or could not be scored",
@@ -30,7 +31,12 @@ COLUMNS = {
 
 
 def add_columns(
-    dataset: Dataset, rows: Rows, scores: Scores, given: Scores, detection: Detection
+    dataset: Dataset,
+    rows: Rows,
+    scores: Scores,
+    given: Scores,
+    detection: Detection,
+    relative: RelativeForm = "deletion",
 ) -> Dataset:
     """The data set with `COLUMNS`; its own columns are untouched.
 
@@ -40,13 +46,14 @@ def add_columns(
         scores: of the readable rows, at the fitted parameters.
         given: the same at the model's own parameters.
         detection: of the readable rows.
+        relative: which relative score; over the size of the change, or within its span.
     """
     columns = {
         "ecif_score": scores.task,
         "ecif_positive": scores.positive,
         "ecif_negative": scores.negative,
         "ecif_stderr": scores.stderr,
-        "ecif_relative": scores.relative,
+        "ecif_relative": scores.relative_to(relative),
         "ecif_self": scores.self_influence,
         "ecif_loo_loss": scores.loo_loss,
         "clip_score": given.clip_score,

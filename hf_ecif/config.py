@@ -9,6 +9,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hf_ecif.errors import UserError
 
+# Large damping leans on the gradient alone, small damping on the curvature.
+DAMPING = {"detect": 30.0, "predict": 0.01, "trace": 1.0}
+
 
 def _option(default: Any, help: str, *, at_least: float | None = None) -> Any:
     return field(default=default, metadata={"help": help, "at_least": at_least})
@@ -25,7 +28,12 @@ class InfluenceConfig:
     """
 
     parameters: str = _option(
-        "projections", "attributed parameters: projections, last_block, all, or a regex"
+        "projections",
+        "attributed parameters: projections, last_block, last_<k>, lora, layer_norm, logit_scale, "
+        "all, or a regex",
+    )
+    lora_rank: int = _option(
+        8, "of the adapters that lora adds to a model that has none", at_least=1
     )
     batch_size: int = _option(256, "pairs of a contrastive batch", at_least=2)
     micro_batch_size: int = _option(64, "rows encoded at a time; memory only", at_least=1)
@@ -38,14 +46,44 @@ class InfluenceConfig:
     )
     fit_epochs: int = _option(10, "epochs of fitting the attributed parameters first", at_least=0)
     fit_learning_rate: float = _option(1e-3, "of that fit, by Adam", at_least=0)
-    l2: float = _option(0.0, "weight of |theta|^2 / 2 in the training objective", at_least=0)
-    solver: Literal["cg", "lissa", "exact", "identity"] = _option(
-        "cg", "of the inverse curvature: cg, lissa, exact (few parameters) or identity"
+    l2: float = _option(
+        0.0,
+        "weight of |theta - theta_0|^2 / 2 in the training objective, theta_0 the model as given",
+        at_least=0,
     )
-    damping: float = _option(
-        30.0,
-        "of the inverse curvature, in units of its mean eigenvalue; larger finds wrong pairs "
-        "better, smaller predicts a retraining better",
+    curvature: Literal["ggn", "hessian"] = _option(
+        "ggn", "generalised Gauss-Newton matrix, or the full Hessian, which may be indefinite"
+    )
+    solver: Literal["cg", "lissa", "low_rank", "exact", "identity"] = _option(
+        "cg",
+        "of the inverse curvature: cg, lissa, low_rank (many queries), exact (few parameters) or "
+        "identity",
+    )
+    rank: int = _option(
+        0,
+        "of low_rank, and of a preconditioner of cg: 0 means 64 for low_rank, no preconditioner "
+        "for cg",
+        at_least=0,
+    )
+    task: Literal["detect", "predict", "trace"] = _option(
+        "detect",
+        "chooses the damping: detect finds wrong pairs, predict foretells a retraining, trace asks "
+        "which pairs caused an error",
+    )
+    damping: float | None = _option(
+        None,
+        "of the inverse curvature, in units of its mean eigenvalue, instead of the task's: larger "
+        "finds wrong pairs better, smaller predicts a retraining better",
+    )
+    relative: Literal["deletion", "span"] = _option(
+        "deletion",
+        "the relative score: over the size of the whole change, or the norm within the span of "
+        "both roles",
+    )
+    tangents: Literal["exact", "difference"] = _option(
+        "exact",
+        "of the scoring pass: exact, or by finite differences, which keep the fused attention "
+        "kernel",
     )
     probes: int = _option(16, "random probes of norms and of the self-influence", at_least=1)
     plantings: int = _option(
@@ -58,6 +96,11 @@ class InfluenceConfig:
     max_iterations: int = _option(200, "products with the curvature per solve", at_least=1)
     max_pixels: int = _option(
         64_000_000, "larger images are refused, unread, as a row with a reason", at_least=1
+    )
+    memory_limit: float = _option(
+        4.0,
+        "GiB of activations at the frozen boundary; more go to a temporary file",
+        at_least=0,
     )
     seed: int = _option(0, "of everything random", at_least=0)
 
@@ -76,8 +119,13 @@ class InfluenceConfig:
                     )
         if not 0 < self.planted_share < 1:
             raise UserError(f"planted_share = {self.planted_share!r}: must be between 0 and 1.")
-        if not self.damping > 0:
+        if self.damping is not None and not self.damping > 0:
             raise UserError(f"damping = {self.damping!r}: must be positive.")
+
+    @property
+    def relative_damping(self) -> float:
+        """In units of the mean eigenvalue: `damping`, or what suits the task."""
+        return DAMPING[self.task] if self.damping is None else self.damping
 
     @classmethod
     def help(cls, name: str) -> str:

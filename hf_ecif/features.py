@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +16,8 @@ from torch import Tensor
 from hf_ecif.data import Pair, read_pair
 from hf_ecif.encoders import DualEncoder, Features
 from hf_ecif.errors import UserError
+from hf_ecif.objectives import sigmoid
+from hf_ecif.towers import Inputs
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ def read_rows(
     image_column: str,
     text_column: str,
     max_pixels: int,
+    memory_limit: float = math.inf,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Rows:
     """Read and embed up to the frozen boundary, in micro-batches.
@@ -82,14 +88,17 @@ def read_rows(
         image_column: name.
         text_column: name.
         max_pixels: larger images are refused before they are decoded.
+        memory_limit: bytes; larger activations are kept in a temporary file, mapped into memory.
         advance: called with the number of rows done, for a progress bar.
 
     Raises:
         UserError: no row can be read.
     """
-    parts, positions, texts = [], [], []
+    positions, texts = [], []
     reasons: dict[int, str] = {}
     cells = dataset.select_columns([image_column, text_column])
+    preprocess = Preprocessor(encoder, processor, lambda: _chunks(cells, text_column))
+    store = _Store(len(cells), memory_limit)
     for start in range(0, len(cells), encoder.micro_batch_size):
         chunk = cells[start : start + encoder.micro_batch_size]
         good: list[Pair] = []
@@ -102,26 +111,111 @@ def read_rows(
             positions.append(start + offset)
             texts.append(pair.text)
         if good:
-            parts.append(encoder.freeze(preprocess(good, encoder, processor)))
+            store.append(encoder.freeze(preprocess(good)))
         advance(len(chunk[text_column]))
-    if not parts:
+    if not texts:
         example = f" The first row: {reasons[0]}." if reasons else ""
         raise UserError(f"None of the {len(cells)} rows can be read.{example}")
-    return Rows(Features.cat(parts), torch.tensor(positions), texts, reasons, len(cells))
+    return Rows(store.features(), torch.tensor(positions), texts, reasons, len(cells))
 
 
-def preprocess(pairs: list[Pair], encoder: DualEncoder, processor: Any) -> Features:
-    """Inputs of the two towers. Texts are padded to the model's length only if they are kept."""
-    images = processor.image_processor(images=[pair.image for pair in pairs], return_tensors="pt")
-    texts = processor.tokenizer(
-        [pair.text for pair in pairs],
-        padding="longest" if encoder.frozen else "max_length",
-        max_length=encoder.max_text_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    dtype = encoder.theta.dtype
-    return Features(
-        text={key: texts[key] for key in ("input_ids", "attention_mask")},
-        image={"pixel_values": images["pixel_values"].to(dtype)},
-    )
+class Preprocessor:
+    """Pairs to inputs of the two towers.
+
+    Args:
+        encoder: whose inputs are made.
+        processor: the model's processor.
+        all_texts: iterates over batches of all captions. Where tokens are kept, every row must have
+            as many, so the longest is looked for first.
+    """
+
+    def __init__(
+        self, encoder: DualEncoder, processor: Any, all_texts: Callable[[], Iterator[list[Any]]]
+    ) -> None:
+        self.image_processor = processor.image_processor
+        self.tokenizer = processor.tokenizer
+        self.max_length = min(self.tokenizer.model_max_length, encoder.max_text_length)
+        self.dtype = encoder.input_dtype
+        self.length: int | None = None
+        if encoder.contrastive is sigmoid:  # trained on captions padded to the full length
+            self.length = self.max_length
+        elif encoder.keeps_tokens(self.tokens(["a"])):
+            self.length = max(self._longest(texts) for texts in all_texts())
+
+    def __call__(self, pairs: list[Pair]) -> Features:
+        images = self.image_processor(images=[pair.image for pair in pairs], return_tensors="pt")
+        return Features(
+            text=self.tokens([pair.text for pair in pairs]),
+            image={
+                key: value.to(self.dtype) if value.is_floating_point() else value
+                for key, value in images.items()
+            },
+        )
+
+    def tokens(self, texts: list[str]) -> Inputs:
+        """Inputs of the text tower."""
+        tokens = self.tokenizer(
+            texts,
+            padding="longest" if self.length is None else "max_length",
+            max_length=self.length or self.max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        return {key: tokens[key] for key in self.tokenizer.model_input_names if key in tokens}
+
+    def _longest(self, texts: list[Any]) -> int:
+        readable = [text for text in texts if isinstance(text, str)] or [""]
+        tokens = self.tokenizer(readable, max_length=self.max_length, truncation=True)
+        return max(len(ids) for ids in tokens["input_ids"])
+
+
+class _Store:
+    """Features of many rows, filled in part by part, in memory or in a mapped file."""
+
+    def __init__(self, rows: int, memory_limit: float) -> None:
+        self._rows = rows
+        self._limit = memory_limit
+        self._kept: Features | None = None
+        self._filled = 0
+
+    def append(self, part: Features) -> None:
+        if self._kept is None:
+            self._kept = self._allocate(part)
+        rows = slice(self._filled, self._filled + len(part))
+        for kept, new in ((self._kept.text, part.text), (self._kept.image, part.image)):
+            for key, value in new.items():
+                kept[key][rows] = value.cpu()
+        self._filled += len(part)
+
+    def features(self) -> Features:
+        assert self._kept is not None
+        return self._kept[: self._filled]
+
+    def _allocate(self, part: Features) -> Features:
+        size = part.bytes_per_row() * self._rows
+        empty = _map_empty if size > self._limit else torch.empty
+        return Features(
+            *(
+                {
+                    key: empty((self._rows, *value.shape[1:]), dtype=value.dtype)
+                    for key, value in side.items()
+                }
+                for side in (part.text, part.image)
+            )
+        )
+
+
+def _map_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor in a temporary file that is gone as soon as the tensor is."""
+    with tempfile.NamedTemporaryFile(prefix="hf_ecif_", delete=False) as file:
+        path = Path(file.name)
+    try:
+        flat = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype)
+    finally:
+        path.unlink()  # the mapping holds the file until the tensor is freed
+    return flat.view(shape)
+
+
+def _chunks(cells: Dataset, column: str, size: int = 1000) -> Iterator[list[Any]]:
+    texts = cells.select_columns([column])
+    return (texts[i : i + size][column] for i in range(0, len(texts), size))

@@ -11,10 +11,10 @@ training rows and solves for the direction ``s = (H + damping)^-1 grad F`` of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,11 +29,16 @@ from hf_ecif.encoders import DualEncoder
 from hf_ecif.errors import UserError
 from hf_ecif.features import Rows, read_rows
 from hf_ecif.fitting import FitReport, fit_parameters
+from hf_ecif.low_rank import nystrom
 from hf_ecif.operators import Objective, random_batches
+from hf_ecif.parameters import add_lora, has_adapters
 from hf_ecif.planting import plant
 from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.scoring import Directions, Scores, score_rows
+from hf_ecif.queries import Query
+from hf_ecif.scoring import Batching, Directions, GroupScore, Scores, score_group, score_rows
 from hf_ecif.solvers import SolveReport, estimate_spectrum, random_signs, solve
+
+AnyQuery = Rows | Query
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class InfluenceModel:
     def __init__(self, model: Any, processor: Any, config: InfluenceConfig | None = None) -> None:
         self.config = config or InfluenceConfig()
         self.processor = processor
+        if self.config.parameters == "lora" and not has_adapters(model):
+            model = add_lora(model, rank=self.config.lora_rank, seed=self.config.seed)
         self.encoder = DualEncoder(model, self.config.parameters, self.config.micro_batch_size)
         self.fitted: Fitted | None = None
 
@@ -110,31 +117,28 @@ class InfluenceModel:
             image_column=image_column,
             text_column=text_column,
             max_pixels=self.config.max_pixels,
+            memory_limit=self.config.memory_limit * 2**30,
             advance=advance,
         )
 
-    def fit(self, train: Rows, query: Rows, progress: ProgressFactory = silent) -> Fitted:
+    def fit(
+        self, train: Rows, query: AnyQuery | Sequence[AnyQuery], progress: ProgressFactory = silent
+    ) -> Fitted:
         """Fit the attributed parameters on ``train`` and solve for the query's direction.
 
         Args:
             train: the rows to be valued, from `read`.
-            query: rows whose contrastive loss is the query ``F``; better clean than many.
+            query: what is asked. Rows mean their contrastive loss, better clean than many; a
+                `Query` is any other function; a list is several queries, scored in one pass.
             progress: makes a progress bar of a name and a number of steps.
 
         Raises:
             UserError: fewer than two rows on either side.
         """
-        for name, rows in (("data set", train), ("query", query)):
-            if len(rows) < 2:
-                raise UserError(
-                    f"The {name} has {len(rows)} readable row, and a contrastive loss needs at "
-                    "least two pairs. Give more rows."
-                )
-            if len(set(rows.texts)) < 2:
-                raise UserError(
-                    f"All captions of the {name} are equal ({rows.texts[0][:40]!r}), so there is "
-                    "nothing to tell apart. Look at --text-column."
-                )
+        _check_rows("data set", train)
+        for one in [query] if isinstance(query, Rows | Query) else query:
+            if isinstance(one, Rows):
+                _check_rows("query", one)
         self.fitted = self._fit(train, query, progress)
         return self.fitted
 
@@ -142,12 +146,28 @@ class InfluenceModel:
         """Influence of every readable row, by the direction of the last `fit`.
 
         Signs: negative is harmful (removing the pair is predicted to lower the query's loss),
-        positive is valuable. Units: nats of the query's mean loss, per pair.
+        positive is valuable. Units: those of the query (nats of its mean loss), per pair.
         """
-        if self.fitted is None:
-            raise UserError("This model is not fitted yet: call fit(train, query) first.")
-        fitted = self.fitted
+        fitted = self._require_fit()
         return self._score(rows, fitted.theta, fitted.directions, fitted.train_count, progress)
+
+    def score_group(self, rows: Rows, members: Tensor) -> GroupScore:
+        """Predicted change of the query if some rows were removed together.
+
+        Args:
+            rows: the training rows, members and others.
+            members: ``(n,)`` booleans.
+        """
+        fitted = self._require_fit()
+        return score_group(
+            self.encoder,
+            fitted.theta,
+            rows.features,
+            fitted.directions.query,
+            members,
+            self._batching(rows),
+            train_count=fitted.train_count,
+        )
 
     def score_as_given(self, rows: Rows) -> Scores:
         """Losses and cosines at the model's own parameters; its influence parts are zero."""
@@ -193,13 +213,14 @@ class InfluenceModel:
         loss = scores.loo_loss.double().clamp_min(0).log1p()
         return torch.stack([loss, scores.relative.double()], dim=1).numpy()
 
-    def _fit(self, train: Rows, query: Rows, progress: ProgressFactory) -> Fitted:
+    def _fit(
+        self, train: Rows, query: AnyQuery | Sequence[AnyQuery], progress: ProgressFactory
+    ) -> Fitted:
         config, encoder = self.config, self.encoder
         generator = torch.Generator().manual_seed(config.seed)
-        objective = self._objective(train, generator, config.l2)
-        target = self._objective(query, generator)
-
         start = encoder.theta
+        objective = self._objective(train, generator, config.l2, start)
+        target = self._target(query, generator)
         theta, report = fit_parameters(
             objective,
             start,
@@ -209,17 +230,18 @@ class InfluenceModel:
             generator=generator,
             advance=progress("Fit", config.fit_epochs),
         )
-        gradient = target.gradient(theta)
+        gradient = target.gradients(encoder, theta)
         directions, reports = self._solve(objective, theta, gradient, generator)
-        cosine = torch.cosine_similarity(gradient, objective.gradient(theta), dim=0)
+        average = gradient.reshape(-1, len(theta)).mean(dim=0)
+        cosine = torch.cosine_similarity(average, objective.gradient(theta), dim=0)
         return Fitted(
             theta=theta,
             directions=directions,
             train_count=len(train),
             fit=report,
             solvers=reports,
-            query_loss_before=target.value(start).item(),
-            query_loss=target.value(theta).item(),
+            query_loss_before=target.values(encoder, start).mean().item(),
+            query_loss=target.values(encoder, theta).mean().item(),
             alignment=cosine.item(),
         )
 
@@ -229,29 +251,38 @@ class InfluenceModel:
         config = self.config
 
         def products(vectors: Tensor) -> Tensor:
-            return objective.ggn(theta, vectors)
+            return objective.curvature(config.curvature, theta, vectors)
 
         def fresh_batch(vectors: Tensor) -> Tensor:
             count = len(objective.features)
             batch = random_batches(count, config.batch_size, generator)[:1]
-            return objective.over(batch).ggn(theta, vectors)
+            return objective.over(batch).curvature(config.curvature, theta, vectors)
 
         spectrum = estimate_spectrum(products, theta, seed=config.seed)
+        options: dict[str, Any] = {}
+        if config.solver == "cg" and config.rank:
+            options["preconditioner"] = nystrom(products, theta, rank=config.rank, seed=config.seed)
+        if config.solver == "low_rank" and config.rank:
+            options["rank"] = config.rank
         probes = random_signs((config.probes, len(theta)), generator).to(theta)
         rows, reports = [], {}
-        for purpose, b in (("task score", gradient[None]), ("self-influence", probes)):
+        for purpose, b in (
+            ("task score", gradient.reshape(-1, len(theta))),
+            ("self-influence", probes),
+        ):
             solution, reports[purpose] = solve(
                 products,
                 b,
                 spectrum,
-                relative_damping=config.damping,
+                relative_damping=config.relative_damping,
                 method=config.solver,
                 tolerance=config.tolerance,
                 max_iterations=config.max_iterations,
                 stochastic_matvec=fresh_batch,
+                **options,
             )
             rows.append(solution)
-        return Directions(query=rows[0][0], probes=probes, solved=rows[1]), reports
+        return Directions(rows[0].view(gradient.shape), probes, rows[1]), reports
 
     def _score(
         self,
@@ -261,30 +292,93 @@ class InfluenceModel:
         train_count: int,
         progress: ProgressFactory,
     ) -> Scores:
-        config = self.config
-        generator = torch.Generator().manual_seed(config.seed + 1)
-        partitions = [
-            random_batches(len(rows), config.batch_size, generator)
-            for _ in range(config.partitions)
-        ]
         return score_rows(
             self.encoder,
             theta,
             rows.features,
             directions,
-            partitions,
+            self._batching(rows),
             train_count=train_count,
-            form=config.role,
-            same=self._same(rows),
-            advance=progress("Score", config.partitions),
+            form=self.config.role,
+            tangents=self.config.tangents,
+            advance=progress("Score", len(rows)),
         )
 
-    def _objective(self, rows: Rows, generator: torch.Generator, l2: float = 0.0) -> Objective:
+    def _batching(self, rows: Rows) -> Batching:
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed + 1)
+        return Batching(config.batch_size, config.partitions, generator, self._same(rows))
+
+    def _target(self, query: AnyQuery | Sequence[AnyQuery], generator: torch.Generator) -> _Target:
+        if isinstance(query, Query):
+            return query
+        if isinstance(query, Rows):
+            return _ContrastiveLoss(self._objective(query, generator))
+        return _Several([self._target(one, generator) for one in query])
+
+    def _objective(
+        self,
+        rows: Rows,
+        generator: torch.Generator,
+        l2: float = 0.0,
+        center: Tensor | None = None,
+    ) -> Objective:
         batches = random_batches(len(rows), self.config.batch_size, generator)
-        return Objective(self.encoder, rows.features, batches, self._same(rows), l2)
+        return Objective(self.encoder, rows.features, batches, self._same(rows), l2, center)
+
+    def _require_fit(self) -> Fitted:
+        if self.fitted is None:
+            raise UserError("This model is not fitted yet: call fit(train, query) first.")
+        return self.fitted
 
     def _same(self, rows: Rows) -> Tensor | None:
         return rows.same_text if self.config.mask_repeated else None
+
+
+class _Target(Protocol):
+    """What the scores predict the change of: one value, or several."""
+
+    def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor: ...
+
+    def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class _ContrastiveLoss:
+    """Of any number of rows, batch by batch."""
+
+    objective: Objective
+
+    def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        return self.objective.value(theta)
+
+    def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        return self.objective.gradient(theta)
+
+
+@dataclass(frozen=True)
+class _Several:
+    targets: list[_Target]
+
+    def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        return torch.cat([target.values(encoder, theta).reshape(-1) for target in self.targets])
+
+    def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        gradients = [target.gradients(encoder, theta) for target in self.targets]
+        return torch.cat([gradient.reshape(-1, len(theta)) for gradient in gradients])
+
+
+def _check_rows(name: str, rows: Rows) -> None:
+    if len(rows) < 2:
+        raise UserError(
+            f"The {name} has {len(rows)} readable row, and a contrastive loss needs at least two "
+            "pairs. Give more rows."
+        )
+    if len(set(rows.texts)) < 2:
+        raise UserError(
+            f"All captions of the {name} are equal ({rows.texts[0][:40]!r}), so there is nothing "
+            "to tell apart. Look at --text-column."
+        )
 
 
 def load_model(name: str) -> tuple[Any, Any]:

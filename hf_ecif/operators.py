@@ -7,20 +7,23 @@ curvature to the embeddings, pull the result back in micro-batches. No graph out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hf_ecif import objectives
 from hf_ecif.encoders import DualEncoder, Features
-from hf_ecif.objectives import Embeddings
+from hf_ecif.objectives import Contrastive, Embeddings
+
+Curvature = Literal["ggn", "hessian"]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """``J(theta) = mean over contrastive batches of L_m + l2/2 |theta|^2``.
+    """``J(theta) = mean over contrastive batches of L_m + l2/2 |theta - center|^2``.
 
     Attributes:
         encoder: embeds the rows.
@@ -28,6 +31,7 @@ class Objective:
         batches: indices of the rows of each contrastive batch.
         same: ``(N,)`` integers, equal for rows that are not to be negatives of each other; or None.
         l2: the paper's ``delta``.
+        center: ``(P,)``, where the penalty is zero; the origin if absent, as in the paper.
     """
 
     encoder: DualEncoder
@@ -35,25 +39,30 @@ class Objective:
     batches: Sequence[Tensor]
     same: Tensor | None = None
     l2: float = 0.0
+    center: Tensor | None = None
 
     def value(self, theta: Tensor) -> Tensor:
         """``J(theta)``, scalar, in nats."""
         losses = [
-            objectives.loss(self.encoder.embed(theta, self.features[batch]), self._same(batch))
-            for batch in self.batches
+            self._loss.loss(part, same)
+            for chunk in self._chunks(0)
+            for part, same in chunk.parts(self.encoder.embed(theta, chunk.features))
         ]
-        return torch.stack(losses).mean() + self.l2 / 2 * theta.square().sum()
+        return torch.stack(losses).mean() + self.l2 / 2 * self._from_center(theta).square().sum()
 
     def gradient(self, theta: Tensor) -> Tensor:
         """``grad J``, ``(P,)``."""
-        total = torch.zeros_like(theta)
-        for batch in self.batches:
-            features = self.features[batch]
-            embeddings = self.encoder.embed(theta, features)
-            cotangent = objectives.loss_gradient(embeddings, self._same(batch))
-            single = Embeddings(*(part[None] for part in cotangent))
-            total += self.encoder.pull(theta, single, features)[0]
-        return total / len(self.batches) + self.l2 * theta
+        total = theta.new_zeros(1, len(theta))
+        for chunk in self._chunks(0):
+            embeddings = self.encoder.embed(theta, chunk.features)
+            cotangents = [self._loss.loss_gradient(*part) for part in chunk.parts(embeddings)]
+            single = Embeddings(*(part[None] for part in _join(cotangents)))
+            total += self.encoder.pull(theta, single, chunk.features)
+        return total[0] / len(self.batches) + self.l2 * self._from_center(theta)
+
+    def curvature(self, kind: Curvature, theta: Tensor, vectors: Tensor) -> Tensor:
+        """Products with the `ggn` or the `hessian`, by name."""
+        return self.ggn(theta, vectors) if kind == "ggn" else self.hessian(theta, vectors)
 
     def ggn(self, theta: Tensor, vectors: Tensor) -> Tensor:
         """Generalised Gauss-Newton products ``G v``, positive semi-definite.
@@ -66,19 +75,95 @@ class Objective:
             ``(K, P)``.
         """
         total = torch.zeros_like(vectors)
-        for batch in self.batches:
-            features = self.features[batch]
-            embeddings, tangents = self.encoder.push(theta, vectors, features)
-            cotangents = objectives.ggn_product(embeddings, tangents, self._same(batch))
-            total += self.encoder.pull(theta, cotangents, features)
+        for chunk in self._chunks(len(vectors)):
+            embeddings, tangents = self.encoder.push(theta, vectors, chunk.features)
+            cotangents = [
+                self._loss.ggn_product(part, moved, same)
+                for part, same, moved in chunk.parts_with(embeddings, tangents)
+            ]
+            total += self.encoder.pull(theta, _join(cotangents), chunk.features)
+        return total / len(self.batches) + self.l2 * vectors
+
+    def hessian(self, theta: Tensor, vectors: Tensor) -> Tensor:
+        """Products ``H v`` with the full Hessian, which need not be positive; as in `ggn`."""
+        total = torch.zeros_like(vectors)
+        for chunk in self._chunks(len(vectors)):
+            embeddings, tangents = self.encoder.push(theta, vectors, chunk.features)
+            fixed = [self._loss.loss_gradient(*part) for part in chunk.parts(embeddings)]
+            moved = [
+                self._loss.hessian_product(part, moved, same)
+                for part, same, moved in chunk.parts_with(embeddings, tangents)
+            ]
+            total += self.encoder.pull_tangent(
+                theta, vectors, _join(fixed), _join(moved), chunk.features
+            )
         return total / len(self.batches) + self.l2 * vectors
 
     def over(self, batches: Sequence[Tensor]) -> Objective:
         """The same objective over other contrastive batches of the same rows."""
-        return Objective(self.encoder, self.features, batches, self.same, self.l2)
+        return replace(self, batches=batches)
 
-    def _same(self, batch: Tensor) -> Tensor | None:
-        return None if self.same is None else self.same[batch]
+    @property
+    def _loss(self) -> Contrastive:
+        return self.encoder.contrastive
+
+    def _from_center(self, theta: Tensor) -> Tensor:
+        return theta if self.center is None else theta - self.center
+
+    def _chunks(self, tangents: int) -> Iterator[_Chunk]:
+        """As many batches at a time as fit in memory: rows are encoded alike in any batch."""
+        most = self.encoder.rows_that_fit(self.features, tangents)
+        size = max(1, most // max(len(batch) for batch in self.batches))
+        for start in range(0, len(self.batches), size):
+            batches = self.batches[start : start + size]
+            rows = torch.cat(list(batches))
+            same = None if self.same is None else self.same[rows].to(self.encoder.device)
+            yield _Chunk(self.features[rows], [len(batch) for batch in batches], same)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Contrastive batches that are encoded together.
+
+    Attributes:
+        features: of their rows, one batch after the other.
+        sizes: rows of each batch.
+        same: as in `Objective`, of these rows.
+    """
+
+    features: Features
+    sizes: list[int]
+    same: Tensor | None
+
+    def parts(self, embeddings: Embeddings) -> Iterator[tuple[Embeddings, Tensor | None]]:
+        """Embeddings of each batch, and its ``same``."""
+        for rows in self._slices():
+            same = None if self.same is None else self.same[rows]
+            text, image = embeddings.text[rows], embeddings.image[rows]
+            yield embeddings._replace(text=text, image=image), same
+
+    def parts_with(
+        self, embeddings: Embeddings, tangents: Embeddings
+    ) -> Iterator[tuple[Embeddings, Tensor | None, Embeddings]]:
+        """The same with tangents ``(K, n, d)``."""
+        for rows, part in zip(self._slices(), self.parts(embeddings), strict=True):
+            text, image = tangents.text[:, rows], tangents.image[:, rows]
+            yield *part, tangents._replace(text=text, image=image)
+
+    def _slices(self) -> Iterator[slice]:
+        ends = list(accumulate(self.sizes))
+        return (slice(end - size, end) for size, end in zip(self.sizes, ends, strict=True))
+
+
+def _join(parts: list[Embeddings]) -> Embeddings:
+    """Cotangents of batches as one of all their rows; that of the scale is common to all."""
+    text, image, scale, bias = zip(*parts, strict=True)
+    return Embeddings(
+        torch.cat(text, dim=-2),
+        torch.cat(image, dim=-2),
+        torch.stack(scale).sum(dim=0),
+        torch.stack(bias).sum(dim=0),
+    )
 
 
 def random_batches(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:

@@ -1,24 +1,32 @@
-"""Score rows: one forward-mode pass over random partitions into contrastive batches."""
+"""Score rows: one forward-mode pass, then arithmetic on random partitions into batches.
+
+Embeddings and their tangents belong to rows, not to batches. So rows are pushed once, in chunks of
+many contrastive batches, and every partition of a chunk is arithmetic on what was pushed. A chunk
+is a random set of rows, so a batch drawn from it is a random batch; rows of different chunks never
+meet in a batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_ecif import objectives
-from hf_ecif.encoders import DualEncoder, Features
-from hf_ecif.objectives import RoleForm
+from hf_ecif.encoders import DualEncoder, Features, TangentForm
+from hf_ecif.objectives import Embeddings, RoleForm
+from hf_ecif.operators import random_batches
+
+RelativeForm = Literal["deletion", "span"]
 
 
 class Directions(NamedTuple):
     """Tangents of the attributed parameters along which a pass differentiates the roles.
 
     Attributes:
-        query: ``(P,)``, ``s = (H + damping)^-1 grad F``.
+        query: ``s = (H + damping)^-1 grad F``; ``(P,)``, or ``(Q, P)`` of several queries.
         probes: ``(K, P)``, random signs ``z``.
         solved: ``(K, P)``, ``(H + damping)^-1 z``.
     """
@@ -33,52 +41,135 @@ class Directions(NamedTuple):
         empty = theta.new_zeros(0, len(theta))
         return cls(torch.zeros_like(theta), empty, empty)
 
+    def stack(self) -> Tensor:
+        """All of them, ``(Q + 2K, P)``."""
+        queries = self.query.reshape(-1, self.query.shape[-1])
+        return torch.cat([queries, self.probes, self.solved])
+
 
 @dataclass(frozen=True)
 class Scores:
-    """Per-row results, each ``(N,)``, averaged over partitions.
+    """Per-row results, averaged over partitions; ``(N,)`` each.
+
+    Those marked * are of a query: with several queries they are ``(Q, N)``.
 
     Attributes:
-        positive: predicted change of the query, in its own units, through the pair's role as a
+        positive: * predicted change of the query, in its own units, through the pair's role as a
             positive, if the pair were removed from training. Negative is harmful.
-        negative: the same through its role as a negative in the terms of other pairs.
-        stderr: standard error of ``positive + negative`` over the partitions.
-        size: ``|omega|``, norm of the change of the attributed parameters that the removal causes.
+        negative: * the same through its role as a negative in the terms of other pairs.
+        stderr: * standard error of ``positive + negative`` over the partitions.
+        positive_size: norm of the change of the attributed parameters that the removal causes
+            through the positive role, by the probes.
+        negative_size: the same through the negative role.
+        size: ``|omega|``, norm of the whole change.
+        size_stderr: standard error of `size` over the probes.
         self_influence: ``grad Pos . (H + damping)^-1 grad(Pos + Neg) / 2N``: by how much the pair's
             own loss would rise without it, in nats.
-        loss: ``Pos_n``, the pair's own loss in both directions, in nats.
+        self_stderr: standard error of `self_influence` over the probes.
+        loss: ``Pos_n``, the pair's own loss in all its terms, in nats.
         clip_score: cosine of the pair, in [-1, 1].
         scale: inverse temperature of the model as given, ``exp(logit_scale)``.
+        terms: number of loss terms per pair: two for InfoNCE, one for the sigmoid loss.
     """
 
     positive: Tensor
     negative: Tensor
     stderr: Tensor
+    positive_size: Tensor
+    negative_size: Tensor
     size: Tensor
+    size_stderr: Tensor
     self_influence: Tensor
+    self_stderr: Tensor
     loss: Tensor
     clip_score: Tensor
     scale: float
+    terms: int
 
     @property
     def task(self) -> Tensor:
-        """``ecif_score``: predicted change of the query if the pair were removed."""
+        """``ecif_score``: predicted change of the query if the pair were removed. *"""
         return self.positive + self.negative
 
     @property
     def relative(self) -> Tensor:
-        """``ecif_relative``: the score over `size`; pairs that move everything stand back."""
+        """The score over `size`, so that pairs that move everything stand back. *"""
         return self.task / self.size
+
+    @property
+    def relative_span(self) -> Tensor:
+        """Norm of the part of ``grad F`` that lies in the span of the two roles' changes. *
+
+        Both roles may be scaled independently (the paper's Proposition 5.3), so it is not negative.
+        """
+        cross = (self.size**2 - self.positive_size**2 - self.negative_size**2) / 2
+        first, second = self.positive_size**2, self.negative_size**2
+        determinant = first * second - cross**2
+        plane = (
+            second * self.positive**2
+            - 2 * cross * self.positive * self.negative
+            + first * self.negative**2
+        ) / determinant
+        # Roles that change the parameters along one line span only that line.
+        line = torch.where(first >= second, self.positive**2 / first, self.negative**2 / second)
+        is_line = determinant <= 1e-6 * first * second
+        return torch.where(is_line, line, plane).clamp_min(0).sqrt()
+
+    def relative_to(self, form: RelativeForm) -> Tensor:
+        """`relative` for ``"deletion"``, `relative_span` for ``"span"``. *"""
+        return self.relative if form == "deletion" else self.relative_span
 
     @property
     def neg_clip_loss(self) -> Tensor:
         """NegCLIPLoss (Wang et al., 2024): higher where the pair is better aligned."""
-        return -self.loss / (2 * self.scale)
+        return -self.loss / (self.terms * self.scale)
 
     @property
     def loo_loss(self) -> Tensor:
         """The loss that the pair would have had, had it not been trained on; nats."""
         return self.loss + self.self_influence
+
+    def of_query(self, number: int) -> Scores:
+        """Those of one query of several."""
+        return replace(
+            self,
+            positive=self.positive[number],
+            negative=self.negative[number],
+            stderr=self.stderr[number],
+        )
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How rows are put into contrastive batches.
+
+    Attributes:
+        batch_size: pairs of a batch.
+        partitions: random partitions that are averaged over.
+        generator: of the partitions.
+        same: ``(N,)``, equal for rows that are not negatives of each other; or None.
+    """
+
+    batch_size: int
+    partitions: int
+    generator: torch.Generator
+    same: Tensor | None = None
+
+
+class GroupScore(NamedTuple):
+    """Predicted change of the query if a set of pairs were removed together; ``()`` or ``(Q,)``.
+
+    Signs and units are those of `Scores`.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    stderr: Tensor
+
+    @property
+    def task(self) -> Tensor:
+        """The two parts together."""
+        return self.positive + self.negative
 
 
 def score_rows(
@@ -86,82 +177,206 @@ def score_rows(
     theta: Tensor,
     features: Features,
     directions: Directions,
-    partitions: Sequence[Sequence[Tensor]],
+    batching: Batching,
     *,
     train_count: int,
     form: RoleForm = "exact",
-    same: Tensor | None = None,
-    advance: Callable[[int], None] = lambda partitions: None,
+    tangents: TangentForm = "exact",
+    advance: Callable[[int], None] = lambda rows: None,
 ) -> Scores:
-    """Scores of all rows, averaged over ``partitions`` (lists of batches of row numbers).
+    """Scores of all rows, averaged over random partitions into contrastive batches.
 
     Args:
         encoder: of the attributed parameters.
         theta: ``(P,)``.
         features: ``N`` rows.
         directions: from a fit.
-        partitions: every row must occur in each of them.
+        batching: how the rows meet.
         train_count: rows of the training set, the ``N`` of ``1 / 2N``.
         form: of the negative role.
-        same: ``(N,)``, equal for rows that are not negatives of each other.
-        advance: called after every partition, for a progress bar.
+        tangents: exact forward mode, or finite differences.
+        advance: called with the number of rows done, for a progress bar.
     """
-    sums = torch.zeros(6, len(features), dtype=theta.dtype)
-    squares, visits = torch.zeros(2, len(features), dtype=theta.dtype)
-    for partition in partitions:
-        for batch in partition:
-            own = None if same is None else same[batch]
-            values = _score_batch(
-                encoder, theta, features[batch], directions, form, own, train_count
-            )
-            sums.index_add_(1, batch, values)
-            squares.index_add_(0, batch, (values[0] + values[1]).square())
-            visits.index_add_(0, batch, torch.ones_like(values[0]))
-        advance(1)
-    mean = sums / visits
-    task = mean[0] + mean[1]
-    # Of a single visit nothing is known about the spread: its error is infinite, not zero.
-    variance = (squares / visits - task.square()).clamp_min(0) / (visits - 1).clamp_min(0)
-    stderr = torch.where(visits > 1, variance, torch.inf).sqrt()
-    positive, negative, squared_size, self_influence, loss, cosine = mean
-    return Scores(
-        positive=positive,
-        negative=negative,
-        stderr=stderr,
-        size=squared_size.sqrt(),
-        self_influence=self_influence,
-        loss=loss,
-        clip_score=cosine,
-        scale=encoder.scale,
+    queries = directions.query.reshape(-1, len(theta)).shape[0]
+    table = _Table(queries, len(directions.probes), len(features), theta)
+    pushed = _pushed_batches(
+        encoder, theta, features, directions.stack(), batching, tangents, advance
+    )
+    for batch in pushed:
+        table.add(batch.rows, *_score_batch(encoder, batch, queries, form, train_count))
+    return table.scores(directions.query.shape[:-1], encoder)
+
+
+def score_group(
+    encoder: DualEncoder,
+    theta: Tensor,
+    features: Features,
+    query: Tensor,
+    members: Tensor,
+    batching: Batching,
+    *,
+    train_count: int,
+) -> GroupScore:
+    """Predicted change of the query if the members were removed together, in the exact group form.
+
+    Members in one batch lose their own terms, so they are no negatives of each other; the sum of
+    their single scores is only the first-order answer.
+
+    Args:
+        encoder: of the attributed parameters.
+        theta: ``(P,)``.
+        features: ``N`` rows, members and others.
+        query: the direction ``s``; ``(P,)`` or ``(Q, P)``.
+        members: ``(N,)`` booleans.
+        batching: how the rows meet.
+        train_count: rows of the training set.
+    """
+    loss = encoder.contrastive
+    vectors = query.reshape(-1, len(theta))
+    sums = torch.zeros(batching.partitions, 2, len(vectors), dtype=theta.dtype)
+    visits = torch.zeros(batching.partitions, dtype=theta.dtype)
+    for batch in _pushed_batches(encoder, theta, features, vectors, batching, "exact"):
+        inside = members[batch.rows].to(theta.device)
+        parts = loss.group_role_tangents(batch.embeddings, batch.moved, inside, batch.same)
+        sums[batch.partition] += torch.stack(parts).cpu()
+        visits[batch.partition] += len(batch.rows)
+    # Rows that fill up a last batch are there twice.
+    scale = len(features) / visits / (loss.TERMS * train_count)
+    parts = sums * scale[:, None, None]
+    error = _standard_error(parts.sum(dim=1))
+    shape = query.shape[:-1]
+    positive, negative = parts.mean(dim=0)
+    return GroupScore(positive.reshape(shape), negative.reshape(shape), error.reshape(shape))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A contrastive batch, pushed."""
+
+    partition: int
+    rows: Tensor
+    embeddings: Embeddings
+    moved: Embeddings
+    same: Tensor | None
+
+
+def _pushed_batches(
+    encoder: DualEncoder,
+    theta: Tensor,
+    features: Features,
+    vectors: Tensor,
+    batching: Batching,
+    form: TangentForm,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Iterator[_Batch]:
+    for rows in _chunks(features, len(vectors), batching, encoder):
+        pushed = encoder.push(theta, vectors, features[rows], form)
+        for partition in range(batching.partitions):
+            for batch in random_batches(len(rows), batching.batch_size, batching.generator):
+                chosen = rows[batch]
+                same = None if batching.same is None else batching.same[chosen].to(theta.device)
+                yield _Batch(partition, chosen, *_select(*pushed, batch.to(theta.device)), same)
+        advance(len(rows))
+
+
+def _chunks(
+    features: Features, vectors: int, batching: Batching, encoder: DualEncoder
+) -> list[Tensor]:
+    """A random partition of the rows into chunks of equal size that fit in memory."""
+    size = max(encoder.rows_that_fit(features, vectors), 4 * batching.batch_size)
+    order = torch.randperm(len(features), generator=batching.generator)
+    return list(order.tensor_split(-(-len(features) // size)))
+
+
+def _select(
+    embeddings: Embeddings, moved: Embeddings, rows: Tensor
+) -> tuple[Embeddings, Embeddings]:
+    return (
+        embeddings._replace(text=embeddings.text[rows], image=embeddings.image[rows]),
+        moved._replace(text=moved.text[:, rows], image=moved.image[:, rows]),
     )
 
 
 def _score_batch(
-    encoder: DualEncoder,
-    theta: Tensor,
-    features: Features,
-    directions: Directions,
-    form: RoleForm,
-    same: Tensor | None,
-    train_count: int,
-) -> Tensor:
-    """``(6, B)``: positive and negative part, squared size, self-influence, own loss, cosine."""
-    tangents = torch.cat([directions.query[None], directions.probes, directions.solved])
-    embeddings, moved = encoder.push(theta, tangents, features)
-    along = objectives.role_tangents(embeddings, moved, form=form, same=same)
-    positive = along.positive / (2 * train_count)
-    both = positive + along.negative / (2 * train_count)
-    count = len(directions.probes)
-    along_solved = both[1 + count :]
-    values = torch.stack(
+    encoder: DualEncoder, batch: _Batch, queries: int, form: RoleForm, train_count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Parts of the task score ``(Q, 2, B)``, products of probes ``(K, 4, B)``, and ``(2, B)``.
+
+    The products estimate the squared norms of the positive, the negative and the whole change of
+    the parameters, and the self-influence.
+    """
+    loss, embeddings = encoder.contrastive, batch.embeddings
+    along = loss.role_tangents(embeddings, batch.moved, form=form, same=batch.same)
+    parts = torch.stack([along.positive, along.negative], dim=1) / (loss.TERMS * train_count)
+    count = (len(parts) - queries) // 2
+    solved = parts[queries + count :]
+    both = solved.sum(dim=1)
+    # One factor 1 / 2N belongs to the pair's removal; the other factor is its plain loss.
+    own = along.positive[queries : queries + count] * both
+    products = torch.cat([solved.square(), both[:, None].square(), own[:, None]], dim=1)
+    plain = torch.stack(
         [
-            positive[0],
-            both[0] - positive[0],
-            along_solved.square().sum(dim=0) / max(count, 1),
-            # One factor 1 / 2N belongs to the pair's removal; the other factor is its plain loss.
-            (along.positive[1 : 1 + count] * along_solved).sum(dim=0) / max(count, 1),
-            objectives.roles(embeddings, form=form, same=same).positive,
+            loss.roles(embeddings, form=form, same=batch.same).positive,
             (embeddings.text * embeddings.image).sum(dim=1),
         ]
     )
-    return values.cpu()
+    return parts[:queries], products, plain
+
+
+class _Table:
+    """Sums over the visits of every row."""
+
+    def __init__(self, queries: int, probes: int, rows: int, like: Tensor) -> None:
+        self.parts = torch.zeros(queries, 2, rows, dtype=like.dtype)
+        self.squares = torch.zeros(queries, rows, dtype=like.dtype)
+        self.products = torch.zeros(probes, 4, rows, dtype=like.dtype)
+        self.plain = torch.zeros(2, rows, dtype=like.dtype)
+        self.visits = torch.zeros(rows, dtype=like.dtype)
+
+    def add(self, rows: Tensor, parts: Tensor, products: Tensor, plain: Tensor) -> None:
+        self.parts.index_add_(2, rows, parts.cpu())
+        self.squares.index_add_(1, rows, parts.sum(dim=1).square().cpu())
+        self.products.index_add_(2, rows, products.cpu())
+        self.plain.index_add_(1, rows, plain.cpu())
+        self.visits.index_add_(0, rows, torch.ones_like(self.visits[rows]))
+
+    def scores(self, shape: torch.Size, encoder: DualEncoder) -> Scores:
+        parts = self.parts / self.visits
+        task = parts.sum(dim=1)
+        # Of a single visit nothing is known about the spread: its error is infinite, not zero.
+        spread = (self.squares / self.visits - task.square()).clamp_min(0)
+        spread = spread / (self.visits - 1).clamp_min(0)
+        stderr = torch.where(self.visits > 1, spread, torch.inf).sqrt()
+        (positive, negative, size, own), errors = self._over_probes()
+        loss, cosine = self.plain / self.visits
+        rows = (*shape, -1)
+        return Scores(
+            positive=parts[:, 0].reshape(rows),
+            negative=parts[:, 1].reshape(rows),
+            stderr=stderr.reshape(rows),
+            positive_size=positive.sqrt(),
+            negative_size=negative.sqrt(),
+            size=size.sqrt(),
+            size_stderr=errors[2] / (2 * size.sqrt()),  # of a root, to first order
+            self_influence=own,
+            self_stderr=errors[3],
+            loss=loss,
+            clip_score=cosine,
+            scale=encoder.scale,
+            terms=encoder.contrastive.TERMS,
+        )
+
+    def _over_probes(self) -> tuple[Tensor, Tensor]:
+        """Means ``(4, N)`` over the probes, and their standard errors."""
+        products = self.products / self.visits
+        count = len(products)
+        if count == 0:
+            return torch.zeros_like(self.products.sum(dim=0)), self.products.sum(dim=0)
+        return products.mean(dim=0), _standard_error(products)
+
+
+def _standard_error(samples: Tensor) -> Tensor:
+    """Of the mean over the first dimension; of a single sample nothing is known."""
+    if len(samples) == 1:
+        return torch.full_like(samples[0], torch.inf)
+    return samples.std(dim=0) / len(samples) ** 0.5

@@ -103,7 +103,7 @@ def test_information(run: Run, arguments: list[str], words: list[str]) -> None:
         ({"batch_size": 1}, ["batch_size = 1", "at least 2"]),
         ({"batch_size": "many"}, ["--batch-size", "valid integer"]),
         ({"damping": 0}, ["damping = 0.0", "must be positive"]),
-        ({"solver": "nonsense"}, ["solver = 'nonsense'", "cg, lissa, exact, identity"]),
+        ({"solver": "nonsense"}, ["solver = 'nonsense'", "cg, lissa, low_rank, exact, identity"]),
     ],
 )
 def test_mistake_is_a_message(

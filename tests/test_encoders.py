@@ -1,179 +1,307 @@
-"""Embeddings, push and pull against `CLIPModel` itself, differentiated by plain means."""
+"""Embeddings, push and pull of every family against the model's own forward, and plain autograd."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPModel, SiglipConfig, SiglipModel
+from transformers import CLIPModel
 
-from hf_ecif.encoders import DualEncoder, Features, select_parameters
+from hf_ecif.encoders import DualEncoder, Features
 from hf_ecif.errors import UserError
-from hf_ecif.objectives import Embeddings
+from hf_ecif.objectives import Embeddings, infonce, sigmoid
+from tests.families import (
+    FAMILIES,
+    SIGMOID,
+    build,
+    build_inputs,
+    forward,
+    gaussian,
+    random_cotangents,
+)
 
 close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-9)
 MakeClip = Callable[..., CLIPModel]
+EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
+# Of both towers: norms of the last layers, heads or parts of them, and the temperature.
+FEW = r"(?i)layers?\.1\..*norm|projection|head\.(mlp\.fc1|weight|probe)|logit_"
+DEEP = r"(?i)embeddings?\.(position|layernorm)|layers?\.0\..*norm|logit_"
+# SigLIP 2 interpolates the positions of patches in float32: too coarse for a finite difference.
+DEEP_OF = {"siglip2": r"(?i)text_model.*position|patch_embedding.bias|layers?\.0\..*norm|logit_"}
 WITH_SCALE = r"projection\.|logit_scale"
-SELECTIONS = ["projections", "last_block", "all", WITH_SCALE, r"text_model\..*layer_norm1|^logit"]
-SELECTED = pytest.mark.parametrize("parameters", SELECTIONS)
-
-
-def reference(
-    model: CLIPModel, names: list[str], features: Features
-) -> Callable[[Tensor], Embeddings]:
-    """``theta -> (text_embeds, image_embeds, exp(logit_scale))`` by `CLIPModel.forward`."""
-    shapes = [model.get_parameter(name).shape for name in names]
-
-    def embed(theta: Tensor) -> Embeddings:
-        pieces = theta.split([shape.numel() for shape in shapes])
-        weights = {n: x.view(s) for n, x, s in zip(names, pieces, shapes, strict=True)}
-        with sdpa_kernel(SDPBackend.MATH):  # eager attention rounds its softmax to float32
-            out = functional_call(model, weights, kwargs={**features.text, **features.image})
-        scale = weights.get("logit_scale", model.logit_scale).exp()
-        return Embeddings(out.text_embeds, out.image_embeds, scale)
-
-    return embed
-
-
-def gaussian(*shape: int, seed: int = 5) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def random_cotangents(count: int, rows: int, dim: int = 8) -> Embeddings:
-    return Embeddings(
-        gaussian(count, rows, dim), gaussian(count, rows, dim, seed=6), gaussian(count, seed=7)
-    )
+COUNT = 6
 
 
 def inner(left: Embeddings, right: Embeddings) -> Tensor:
     return sum((x * y).sum() for x, y in zip(left, right, strict=True))
 
 
-def close_all(actual: Embeddings, expected: Embeddings) -> None:
+def one(batch: Embeddings, number: int) -> Embeddings:
+    return Embeddings(*(part[number] for part in batch))
+
+
+def close_all(actual: Embeddings, expected: Embeddings, **options: float) -> None:
     for left, right in zip(actual, expected, strict=True):
-        close(left, right)
+        close(left, right, **options)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An encoder, its cached rows, and the model's own forward as a function of ``theta``."""
+
+    encoder: DualEncoder
+    frozen: Features
+    oracle: Callable[[Tensor], Embeddings]
+    theta: Tensor
+
+
+def case(family: str, parameters: str = FEW, micro_batch_size: int = 4) -> Case:
+    encoder = DualEncoder(build(family), parameters, micro_batch_size)
+    inputs = build_inputs(family, COUNT)
+    oracle = forward(build(family), encoder.names, inputs)
+    theta = encoder.theta + 0.05 * gaussian(encoder.count)
+    return Case(encoder, encoder.freeze(inputs), oracle, theta)
 
 
 # ------------------------------------------------------------------------------- derivatives
 
 
-@SELECTED
-def test_embed(tiny_clip: CLIPModel, tiny_features: Features, parameters: str) -> None:
-    encoder = DualEncoder(tiny_clip, parameters, micro_batch_size=4)
-    theta = encoder.theta + 0.1 * gaussian(encoder.count)
-    expected = reference(tiny_clip, encoder.names, tiny_features)(theta)
-    close_all(encoder.embed(theta, encoder.freeze(tiny_features)), expected)
+EVERY_CASE = pytest.mark.parametrize(
+    ("family", "parameters"),
+    [(family, FEW) for family in FAMILIES]
+    + [(family, DEEP_OF.get(family, DEEP)) for family in FAMILIES]
+    + [("clip", name) for name in ("projections", "last_block", "all", WITH_SCALE)]
+    + [("siglip", name) for name in ("projections", "last_block", "logit_scale")],
+)
 
 
-@SELECTED
-def test_push(make_clip: MakeClip, tiny_features: Features, parameters: str) -> None:
-    """``(f(theta + h t) - f(theta - h t)) / 2h``."""
-    encoder = DualEncoder(make_clip(), parameters, micro_batch_size=4)
-    theta, step = encoder.theta, 1e-5
-    tangents = gaussian(2, encoder.count)
-    embed = reference(make_clip(), encoder.names, tiny_features)
+@EVERY_CASE
+def test_embed(family: str, parameters: str) -> None:
+    given = case(family, parameters)
     with torch.no_grad():
-        primal, moved = encoder.push(theta, tangents, encoder.freeze(tiny_features))
-        close_all(primal, embed(theta))
+        expected = given.oracle(given.theta)
+    close_all(given.encoder.embed(given.theta, given.frozen), expected)
+
+
+@EVERY_CASE
+def test_push(family: str, parameters: str) -> None:
+    """``(f(theta + h t) - f(theta - h t)) / 2h``."""
+    given = case(family, parameters)
+    tangents, step = gaussian(2, given.encoder.count), 1e-5
+    primal, moved = given.encoder.push(given.theta, tangents, given.frozen)
+    with torch.no_grad():
+        close_all(primal, given.oracle(given.theta))
         for k, tangent in enumerate(tangents):
-            ahead, behind = embed(theta + step * tangent), embed(theta - step * tangent)
-            for name, actual in moved._asdict().items():
-                oracle = (getattr(ahead, name) - getattr(behind, name)) / (2 * step)
-                assert (actual[k] - oracle).norm() <= 1e-6 * oracle.norm()
+            ahead, behind = (given.oracle(given.theta + sign * tangent) for sign in (step, -step))
+            for actual, plus, minus in zip(one(moved, k), ahead, behind, strict=True):
+                oracle = (plus - minus) / (2 * step)
+                assert (actual - oracle).norm() <= 2e-6 * oracle.norm() + 1e-9
 
 
-@SELECTED
-def test_pull(make_clip: MakeClip, tiny_features: Features, parameters: str) -> None:
+def autograd_pull(given: Case, theta: Tensor, cotangent: Embeddings) -> Tensor:
+    theta = theta.clone().requires_grad_()
+    return torch.autograd.grad(inner(cotangent, given.oracle(theta)), theta)[0]
+
+
+@EVERY_CASE
+def test_pull(family: str, parameters: str) -> None:
     """The gradient of ``<cotangent, embeddings>`` by autograd."""
-    encoder = DualEncoder(make_clip(), parameters, micro_batch_size=4)
-    theta = encoder.theta.clone().requires_grad_()
-    cotangents = random_cotangents(2, len(tiny_features))
-    actual = encoder.pull(theta.detach(), cotangents, encoder.freeze(tiny_features))
-    embeddings = reference(make_clip(), encoder.names, tiny_features)(theta)
+    given = case(family, parameters)
+    cotangents = random_cotangents(2, given.encoder.embed(given.theta, given.frozen))
+    if family not in SIGMOID:
+        cotangents = cotangents._replace(bias=0 * cotangents.bias)
+    actual = given.encoder.pull(given.theta, cotangents, given.frozen)
     for k in range(2):
-        value = inner(Embeddings(*(part[k] for part in cotangents)), embeddings)
-        close(actual[k], torch.autograd.grad(value, theta, retain_graph=True)[0])
+        close(actual[k], autograd_pull(given, given.theta, one(cotangents, k)), atol=1e-7)
 
 
-@SELECTED
-def test_pull_is_the_adjoint_of_push(
-    tiny_clip: CLIPModel, tiny_features: Features, parameters: str
-) -> None:
-    """``<c, J t> = <J^T c, t>``."""
-    encoder = DualEncoder(tiny_clip, parameters, micro_batch_size=4)
-    features = encoder.freeze(tiny_features)
-    tangents = gaussian(3, encoder.count)
-    cotangents = random_cotangents(1, len(features))
-    moved = encoder.push(encoder.theta, tangents, features)[1]
-    pulled = encoder.pull(encoder.theta, cotangents, features)[0]
+@EVERY_CASE
+def test_pull_tangent(family: str, parameters: str) -> None:
+    """``(pull(theta + h t, c + h c') - pull(theta - h t, c - h c')) / 2h``."""
+    given = case(family, parameters)
+    like = given.encoder.embed(given.theta, given.frozen)
+    tangents, step = gaussian(2, given.encoder.count), 1e-5
+    cotangent, moved = one(random_cotangents(1, like), 0), random_cotangents(2, like)
+    actual = given.encoder.pull_tangent(given.theta, tangents, cotangent, moved, given.frozen)
     for k, tangent in enumerate(tangents):
-        pushed = inner(Embeddings(*(x[0] for x in cotangents)), Embeddings(*(x[k] for x in moved)))
-        close(pushed, pulled @ tangent)
+        ahead, behind = (
+            autograd_pull(
+                given,
+                given.theta + sign * tangent,
+                Embeddings(*(c + sign * m for c, m in zip(cotangent, one(moved, k), strict=True))),
+            )
+            for sign in (step, -step)
+        )
+        oracle = (ahead - behind) / (2 * step)
+        assert (actual[k] - oracle).norm() <= 2e-5 * oracle.norm()
+
+
+@EVERY_FAMILY
+def test_pull_is_the_adjoint_of_push(family: str) -> None:
+    """``<c, J t> = <J^T c, t>``, for all parameters at once."""
+    given = case(family, ".")
+    tangents = gaussian(2, given.encoder.count)
+    primal, moved = given.encoder.push(given.theta, tangents, given.frozen)
+    cotangents = random_cotangents(1, primal)
+    pulled = given.encoder.pull(given.theta, cotangents, given.frozen)[0]
+    for k, tangent in enumerate(tangents):
+        close(inner(one(cotangents, 0), one(moved, k)), pulled @ tangent, rtol=1e-5)
+
+
+@EVERY_FAMILY
+def test_loss_that_the_model_is_trained_with(family: str) -> None:
+    given = case(family)
+    assert given.encoder.contrastive is (sigmoid if family in SIGMOID else infonce)
+    embeddings = given.encoder.embed(given.theta, given.frozen)
+    close(embeddings.scale, given.oracle(given.theta).scale)
+    assert (embeddings.bias != 0) == (family in SIGMOID)
+    assert given.encoder.scale == pytest.approx(float(torch.tensor(1.5).exp()))
+
+
+# ------------------------------------------------------------------- differences, half precision
+
+
+def cosine(left: Tensor, right: Tensor) -> float:
+    pair = left.double().flatten(), right.double().flatten()
+    return float(torch.cosine_similarity(*pair, dim=0))
+
+
+def in_dtype(family: str, parameters: str, dtype: torch.dtype) -> tuple[DualEncoder, Features]:
+    inputs = build_inputs(family, COUNT)
+    image = {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in inputs.image.items()
+    }
+    return DualEncoder(build(family).to(dtype), parameters), Features(inputs.text, image)
+
+
+@EVERY_FAMILY
+@pytest.mark.parametrize(
+    ("dtype", "least"), [(torch.float64, 0.99999), (torch.float32, 0.999)], ids=["64", "32"]
+)
+def test_finite_differences_are_close(family: str, dtype: torch.dtype, least: float) -> None:
+    encoder, inputs = in_dtype(family, FEW, dtype)
+    tangents = gaussian(3, encoder.count).to(dtype)
+    frozen = encoder.freeze(inputs)
+    primal, exact = encoder.push(encoder.theta, tangents, frozen)
+    here, near = encoder.push(encoder.theta, tangents, frozen, "difference")
+    close_all(here, primal, atol=1e-5)
+    for left, right in zip(near[:3], exact[:3], strict=True):
+        assert left.dtype == dtype
+        assert cosine(left, right) > least
+        assert (left - right).norm() < 0.02 * right.norm()
+    close(near.bias, exact.bias, rtol=1e-3, atol=1e-3)
+
+
+def test_difference_along_nothing_is_nothing() -> None:
+    given = case("clip")
+    moved = given.encoder.push(
+        given.theta, torch.zeros(1, given.encoder.count).double(), given.frozen, "difference"
+    )[1]
+    assert all(torch.equal(part, torch.zeros_like(part)) for part in moved)
+
+
+def test_difference_from_parameters_that_are_zero() -> None:
+    """As one factor of a new adapter is: the step cannot be relative to their norm."""
+    model = build("clip")
+    nn.init.zeros_(model.text_model.final_layer_norm.bias)
+    encoder = DualEncoder(model, r"text_model\.final_layer_norm\.bias")
+    assert encoder.theta.norm() == 0
+    frozen = encoder.freeze(build_inputs("clip", COUNT))
+    tangents = gaussian(2, encoder.count)
+    exact = encoder.push(encoder.theta, tangents, frozen)[1]
+    near = encoder.push(encoder.theta, tangents, frozen, "difference")[1]
+    assert cosine(near.text, exact.text) > 0.999
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_finite_differences_in_half_precision(family: str) -> None:
+    """A small step of a parameter is lost when it is rounded to bfloat16."""
+    encoder, inputs = in_dtype(family, "projections", torch.bfloat16)
+    tangents = gaussian(2, encoder.count).float()
+    frozen = encoder.freeze(inputs)
+    exact = encoder.push(encoder.theta, tangents, frozen)[1]
+    near = encoder.push(encoder.theta, tangents, frozen, "difference")[1]
+    assert cosine(near.text, exact.text) > 0.99
+    assert cosine(near.image, exact.image) > 0.99
+
+
+@EVERY_FAMILY
+@pytest.mark.parametrize("parameters", ["projections", FEW, "last_block"])
+def test_half_precision(family: str, parameters: str) -> None:
+    """Attributed parameters, embeddings and products of a bfloat16 model are in float32."""
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        encoder, inputs = in_dtype(family, parameters, dtype)
+        frozen, tangents = encoder.freeze(inputs), gaussian(2, encoder.count).float()
+        primal, moved = encoder.push(encoder.theta, tangents, frozen)
+        cotangents = Embeddings(*(x.float() for x in random_cotangents(2, primal)))
+        pulled = encoder.pull(encoder.theta, cotangents, frozen)
+        embedded = encoder.embed(encoder.theta, frozen)
+        results.append([encoder.theta, *embedded[:3], *primal[:2], *moved[:2], pulled])
+    for half, single in zip(*results, strict=True):
+        assert half.dtype == single.dtype == torch.float32
+        assert cosine(half, single) > 0.99
 
 
 # ------------------------------------------------------------------------------- invariances
 
 
-@pytest.mark.parametrize("parameters", [WITH_SCALE, "last_block"])
-@pytest.mark.parametrize("size", [1, 3, 7])
-def test_micro_batches_do_not_matter(
-    tiny_clip: CLIPModel, tiny_features: Features, parameters: str, size: int
-) -> None:
+@pytest.mark.parametrize("family", ["clip", "siglip2", "vision_text"])
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_micro_batches_do_not_matter(family: str, size: int) -> None:
     results = []
     for micro_batch_size in (64, size):
-        encoder = DualEncoder(tiny_clip, parameters, micro_batch_size)
-        features = encoder.freeze(tiny_features)
-        primal, moved = encoder.push(encoder.theta, gaussian(2, encoder.count), features)
-        pulled = encoder.pull(encoder.theta, random_cotangents(2, len(features)), features)
-        embedded = encoder.embed(encoder.theta, features)
-        results.append([*primal, *moved, *embedded, pulled])
-    for small, whole in zip(*results, strict=True):
-        torch.testing.assert_close(small, whole, rtol=1e-10, atol=1e-12)
+        given = case(family, FEW, micro_batch_size)
+        encoder, frozen = given.encoder, given.frozen
+        primal, moved = encoder.push(given.theta, gaussian(2, encoder.count), frozen)
+        cotangents = random_cotangents(2, primal)
+        pulled = encoder.pull(given.theta, cotangents, frozen)
+        tangent = encoder.pull_tangent(
+            given.theta, gaussian(2, encoder.count), one(cotangents, 0), cotangents, frozen
+        )
+        embedded = encoder.embed(given.theta, frozen)
+        results.append([*primal, *moved, *embedded, pulled, tangent])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("parameters", ["projections", WITH_SCALE, "logit_scale"])
-def test_frozen_boundary_does_not_matter(
-    tiny_clip: CLIPModel, tiny_features: Features, parameters: str
-) -> None:
-    encoder = DualEncoder(tiny_clip, parameters, micro_batch_size=4)
-    pooled = encoder.freeze(tiny_features)
-    assert encoder.frozen
-    assert set(pooled.text) == set(pooled.image) == {"pooled"}
-    tangents, cotangents = gaussian(2, encoder.count), random_cotangents(2, len(pooled))
-    for features in (pooled, tiny_features):
-        primal, moved = encoder.push(encoder.theta, tangents, features)
-        close_all(primal, encoder.embed(encoder.theta, pooled))
-        close_all(moved, encoder.push(encoder.theta, tangents, pooled)[1])
-        pulled = encoder.pull(encoder.theta, cotangents, features)
-        close(pulled, encoder.pull(encoder.theta, cotangents, pooled))
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("parameters", ["projections", FEW])
+def test_many_at_once_are_many_one_by_one(family: str, parameters: str) -> None:
+    given = case(family, parameters)
+    tangents = gaussian(3, given.encoder.count)
+    primal, together = given.encoder.push(given.theta, tangents, given.frozen)
+    cotangents = random_cotangents(3, primal)
+    pulled = given.encoder.pull(given.theta, cotangents, given.frozen)
+    for k in range(3):
+        alone = given.encoder.push(given.theta, tangents[k : k + 1], given.frozen)[1]
+        close_all(one(alone, 0), one(together, k))
+        single = Embeddings(*(x[k : k + 1] for x in cotangents))
+        close(given.encoder.pull(given.theta, single, given.frozen)[0], pulled[k])
 
 
-def test_nothing_is_frozen_above_deeper_parameters(
-    tiny_clip: CLIPModel, tiny_features: Features
-) -> None:
-    encoder = DualEncoder(tiny_clip, "last_block")
-    assert not encoder.frozen
-    assert encoder.freeze(tiny_features) is tiny_features
+@pytest.mark.parametrize("form", ["exact", "difference"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "chinese_clip"])
+def test_unequal_numbers_of_texts_and_images(family: str, form: str) -> None:
+    """Class prompts and images: each side is what it is among pairs."""
+    given = case(family)
+    uneven = Features({key: x[:2] for key, x in given.frozen.text.items()}, given.frozen.image)
+    tangents = gaussian(2, given.encoder.count)
+    whole, moved = given.encoder.push(given.theta, tangents, given.frozen, form)
+    part, part_moved = given.encoder.push(given.theta, tangents, uneven, form)
+    close_all(part, whole._replace(text=whole.text[:2]))
+    close_all(part_moved, moved._replace(text=moved.text[:, :2]))
+    cotangents = random_cotangents(2, part)
+    padded = torch.cat([cotangents.text, torch.zeros(2, COUNT - 2, part.text.shape[1])], dim=1)
+    close(
+        given.encoder.pull(given.theta, cotangents, uneven),
+        given.encoder.pull(given.theta, cotangents._replace(text=padded), given.frozen),
+    )
 
 
-@pytest.mark.parametrize("parameters", ["projections", "last_block"])
-def test_many_tangents_at_once_are_one_by_one(
-    tiny_clip: CLIPModel, tiny_features: Features, parameters: str
-) -> None:
-    encoder = DualEncoder(tiny_clip, parameters, micro_batch_size=4)
-    features = encoder.freeze(tiny_features)
-    tangents, cotangents = gaussian(5, encoder.count), random_cotangents(5, len(features))
-    together = encoder.push(encoder.theta, tangents, features)[1]
-    pulled = encoder.pull(encoder.theta, cotangents, features)
-    for k in range(5):
-        alone = encoder.push(encoder.theta, tangents[k : k + 1], features)[1]
-        close_all(alone, Embeddings(*(x[k : k + 1] for x in together)))
-        one = Embeddings(*(x[k : k + 1] for x in cotangents))
-        close(encoder.pull(encoder.theta, one, features)[0], pulled[k])
+# ------------------------------------------------------------------------ the model stays
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -190,8 +318,8 @@ def test_the_model_is_left_as_it_was(
 
     encoder = DualEncoder(model, "all", micro_batch_size=4)
     theta = encoder.theta + 1
-    encoder.push(theta, gaussian(2, encoder.count).to(dtype), features)
-    cotangents = random_cotangents(1, len(features))
+    primal = encoder.push(theta, gaussian(2, encoder.count).to(dtype), features)[0]
+    cotangents = random_cotangents(1, primal)
     encoder.pull(theta, Embeddings(*(x.to(dtype) for x in cotangents)), features)
     encoder.freeze(features)
     encoder.embed(theta, features)
@@ -204,7 +332,6 @@ def test_the_model_is_left_as_it_was(
     assert model.config._attn_implementation == attention
     assert model.vision_model.config._attn_implementation == attention
     assert [kernel() for kernel in kernels] == enabled
-    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_default_attention_is_the_fused_one(tiny_clip: CLIPModel) -> None:
@@ -212,15 +339,26 @@ def test_default_attention_is_the_fused_one(tiny_clip: CLIPModel) -> None:
     assert tiny_clip.config._attn_implementation == "sdpa"
 
 
-def test_load(make_clip: MakeClip, tiny_features: Features) -> None:
-    encoder = DualEncoder(make_clip(), "last_block")
-    theta = encoder.theta + 0.1 * gaussian(encoder.count)
-    encoder.load(theta)
-    close(encoder.theta, theta)
-    out = encoder.model(**tiny_features.text, **tiny_features.image)
-    expected = reference(make_clip(), encoder.names, tiny_features)(theta)
+@EVERY_FAMILY
+def test_load(family: str) -> None:
+    given = case(family)
+    given.encoder.load(given.theta)
+    close(given.encoder.theta, given.theta)
+    inputs = build_inputs(family, COUNT)
+    out = given.encoder.model(**inputs.text, **inputs.image)
+    expected = given.oracle(given.theta)
     close(out.text_embeds, expected.text)
     close(out.image_embeds, expected.image)
+
+
+def test_fingerprint_is_of_the_weights() -> None:
+    first, again, other = build("clip"), build("clip"), build("clip")
+    with torch.no_grad():
+        other.text_model.final_layer_norm.bias[3] += 1e-9
+    models = first, again, other, build("clip").float()
+    prints = [DualEncoder(model).fingerprint() for model in models]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
 
 
 # --------------------------------------------------------------------------------- features
@@ -230,28 +368,17 @@ def test_features_are_rows(tiny_features: Features) -> None:
     assert len(tiny_features) == 10
     rows = torch.tensor([3, 0, 3])
     assert torch.equal(tiny_features[rows].text["input_ids"][1], tiny_features.text["input_ids"][0])
-    joined = Features.cat([tiny_features[:4], tiny_features[4:]])
-    for side in ("text", "image"):
-        for key, value in getattr(tiny_features, side).items():
-            assert torch.equal(getattr(joined, side)[key], value)
     order = torch.arange(10).flip(0)
     swapped = tiny_features.with_texts_of(order)
     assert torch.equal(swapped.text["input_ids"], tiny_features.text["input_ids"].flip(0))
     assert torch.equal(swapped.image["pixel_values"], tiny_features.image["pixel_values"])
-
-
-# -------------------------------------------------------------------------------- selection
-
-
-def test_selected_names(tiny_clip: CLIPModel) -> None:
-    every = [name for name, _ in tiny_clip.named_parameters()]
-    heads = {"visual_projection.weight", "text_projection.weight"}
-    assert set(select_parameters(tiny_clip, "projections")) == heads
-    assert set(select_parameters(tiny_clip, "all")) == set(every) - {"logit_scale"}
-    last = {name for name in every if ".encoder.layers.1." in name}
-    assert len({name.split(".")[0] for name in last}) == 2
-    assert set(select_parameters(tiny_clip, "last_block")) == heads | last
-    assert select_parameters(tiny_clip, "logit_scale") == ["logit_scale"]
+    twice = swapped[2:8][rows]  # rows of rows
+    assert torch.equal(twice.text["input_ids"], tiny_features.text["input_ids"][[4, 7, 4]])
+    assert torch.equal(twice.image["pixel_values"], tiny_features.image["pixel_values"][[5, 2, 5]])
+    mixed = tiny_features[:2].paired_with(tiny_features)
+    assert (len(mixed), mixed.count("text"), mixed.count("image")) == (2, 2, 10)
+    part = twice.part("text", slice(1, 3))
+    assert torch.equal(part["input_ids"], twice.text["input_ids"][1:])
 
 
 def test_flat_vector_follows_the_names(tiny_clip: CLIPModel) -> None:
@@ -261,16 +388,16 @@ def test_flat_vector_follows_the_names(tiny_clip: CLIPModel) -> None:
     assert torch.equal(encoder.theta, torch.cat(pieces))
 
 
-@pytest.mark.parametrize(
-    ("parameters", "text"),
-    [
-        ("no_such_parameter", "selects none of the model's .* Use projections, last_block, all"),
-        ("layers.[", "not a valid regular expression"),
-    ],
-)
-def test_bad_selection(tiny_clip: CLIPModel, parameters: str, text: str) -> None:
-    with pytest.raises(UserError, match=text):
-        DualEncoder(tiny_clip, parameters)
+@EVERY_FAMILY
+def test_text_of_the_greatest_length(family: str) -> None:
+    encoder = DualEncoder(build(family), "projections")
+    tokens = torch.full((1, encoder.max_text_length), 7)
+    text = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    frozen = encoder.freeze(Features(text, build_inputs(family, 1).image))
+    assert frozen.text["hidden"].isfinite().all()
+
+
+# --------------------------------------------------------------------------------- refusals
 
 
 class TextOnly(nn.Module):
@@ -284,29 +411,17 @@ class TextOnly(nn.Module):
         return self.embeddings(tokens)
 
 
-def tiny_siglip() -> SiglipModel:
-    tower = {
-        "hidden_size": 8,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-    }
-    return SiglipModel(
-        SiglipConfig(
-            text_config={**tower, "vocab_size": 10, "max_position_embeddings": 4},
-            vision_config={**tower, "image_size": 8, "patch_size": 8},
-        )
-    )
-
-
 @pytest.mark.parametrize(
-    ("make", "text"),
+    ("make", "lacking"),
     [
-        (TextOnly, "TextOnly is not a contrastive dual encoder: it lacks get_image_features"),
-        (tiny_siglip, "SiglipModel is trained with the sigmoid loss"),
+        (
+            TextOnly,
+            "TextOnly is not a contrastive dual encoder: it lacks get_image_features, logit",
+        ),
+        (lambda: build("clip").text_model, "CLIPTextModel .* it lacks get_text_features, get_im"),
     ],
 )
-def test_unsuitable_model(make: Callable[[], nn.Module], text: str) -> None:
-    with pytest.raises(UserError, match=text) as caught:
+def test_unsuitable_model(make: Callable[[], nn.Module], lacking: str) -> None:
+    with pytest.raises(UserError, match=lacking) as caught:
         DualEncoder(make())
     assert "CLIPModel" in str(caught.value)

@@ -1,20 +1,26 @@
 """Predictions against true retraining: delete a pair and fit to convergence again."""
 
+from contextlib import AbstractContextManager, ExitStack
+
 import pytest
 import torch
 from torch import Tensor
 from torch.func import grad, hessian
 from transformers import CLIPConfig, CLIPModel
 
-from hf_ecif import objectives
+from hf_ecif import scoring
 from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.objectives import RoleForm
 from hf_ecif.operators import Objective
-from hf_ecif.scoring import Directions, Scores, score_rows
+from hf_ecif.scoring import Batching, Directions, Scores, score_rows
 from hf_ecif.solvers import estimate_spectrum, solve
 
 PAIRS, BATCH, WIDTH, DIM, WRONG = 32, 8, 12, 8, 5
 BATCHES = list(torch.arange(PAIRS).split(BATCH))
 L2 = 1.0
+RAW = Features(
+    {"input_ids": torch.tensor([[0, 9]])}, {"pixel_values": torch.zeros(1, 3, 8, 8).double()}
+)
 EVERY = -1  # no pair is gone
 
 
@@ -64,14 +70,14 @@ def clustered_pairs(count: int, seed: int) -> Features:
     """Text and image are noisy linear views of one hidden point near one of six centres."""
     hidden = gaussian(9, 6, DIM)[torch.arange(count) % 6] + 0.5 * gaussian(seed, count, DIM)
     text, image = hidden @ views() + 0.3 * gaussian(seed + 100, 2, count, WIDTH)
-    return Features({"pooled": text}, {"pooled": image})
+    return Features({"hidden": text}, {"hidden": image})
 
 
 def batch_terms(theta: Tensor, features: Features, rows: Tensor) -> Tensor:
     """``sum_n [-log p_nn - log q_nn]`` of the rows, written out."""
     image_weight, text_weight = theta.view(2, DIM, WIDTH)
-    text = features.text["pooled"][rows] @ text_weight.T
-    image = features.image["pooled"][rows] @ image_weight.T
+    text = features.text["hidden"][rows] @ text_weight.T
+    image = features.image["hidden"][rows] @ image_weight.T
     text, image = (x / x.norm(dim=1, keepdim=True) for x in (text, image))
     logits = torch.tensor(1.6, dtype=torch.float64).exp() * text @ image.T
     return -(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()).sum()
@@ -119,9 +125,10 @@ class Study:
 
     def __init__(self) -> None:
         self.encoder = DualEncoder(linear_clip(), "projections")
+        self.encoder.freeze(RAW)  # the activations that follow stand for what this makes
         self.features = clustered_pairs(PAIRS, seed=1)
         other = clustered_pairs(PAIRS, seed=3)  # of its own, and of the next cluster
-        self.features.text["pooled"][WRONG] = other.text["pooled"][WRONG + 1]
+        self.features.text["hidden"][WRONG] = other.text["hidden"][WRONG + 1]
         self.query = clustered_pairs(12, seed=2)
         self.origin = pretrained()
         self.theta = minimise(self.origin, self.origin, self.features, EVERY)
@@ -130,7 +137,7 @@ class Study:
     def query_loss(self, theta: Tensor) -> Tensor:
         return batch_terms(theta, self.query, torch.arange(12)) / 24
 
-    def _score(self, form: objectives.RoleForm) -> Scores:
+    def _score(self, form: RoleForm) -> Scores:
         held_out = Objective(self.encoder, self.query, [torch.arange(12)])
         training = Objective(self.encoder, self.features, BATCHES, l2=L2)
 
@@ -145,20 +152,31 @@ class Study:
             tolerance=1e-8,
         )
         assert report.converged
-        return score_rows(
-            self.encoder,
-            self.theta,
-            self.features,
-            Directions.none(self.theta)._replace(query=solved[0]),
-            [BATCHES],
-            train_count=PAIRS,
-            form=form,
-        )
+        with in_batches_of_training():
+            return score_rows(
+                self.encoder,
+                self.theta,
+                self.features,
+                Directions.none(self.theta)._replace(query=solved[0]),
+                Batching(BATCH, 1, torch.Generator()),
+                train_count=PAIRS,
+                form=form,
+            )
 
     def true_change(self, pair: int) -> float:
         """``F(theta without the pair) - F(theta)`` by a refit."""
         refitted = minimise(self.theta, self.origin, self.features, pair)
         return float(self.query_loss(refitted) - self.query_loss(self.theta))
+
+
+def in_batches_of_training() -> AbstractContextManager[None]:
+    """The retraining below keeps its batches, so the scores are of these."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(scoring, "_chunks", lambda *_: [torch.arange(PAIRS)])
+    patch.setattr(scoring, "random_batches", lambda *_: BATCHES)
+    stack = ExitStack()
+    stack.callback(patch.undo)
+    return stack
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ def build_rows(texts: list[str]) -> Rows:
     """The text feature of a row is its own number, so that whose caption it is can be told."""
     number = torch.arange(len(texts))[:, None].float()
     return Rows(
-        features=Features({"pooled": number}, {"pooled": number}),
+        features=Features({"features": number}, {"features": number}),
         positions=torch.arange(len(texts)) * 2,
         texts=texts,
         reasons={1: "caption empty"},
@@ -55,10 +55,10 @@ def test_exactly_the_planted_rows_get_another_caption(rows: Rows, seed: int) -> 
 @pytest.mark.parametrize("rows", [DISTINCT, REPEATED], ids=["distinct", "repeated"])
 def test_caption_and_its_features_move_together_and_the_image_stays(rows: Rows) -> None:
     planting = planting_of(rows)
-    donors = planting.rows.features.text["pooled"][:, 0].long()
+    donors = planting.rows.features.text["features"][:, 0].long()
     assert planting.rows.texts == [rows.texts[i] for i in donors.tolist()]
     assert torch.equal(donors != torch.arange(len(rows)), planting.planted)
-    assert torch.equal(planting.rows.features.image["pooled"], rows.features.image["pooled"])
+    assert torch.equal(planting.rows.features.image["features"], rows.features.image["features"])
 
 
 def test_the_rest_of_the_rows_is_the_same_and_the_input_untouched() -> None:
@@ -71,7 +71,7 @@ def test_the_rest_of_the_rows_is_the_same_and_the_input_untouched() -> None:
 
 def test_half_of_the_captions_come_from_like_images() -> None:
     planting = planting_of(DISTINCT, share=1.0)
-    donors = planting.rows.features.text["pooled"][:, 0].long()
+    donors = planting.rows.features.text["features"][:, 0].long()
     alike = (donors % 4 == torch.arange(80) % 4).double().mean()
     assert 0.5 <= alike < 0.75  # a half, and a quarter of the other half by chance
 

@@ -1,0 +1,193 @@
+"""``H`` reduced to a few eigenpairs, found from its products alone.
+
+`lanczos` suits an inverse that is applied to many right-hand sides, `nystrom` the preconditioner of
+conjugate gradients. Vectors are rows here, as everywhere in this library: ``matvec`` maps
+``(K, P)`` to ``(K, P)``, a product per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Matvec = Callable[[Tensor], Tensor]
+
+# Rows in one call of a product: many share a pass over the data, all at once may not fit.
+CHUNK = 32
+
+
+class DivergenceError(ArithmeticError):
+    """The curvature is of no use to a solve: numbers that grow, are no numbers, or are negative."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """``H ~ Q^T diag(values) Q + rest (I - Q^T Q)``, with ``Q`` the rows of ``vectors``.
+
+    Attributes:
+        vectors: ``(r, P)``, orthonormal rows.
+        values: ``(r,)``, descending.
+        rest: the one eigenvalue that stands for all others, off the subspace.
+    """
+
+    vectors: Tensor
+    values: Tensor
+    rest: float = 0.0
+
+    def with_rest(self, matvec: Matvec, *, probes: int = 8, seed: int = 0) -> LowRank:
+        """The same pairs, with the mean of the eigenvalues left out for ``rest``.
+
+        Without it (``rest = 0``) the inverse divides what is off the subspace by the damping alone,
+        too little by as much as the eigenvalues left out exceed it. The mean is Hutchinson's
+        estimate of the trace off the subspace, as in Hutch++ (Meyer et al., 2021): taken as a
+        difference from an estimate of the whole trace it would drown in the noise of the latter.
+
+        Args:
+            matvec: products with ``H``.
+            probes: random sign vectors, all in one call.
+            seed: of the probes.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        signs = random_signs((probes, self.vectors.shape[1]), generator).to(self.vectors)
+        outside = signs - (signs @ self.vectors.T) @ self.vectors
+        # What the signs keep of their length is off the subspace; nothing, if there is no such.
+        length = outside.square().sum().clamp_min(torch.finfo(signs.dtype).tiny)
+        mean = (outside * matvec(outside)).sum() / length
+        return replace(self, rest=mean.clamp_min(0).item())
+
+    def inverse(self, b: Tensor, damping: float) -> Tensor:
+        """``(H + damping I)^-1 b`` for every row of ``b``, both ``(K, P)``."""
+        within = b @ self.vectors.T
+        outside = b - within @ self.vectors
+        # What rounding leaves of the subspace would be divided by the damping, not by its values.
+        outside = outside - (outside @ self.vectors.T) @ self.vectors
+        return (within / (self.values + damping)) @ self.vectors + outside / (self.rest + damping)
+
+    def precondition(self, x: Tensor, damping: float) -> Tensor:
+        """The preconditioner of Frangella, Tropp & Udell (2021), ``(K, P)`` to ``(K, P)``.
+
+        ``(l + damping) Q^T (diag(values) + damping)^-1 Q x + (x - Q^T Q x)``, with ``l`` the least
+        of the values: inside the subspace every eigenvalue of ``H + damping I`` comes down to
+        ``l + damping``, which is about where those off it begin. Of the same rank, `lanczos` makes
+        no better one than `nystrom`, from products that have to wait for each other.
+        """
+        values = self.values.clamp_min(0)  # a preconditioner must be positive definite
+        change = (values[-1] + damping) / (values + damping) - 1
+        return x + (x @ self.vectors.T * change) @ self.vectors
+
+
+def nystrom(matvec: Matvec, like: Tensor, rank: int, *, seed: int = 0) -> LowRank:
+    """Randomized Nyström approximation of a positive semi-definite ``H``.
+
+    ``H ~ (H W)^T (W^T H W)^-1 (H W)`` for random orthonormal ``W``: Algorithm 2.1 of Frangella,
+    Tropp & Udell (2021). The products do not build on each other, so that all of them take only
+    ``rank / CHUNK`` calls. Eigenvalues come out too small, never too large, up to rounding.
+
+    Args:
+        matvec: products with ``H``.
+        like: ``(P,)``, gives size, dtype and device.
+        rank: products to spend, and eigenpairs to return; at most ``P``.
+        seed: of the random vectors.
+
+    Raises:
+        DivergenceError: a product is not finite.
+    """
+    rank = _checked_rank(rank, like)
+    generator = torch.Generator().manual_seed(seed)
+    test = torch.randn(len(like), rank, generator=generator).to(like)
+    test = torch.linalg.qr(test).Q.T
+    product = torch.cat([matvec(part) for part in test.split(CHUNK)])
+    require_finite(product)
+
+    # The shift keeps the core positive definite where rounding, here or in the products, makes its
+    # small eigenvalues negative; it is taken off again at the end. As test is orthonormal, shifting
+    # H shifts the core by as much.
+    core = test @ product.T
+    core_values, core_vectors = torch.linalg.eigh((core + core.T) / 2)
+    rounding = torch.finfo(like.dtype).eps * product.norm()
+    shift = rounding + 2 * core_values[0].clamp_max(0).abs()
+    scale = (core_values + shift).clamp_min(torch.finfo(like.dtype).tiny).rsqrt()
+    root = scale[:, None] * (core_vectors.T @ (product + shift * test))
+    _, singular, vectors = torch.linalg.svd(root, full_matrices=False)
+    return LowRank(vectors, (singular.square() - shift).clamp_min(0))
+
+
+def lanczos(matvec: Matvec, like: Tensor, rank: int, *, seed: int = 0) -> tuple[LowRank, Tensor]:
+    """Ritz pairs of a symmetric ``H``, definite or not, by Lanczos from a random start.
+
+    Both ends of the spectrum converge first. Every vector is orthogonalised against all before it
+    (Golub & Van Loan, section 10.3), as the three-term recurrence loses orthogonality once a pair
+    has converged.
+
+    Args:
+        matvec: products with ``H``; called with one row.
+        like: ``(P,)``, gives size, dtype and device.
+        rank: products to spend at most. It takes fewer if the vectors reached so far are closed
+            under ``H``; so many eigenpairs come back. Of equal eigenvalues one is found.
+        seed: of the start.
+
+    Returns:
+        The Ritz pairs, and for each ``|H q - value q|``, ``(r,)``: so far at most is an eigenvalue.
+
+    Raises:
+        DivergenceError: a product is not finite.
+    """
+    rank = _checked_rank(rank, like)
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(len(like), generator=generator).to(like)
+    basis = start.new_zeros(rank, len(like))
+    basis[0] = start / start.norm()
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
+    largest = 0.0
+    for step in range(rank):
+        product = matvec(basis[step][None])[0]
+        require_finite(product)
+        largest = max(largest, product.norm().item())
+        diagonal.append((product @ basis[step]).item())
+        known = basis[: step + 1]
+        for _ in range(2):  # once is not enough in float32
+            product = product - (known @ product) @ known
+        off_diagonal.append(product.norm().item())
+        if off_diagonal[-1] <= 10 * torch.finfo(like.dtype).eps * largest:
+            break
+        if step + 1 < rank:
+            basis[step + 1] = product / off_diagonal[-1]
+    values, vectors = _tridiagonal_eigenpairs(diagonal, off_diagonal[:-1])
+    residuals = off_diagonal[-1] * vectors[:, -1].abs()
+    ritz = vectors.to(basis) @ basis[: len(diagonal)]
+    return LowRank(ritz, values.to(basis)), residuals.to(basis)
+
+
+def random_signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Independent ``+1`` and ``-1`` (Rademacher), the probes of least variance."""
+    return torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0
+
+
+def require_finite(product: Tensor) -> None:
+    """Raises `DivergenceError` for a product with ``H`` that is not finite."""
+    if not product.isfinite().all():
+        raise DivergenceError(
+            "A product with the curvature matrix is not finite. Use float64, or look for rows with "
+            "infinite embeddings."
+        )
+
+
+def _tridiagonal_eigenpairs(
+    diagonal: list[float], off_diagonal: list[float]
+) -> tuple[Tensor, Tensor]:
+    """Values, descending, and vectors, as rows."""
+    small = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    beside = torch.tensor(off_diagonal, dtype=torch.float64)
+    small = small + torch.diag(beside, 1) + torch.diag(beside, -1)
+    values, vectors = torch.linalg.eigh(small)
+    return values.flip(0), vectors.T.flip(0)
+
+
+def _checked_rank(rank: int, like: Tensor) -> int:
+    if rank < 1:
+        raise ValueError(f"The rank must be at least 1, but is {rank}.")
+    return min(rank, len(like))

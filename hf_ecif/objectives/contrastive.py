@@ -1,0 +1,88 @@
+"""What a contrastive loss has to offer; a module that has these functions is one (PEP 544)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from hf_ecif.objectives.similarity import Embeddings, RoleForm, Roles
+
+
+class Contrastive(Protocol):
+    """A loss over all pairs of a batch, and what each pair contributes to it.
+
+    A pair ``n`` acts in two roles: *positive*, through its own terms, and *negative*, through what
+    its presence adds to the terms of others. Both are in nats and unnormalised.
+
+    In every function ``same``, if given, is ``(B,)`` integers: pairs with equal numbers (repeated
+    captions, say) are not taken as negatives of each other. Tangents and cotangents of a batch have
+    its form with a leading ``K``: ``(K, B, d)`` for text and image, ``(K,)`` for scale and bias.
+
+    Attributes:
+        TERMS: loss terms per pair. Removing pair ``n`` from a batch of ``B`` changes
+            ``TERMS * B * loss`` by ``-(Pos_n + Neg_n)`` when the mean keeps its denominator.
+    """
+
+    TERMS: int
+
+    def loss(self, embeddings: Embeddings, same: Tensor | None = None) -> Tensor:
+        """The loss, in nats; scalar."""
+
+    def loss_gradient(self, embeddings: Embeddings, same: Tensor | None = None) -> Embeddings:
+        """Gradient of the loss with respect to text, image, scale and bias, of the batch's form."""
+
+    def ggn_product(
+        self, embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
+    ) -> Embeddings:
+        """Generalised Gauss-Newton product ``J_S^T (d2L/dS2) J_S e'`` of every tangent ``e'``.
+
+        Positive semi-definite. The result is a cotangent: pulled back through the encoders it is
+        the product in parameter space.
+        """
+
+    def hessian_product(
+        self, embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
+    ) -> Embeddings:
+        """Derivative of `loss_gradient` along every tangent: the full Hessian at the embeddings."""
+
+    def roles(
+        self, embeddings: Embeddings, *, form: RoleForm = "exact", same: Tensor | None = None
+    ) -> Roles:
+        """Both roles of every pair, ``(B,)`` each."""
+
+    def role_tangents(
+        self,
+        embeddings: Embeddings,
+        tangents: Embeddings,
+        *,
+        form: RoleForm = "exact",
+        same: Tensor | None = None,
+    ) -> Roles:
+        """Directional derivatives of `roles` along every tangent, ``(K, B)`` each.
+
+        With a tangent the push-forward of ``s = H^-1 grad F``, their sum over ``TERMS * N`` is the
+        predicted change of the query ``F`` when pair ``n`` is removed.
+        """
+
+    def group_roles(
+        self, embeddings: Embeddings, members: Tensor, same: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(Pos_E, Neg_E)`` of pairs that leave the batch together, scalars.
+
+        Exact: removing them changes ``TERMS * B * loss`` by ``-(Pos_E + Neg_E)``.
+
+        Args:
+            embeddings: the batch.
+            members: ``(B,)`` booleans, true for the pairs that leave; none and all are allowed.
+            same: as everywhere.
+        """
+
+    def group_role_tangents(
+        self,
+        embeddings: Embeddings,
+        tangents: Embeddings,
+        members: Tensor,
+        same: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Directional derivatives of `group_roles` along every tangent, ``(K,)`` each."""

@@ -1,0 +1,194 @@
+"""The sigmoid loss of SigLIP (Zhai et al., arXiv 2303.15343).
+
+``L = -(1/B) sum_ij log sigmoid(y_ij S_ij)`` with ``S = scale * U V^T + bias``, ``y = 1`` on the
+diagonal and ``-1`` elsewhere. Every cell of ``S`` is a term of its own, with no normalisation
+across cells, so the roles of pair ``n`` are exact for a deletion without any expansion:
+
+- positive: ``Pos_n``, the cell ``(n, n)``;
+- negative: ``Neg_n``, the other cells of row ``n`` and of column ``n``.
+
+Both values of `RoleForm` therefore mean the same here. Cells of other pairs with equal numbers in
+``same`` are left out of the sum.
+
+The functions are those of `hf_ecif.objectives.Contrastive`, which states their shapes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from hf_ecif.objectives import similarity
+from hf_ecif.objectives.similarity import (
+    Derivatives,
+    Direction,
+    Embeddings,
+    FactorTangents,
+    RoleForm,
+    Roles,
+)
+
+TERMS = 1
+
+
+def loss(embeddings: Embeddings, same: Tensor | None = None) -> Tensor:
+    """``L``, what ``SiglipModel(..., return_loss=True)`` returns; scalar, in nats."""
+    direction, count = similarity.one_way(embeddings), len(embeddings.text)
+    sums = [_terms(direction, rows, same).sum() for rows in similarity.blocks(count)]
+    return similarity.total(sums) / count
+
+
+def loss_gradient(embeddings: Embeddings, same: Tensor | None = None) -> Embeddings:
+    """Gradient of `loss`."""
+    direction = similarity.one_way(embeddings)
+    return _batch(similarity.gradient(direction, partial(_derivatives, same=same)))
+
+
+def ggn_product(
+    embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
+) -> Embeddings:
+    """``J_S^T (d2L/dS2) J_S e'``; ``d2L/dS2`` is diagonal, ``sigmoid(S) sigmoid(-S) / B``."""
+    return _curvature_product(embeddings, tangents, same, full=False)
+
+
+def hessian_product(
+    embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
+) -> Embeddings:
+    """Derivative of `loss_gradient` along every tangent."""
+    return _curvature_product(embeddings, tangents, same, full=True)
+
+
+def roles(embeddings: Embeddings, *, form: RoleForm = "exact", same: Tensor | None = None) -> Roles:
+    """Both roles of every pair; ``form`` makes no difference.
+
+    Deleting pair ``n`` from the batch changes ``B L`` by exactly ``-(Pos_n + Neg_n)`` when the mean
+    keeps its denominator.
+    """
+    direction = similarity.one_way(embeddings)
+    positive, in_row, in_column = [], [], []
+    for rows in similarity.blocks(len(embeddings.text)):
+        terms = _terms(direction, rows, same)
+        own = similarity.own_cells(terms, rows)
+        positive.append(own.clone())
+        own.zero_()
+        in_row.append(terms.sum(dim=1))
+        in_column.append(terms.sum(dim=0))
+    return Roles(torch.cat(positive), torch.cat(in_row) + similarity.total(in_column))
+
+
+def role_tangents(
+    embeddings: Embeddings,
+    tangents: Embeddings,
+    *,
+    form: RoleForm = "exact",
+    same: Tensor | None = None,
+) -> Roles:
+    """Directional derivatives of `roles` along every tangent; ``form`` makes no difference.
+
+    Sums of ``S'``, the tangent of the logits, with weights that no tangent changes: ``S'`` itself,
+    ``(K, B, B)``, is never built.
+    """
+    direction = similarity.one_way(embeddings)
+    moved = FactorTangents(direction, similarity.one_way(tangents))
+    positive, in_row, in_column = [], [], []
+    for rows in similarity.blocks(len(embeddings.text)):
+        slopes = _slopes(_margins(direction, rows, same), rows)
+        own = similarity.own_cells(slopes, rows)
+        positive.append(own * moved.picked(rows, similarity.own_columns(slopes, rows)))
+        own.zero_()
+        in_row.append(moved.row_sums(rows, slopes))
+        in_column.append(moved.column_sums(rows, slopes))
+    return Roles(
+        torch.cat(positive, dim=-1), torch.cat(in_row, dim=-1) + similarity.total(in_column)
+    )
+
+
+def group_roles(
+    embeddings: Embeddings, members: Tensor, same: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``(Pos_E, Neg_E)`` of a set ``E`` of pairs that leave the batch together.
+
+    ``Pos_E`` are the members' own cells, ``Neg_E`` all other cells in a row or a column of ``E``,
+    each counted once. Adding single-pair roles counts a cell between two members twice.
+    """
+    direction = similarity.one_way(embeddings)
+    positive, negative = [], []
+    for rows in similarity.blocks(len(embeddings.text)):
+        terms = _terms(direction, rows, same)
+        own = similarity.own_cells(terms, rows)
+        positive.append((own * members[rows]).sum())
+        own.zero_()
+        negative.append((terms * _touched(members, rows)).sum())
+    return similarity.total(positive), similarity.total(negative)
+
+
+def group_role_tangents(
+    embeddings: Embeddings, tangents: Embeddings, members: Tensor, same: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Directional derivatives of `group_roles` along every tangent."""
+    direction = similarity.one_way(embeddings)
+    moved = FactorTangents(direction, similarity.one_way(tangents))
+    positive, negative = [], []
+    for rows in similarity.blocks(len(embeddings.text)):
+        slopes = _slopes(_margins(direction, rows, same), rows)
+        own = similarity.own_cells(slopes, rows)
+        change = own * members[rows] * moved.picked(rows, similarity.own_columns(slopes, rows))
+        positive.append(change.sum(dim=-1))
+        own.zero_()
+        weights = slopes * _touched(members, rows)
+        negative.append(moved.row_sums(rows, weights).sum(dim=-1))
+    return similarity.total(positive), similarity.total(negative)
+
+
+# ------------------------------------------------------------------------- a block of rows
+
+
+def _margins(direction: Direction, rows: slice, same: Tensor | None) -> Tensor:
+    """``y_ij S_ij`` of a block, ``(r, B)``; infinite, a term of zero, where a pair is left out."""
+    margins = -similarity.logits(direction, rows)
+    similarity.own_cells(margins, rows).neg_()
+    if same is None:
+        return margins
+    return margins.masked_fill(similarity.repeated(same, rows), torch.inf)
+
+
+def _terms(direction: Direction, rows: slice, same: Tensor | None) -> Tensor:
+    """``-log sigmoid(y_ij S_ij)`` of a block, ``(r, B)``."""
+    return -logsigmoid(_margins(direction, rows, same))
+
+
+def _slopes(margins: Tensor, rows: slice) -> Tensor:
+    """Derivatives of the terms by their logits, ``-y_ij sigmoid(-y_ij S_ij)``, ``(r, B)``."""
+    slopes = (-margins).sigmoid()
+    similarity.own_cells(slopes, rows).neg_()
+    return slopes
+
+
+def _derivatives(direction: Direction, rows: slice, same: Tensor | None) -> Derivatives:
+    """Of ``L`` with respect to the logits of a block."""
+    count = len(direction.anchors)
+    margins = _margins(direction, rows, same)
+    curvature = margins.sigmoid() * (-margins).sigmoid() / count
+    return Derivatives(_slopes(margins, rows) / count, lambda tangent: curvature * tangent)
+
+
+def _touched(members: Tensor, rows: slice) -> Tensor:
+    """Booleans ``(r, B)``: cells that go when the members leave."""
+    return members[rows, None] | members[None, :]
+
+
+def _curvature_product(
+    embeddings: Embeddings, tangents: Embeddings, same: Tensor | None, *, full: bool
+) -> Embeddings:
+    direction, moved = similarity.one_way(embeddings), similarity.one_way(tangents)
+    derivatives = partial(_derivatives, same=same)
+    return _batch(similarity.curvature_product(direction, moved, derivatives, full=full))
+
+
+def _batch(direction: Direction) -> Embeddings:
+    """Cotangents of texts as rows and images as columns, as those of a batch."""
+    text, image, scale, bias = direction
+    return Embeddings(text, image, scale, bias)

@@ -1,0 +1,279 @@
+"""The logits of a contrastive batch in blocks of rows, pushed forward and pulled back.
+
+What the losses share. A batch of ``B`` pairs has logits ``S = scale * U V^T + bias``, rows texts
+and columns images. A large batch is only ever seen in blocks of rows, so that memory is
+``BLOCK * B`` (per tangent, where the tangents of the logits are needed), never ``B * B``.
+
+Shapes: ``r`` rows in a block, ``K`` tangents, embeddings of size ``d``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+RoleForm = Literal["exact", "first_order"]
+BLOCK = 1024
+
+
+class Embeddings(NamedTuple):
+    """A contrastive batch after the encoders; also a tangent or a cotangent of one.
+
+    Attributes:
+        text: ``(B, d)``, unit rows.
+        image: ``(B, d)``, unit rows.
+        scale: ``()``, the inverse temperature ``exp(logit_scale)``.
+        bias: ``()``, what the sigmoid loss adds to every logit; InfoNCE does not see it.
+    """
+
+    text: Tensor
+    image: Tensor
+    scale: Tensor
+    bias: Tensor = torch.zeros(())
+
+
+class Roles(NamedTuple):
+    """Both roles of every pair, ``(B,)``, or their derivatives along tangents, ``(K, B)``."""
+
+    positive: Tensor
+    negative: Tensor
+
+
+class Direction(NamedTuple):
+    """Logits read one way: a row for each of `anchors`, a column for each of `keys`.
+
+    Also a tangent of these, with a leading ``K``, or a cotangent. Without a bias it is None: a loss
+    that compares the logits of a row does not see what is added to all of them.
+    """
+
+    anchors: Tensor
+    keys: Tensor
+    scale: Tensor
+    bias: Tensor | None = None
+
+
+class Derivatives(NamedTuple):
+    """The first two derivatives of a loss with respect to a block of logits.
+
+    Attributes:
+        cotangent: ``dL/dS``, ``(r, B)``.
+        curvature: takes logits tangents ``S'`` to ``(d2L/dS2) S'``, both ``(K, r, B)``.
+    """
+
+    cotangent: Tensor
+    curvature: Callable[[Tensor], Tensor]
+
+
+Differentiate = Callable[[Direction, slice], Derivatives]
+
+
+# ------------------------------------------------------------------------- a batch and its blocks
+
+
+def one_way(embeddings: Embeddings) -> Direction:
+    """Texts as rows, with the bias: for a loss in which every cell counts once."""
+    text, image, scale, bias = embeddings
+    return Direction(text, image, scale, bias.to(text))
+
+
+def two_ways(embeddings: Embeddings) -> tuple[Direction, Direction]:
+    """Text to image, then image to text, without the bias: for a loss that normalises both."""
+    text, image, scale, _ = embeddings
+    return Direction(text, image, scale), Direction(image, text, scale)
+
+
+def merge_ways(to_image: Direction, to_text: Direction | None = None) -> Embeddings:
+    """Cotangents of `two_ways` added up; that of the bias is zero."""
+    text, image, scale = to_image[:3]
+    if to_text is not None:
+        text, image, scale = text + to_text.keys, image + to_text.anchors, scale + to_text.scale
+    return Embeddings(text, image, scale, torch.zeros_like(scale))
+
+
+def blocks(count: int) -> Iterator[slice]:
+    """Slices of at most `BLOCK` rows that cover ``count``."""
+    return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
+
+
+def own_cells(values: Tensor, rows: slice) -> Tensor:
+    """Where a row of the block meets its own column: a view ``(..., r)`` of ``(..., r, B)``."""
+    return values.diagonal(rows.start, -2, -1)
+
+
+def own_columns(values: Tensor, rows: slice) -> Tensor:
+    """The columns of `own_cells`, ``(r,)``, on the device of ``values``."""
+    return torch.arange(rows.start, rows.stop, device=values.device)
+
+
+def repeated(same: Tensor, rows: slice) -> Tensor:
+    """Booleans ``(r, B)``: true for another pair with an equal number in ``same``."""
+    equal = same[rows, None] == same[None, :]
+    own_cells(equal, rows).fill_(False)
+    return equal
+
+
+def split_tangents(tangents: Embeddings, size: int) -> Iterator[Embeddings]:
+    """At most ``size`` tangents at a time, without their bias; at least one part."""
+    split = [part.split(size) for part in tangents[:3]]
+    return (Embeddings(*parts) for parts in zip(*split, strict=True))
+
+
+def total(tensors: Iterable[Tensor]) -> Tensor:
+    """Sum of tensors of one shape."""
+    return reduce(torch.add, tensors)
+
+
+# ------------------------------------------------------------------------------------ pushing
+
+
+def logits(direction: Direction, rows: slice) -> Tensor:
+    """``S`` of a block, ``(r, B)``."""
+    values = (direction.scale * direction.anchors[rows]) @ direction.keys.T
+    return values if direction.bias is None else values + direction.bias
+
+
+def logits_tangent(direction: Direction, moved: Direction, rows: slice) -> Tensor:
+    """``S'`` of a block, ``(K, r, B)``."""
+    anchors, scale = direction.anchors[rows], direction.scale
+    # The scale goes into the factors, which are smaller than the logits.
+    moved_anchors = scale * moved.anchors[:, rows] + moved.scale[:, None, None] * anchors
+    values = moved_anchors @ direction.keys.T + (moved.keys @ (scale * anchors).T).mT
+    return values if moved.bias is None else values + moved.bias[..., None, None]
+
+
+class LogitsTangents(NamedTuple):
+    """``S'`` of the whole batch, ``(K, B, B)``: its sums are taken cell by cell."""
+
+    values: Tensor
+
+    def picked(self, rows: slice, columns: Tensor) -> Tensor:
+        """One cell of each row of a block, in the columns ``(r,)`` given; ``(K, r)``."""
+        return self.values[:, own_columns(self.values, rows), columns]
+
+    def row_sums(self, rows: slice, weights: Tensor) -> Tensor:
+        """``sum_j weights_kj S'_kj`` of every row ``k`` of a block, ``(K, r)``."""
+        return (weights * self.values[:, rows]).sum(dim=-1)
+
+    def column_sums(self, rows: slice, weights: Tensor) -> Tensor:
+        """``sum_k weights_kn S'_kn`` over the rows ``k`` of a block, ``(K, B)``."""
+        return (weights * self.values[:, rows]).sum(dim=-2)
+
+
+class FactorTangents(NamedTuple):
+    """``S'`` as its factors: its sums are taken by matrix products, and it is never built.
+
+    The weights of a sum are ``(r, B)``, the same for all tangents.
+    """
+
+    direction: Direction
+    moved: Direction
+
+    def picked(self, rows: slice, columns: Tensor) -> Tensor:
+        """One cell of each row of a block, in the columns ``(r,)`` given; ``(K, r)``."""
+        anchors = self.direction.anchors[rows], self.moved.anchors[:, rows]
+        keys = self.direction.keys[columns], self.moved.keys[:, columns]
+        return self._sums(anchors, keys, torch.ones(()).to(anchors[0]))
+
+    def row_sums(self, rows: slice, weights: Tensor) -> Tensor:
+        """``sum_j weights_kj S'_kj`` of every row ``k`` of a block, ``(K, r)``."""
+        anchors = self.direction.anchors[rows], self.moved.anchors[:, rows]
+        mixed = weights @ self.direction.keys, _mix(weights, self.moved.keys)
+        return self._sums(anchors, mixed, weights.sum(dim=1))
+
+    def column_sums(self, rows: slice, weights: Tensor) -> Tensor:
+        """``sum_k weights_kn S'_kn`` over the rows ``k`` of a block, ``(K, B)``."""
+        anchors, moved_anchors = self.direction.anchors[rows], self.moved.anchors[:, rows]
+        mixed = weights.T @ anchors, _mix(weights.T, moved_anchors)
+        return self._sums(mixed, (self.direction.keys, self.moved.keys), weights.sum(dim=0))
+
+    def _sums(
+        self, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], weight: Tensor
+    ) -> Tensor:
+        """Derivative of ``scale * left . right + weight * bias``, of pairs (value, tangents)."""
+        dot_tangent = (left[1] * right[0] + left[0] * right[1]).sum(dim=-1)
+        dot = (left[0] * right[0]).sum(dim=-1)
+        sums = self.direction.scale * dot_tangent + self.moved.scale[:, None] * dot
+        return sums if self.moved.bias is None else sums + self.moved.bias[..., None] * weight
+
+
+Pushed = LogitsTangents | FactorTangents
+
+
+def _mix(weights: Tensor, values: Tensor) -> Tensor:
+    """``weights @ values`` for every leading index of ``(K, B, d)``, as one matrix product."""
+    columns = values.movedim(-2, 0)
+    mixed = weights @ columns.reshape(len(columns), -1)
+    return mixed.view(len(weights), *columns.shape[1:]).movedim(0, -2)
+
+
+# ------------------------------------------------------------------------------------- pulling
+
+
+def gradient(direction: Direction, derivatives: Differentiate) -> Direction:
+    """The loss's gradient with respect to anchors, keys, scale and bias."""
+    return _gather(
+        _pull(direction, rows, derivatives(direction, rows).cotangent)
+        for rows in blocks(len(direction.anchors))
+    )
+
+
+def curvature_product(
+    direction: Direction, moved: Direction, derivatives: Differentiate, *, full: bool
+) -> Direction:
+    """The loss's curvature with respect to anchors, keys, scale and bias, times each tangent.
+
+    The Gauss-Newton part ``J_S^T (d2L/dS2) J_S e'`` alone or, if ``full``, the Hessian: logits are
+    bilinear in the embeddings, which adds the change of ``J_S^T`` with ``dL/dS`` held fixed.
+    """
+
+    def of_block(rows: slice) -> Direction:
+        cotangent, curvature = derivatives(direction, rows)
+        part = _pull(direction, rows, curvature(logits_tangent(direction, moved, rows)))
+        return _add(part, _pull_tangent(direction, moved, rows, cotangent)) if full else part
+
+    return _gather(of_block(rows) for rows in blocks(len(direction.anchors)))
+
+
+def _pull(direction: Direction, rows: slice, cotangent: Tensor) -> Direction:
+    """A cotangent ``(..., r, B)`` of the block's logits as one of its anchors and all keys."""
+    anchors, through_keys = direction.anchors[rows], cotangent @ direction.keys
+    return Direction(
+        direction.scale * through_keys,
+        direction.scale * (cotangent.mT @ anchors),
+        (through_keys * anchors).sum(dim=(-2, -1)),
+        cotangent.sum(dim=(-2, -1)),
+    )
+
+
+def _pull_tangent(
+    direction: Direction, moved: Direction, rows: slice, cotangent: Tensor
+) -> Direction:
+    """Derivative of `_pull` along each tangent, the logits cotangent ``(r, B)`` held fixed."""
+    anchors, moved_anchors = direction.anchors[rows], moved.anchors[:, rows]
+    through_keys, moved_through_keys = cotangent @ direction.keys, _mix(cotangent, moved.keys)
+    moved_scale = moved.scale[:, None, None]
+    return Direction(
+        direction.scale * moved_through_keys + moved_scale * through_keys,
+        direction.scale * _mix(cotangent.T, moved_anchors) + moved_scale * (cotangent.T @ anchors),
+        (through_keys * moved_anchors + moved_through_keys * anchors).sum(dim=(-2, -1)),
+        torch.zeros_like(moved.scale),
+    )
+
+
+def _add(one: Direction, other: Direction) -> Direction:
+    return Direction(*map(torch.add, one, other))
+
+
+def _gather(parts: Iterable[Direction]) -> Direction:
+    """Blocks put together: each has its own anchors; the rest is shared and adds up."""
+    anchors: list[Tensor] = []
+    shared: list[Tensor] = []
+    for part in parts:
+        anchors.append(part.anchors)
+        # Added at once: kept until the end, the cotangents of the keys would outweigh the batch.
+        shared = list(map(torch.add, shared, part[1:])) if shared else list(part[1:])
+    return Direction(torch.cat(anchors, dim=-2), *shared)

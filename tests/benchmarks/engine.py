@@ -1,0 +1,433 @@
+"""What the engine costs, as ratios to a floor that is measured in the same process.
+
+    python -m tests.benchmarks.engine                        # both models, one and all threads
+    python -m tests.benchmarks.engine --models embedded --threads 1
+
+Every figure is the smallest of several interleaved runs of a quantity over the smallest of its
+floor. The models are the embedded CLIP on its own data, and a `CLIPModel` of the size of ViT-B/32
+with random weights on noise. Each model and number of threads is measured in a process of its own,
+as is the peak memory. Nothing else may run meanwhile: two threads of OpenMP wait for each other.
+
+What bounds each quantity: *all* is bound by matrix products, of which a tangent needs two for every
+one of the plain pass (`W x'` and `W' x`), so three times the plain pass is the floor. Adapters and
+the last layers leave out `W' x` where `W` is frozen. *A further query* adds `W' x` of the two
+heads and two products `B x B x d` per batch; where the embeddings are short (`d < B`), these and
+the sums over `B x B` cells outweigh the heads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import CLIPConfig, CLIPModel
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.data import load_rows
+from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.influence import InfluenceModel
+from hf_ecif.operators import Objective, random_batches
+from hf_ecif.parameters import add_lora
+from hf_ecif.scoring import Batching, Directions, score_rows
+from hf_ecif.solvers import estimate_spectrum, solve
+from tests.benchmarks.detection import DEMO, RESULTS
+
+MODELS = {"embedded": 1024, "vit-b-32": 48}  # rows
+BATCH, MICRO = 256, 64
+SOLVE_ROWS = 10_000
+Figures = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something to be measured, and how large it may be."""
+
+    name: str
+    floor: str
+    at_most: float
+
+
+QUANTITIES = {
+    q.name: q
+    for q in (
+        Quantity("score, all, exact", "plain embedding, same kernel", 3.5),
+        Quantity("score, all, difference", "plain embedding, fused kernel", 2.2),
+        Quantity("score, lora", "plain embedding, same kernel", 2.5),
+        Quantity("score, projections", "plain embedding", 1.1),
+        Quantity("a further query, projections", "one product with the heads", 1.5),
+        Quantity("GGN product, all", "jvp and vjp written bare", 1.15),
+        Quantity("GGN product, projections, cached", "its matrix products alone", 2.0),
+        Quantity("solve, projections, 10,000 rows", "plain embedding of these rows", 1.0),
+        Quantity("peak memory, batch 8,192 over 64", "-", 1.5),
+    )
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, os.cpu_count() or 1])
+    parser.add_argument("--output", type=Path, default=RESULTS / "engine.json")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a process of its own
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure_one(*args.one)))
+        return
+    results = [
+        {"model": model, "threads": threads, "figures": in_own_process(threads, "time", model)}
+        for model in args.models
+        for threads in dict.fromkeys(args.threads)
+    ]
+    peaks = [in_own_process(1, "memory", str(batch))["peak"]["MiB"] for batch in (64, 8192)]
+    figures = {"peak memory, batch 8,192 over 64": {"ratio": peaks[1] / peaks[0], "MiB": peaks[1]}}
+    results.append({"model": "embedded", "threads": 1, "figures": figures})
+    for result in results:
+        print_table(result)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"cpu": platform.processor(), "cores": os.cpu_count(), "torch": torch.__version__}
+    args.output.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+
+
+def in_own_process(threads: int, *job: str) -> Figures:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "tests.benchmarks.engine", "--one", *job]
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(output.stdout.splitlines()[-1])
+
+
+def measure_one(kind: str, what: str) -> Figures:
+    """In this process: ``time`` of a model, or ``memory`` of a batch size."""
+    if kind == "memory":
+        return peak_memory(int(what))
+    model, features = embedded() if what == "embedded" else vit_b_32()
+    return {
+        **scoring_all(model, features),
+        **curvature_all(model, features),
+        **projections(model, features),
+        **scoring_lora(model, features),  # last: it changes the model's layers
+    }
+
+
+# ------------------------------------------------------------------------------------ inputs
+
+
+def embedded() -> tuple[nn.Module, Features]:
+    wrapped = InfluenceModel.from_pretrained(DEMO / "model", InfluenceConfig(parameters="all"))
+    train = load_rows(str(DEMO / "data"), "train").select(range(MODELS["embedded"]))
+    return wrapped.encoder.model, wrapped.read(train).features
+
+
+def vit_b_32() -> tuple[nn.Module, Features]:
+    torch.manual_seed(0)
+    rows = MODELS["vit-b-32"]
+    tokens = torch.randint(1, 49405, (rows, 77))
+    tokens[:, -1] = 49407
+    text = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    return CLIPModel(CLIPConfig()).eval(), Features(
+        text, {"pixel_values": torch.randn(rows, 3, 224, 224)}
+    )
+
+
+# ------------------------------------------------------------------------------- quantities
+
+
+def scoring_all(model: nn.Module, features: Features) -> Figures:
+    encoder = DualEncoder(model, "all", MICRO)
+    theta = encoder.theta
+    directions = one_direction(encoder)
+    encoder.embed(theta, features[:2])  # look at the towers before the clock runs
+    times = race(
+        plain=lambda: plain_embedding(model, features),
+        plain_math=lambda: plain_embedding(model, features, SDPBackend.MATH),
+        exact=lambda: score(encoder, theta, features, directions),
+        difference=lambda: score(encoder, theta, features, directions, tangents="difference"),
+    )
+    exact = score(encoder, theta, features, directions).task
+    near = score(encoder, theta, features, directions, tangents="difference").task
+    return {
+        "score, all, exact": ratio(times, "exact", "plain_math"),
+        "score, all, difference": ratio(times, "difference", "plain")
+        | {"rank correlation with exact": spearman(exact, near)},
+    }
+
+
+def scoring_lora(model: nn.Module, features: Features) -> Figures:
+    encoder = DualEncoder(add_lora(model), "lora", MICRO)
+    theta, directions = encoder.theta, one_direction(encoder)
+    encoder.embed(theta, features[:2])
+    times = race(
+        plain_math=lambda: plain_embedding(encoder.model, features, SDPBackend.MATH),
+        score=lambda: score(encoder, theta, features, directions),
+    )
+    return {"score, lora": ratio(times, "score", "plain_math")}
+
+
+def curvature_all(model: nn.Module, features: Features) -> Figures:
+    encoder = DualEncoder(model, "all", MICRO)
+    theta = encoder.theta
+    batches = random_batches(len(features), BATCH, torch.Generator().manual_seed(0))
+    objective = Objective(encoder, features, batches)
+    vector = one_direction(encoder).query[None]
+    objective.ggn(theta, vector)
+    times = race(
+        bare=lambda: bare_products(model, encoder, features),
+        ggn=lambda: objective.ggn(theta, vector),
+    )
+    return {"GGN product, all": ratio(times, "ggn", "bare")}
+
+
+def projections(model: nn.Module, features: Features) -> Figures:
+    encoder = DualEncoder(model, "projections", MICRO)
+    theta = encoder.theta
+    frozen = encoder.freeze(features)
+    many = torch.randn(33, len(theta)) * 1e-3
+    one, several = only(many[0]), only(many)
+    times = race(
+        plain=lambda: plain_embedding(model, features),
+        whole=lambda: score(encoder, theta, encoder.freeze(features), one),
+    )
+    rows = repeat(frozen, 4096)
+    light = race(
+        5,
+        one=lambda: score(encoder, theta, rows, one),
+        several=lambda: score(encoder, theta, rows, several),
+        heads=lambda: heads(encoder, theta, rows),
+    )
+    further = (light["several"] - light["one"]) / 32
+    return {
+        "score, projections": ratio(times, "whole", "plain"),
+        "a further query, projections": {
+            "ratio": further / light["heads"],
+            "seconds": further,
+            "floor": light["heads"],
+        },
+        **cached_product(encoder, theta, repeat(frozen, 4096)),
+        **solving(encoder, theta, frozen, times["plain"] * SOLVE_ROWS / len(features)),
+    }
+
+
+def cached_product(encoder: DualEncoder, theta: Tensor, rows: Features) -> Figures:
+    batches = random_batches(len(rows), BATCH, torch.Generator().manual_seed(0))
+    objective = Objective(encoder, rows, batches)
+    vector = only(torch.randn(len(theta)) * 1e-3).query[None]
+    parts = [(rows[b].text["hidden"], rows[b].image["hidden"]) for b in batches]
+    times = race(
+        5,
+        ggn=lambda: objective.ggn(theta, vector),
+        bare=lambda: bare_matrix_products(encoder, theta, parts),
+    )
+    return {"GGN product, projections, cached": ratio(times, "ggn", "bare")}
+
+
+def solving(encoder: DualEncoder, theta: Tensor, frozen: Features, floor: float) -> Figures:
+    """The floor is the plain embedding of as many rows, extrapolated from those embedded."""
+    rows = repeat(frozen, SOLVE_ROWS)
+    batches = random_batches(len(rows), BATCH, torch.Generator().manual_seed(0))
+    objective = Objective(encoder, rows, batches)
+    figures = {}
+    for damping in (30.0, 0.1):
+        start = time.perf_counter()
+        gradient = objective.over(batches[:1]).gradient(theta)
+        product = partial(objective.ggn, theta)
+        spectrum = estimate_spectrum(product, theta)
+        report = solve(product, gradient[None], spectrum, relative_damping=damping)[1]
+        seconds = time.perf_counter() - start
+        name = "solve, projections, 10,000 rows" + ("" if damping == 30 else f", damping {damping}")
+        figures[name] = {
+            "ratio": seconds / floor,
+            "seconds": seconds,
+            "floor": floor,
+            "iterations": report.iterations,
+            "residual": report.relative_residual,
+        }
+    return figures
+
+
+def peak_memory(batch_size: int) -> Figures:
+    """Of scoring and of a product, all else equal: 8,192 rows at the boundary of the last block."""
+    model, features = embedded()
+    encoder = DualEncoder(model, "last_block", MICRO)
+    rows = repeat(encoder.freeze(features), 8192)
+    theta, directions = encoder.theta, one_direction(encoder)
+    score(encoder, theta, rows, directions, batch_size=batch_size)
+    batches = random_batches(8192, batch_size, torch.Generator().manual_seed(0))
+    Objective(encoder, rows, batches[:8]).ggn(theta, directions.query[None])
+    return {"peak": {"MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}}
+
+
+# ------------------------------------------------------------------------------------ floors
+
+
+def plain_embedding(model: nn.Module, features: Features, kernel: SDPBackend | None = None) -> None:
+    """What anyone would write to embed the rows."""
+    kernels = [kernel] if kernel else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    with torch.no_grad(), sdpa_kernel(kernels):
+        for rows in micro_batches(len(features)):
+            part = features[rows]
+            model.get_text_features(**part.text)
+            model.get_image_features(**part.image)
+
+
+def bare_products(model: nn.Module, encoder: DualEncoder, features: Features) -> None:
+    """One jvp and one vjp through each tower, without any loss."""
+    weights = {name: model.get_parameter(name) for name in encoder.names}
+    for rows in micro_batches(len(features)):
+        part = features[rows]
+        for side, inputs in (("text", part.text), ("image", part.image)):
+            own = {n: w for n, w in weights.items() if n.startswith((side, PREFIX[side]))}
+            tower = Bare(model, side)
+            function = partial(run_bare, tower, inputs)
+            tangents = {name: torch.ones_like(value) for name, value in own.items()}
+            with sdpa_kernel(SDPBackend.MATH):
+                with torch.no_grad():
+                    features_of, _ = jvp(function, (own,), (tangents,))
+                vjp(function, own)[1](features_of)
+
+
+PREFIX = {"text": "text", "image": "vis"}  # vision_model and visual_projection
+
+
+class Bare(nn.Module):
+    def __init__(self, model: nn.Module, side: str) -> None:
+        super().__init__()
+        self.model, self.side = model, side
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return getattr(self.model, f"get_{self.side}_features")(**inputs).pooler_output
+
+
+def run_bare(tower: Bare, inputs: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
+    return functional_call(tower, {f"model.{n}": w for n, w in weights.items()}, (inputs,))
+
+
+def heads(encoder: DualEncoder, theta: Tensor, rows: Features) -> None:
+    """The products of all rows with a tangent of the two heads."""
+    visual, textual = head_weights(encoder, theta)
+    for batch in rows.text["hidden"].split(BATCH):
+        batch @ textual.T
+    for batch in rows.image["hidden"].split(BATCH):
+        batch @ visual.T
+
+
+def bare_matrix_products(
+    encoder: DualEncoder, theta: Tensor, parts: list[tuple[Tensor, Tensor]]
+) -> None:
+    """The matrix products of a GGN product with one vector, and nothing between them."""
+    visual, textual = head_weights(encoder, theta)
+    for text, image in parts:
+        u, v = text @ textual.T, image @ visual.T
+        u_moved, v_moved = text @ textual.T, image @ visual.T
+        cells = u @ v.T
+        cells = u_moved @ v.T
+        cells = u @ v_moved.T
+        (cells @ v).T @ text
+        (cells.T @ u).T @ image
+
+
+def head_weights(encoder: DualEncoder, theta: Tensor) -> tuple[Tensor, Tensor]:
+    shapes = [encoder.model.get_parameter(name).shape for name in encoder.names]
+    visual, textual = theta.split([shape.numel() for shape in shapes])
+    return visual.view(shapes[0]), textual.view(shapes[1])
+
+
+# ----------------------------------------------------------------------------------- helpers
+
+
+def score(
+    encoder: DualEncoder,
+    theta: Tensor,
+    features: Features,
+    directions: Directions,
+    *,
+    batch_size: int = BATCH,
+    **options: str,
+):
+    batching = Batching(batch_size, 1, torch.Generator().manual_seed(0))
+    count = len(features)
+    return score_rows(encoder, theta, features, directions, batching, train_count=count, **options)
+
+
+def one_direction(encoder: DualEncoder) -> Directions:
+    return only(torch.randn(encoder.count, generator=torch.Generator().manual_seed(0)) * 1e-3)
+
+
+def only(query: Tensor) -> Directions:
+    empty = query.new_zeros(0, query.shape[-1])
+    return Directions(query, empty, empty)
+
+
+def micro_batches(count: int) -> Iterator[slice]:
+    return (slice(i, min(i + MICRO, count)) for i in range(0, count, MICRO))
+
+
+def repeat(features: Features, count: int) -> Features:
+    """As many rows as asked for, from fewer, told apart by a little noise."""
+    rows = torch.arange(count) % len(features)
+    generator = torch.Generator().manual_seed(0)
+    repeated = features[rows]
+    for side in (repeated.text, repeated.image):
+        hidden = side["hidden"]
+        side["hidden"] = hidden + 0.1 * hidden.std() * torch.randn(
+            hidden.shape, generator=generator
+        )
+    return repeated
+
+
+def race(repeats: int = 3, **runs: Callable[[], object]) -> dict[str, float]:
+    """The smallest time of each, in turns, so that none has the better moments."""
+    best = dict.fromkeys(runs, float("inf"))
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def ratio(times: dict[str, float], quantity: str, floor: str) -> dict[str, float]:
+    seconds = times[quantity]
+    return {"ratio": seconds / times[floor], "seconds": seconds, "floor": times[floor]}
+
+
+def spearman(left: Tensor, right: Tensor) -> float:
+    ranks = torch.stack([left, right]).argsort(dim=1).argsort(dim=1).double()
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def print_table(result: dict) -> None:
+    threads = result["threads"]
+    title = f"{result['model']}, {threads} thread{'s' if threads > 1 else ''}"
+    table = Table("quantity", "floor", "ratio", "at most", "further", title=title)
+    for name, figures in result["figures"].items():
+        known = QUANTITIES.get(name)
+        further = {k: v for k, v in figures.items() if k not in ("ratio", "seconds", "floor")}
+        table.add_row(
+            name,
+            known.floor if known else "",
+            f"{figures['ratio']:.2f}",
+            f"{known.at_most:g}" if known else "",
+            ", ".join(f"{key} {value:.4g}" for key, value in further.items()),
+        )
+    Console(width=130).print(table)
+
+
+if __name__ == "__main__":
+    main()
