@@ -23,44 +23,26 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from hf_ecif.cleaning import clean, write_shards
 from hf_ecif.columns import add_columns
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import (
-    check_columns,
-    drop_influence_columns,
-    fingerprint_rows,
-    image_bytes,
-    load_rows,
-)
+from hf_ecif.data import fingerprint_rows, image_bytes
 from hf_ecif.detection import Detection, auroc, detect
 from hf_ecif.errors import UserError
-from hf_ecif.influence import Fitted, InfluenceModel
+from hf_ecif.influence import Fitted
 from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.queries import choose_query
+from hf_ecif.sources import Sources, open_sources
 from hf_ecif.viz import write_report
 
 PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "scikit-learn", "pillow")
 RESULTS = ("scored", "kept", "removed", "summary.json", "report.html")
 
 
-@dataclass(frozen=True)
-class AuditRequest:
+@dataclass(frozen=True, kw_only=True)
+class AuditRequest(Sources):
     """What to audit and where to put the result; the fields are the options of ``hf-ecif
     audit``."""
 
-    model: str
-    dataset: str
     output: Path
-    split: str = "train"
-    query: str | None = None
-    query_split: str = "validation"
-    image_column: str = "image"
-    text_column: str = "text"
     truth_column: str | None = None
     overwrite: bool = False
-
-    @property
-    def columns(self) -> tuple[str, str]:
-        """Names of the image and the text column."""
-        return self.image_column, self.text_column
 
 
 def run_audit(
@@ -84,16 +66,11 @@ def run_audit(
     watch = _Stopwatch()
 
     with watch("load"):
-        model = InfluenceModel.from_pretrained(request.model, config)
-        dataset = _load(request, request.dataset, request.split)
+        opened = open_sources(request, config)
+        model, dataset, query_set = opened.model, opened.plain, opened.query_set
         truth = _read_truth(dataset, request.truth_column)
-        query_set = request.query and _load(request, request.query, request.query_split)
     with watch("embed"):
-        rows = model.read(dataset, *request.columns, bar("Read rows", len(dataset)))
-        if query_set:
-            query = model.read(query_set, *request.columns, bar("Read query", len(query_set)))
-        else:
-            query = choose_query(rows, model.encoder, seed=config.seed)
+        rows, query = opened.read(bar)
     with watch("fit"):
         fitted = model.fit(rows, query, bar)
     with watch("score"):
@@ -187,11 +164,6 @@ def _clear_output(output: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def _load(request: AuditRequest, source: str, split: str) -> Dataset:
-    dataset = check_columns(load_rows(source, split), *request.columns)
-    return drop_influence_columns(dataset)
 
 
 def _read_truth(dataset: Dataset, column: str | None) -> np.ndarray | None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
 from rich.console import Console
@@ -16,13 +20,15 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
 from hf_ecif.version import __version__
 
+if TYPE_CHECKING:
+    from hf_ecif.progress import ProgressFactory
+
 app = typer.Typer(
     help="Which image-text pairs help a CLIP-like model, and which hurt it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-_DEFAULTS = InfluenceConfig()
 
 
 def main() -> None:
@@ -52,33 +58,71 @@ def _root(
     pass
 
 
-def _setting(name: str, panel: str = "How scores are computed") -> Any:
-    """An option that is a field of `InfluenceConfig`, with its help."""
-    return typer.Option(help=InfluenceConfig.help(name), rich_help_panel=panel)
+def _configured(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for every field of `InfluenceConfig`; it gets them as ``config``."""
+    hints = get_type_hints(InfluenceConfig)
+    names = [field.name for field in fields(InfluenceConfig)]
+
+    @wraps(command)
+    def configured(**values: Any) -> None:
+        config = InfluenceConfig(**{name: values.pop(name) for name in names})
+        command(config=config, **values)
+
+    # The config checks choices itself, so that the library and the command say the same.
+    settings = [
+        Parameter(
+            field.name,
+            Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[
+                str if get_origin(hints[field.name]) is Literal else hints[field.name],
+                typer.Option(
+                    help=InfluenceConfig.help(field.name), rich_help_panel="How it is computed"
+                ),
+            ],
+        )
+        for field in fields(InfluenceConfig)
+    ]
+    own = signature(command, eval_str=True).parameters.values()
+    kept = [parameter for parameter in own if parameter.name != "config"]
+    configured.__signature__ = Signature([*kept, *settings])  # type: ignore[attr-defined]
+    return configured
+
+
+Model = Annotated[str, typer.Option(help="Folder of a saved CLIP-like model, or a Hub id.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="A folder of save_to_disk, parquet files or an image folder with metadata, or a Hub "
+        "id."
+    ),
+]
+Query = Annotated[
+    str | None,
+    typer.Option(
+        help="Clean pairs like those that the model is for. Their loss is what a pair is judged "
+        "by. Chosen from the data if not given."
+    ),
+]
+Split = Annotated[str, typer.Option(help="Split of the data.")]
+QuerySplit = Annotated[str, typer.Option(help="Split of the query.")]
+ImageColumn = Annotated[str, typer.Option(help="Column of the images.")]
+TextColumn = Annotated[str, typer.Option(help="Column of the captions.")]
+Quiet = Annotated[bool, typer.Option(help="No progress bars.")]
 
 
 @app.command()
+@_configured
 def audit(
-    model: Annotated[str, typer.Option(help="Folder of a saved CLIP-like model, or a Hub id.")],
-    dataset: Annotated[
-        str,
-        typer.Option(
-            help="Data to audit: a folder of save_to_disk, parquet files or an image folder with "
-            "metadata, or a Hub id."
-        ),
-    ],
+    *,
+    model: Model,
+    dataset: Data,
     output: Annotated[Path, typer.Option(help="Folder for the results.")],
-    split: Annotated[str, typer.Option(help="Split to audit.")] = "train",
-    query: Annotated[
-        str | None,
-        typer.Option(
-            help="Clean pairs like those that the model is for. Their loss is what a pair is "
-            "judged by. Chosen from the data if not given."
-        ),
-    ] = None,
-    query_split: Annotated[str, typer.Option(help="Split of the query.")] = "validation",
-    image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
-    text_column: Annotated[str, typer.Option(help="Column of the captions.")] = "text",
+    split: Split = "train",
+    query: Query = None,
+    query_split: QuerySplit = "validation",
+    image_column: ImageColumn = "image",
+    text_column: TextColumn = "text",
     truth_column: Annotated[
         str | None,
         typer.Option(
@@ -87,23 +131,8 @@ def audit(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier run in OUTPUT.")] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
-    task: Annotated[str, _setting("task")] = _DEFAULTS.task,
-    parameters: Annotated[str, _setting("parameters")] = _DEFAULTS.parameters,
-    lora_rank: Annotated[int, _setting("lora_rank")] = _DEFAULTS.lora_rank,
-    batch_size: Annotated[int, _setting("batch_size")] = _DEFAULTS.batch_size,
-    micro_batch_size: Annotated[int, _setting("micro_batch_size")] = _DEFAULTS.micro_batch_size,
-    partitions: Annotated[int, _setting("partitions")] = _DEFAULTS.partitions,
-    fit_epochs: Annotated[int, _setting("fit_epochs")] = _DEFAULTS.fit_epochs,
-    curvature: Annotated[str, _setting("curvature")] = _DEFAULTS.curvature,
-    solver: Annotated[str, _setting("solver")] = _DEFAULTS.solver,
-    rank: Annotated[int, _setting("rank")] = _DEFAULTS.rank,
-    damping: Annotated[float | None, _setting("damping")] = _DEFAULTS.damping,
-    probes: Annotated[int, _setting("probes")] = _DEFAULTS.probes,
-    relative: Annotated[str, _setting("relative")] = _DEFAULTS.relative,
-    tangents: Annotated[str, _setting("tangents")] = _DEFAULTS.tangents,
-    memory_limit: Annotated[float, _setting("memory_limit")] = _DEFAULTS.memory_limit,
-    seed: Annotated[int, _setting("seed")] = _DEFAULTS.seed,
+    quiet: Quiet = False,
+    config: InfluenceConfig,
 ) -> None:
     """Score every pair, flag those that look misaligned, and write data and report to OUTPUT.
 
@@ -113,30 +142,9 @@ def audit(
     A **negative** `ecif_score` is harmful: without the pair, the query's loss is predicted to fall.
     A **positive** one is valuable.
     """
-    # The strings are checked against their choices by the config itself.
-    config = InfluenceConfig(
-        task=task,  # type: ignore[arg-type]
-        parameters=parameters,
-        lora_rank=lora_rank,
-        batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
-        partitions=partitions,
-        fit_epochs=fit_epochs,
-        curvature=curvature,  # type: ignore[arg-type]
-        solver=solver,  # type: ignore[arg-type]
-        rank=rank,
-        damping=damping,
-        probes=probes,
-        relative=relative,  # type: ignore[arg-type]
-        tangents=tangents,  # type: ignore[arg-type]
-        memory_limit=memory_limit,
-        seed=seed,
-    )
     # Imported late: torch and transformers take seconds, and --help should not.
     from hf_ecif.audit import AuditRequest, run_audit
-    from hf_ecif.progress import progress_bars
 
-    _quieten_libraries()
     request = AuditRequest(
         model=model,
         dataset=dataset,
@@ -149,10 +157,137 @@ def audit(
         output=output,
         overwrite=overwrite,
     )
-    console = Console()
-    with nullcontext() if quiet else progress_bars(console) as progress:
+    with _bars(quiet) as (console, progress):
         summary = run_audit(request, config, progress)
     _print_summary(console, summary, output)
+
+
+@app.command()
+@_configured
+def validate(
+    *,
+    model: Model,
+    dataset: Data,
+    output: Annotated[Path, typer.Option(help="New folder for the results.")],
+    split: Split = "train",
+    query: Query = None,
+    query_split: QuerySplit = "validation",
+    image_column: ImageColumn = "image",
+    text_column: TextColumn = "text",
+    subsets: Annotated[int, typer.Option(help="Random subsets that are retrained on.")] = 32,
+    removed_share: Annotated[
+        float, typer.Option(help="Share of the rows that each subset goes without.")
+    ] = 0.5,
+    repeats: Annotated[int, typer.Option(help="Retrainings of each subset, averaged.")] = 2,
+    quiet: Quiet = False,
+    config: InfluenceConfig,
+) -> None:
+    """Do the scores hold on your data? Compare them with true retrainings.
+
+    The attributed parameters are retrained without random parts of the data. The rank correlation
+    of the query's true and predicted loss (with half of the rows gone: the linear datamodeling
+    score) says how far to trust the scores. Use `--task predict` for damping that suits it.
+
+    OUTPUT gets `validation.json` and a plot.
+    """
+    from hf_ecif.applications import ValidateRequest, run_validate
+
+    request = ValidateRequest(
+        model=model,
+        dataset=dataset,
+        split=split,
+        query=query,
+        query_split=query_split,
+        image_column=image_column,
+        text_column=text_column,
+        output=output,
+        subsets=subsets,
+        removed_share=removed_share,
+        repeats=repeats,
+    )
+    with _bars(quiet) as (console, progress):
+        result = run_validate(request, config, progress)
+    console.print(
+        f"Rank correlation of predicted and true changes: {result.spearman:.2f} "
+        f"(95 % interval {result.low:.2f} to {result.high:.2f}) over {subsets} subsets that go "
+        f"without {removed_share:.0%} of the rows; order right for {result.sign_agreement:.0%} of "
+        f"the pairs of subsets; slope {result.slope:.2f}."
+    )
+    console.print(result.verdict)
+    console.print(f"Plot: {output / 'validation.png'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+@_configured
+def remove(
+    *,
+    model: Model,
+    dataset: Data,
+    where: Annotated[
+        str,
+        typer.Option(
+            help="Boolean column, true where a row is to be removed: ecif_flag of an audit's "
+            "scored/ folder, for instance."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="New folder for the edited model.")],
+    split: Split = "train",
+    query: Query = None,
+    query_split: QuerySplit = "validation",
+    image_column: ImageColumn = "image",
+    text_column: TextColumn = "text",
+    steps: Annotated[int, typer.Option(help="Newton steps, each with fresh curvature.", min=1)] = 2,
+    retrain: Annotated[
+        bool, typer.Option(help="Retrain without the rows, too, to compare the query.")
+    ] = False,
+    quiet: Quiet = False,
+    config: InfluenceConfig,
+) -> None:
+    """Remove rows from the model in closed form, as if it had been trained without them.
+
+    The attributed parameters are first brought near their optimum on all rows; `--fit-epochs 0`
+    takes the model as it is, if these rows trained it. OUTPUT gets a model that `from_pretrained`
+    loads, and `removal.json`. Use `--task predict` for damping that suits it.
+    """
+    from hf_ecif.applications import RemoveRequest, run_remove
+
+    request = RemoveRequest(
+        model=model,
+        dataset=dataset,
+        split=split,
+        query=query,
+        query_split=query_split,
+        image_column=image_column,
+        text_column=text_column,
+        where=where,
+        output=output,
+        steps=steps,
+        retrain=retrain,
+    )
+    with _bars(quiet) as (console, progress):
+        summary = run_remove(request, config, progress)
+    values = summary["query"]
+    console.print(
+        f"{summary['removal']['removed']:,} of {summary['rows']:,} rows removed in "
+        f"{summary['seconds']:.1f} s. The query's loss: {values['before']:.4f} before, "
+        f"{values['after']:.4f} after (predicted {values['predicted']:.4f})."
+    )
+    if retrained := summary.get("retrained"):
+        console.print(
+            f"Retrained without them in {retrained['seconds']:.1f} s: {retrained['query']:.4f}."
+        )
+    console.print(f"Model: {output}", highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def _bars(quiet: bool) -> Iterator[tuple[Console, ProgressFactory]]:
+    """A console, and what makes progress bars on it."""
+    from hf_ecif.progress import progress_bars, silent
+
+    _quieten_libraries()
+    console = Console()
+    with nullcontext(silent) if quiet else progress_bars(console) as progress:
+        yield console, progress
 
 
 def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> None:

@@ -29,8 +29,8 @@ class InfluenceConfig:
 
     parameters: str = _option(
         "projections",
-        "attributed parameters: projections, last_block, last_<k>, lora, layer_norm, logit_scale, "
-        "all, or a regex",
+        "attributed parameters: projections, last_block, last_2 (or more), lora, layer_norm, "
+        "logit_scale, all, or a regex",
     )
     lora_rank: int = _option(
         8, "of the adapters that lora adds to a model that has none", at_least=1

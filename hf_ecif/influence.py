@@ -35,6 +35,7 @@ from hf_ecif.parameters import add_lora, has_adapters
 from hf_ecif.planting import plant
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.queries import Query
+from hf_ecif.removal import RemovalReport, remove
 from hf_ecif.scoring import Batching, Directions, GroupScore, Scores, score_group, score_rows
 from hf_ecif.solvers import SolveReport, estimate_spectrum, random_signs, solve
 
@@ -169,6 +170,61 @@ class InfluenceModel:
             train_count=fitted.train_count,
         )
 
+    def refit(self, rows: Rows, *, seed: int | None = None) -> Tensor:
+        """Attributed parameters ``(P,)`` fitted to ``rows`` from the model's own, as `fit` does.
+
+        Args:
+            rows: the training rows.
+            seed: of the batches; the config's if absent.
+        """
+        generator = torch.Generator().manual_seed(self.config.seed if seed is None else seed)
+        return self._fit_parameters(rows, generator, silent)[0]
+
+    def query_value(self, query: AnyQuery | Sequence[AnyQuery], theta: Tensor) -> Tensor:
+        """The query at other attributed parameters; ``()``, or ``(Q,)`` of several queries."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return self._target(query, generator).values(self.encoder, theta)
+
+    def remove(
+        self, rows: Rows, members: Tensor, *, steps: int = 1, progress: ProgressFactory = silent
+    ) -> tuple[Tensor, RemovalReport]:
+        """Attributed parameters as if the model had been fitted without some rows; closed form.
+
+        Args:
+            rows: the training rows of the last `fit`.
+            members: ``(n,)`` booleans, true for rows that leave.
+            steps: Newton steps, each with fresh curvature; see `hf_ecif.removal`.
+            progress: makes a progress bar.
+
+        Raises:
+            UserError: nothing is to be removed, or nearly everything.
+        """
+        fitted, config = self._require_fit(), self.config
+        if not 0 < members.sum() < len(rows) - 1:
+            raise UserError(
+                f"{int(members.sum())} of {len(rows)} rows are to be removed: choose at least one "
+                "row, and leave at least two."
+            )
+        generator = torch.Generator().manual_seed(config.seed)
+        objective = self._objective(rows, generator, config.l2, self.encoder.theta)
+        spectrum = estimate_spectrum(
+            lambda vectors: objective.curvature(config.curvature, fitted.theta, vectors),
+            fitted.theta,
+            seed=config.seed,
+        )
+        return remove(
+            objective,
+            fitted.theta,
+            members,
+            spectrum,
+            steps=steps,
+            curvature=config.curvature,
+            relative_damping=config.relative_damping,
+            tolerance=config.tolerance,
+            max_iterations=config.max_iterations,
+            advance=progress("Remove", steps),
+        )
+
     def score_as_given(self, rows: Rows) -> Scores:
         """Losses and cosines at the model's own parameters; its influence parts are zero."""
         theta = self.encoder.theta
@@ -219,17 +275,8 @@ class InfluenceModel:
         config, encoder = self.config, self.encoder
         generator = torch.Generator().manual_seed(config.seed)
         start = encoder.theta
-        objective = self._objective(train, generator, config.l2, start)
+        theta, report, objective = self._fit_parameters(train, generator, progress)
         target = self._target(query, generator)
-        theta, report = fit_parameters(
-            objective,
-            start,
-            batch_size=config.batch_size,
-            epochs=config.fit_epochs,
-            learning_rate=config.fit_learning_rate,
-            generator=generator,
-            advance=progress("Fit", config.fit_epochs),
-        )
         gradient = target.gradients(encoder, theta)
         directions, reports = self._solve(objective, theta, gradient, generator)
         average = gradient.reshape(-1, len(theta)).mean(dim=0)
@@ -244,6 +291,22 @@ class InfluenceModel:
             query_loss=target.values(encoder, theta).mean().item(),
             alignment=cosine.item(),
         )
+
+    def _fit_parameters(
+        self, rows: Rows, generator: torch.Generator, progress: ProgressFactory
+    ) -> tuple[Tensor, FitReport, Objective]:
+        config, start = self.config, self.encoder.theta
+        objective = self._objective(rows, generator, config.l2, start)
+        theta, report = fit_parameters(
+            objective,
+            start,
+            batch_size=config.batch_size,
+            epochs=config.fit_epochs,
+            learning_rate=config.fit_learning_rate,
+            generator=generator,
+            advance=progress("Fit", config.fit_epochs),
+        )
+        return theta, report, objective
 
     def _solve(
         self, objective: Objective, theta: Tensor, gradient: Tensor, generator: torch.Generator

@@ -23,7 +23,7 @@ Curvature = Literal["ggn", "hessian"]
 
 @dataclass(frozen=True)
 class Objective:
-    """``J(theta) = mean over contrastive batches of L_m + l2/2 |theta - center|^2``.
+    """``J(theta) = sum_m w_m L_m + l2/2 |theta - center|^2`` over contrastive batches ``m``.
 
     Attributes:
         encoder: embeds the rows.
@@ -32,6 +32,7 @@ class Objective:
         same: ``(N,)`` integers, equal for rows that are not to be negatives of each other; or None.
         l2: the paper's ``delta``.
         center: ``(P,)``, where the penalty is zero; the origin if absent, as in the paper.
+        weights: ``w_m``; one over their number, for the mean, if absent.
     """
 
     encoder: DualEncoder
@@ -40,25 +41,29 @@ class Objective:
     same: Tensor | None = None
     l2: float = 0.0
     center: Tensor | None = None
+    weights: Sequence[float] | None = None
 
     def value(self, theta: Tensor) -> Tensor:
         """``J(theta)``, scalar, in nats."""
         losses = [
-            self._loss.loss(part, same)
+            weight * self._loss.loss(part, same)
             for chunk in self._chunks(0)
-            for part, same in chunk.parts(self.encoder.embed(theta, chunk.features))
+            for weight, (part, same) in zip(
+                chunk.weights, chunk.parts(self.encoder.embed(theta, chunk.features)), strict=True
+            )
         ]
-        return torch.stack(losses).mean() + self.l2 / 2 * self._from_center(theta).square().sum()
+        penalty = self.l2 / 2 * self._from_center(theta).square().sum()
+        return torch.stack(losses).sum() + penalty
 
     def gradient(self, theta: Tensor) -> Tensor:
         """``grad J``, ``(P,)``."""
-        total = theta.new_zeros(1, len(theta))
+        total = self.l2 * self._from_center(theta)[None]
         for chunk in self._chunks(0):
             embeddings = self.encoder.embed(theta, chunk.features)
             cotangents = [self._loss.loss_gradient(*part) for part in chunk.parts(embeddings)]
-            single = Embeddings(*(part[None] for part in _join(cotangents)))
+            single = Embeddings(*(part[None] for part in chunk.join(cotangents)))
             total += self.encoder.pull(theta, single, chunk.features)
-        return total[0] / len(self.batches) + self.l2 * self._from_center(theta)
+        return total[0]
 
     def curvature(self, kind: Curvature, theta: Tensor, vectors: Tensor) -> Tensor:
         """Products with the `ggn` or the `hessian`, by name."""
@@ -74,19 +79,19 @@ class Objective:
         Returns:
             ``(K, P)``.
         """
-        total = torch.zeros_like(vectors)
+        total = self.l2 * vectors
         for chunk in self._chunks(len(vectors)):
             embeddings, tangents = self.encoder.push(theta, vectors, chunk.features)
             cotangents = [
                 self._loss.ggn_product(part, moved, same)
                 for part, same, moved in chunk.parts_with(embeddings, tangents)
             ]
-            total += self.encoder.pull(theta, _join(cotangents), chunk.features)
-        return total / len(self.batches) + self.l2 * vectors
+            total += self.encoder.pull(theta, chunk.join(cotangents), chunk.features)
+        return total
 
     def hessian(self, theta: Tensor, vectors: Tensor) -> Tensor:
         """Products ``H v`` with the full Hessian, which need not be positive; as in `ggn`."""
-        total = torch.zeros_like(vectors)
+        total = self.l2 * vectors
         for chunk in self._chunks(len(vectors)):
             embeddings, tangents = self.encoder.push(theta, vectors, chunk.features)
             fixed = [self._loss.loss_gradient(*part) for part in chunk.parts(embeddings)]
@@ -95,17 +100,38 @@ class Objective:
                 for part, same, moved in chunk.parts_with(embeddings, tangents)
             ]
             total += self.encoder.pull_tangent(
-                theta, vectors, _join(fixed), _join(moved), chunk.features
+                theta, vectors, chunk.join(fixed), chunk.join(moved), chunk.features
             )
-        return total / len(self.batches) + self.l2 * vectors
+        return total
+
+    def without(self, members: Tensor) -> Objective:
+        """The objective once the rows in ``members``, ``(N,)`` booleans, have left their batches.
+
+        What remains of a batch keeps its denominator, so that the difference of the two objectives
+        is ``(Pos_E + Neg_E) / (TERMS * N)`` of the leaving set ``E``. A batch of which fewer than
+        two rows remain has no loss.
+        """
+        remaining = [
+            (batch[~members[batch]], weight / len(batch))
+            for batch, weight in zip(self.batches, self._weights, strict=True)
+        ]
+        kept = [(rows, len(rows) * weight) for rows, weight in remaining if len(rows) > 1]
+        if not kept:
+            raise ValueError("No contrastive batch keeps two rows.")
+        batches, weights = zip(*kept, strict=True)
+        return replace(self, batches=batches, weights=weights)
 
     def over(self, batches: Sequence[Tensor]) -> Objective:
         """The same objective over other contrastive batches of the same rows."""
-        return replace(self, batches=batches)
+        return replace(self, batches=batches, weights=None)
 
     @property
     def _loss(self) -> Contrastive:
         return self.encoder.contrastive
+
+    @property
+    def _weights(self) -> Sequence[float]:
+        return self.weights or [1 / len(self.batches)] * len(self.batches)
 
     def _from_center(self, theta: Tensor) -> Tensor:
         return theta if self.center is None else theta - self.center
@@ -117,8 +143,12 @@ class Objective:
         for start in range(0, len(self.batches), size):
             batches = self.batches[start : start + size]
             rows = torch.cat(list(batches))
-            same = None if self.same is None else self.same[rows].to(self.encoder.device)
-            yield _Chunk(self.features[rows], [len(batch) for batch in batches], same)
+            yield _Chunk(
+                features=self.features[rows],
+                sizes=[len(batch) for batch in batches],
+                weights=self._weights[start : start + size],
+                same=None if self.same is None else self.same[rows].to(self.encoder.device),
+            )
 
 
 @dataclass(frozen=True)
@@ -128,11 +158,13 @@ class _Chunk:
     Attributes:
         features: of their rows, one batch after the other.
         sizes: rows of each batch.
+        weights: of each batch in the objective.
         same: as in `Objective`, of these rows.
     """
 
     features: Features
     sizes: list[int]
+    weights: Sequence[float]
     same: Tensor | None
 
     def parts(self, embeddings: Embeddings) -> Iterator[tuple[Embeddings, Tensor | None]]:
@@ -150,20 +182,18 @@ class _Chunk:
             text, image = tangents.text[:, rows], tangents.image[:, rows]
             yield *part, tangents._replace(text=text, image=image)
 
+    def join(self, cotangents: list[Embeddings]) -> Embeddings:
+        """Weighted cotangents of the batches as one of all rows; that of the scale is common."""
+        weighted = [
+            [weight * part for part in cotangent]
+            for weight, cotangent in zip(self.weights, cotangents, strict=True)
+        ]
+        text, image, scale, bias = zip(*weighted, strict=True)
+        return Embeddings(torch.cat(text, dim=-2), torch.cat(image, dim=-2), sum(scale), sum(bias))
+
     def _slices(self) -> Iterator[slice]:
         ends = list(accumulate(self.sizes))
         return (slice(end - size, end) for size, end in zip(self.sizes, ends, strict=True))
-
-
-def _join(parts: list[Embeddings]) -> Embeddings:
-    """Cotangents of batches as one of all their rows; that of the scale is common to all."""
-    text, image, scale, bias = zip(*parts, strict=True)
-    return Embeddings(
-        torch.cat(text, dim=-2),
-        torch.cat(image, dim=-2),
-        torch.stack(scale).sum(dim=0),
-        torch.stack(bias).sum(dim=0),
-    )
 
 
 def random_batches(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_ecif.errors import UserError
 
-SUBSETS = "projections, last_block, last_<k>, lora, layer_norm, logit_scale, all"
+SUBSETS = "projections, last_block, last_2 (or more), lora, layer_norm, logit_scale, all"
 TEMPERATURE = re.compile(r"(^|\.)logit_(scale|bias)$")
 # SigLIP has no projections: its towers end in heads.
 HEAD = re.compile(r"(^|\.)(text_projection|visual_projection|(text|vision)_model\.head)(\.|$)")

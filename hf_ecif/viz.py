@@ -186,6 +186,25 @@ def seconds_bars(seconds: dict[str, float]) -> Figure:
     return figure
 
 
+def validation_scatter(predicted: Floats, actual: Floats, caption: str) -> Figure:
+    """Draws true against predicted changes of the query, a point per retraining.
+
+    Args:
+        predicted: By the scores.
+        actual: By retraining.
+        caption: Above the plot.
+    """
+    figure, axes = _blank_figure(height=4.2)
+    axes.scatter(predicted, actual, s=22, color=KEPT, alpha=0.8, linewidths=0)
+    slope, offset = np.polyfit(predicted, actual, 1)
+    ends = np.array([predicted.min(), predicted.max()])
+    axes.plot(ends, slope * ends + offset, color=MUTED, linewidth=1)
+    axes.set_xlabel("predicted change of the query")
+    axes.set_ylabel("true change")
+    axes.set_title(caption, color=INK, fontsize=10, loc="left")
+    return figure
+
+
 # --- Figures -------------------------------------------------------------------------------------
 
 

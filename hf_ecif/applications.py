@@ -1,0 +1,156 @@
+"""Tasks on top of the engine, from sources to files: validate a prediction, remove rows."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.errors import UserError
+from hf_ecif.features import Rows
+from hf_ecif.progress import ProgressFactory, silent
+from hf_ecif.sources import Opened, Sources, open_sources
+from hf_ecif.validation import Validation, validate
+from hf_ecif.viz import validation_scatter
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateRequest(Sources):
+    """What to validate; the fields are the options of ``hf-ecif validate``."""
+
+    output: Path
+    subsets: int = 32
+    removed_share: float = 0.5
+    repeats: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveRequest(Sources):
+    """What to remove; the fields are the options of ``hf-ecif remove``."""
+
+    where: str
+    output: Path
+    steps: int = 2
+    retrain: bool = False
+
+
+def run_validate(
+    request: ValidateRequest, config: InfluenceConfig, progress: ProgressFactory = silent
+) -> Validation:
+    """Compare predicted with true retrainings; writes ``validation.json`` and ``.png``.
+
+    Raises:
+        UserError: something in the request cannot be.
+    """
+    if request.subsets < 4:
+        raise UserError(f"--subsets {request.subsets}: a rank correlation needs at least 4.")
+    if not 0 < request.removed_share < 1:
+        raise UserError(f"--removed-share {request.removed_share}: must be between 0 and 1.")
+    if config.fit_epochs == 0:
+        raise UserError("--fit-epochs 0 retrains nothing, so there is nothing to compare with.")
+    _require_new(request.output)
+    opened = open_sources(request, config)
+    rows, query = opened.read(progress)
+    opened.model.fit(rows, query, progress)
+    result = validate(
+        opened.model,
+        rows,
+        query,
+        subsets=request.subsets,
+        removed_share=request.removed_share,
+        repeats=request.repeats,
+        progress=progress,
+    )
+    request.output.mkdir(parents=True, exist_ok=True)
+    _plot(result, request.output / "validation.png")
+    summary = asdict(result) | {"verdict": result.verdict, "config": config.to_dict()}
+    _write(summary, request.output / "validation.json")
+    return result
+
+
+def run_remove(
+    request: RemoveRequest, config: InfluenceConfig, progress: ProgressFactory = silent
+) -> dict[str, Any]:
+    """Save a model without the influence of some rows, and ``removal.json``.
+
+    Returns:
+        The content of ``removal.json``: the query before and after, the predicted change, how the
+        removal went and, if asked for, what a retraining gives.
+
+    Raises:
+        UserError: something in the request cannot be.
+    """
+    _require_new(request.output)
+    opened = open_sources(request, config)
+    model = opened.model
+    wanted = _read_where(opened.dataset, request.where)
+    rows, query = opened.read(progress)
+    members = wanted[rows.positions]
+    fitted = model.fit(rows, query, progress)
+    predicted = model.score_group(rows, members).task.item()
+    start = time.perf_counter()
+    theta, report = model.remove(rows, members, steps=request.steps, progress=progress)
+    summary = {
+        "rows": len(rows),
+        "removal": asdict(report),
+        "seconds": time.perf_counter() - start,
+        "query": {
+            "before": fitted.query_loss,
+            "predicted": fitted.query_loss + predicted,
+            "after": model.query_value(query, theta).item(),
+        },
+        "config": config.to_dict(),
+    }
+    if request.retrain:
+        summary["retrained"] = _retrain(opened, rows.select((~members).nonzero()[:, 0]), query)
+    model.encoder.load(theta)
+    model.encoder.model.save_pretrained(request.output)
+    model.processor.save_pretrained(request.output)
+    _write(summary, request.output / "removal.json")
+    return summary
+
+
+def _plot(result: Validation, path: Path) -> None:
+    figure = validation_scatter(
+        np.array(result.predicted),
+        np.array(result.actual),
+        f"rank correlation {result.spearman:.2f} ({result.low:.2f} to {result.high:.2f})",
+    )
+    figure.savefig(path, dpi=150, facecolor="white")
+
+
+def _retrain(opened: Opened, remaining: Rows, query: Rows) -> dict[str, float]:
+    start = time.perf_counter()
+    theta = opened.model.refit(remaining)
+    seconds = time.perf_counter() - start
+    return {"query": opened.model.query_value(query, theta).item(), "seconds": seconds}
+
+
+def _read_where(dataset: Dataset, column: str) -> Tensor:
+    if column not in dataset.column_names:
+        raise UserError(
+            f"--where {column!r} is not in the data set. It has: {', '.join(dataset.column_names)}."
+        )
+    if dataset.features[column].dtype != "bool":
+        raise UserError(
+            f"--where {column!r} must be boolean, true where a row is to be removed, but it is "
+            f"{dataset.features[column].dtype}."
+        )
+    return torch.from_numpy(np.array(dataset[column][:], dtype=bool))  # a missing value is false
+
+
+def _require_new(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output} exists and is not empty. Give a new folder.")
+
+
+def _write(summary: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(summary, indent=2, default=str) + "\n")

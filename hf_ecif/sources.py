@@ -1,0 +1,76 @@
+"""What a command works on: a model, the rows to be valued, and a query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datasets import Dataset
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.data import check_columns, drop_influence_columns, load_rows
+from hf_ecif.features import Rows
+from hf_ecif.influence import InfluenceModel
+from hf_ecif.progress import ProgressFactory, silent
+from hf_ecif.queries import choose_query
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where model and data come from; the fields are options of the commands."""
+
+    model: str
+    dataset: str
+    split: str = "train"
+    query: str | None = None
+    query_split: str = "validation"
+    image_column: str = "image"
+    text_column: str = "text"
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """Names of the image and the text column."""
+        return self.image_column, self.text_column
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Model and data, loaded.
+
+    Attributes:
+        model: with the config of the run.
+        dataset: all rows, with the columns they came with.
+        query_set: the query; None where it is chosen from the data.
+    """
+
+    sources: Sources
+    model: InfluenceModel
+    dataset: Dataset
+    query_set: Dataset | None
+
+    @property
+    def plain(self) -> Dataset:
+        """All rows, without influence columns of an earlier run."""
+        return drop_influence_columns(self.dataset)
+
+    def read(self, progress: ProgressFactory = silent) -> tuple[Rows, Rows]:
+        """Rows and query at the frozen boundary."""
+        columns = self.sources.columns
+        rows = self.model.read(self.dataset, *columns, progress("Read rows", len(self.dataset)))
+        if self.query_set is None:
+            return rows, choose_query(rows, self.model.encoder, seed=self.model.config.seed)
+        advance = progress("Read query", len(self.query_set))
+        return rows, self.model.read(self.query_set, *columns, advance)
+
+
+def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:
+    """Load the model, the data and the query.
+
+    Raises:
+        UserError: one of them cannot be loaded, or lacks a column.
+    """
+    model = InfluenceModel.from_pretrained(sources.model, config)
+    dataset = check_columns(load_rows(sources.dataset, sources.split), *sources.columns)
+    query = None
+    if sources.query:
+        query = check_columns(load_rows(sources.query, sources.query_split), *sources.columns)
+    return Opened(sources, model, dataset, query)

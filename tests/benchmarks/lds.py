@@ -1,0 +1,226 @@
+"""The problem that all methods of `tests.benchmarks.peers` share, and the truth they predict.
+
+*Linear datamodeling score* (Park et al., 2023): train again on many random halves of the rows and
+look at the query's true loss after each. A method that says of every row how the loss changes
+without it (``score_n``, positive where the row is of use) predicts, for the half ``S``,
+
+    loss(S) = constant - sum of score_n over S,
+
+since what is in ``S`` was not removed. The LDS is Spearman's rank correlation of predicted and true
+losses; its error is the standard deviation over bootstrap samples of the halves. Training again
+means: from the pretrained projections, by the recipe of `InfluenceModel.fit`, for several seeds of
+the batches whose losses are averaged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.data import check_columns, load_rows
+from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.features import Rows
+from hf_ecif.fitting import fit_parameters
+from hf_ecif.influence import InfluenceModel, load_model
+from hf_ecif.operators import Objective, random_batches
+from tests.benchmarks.detection import DEMO
+
+CONFIG = InfluenceConfig()
+CHECKPOINTS = (2, 4, 6, 8, 10)  # epochs after which the fit is looked at
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows to be valued, the query, and the fit that all methods start from.
+
+    Attributes:
+        model: the Hugging Face model, as it was before the fit.
+        processor: its processor.
+        train: rows at the frozen boundary, pooled activations.
+        query: the same of the validation split.
+        wrong: ``(N,)``, which training rows are misaligned.
+        example: two rows as the towers take them.
+        start: pretrained projections, ``(P,)``.
+        theta: fitted ones.
+        checkpoints: learning rate and parameters of the fit after some epochs.
+        batches: the contrastive batches of the training objective.
+        query_batches: those of the query's loss.
+    """
+
+    model: Any
+    processor: Any
+    train: Rows
+    query: Rows
+    wrong: Tensor
+    example: Features
+    start: Tensor
+    theta: Tensor
+    checkpoints: list[tuple[float, Tensor]]
+    batches: list[Tensor]
+    query_batches: list[Tensor]
+
+    def save(self, folder: Path) -> None:
+        """All but the model, which is loaded anew."""
+        values = {k: v for k, v in vars(self).items() if k not in ("model", "processor")}
+        torch.save(values, folder / "problem.pt")
+
+    @classmethod
+    def load(cls, folder: Path) -> Problem:
+        """What `save` wrote."""
+        model, processor = load_model(str(DEMO / "model"))
+        values = torch.load(folder / "problem.pt", weights_only=False)
+        return cls(model=model, processor=processor, **values)
+
+    def encoder(self) -> DualEncoder:
+        """Of the projections, knowing what lies below them."""
+        encoder = DualEncoder(self.model, CONFIG.parameters)
+        encoder.freeze(self.example)
+        return encoder
+
+
+def read_problem() -> Problem:
+    """Read the embedded data and fit, as `InfluenceModel.fit` does with the same seed."""
+    wrapped = InfluenceModel.from_pretrained(DEMO / "model", CONFIG)
+    train = check_columns(load_rows(str(DEMO / "data"), "train"), "image", "text")
+    rows = wrapped.read(train)
+    query = wrapped.read(load_rows(str(DEMO / "data"), "validation"))
+    encoder = wrapped.encoder
+    generator = torch.Generator().manual_seed(CONFIG.seed)
+    batches = random_batches(len(rows), CONFIG.batch_size, generator)
+    query_batches = random_batches(len(query), CONFIG.batch_size, generator)
+    objective = Objective(encoder, rows.features, batches, rows.same_text)
+    theta, checkpoints = fit(objective, encoder.theta, generator)
+    return Problem(
+        model=wrapped.encoder.model,
+        processor=wrapped.processor,
+        train=rows,
+        query=query,
+        wrong=torch.tensor(train["is_misaligned"][:])[rows.positions],
+        example=raw_features("train", 2),
+        start=encoder.theta,
+        theta=theta,
+        checkpoints=checkpoints,
+        batches=batches,
+        query_batches=query_batches,
+    )
+
+
+def raw_features(split: str, count: int | None = None) -> Features:
+    """What goes into the towers: tokens and pixels."""
+    wrapped = InfluenceModel.from_pretrained(DEMO / "model", InfluenceConfig(parameters="all"))
+    rows = load_rows(str(DEMO / "data"), split)
+    return wrapped.read(rows if count is None else rows.select(range(count))).features
+
+
+def fit(
+    objective: Objective, start: Tensor, generator: torch.Generator
+) -> tuple[Tensor, list[tuple[float, Tensor]]]:
+    """The fitted parameters, and with their learning rates those on the way."""
+    seen: list[tuple[float, Tensor]] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        group = optimizer.param_groups[0]
+        seen.append((float(group["lr"]), group["params"][0].detach().clone()))
+
+    hook = register_optimizer_step_post_hook(note)
+    theta = refit(objective, start, generator)
+    hook.remove()
+    steps = len(seen) // CONFIG.fit_epochs
+    return theta, [seen[epoch * steps - 1] for epoch in CHECKPOINTS]
+
+
+def refit(objective: Objective, start: Tensor, generator: torch.Generator) -> Tensor:
+    """By the recipe of `InfluenceModel.fit`."""
+    return fit_parameters(
+        objective,
+        start,
+        batch_size=CONFIG.batch_size,
+        epochs=CONFIG.fit_epochs,
+        learning_rate=CONFIG.fit_learning_rate,
+        generator=generator,
+    )[0]
+
+
+# ---------------------------------------------------------------------------------- the truth
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Losses of the query after training on parts of the rows.
+
+    Attributes:
+        kept: ``(M, N)``, which rows each part has.
+        losses: ``(M, seeds)``, in nats.
+    """
+
+    kept: NDArray[np.bool_]
+    losses: Floats
+
+    @property
+    def mean(self) -> Floats:
+        """Over the seeds."""
+        return self.losses.mean(axis=1)
+
+    @property
+    def reliability(self) -> float:
+        """How far the mean agrees with itself, by Spearman and Brown: no method can do better.
+
+        Of two halves of the seeds whose ranks correlate with ``r``, the mean of all has reliability
+        ``2 r / (1 + r)``; a perfect prediction correlates with it by the root.
+        """
+        half = self.losses.shape[1] // 2
+        if half == 0:
+            return float("nan")
+        halves = self.losses[:, :half].mean(axis=1), self.losses[:, half : 2 * half].mean(axis=1)
+        agreement = max(spearman(*halves), 0.0)
+        return float(np.sqrt(2 * agreement / (1 + agreement)))
+
+
+def train_on_halves(problem: Problem, count: int, seeds: int) -> Truth:
+    """The query's loss after training on ``count`` random halves, each ``seeds`` times."""
+    encoder, rows, total = problem.encoder(), problem.train, len(problem.train)
+    query = Objective(
+        encoder, problem.query.features, problem.query_batches, problem.query.same_text
+    )
+    kept = np.zeros((count, total), dtype=bool)
+    losses = np.zeros((count, seeds))
+    for half in range(count):
+        chosen = torch.randperm(total, generator=torch.Generator().manual_seed(half))[: total // 2]
+        kept[half, chosen.numpy()] = True
+        for seed in range(seeds):
+            generator = torch.Generator().manual_seed(10_000 * (seed + 1) + half)
+            theta = refit(objective_of(encoder, rows, chosen, generator), problem.start, generator)
+            losses[half, seed] = query.value(theta).item()
+    return Truth(kept, losses)
+
+
+def objective_of(
+    encoder: DualEncoder, rows: Rows, chosen: Tensor, generator: torch.Generator
+) -> Objective:
+    """Of some of the rows alone."""
+    batches = random_batches(len(chosen), CONFIG.batch_size, generator)
+    return Objective(encoder, rows.features[chosen], batches, rows.same_text[chosen])
+
+
+def lds(scores: Floats, truth: Truth, resamples: int = 1000) -> tuple[float, float]:
+    """The score of a method, and its error over bootstrap samples of the halves."""
+    predicted = -(truth.kept @ scores)
+    rng = np.random.default_rng(0)
+    samples = rng.integers(len(predicted), size=(resamples, len(predicted)))
+    spread = np.nanstd([spearman(predicted[s], truth.mean[s]) for s in samples])
+    return spearman(predicted, truth.mean), float(spread)
+
+
+def spearman(left: Floats, right: Floats) -> float:
+    """Rank correlation; ties share their rank, as bootstrap samples have them."""
+    return float(spearmanr(left, right).statistic)

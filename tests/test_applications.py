@@ -1,0 +1,104 @@
+"""The commands ``validate`` and ``remove``, as a user types them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+from transformers import CLIPModel
+
+from hf_ecif.influence import InfluenceModel
+from tests.test_cli import MODEL, Run, data, own_cache, run  # noqa: F401
+
+QUICK = ["--batch-size", 16, "--probes", 1, "--partitions", 2, "--fit-epochs", 2, "--quiet"]
+
+
+@pytest.fixture
+def marked(data: Path, tmp_path: Path) -> Path:  # noqa: F811
+    """30 rows, of which three are to be removed; one row says neither yes nor no."""
+    rows = Dataset.load_from_disk(str(data / "30"))
+    wanted = [i in (2, 3, 11) for i in range(30)]
+    marked = rows.add_column("gone", [None if i == 5 else want for i, want in enumerate(wanted)])
+    marked.add_column("number", list(range(30))).save_to_disk(tmp_path / "marked")
+    return tmp_path / "marked"
+
+
+def test_validate(run: Run, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "out"
+    status, output = run(
+        "validate", "--model", MODEL, "--dataset", data / "30", "--output", out,
+        "--subsets", 5, "--repeats", 1, *QUICK,
+    )  # fmt: skip
+    assert status == 0, output
+    assert "Rank correlation" in output
+    result = json.loads((out / "validation.json").read_text())
+    assert len(result["predicted"]) == len(result["actual"]) == 5
+    assert result["verdict"] in output.replace("\n", " ")
+    with Image.open(out / "validation.png") as picture:
+        assert np.ptp(np.asarray(picture.convert("L"))) > 100
+
+
+def test_remove(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "edited"
+    status, output = run(
+        "remove", "--model", MODEL, "--dataset", marked, "--where", "gone", "--output", out,
+        "--retrain", "--task", "predict", *QUICK,
+    )  # fmt: skip
+    assert status == 0, output
+    assert "3 of 30 rows removed" in output
+    assert "Retrained without them" in output
+    summary = json.loads((out / "removal.json").read_text())
+    assert summary["removal"]["removed"] == 3
+    assert summary["retrained"]["query"] > 0
+    edited, given = CLIPModel.from_pretrained(out), CLIPModel.from_pretrained(MODEL)
+    weights = edited.state_dict()
+    for name, value in given.state_dict().items():
+        assert (weights[name] != value).any() == ("projection" in name), name
+    InfluenceModel.from_pretrained(out)  # the processor came along
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        ("remove", ["--where", "nowhere"], "--where 'nowhere' is not in the data set. It has: "),
+        ("remove", ["--where", "number"], "must be boolean"),
+        ("validate", ["--subsets", 3], "at least 4"),
+        ("validate", ["--removed-share", 1.5], "between 0 and 1"),
+        ("validate", ["--fit-epochs", 0], "retrains nothing"),
+    ],
+)
+def test_mistakes(
+    run: Run,  # noqa: F811
+    marked: Path,
+    tmp_path: Path,
+    command: str,
+    options: list[object],
+    words: str,
+) -> None:
+    status, output = run(
+        command, "--model", MODEL, "--dataset", marked, "--output", tmp_path / "o", *QUICK, *options
+    )
+    assert status == 2
+    assert words in output
+    assert not (tmp_path / "o").exists()
+
+
+def test_nothing_is_overwritten(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811
+    status, output = run(
+        "remove", "--model", MODEL, "--dataset", marked, "--where", "gone", "--output", marked
+    )
+    assert status == 2
+    assert "exists and is not empty" in output
+
+
+def test_removing_all_is_refused(run: Run, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    rows = Dataset.load_from_disk(str(data / "30")).add_column("gone", [True] * 30)
+    rows.save_to_disk(tmp_path / "all")
+    status, output = run(
+        "remove", "--model", MODEL, "--dataset", tmp_path / "all", "--where", "gone",
+        "--output", tmp_path / "o", *QUICK,
+    )  # fmt: skip
+    assert status == 2
+    assert "30 of 30 rows are to be removed" in output
