@@ -111,9 +111,7 @@ def run_remove(
     }
     if request.retrain:
         summary["retrained"] = _retrain(opened, rows.select((~members).nonzero()[:, 0]), query)
-    model.encoder.load(theta)
-    model.encoder.model.save_pretrained(request.output)
-    model.processor.save_pretrained(request.output)
+    model.save_edited(theta, request.output)
     _write(summary, request.output / "removal.json")
     return summary
 

@@ -65,6 +65,7 @@ class InfluenceConfig:
         "for cg",
         at_least=0,
     )
+    repeats: int = _option(1, "independent runs of lissa that are averaged", at_least=1)
     task: Literal["detect", "predict", "trace"] = _option(
         "detect",
         "chooses the damping: detect finds wrong pairs, predict foretells a retraining, trace asks "

@@ -191,7 +191,7 @@ class DualEncoder:
 
     def rows_that_fit(self, features: Features, tangents: int) -> int:
         """Rows whose embeddings and tangents, with the cotangents to come, take `CHUNK_BYTES`."""
-        width = self._towers["text"].width(features.part("text", slice(0, 2)))
+        width = self._towers["text"].width(self._here(features.part("text", slice(0, 2))))
         return max(1, CHUNK_BYTES // (4 * width * (1 + tangents) * self.dtype.itemsize))
 
     def freeze(self, features: Features) -> Features:
@@ -204,7 +204,7 @@ class DualEncoder:
 
     def keeps_tokens(self, inputs: Inputs) -> bool:
         """Whether texts are needed beyond the frozen part, token by token."""
-        return not Tower.is_light(self._towers["text"].freeze(inputs))
+        return not Tower.is_light(self._towers["text"].freeze(self._here(inputs)))
 
     def embed(self, theta: Tensor, features: Features) -> Embeddings:
         """Normalised embeddings ``(N, d)``, scale and bias, without a graph."""
@@ -360,8 +360,10 @@ class DualEncoder:
         size = count if light else self.micro_batch_size
         for start in range(0, count, max(size, 1)):
             rows = slice(start, min(start + size, count))
-            part = features.part(side, rows)
-            yield rows, {key: value.to(self.device) for key, value in part.items()}
+            yield rows, self._here(features.part(side, rows))
+
+    def _here(self, inputs: Inputs) -> Inputs:
+        return {key: value.to(self.device) for key, value in inputs.items()}
 
     def _temperature(self, weights: Weights) -> tuple[Tensor, Tensor]:
         """Scale and bias, ``()`` each; the bias of InfoNCE is zero."""

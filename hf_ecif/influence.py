@@ -225,6 +225,19 @@ class InfluenceModel:
             advance=progress("Remove", steps),
         )
 
+    def save_edited(self, theta: Tensor, folder: Path) -> None:
+        """Save the model with other attributed parameters, and the processor.
+
+        `from_pretrained` of transformers loads it. Adapters are merged into the weights. The model
+        in memory is changed, too.
+        """
+        self.encoder.load(theta)
+        model: Any = self.encoder.model
+        if has_adapters(model) and hasattr(model, "merge_and_unload"):
+            model = model.merge_and_unload()
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
     def score_as_given(self, rows: Rows) -> Scores:
         """Losses and cosines at the model's own parameters; its influence parts are zero."""
         theta = self.encoder.theta
@@ -342,6 +355,7 @@ class InfluenceModel:
                 tolerance=config.tolerance,
                 max_iterations=config.max_iterations,
                 stochastic_matvec=fresh_batch,
+                repeats=config.repeats,
                 **options,
             )
             rows.append(solution)

@@ -59,6 +59,19 @@ def test_remove(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811
     InfluenceModel.from_pretrained(out)  # the processor came along
 
 
+def test_adapters_are_merged_into_the_edited_model(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "edited"
+    status, output = run(
+        "remove", "--model", MODEL, "--dataset", marked, "--where", "gone", "--output", out,
+        "--parameters", "lora", "--lora-rank", 2, "--steps", 1, *QUICK,
+    )  # fmt: skip
+    assert status == 0, output
+    weights = CLIPModel.from_pretrained(out).state_dict()
+    for name, value in CLIPModel.from_pretrained(MODEL).state_dict().items():
+        adapted = name.endswith(("q_proj.weight", "v_proj.weight"))
+        assert (weights[name] != value).any() == adapted, name
+
+
 @pytest.mark.parametrize(
     ("command", "options", "words"),
     [

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import BertConfig, BertModel
 
 import hf_ecif.audit
 from hf_ecif.cli import main
+from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
 from hf_ecif.version import __version__
 
@@ -260,3 +262,11 @@ def test_interruption(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert status == 130
     assert "Traceback" not in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("command", ["audit", "validate", "remove"])
+def test_every_setting_is_an_option(run: Run, command: str) -> None:
+    status, output = run(command, "--help")
+    assert status == 0
+    for field in fields(InfluenceConfig):
+        assert "--" + field.name.replace("_", "-") in output

@@ -89,17 +89,15 @@ class Problem:
 
 
 def read_problem() -> Problem:
-    """Read the embedded data and fit, as `InfluenceModel.fit` does with the same seed."""
-    wrapped = InfluenceModel.from_pretrained(DEMO / "model", CONFIG)
+    """Read the embedded data, and fit."""
+    # The solve that `fit` goes on to is not used: one that takes few iterations will do.
+    quick = InfluenceConfig(damping=1000, probes=1)
+    wrapped = InfluenceModel.from_pretrained(DEMO / "model", quick)
     train = check_columns(load_rows(str(DEMO / "data"), "train"), "image", "text")
     rows = wrapped.read(train)
     query = wrapped.read(load_rows(str(DEMO / "data"), "validation"))
-    encoder = wrapped.encoder
     generator = torch.Generator().manual_seed(CONFIG.seed)
-    batches = random_batches(len(rows), CONFIG.batch_size, generator)
-    query_batches = random_batches(len(query), CONFIG.batch_size, generator)
-    objective = Objective(encoder, rows.features, batches, rows.same_text)
-    theta, checkpoints = fit(objective, encoder.theta, generator)
+    theta, checkpoints = fit(wrapped, rows, query)
     return Problem(
         model=wrapped.encoder.model,
         processor=wrapped.processor,
@@ -107,11 +105,11 @@ def read_problem() -> Problem:
         query=query,
         wrong=torch.tensor(train["is_misaligned"][:])[rows.positions],
         example=raw_features("train", 2),
-        start=encoder.theta,
+        start=wrapped.encoder.theta,
         theta=theta,
         checkpoints=checkpoints,
-        batches=batches,
-        query_batches=query_batches,
+        batches=random_batches(len(rows), CONFIG.batch_size, generator),
+        query_batches=random_batches(len(query), CONFIG.batch_size, generator),
     )
 
 
@@ -123,7 +121,7 @@ def raw_features(split: str, count: int | None = None) -> Features:
 
 
 def fit(
-    objective: Objective, start: Tensor, generator: torch.Generator
+    model: InfluenceModel, train: Rows, query: Rows
 ) -> tuple[Tensor, list[tuple[float, Tensor]]]:
     """The fitted parameters, and with their learning rates those on the way."""
     seen: list[tuple[float, Tensor]] = []
@@ -133,7 +131,7 @@ def fit(
         seen.append((float(group["lr"]), group["params"][0].detach().clone()))
 
     hook = register_optimizer_step_post_hook(note)
-    theta = refit(objective, start, generator)
+    theta = model.fit(train, query).theta
     hook.remove()
     steps = len(seen) // CONFIG.fit_epochs
     return theta, [seen[epoch * steps - 1] for epoch in CHECKPOINTS]
