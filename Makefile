@@ -9,7 +9,7 @@ ORACLE := curvlinops-for-pytorch backpack-for-pytorch
 ORACLE_NEEDS := einconv einops linear_operator opt-einsum scipy tqdm unfoldNd
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint bench clean
+.PHONY: help install run test lint bench speed clean
 
 help: ## show this text
 	@echo "make <target> [PYTHON=python3.11]"
@@ -38,6 +38,9 @@ lint: install ## check style, formatting and types
 
 bench: install ## measure how well flipped captions are found
 	$(BIN)/python -m tests.benchmarks.detection
+
+speed: install ## measure what the engine costs, beside its floors (half an hour, nothing beside it)
+	$(BIN)/python -m tests.benchmarks.engine
 
 clean: ## remove caches and build outputs; .venv and runs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage coverage.xml

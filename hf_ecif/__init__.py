@@ -19,14 +19,20 @@ _PUBLIC = {
     "Detection": "detection",
     "InfluenceConfig": "config",
     "InfluenceModel": "influence",
+    "Query": "queries",
     "UserError": "errors",
     "add_columns": "columns",
     "clean": "cleaning",
     "detect": "detection",
+    "find_errors": "tracing",
     "load_rows": "data",
+    "retrieval_margin": "queries",
     "run_audit": "audit",
+    "trace": "tracing",
+    "validate": "validation",
     "write_report": "viz",
     "write_shards": "cleaning",
+    "zero_shot": "queries",
 }
 
 __all__ = [*sorted(_PUBLIC), "__version__"]

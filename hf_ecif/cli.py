@@ -178,7 +178,7 @@ def validate(
     removed_share: Annotated[
         float, typer.Option(help="Share of the rows that each subset goes without.")
     ] = 0.5,
-    repeats: Annotated[int, typer.Option(help="Retrainings of each subset, averaged.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Retrainings of each subset, averaged.", min=1)] = 2,
     quiet: Quiet = False,
     config: InfluenceConfig,
 ) -> None:
@@ -186,7 +186,7 @@ def validate(
 
     The attributed parameters are retrained without random parts of the data. The rank correlation
     of the query's true and predicted loss (with half of the rows gone: the linear datamodeling
-    score) says how far to trust the scores. Use `--task predict` for damping that suits it.
+    score) says how far to trust the scores.
 
     OUTPUT gets `validation.json` and a plot.
     """
@@ -247,7 +247,7 @@ def remove(
 
     The attributed parameters are first brought near their optimum on all rows; `--fit-epochs 0`
     takes the model as it is, if these rows trained it. OUTPUT gets a model that `from_pretrained`
-    loads, and `removal.json`. Use `--task predict` for damping that suits it.
+    loads, and `removal.json`.
     """
     from hf_ecif.applications import RemoveRequest, run_remove
 

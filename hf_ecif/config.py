@@ -9,9 +9,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hf_ecif.errors import UserError
 
-# Large damping leans on the gradient alone, small damping on the curvature.
-DAMPING = {"detect": 30.0, "predict": 0.01, "trace": 1.0}
-
 
 def _option(default: Any, help: str, *, at_least: float | None = None) -> Any:
     return field(default=default, metadata={"help": help, "at_least": at_least})
@@ -65,16 +62,14 @@ class InfluenceConfig:
         "for cg",
         at_least=0,
     )
-    repeats: int = _option(1, "independent runs of lissa that are averaged", at_least=1)
-    task: Literal["detect", "predict", "trace"] = _option(
-        "detect",
-        "chooses the damping: detect finds wrong pairs, predict foretells a retraining, trace asks "
-        "which pairs caused an error",
-    )
-    damping: float | None = _option(
-        None,
-        "of the inverse curvature, in units of its mean eigenvalue, instead of the task's: larger "
-        "finds wrong pairs better, smaller predicts a retraining better",
+    lissa_repeats: int = _option(1, "independent runs of lissa that are averaged", at_least=1)
+    # Over halves of the demo's data, the rank correlation of predicted and true retrainings is 0.83
+    # at 30 and above, 0.70 at 1, 0.44 at 0.01: a fit of a few epochs does not follow the directions
+    # of small curvature to their end. Finding wrong pairs and causes of errors likes it large, too.
+    damping: float = _option(
+        30.0,
+        "of the inverse curvature, in units of its mean eigenvalue: large for short fits and for "
+        "finding wrong pairs, small for fits to convergence",
     )
     relative: Literal["deletion", "span"] = _option(
         "deletion",
@@ -120,13 +115,8 @@ class InfluenceConfig:
                     )
         if not 0 < self.planted_share < 1:
             raise UserError(f"planted_share = {self.planted_share!r}: must be between 0 and 1.")
-        if self.damping is not None and not self.damping > 0:
+        if not self.damping > 0:
             raise UserError(f"damping = {self.damping!r}: must be positive.")
-
-    @property
-    def relative_damping(self) -> float:
-        """In units of the mean eigenvalue: `damping`, or what suits the task."""
-        return DAMPING[self.task] if self.damping is None else self.damping
 
     @classmethod
     def help(cls, name: str) -> str:

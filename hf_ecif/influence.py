@@ -29,7 +29,7 @@ from hf_ecif.encoders import DualEncoder
 from hf_ecif.errors import UserError
 from hf_ecif.features import Rows, read_rows
 from hf_ecif.fitting import FitReport, fit_parameters
-from hf_ecif.low_rank import nystrom
+from hf_ecif.inverse import InverseCurvature
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.parameters import add_lora, has_adapters
 from hf_ecif.planting import plant
@@ -37,7 +37,7 @@ from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.queries import Query
 from hf_ecif.removal import RemovalReport, remove
 from hf_ecif.scoring import Batching, Directions, GroupScore, Scores, score_group, score_rows
-from hf_ecif.solvers import SolveReport, estimate_spectrum, random_signs, solve
+from hf_ecif.solvers import SolveReport, random_signs
 
 AnyQuery = Rows | Query
 
@@ -49,6 +49,7 @@ class Fitted:
     Attributes:
         theta: attributed parameters at which everything is linearised, ``(P,)``.
         directions: tangents of the scoring pass.
+        inverse: the inverse curvature there, for further queries.
         train_count: rows fitted on, the ``N`` of every score.
         fit: how the parameters were fitted.
         solvers: reports by purpose.
@@ -59,6 +60,7 @@ class Fitted:
 
     theta: Tensor
     directions: Directions
+    inverse: InverseCurvature
     train_count: int
     fit: FitReport
     solvers: dict[str, SolveReport]
@@ -99,6 +101,11 @@ class InfluenceModel:
         """
         model, processor = load_model(str(name_or_path))
         return cls(model, processor, config)
+
+    @property
+    def theta(self) -> Tensor:
+        """Attributed parameters after `fit`, ``(P,)``."""
+        return self._require_fit().theta
 
     def read(
         self,
@@ -151,6 +158,18 @@ class InfluenceModel:
         """
         fitted = self._require_fit()
         return self._score(rows, fitted.theta, fitted.directions, fitted.train_count, progress)
+
+    def score_for(self, rows: Rows, query: AnyQuery | Sequence[AnyQuery]) -> Scores:
+        """Influence on another query than that of the last `fit`, at the same parameters.
+
+        Sizes and self-influence do not depend on the query: they are zero here; see `score`.
+        """
+        fitted = self._require_fit()
+        generator = torch.Generator().manual_seed(self.config.seed)
+        gradient = self._target(query, generator).gradients(self.encoder, fitted.theta)
+        direction = fitted.inverse.solve(gradient.reshape(-1, len(fitted.theta)))[0]
+        directions = Directions.none(fitted.theta)._replace(query=direction.view(gradient.shape))
+        return self._score(rows, fitted.theta, directions, fitted.train_count, silent)
 
     def score_group(self, rows: Rows, members: Tensor) -> GroupScore:
         """Predicted change of the query if some rows were removed together.
@@ -207,19 +226,14 @@ class InfluenceModel:
             )
         generator = torch.Generator().manual_seed(config.seed)
         objective = self._objective(rows, generator, config.l2, self.encoder.theta)
-        spectrum = estimate_spectrum(
-            lambda vectors: objective.curvature(config.curvature, fitted.theta, vectors),
-            fitted.theta,
-            seed=config.seed,
-        )
         return remove(
             objective,
             fitted.theta,
             members,
-            spectrum,
+            fitted.inverse.spectrum,
             steps=steps,
             curvature=config.curvature,
-            relative_damping=config.relative_damping,
+            relative_damping=config.damping,
             tolerance=config.tolerance,
             max_iterations=config.max_iterations,
             advance=progress("Remove", steps),
@@ -291,15 +305,19 @@ class InfluenceModel:
         theta, report, objective = self._fit_parameters(train, generator, progress)
         target = self._target(query, generator)
         gradient = target.gradients(encoder, theta)
-        directions, reports = self._solve(objective, theta, gradient, generator)
+        inverse = InverseCurvature(objective, theta, config)
+        probes = random_signs((config.probes, len(theta)), generator).to(theta)
+        direction, task = inverse.solve(gradient.reshape(-1, len(theta)))
+        solved, own = inverse.solve(probes)
         average = gradient.reshape(-1, len(theta)).mean(dim=0)
         cosine = torch.cosine_similarity(average, objective.gradient(theta), dim=0)
         return Fitted(
             theta=theta,
-            directions=directions,
+            directions=Directions(direction.view(gradient.shape), probes, solved),
+            inverse=inverse,
             train_count=len(train),
             fit=report,
-            solvers=reports,
+            solvers={"task score": task, "self-influence": own},
             query_loss_before=target.values(encoder, start).mean().item(),
             query_loss=target.values(encoder, theta).mean().item(),
             alignment=cosine.item(),
@@ -320,46 +338,6 @@ class InfluenceModel:
             advance=progress("Fit", config.fit_epochs),
         )
         return theta, report, objective
-
-    def _solve(
-        self, objective: Objective, theta: Tensor, gradient: Tensor, generator: torch.Generator
-    ) -> tuple[Directions, dict[str, SolveReport]]:
-        config = self.config
-
-        def products(vectors: Tensor) -> Tensor:
-            return objective.curvature(config.curvature, theta, vectors)
-
-        def fresh_batch(vectors: Tensor) -> Tensor:
-            count = len(objective.features)
-            batch = random_batches(count, config.batch_size, generator)[:1]
-            return objective.over(batch).curvature(config.curvature, theta, vectors)
-
-        spectrum = estimate_spectrum(products, theta, seed=config.seed)
-        options: dict[str, Any] = {}
-        if config.solver == "cg" and config.rank:
-            options["preconditioner"] = nystrom(products, theta, rank=config.rank, seed=config.seed)
-        if config.solver == "low_rank" and config.rank:
-            options["rank"] = config.rank
-        probes = random_signs((config.probes, len(theta)), generator).to(theta)
-        rows, reports = [], {}
-        for purpose, b in (
-            ("task score", gradient.reshape(-1, len(theta))),
-            ("self-influence", probes),
-        ):
-            solution, reports[purpose] = solve(
-                products,
-                b,
-                spectrum,
-                relative_damping=config.relative_damping,
-                method=config.solver,
-                tolerance=config.tolerance,
-                max_iterations=config.max_iterations,
-                stochastic_matvec=fresh_batch,
-                repeats=config.repeats,
-                **options,
-            )
-            rows.append(solution)
-        return Directions(rows[0].view(gradient.shape), probes, rows[1]), reports
 
     def _score(
         self,

@@ -44,7 +44,7 @@ def test_remove(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "edited"
     status, output = run(
         "remove", "--model", MODEL, "--dataset", marked, "--where", "gone", "--output", out,
-        "--retrain", "--task", "predict", *QUICK,
+        "--retrain", *QUICK,
     )  # fmt: skip
     assert status == 0, output
     assert "3 of 30 rows removed" in output

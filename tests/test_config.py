@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hf_ecif.config import DAMPING, InfluenceConfig
+from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
 
 LEAST = {
@@ -76,9 +76,3 @@ def test_file_with_some_fields_leaves_the_others_at_their_defaults(tmp_path: Pat
     path = tmp_path / "config.json"
     path.write_text('{"seed": 3}')
     assert InfluenceConfig.load(path) == InfluenceConfig(seed=3)
-
-
-@pytest.mark.parametrize("task", ["detect", "predict", "trace"])
-def test_the_task_chooses_the_damping(task: str) -> None:
-    assert InfluenceConfig(task=task).relative_damping == DAMPING[task]
-    assert InfluenceConfig(task=task, damping=2.5).relative_damping == 2.5

@@ -40,7 +40,7 @@ def test_the_verdict_follows_the_interval(noise: float, words: str) -> None:
 def test_scores_foretell_retrainings_of_the_demo() -> None:
     """Halves of 300 rows, retrained for real."""
     data = load_dataset("parquet", data_files=str(DEMO / "data/test.parquet"), split="train")
-    config = InfluenceConfig(batch_size=64, probes=1, task="predict", fit_epochs=5)
+    config = InfluenceConfig(batch_size=64, probes=1, fit_epochs=5)
     model = InfluenceModel.from_pretrained(DEMO / "model", config)
     train, query = model.read(data.select(range(150))), model.read(data.select(range(150, 180)))
     model.fit(train, query)

@@ -246,7 +246,7 @@ def solving(encoder: DualEncoder, theta: Tensor, frozen: Features, floor: float)
     gradient = objective.over(batches[:1]).gradient(theta)
     product = partial(objective.ggn, theta)
     spectrum = estimate_spectrum(product, theta)
-    damping = InfluenceConfig().relative_damping
+    damping = InfluenceConfig().damping
     report = solve(product, gradient[None], spectrum, relative_damping=damping)[1]
     seconds = time.perf_counter() - start
     return {

@@ -170,7 +170,7 @@ class Truth:
         return self.losses.mean(axis=1)
 
     @property
-    def reliability(self) -> float:
+    def reliability(self) -> float | None:
         """How far the mean agrees with itself, by Spearman and Brown: no method can do better.
 
         Of two halves of the seeds whose ranks correlate with ``r``, the mean of all has reliability
@@ -178,7 +178,7 @@ class Truth:
         """
         half = self.losses.shape[1] // 2
         if half == 0:
-            return float("nan")
+            return None  # one seed does not tell
         halves = self.losses[:, :half].mean(axis=1), self.losses[:, half : 2 * half].mean(axis=1)
         agreement = max(spearman(*halves), 0.0)
         return float(np.sqrt(2 * agreement / (1 + agreement)))

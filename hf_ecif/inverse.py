@@ -1,0 +1,69 @@
+"""The inverse curvature of an objective at a point, as a config asks for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.low_rank import LowRank, nystrom
+from hf_ecif.operators import Objective, random_batches
+from hf_ecif.solvers import SolveReport, estimate_spectrum, solve
+
+LOW_RANK = 64  # of the solver low_rank, where the config leaves it open
+
+
+class InverseCurvature:
+    """``(H + damping I)^-1`` for any number of right-hand sides.
+
+    What does not depend on them (the spectrum, a preconditioner) is made once.
+
+    Args:
+        objective: whose curvature ``H`` is.
+        theta: ``(P,)``, where it is taken.
+        config: curvature, solver, damping, tolerance.
+
+    Attributes:
+        spectrum: of ``H``.
+    """
+
+    def __init__(self, objective: Objective, theta: Tensor, config: InfluenceConfig) -> None:
+        self._objective = objective
+        self._theta = theta
+        self._config = config
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self.spectrum = estimate_spectrum(self.product, theta, seed=config.seed)
+        self._preconditioner: LowRank | None = None
+        if config.solver == "cg" and config.rank:
+            self._preconditioner = nystrom(self.product, theta, rank=config.rank, seed=config.seed)
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """``H v`` for every row ``v``, ``(K, P)``."""
+        return self._objective.curvature(self._config.curvature, self._theta, vectors)
+
+    def solve(self, b: Tensor) -> tuple[Tensor, SolveReport]:
+        """``(H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and how it went.
+
+        Raises:
+            DivergenceError: the curvature is negative along the way, or not finite.
+        """
+        config = self._config
+        return solve(
+            self.product,
+            b,
+            self.spectrum,
+            relative_damping=config.damping,
+            method=config.solver,
+            tolerance=config.tolerance,
+            max_iterations=config.max_iterations,
+            preconditioner=self._preconditioner,
+            stochastic_matvec=self._product_of_a_batch,
+            repeats=config.lissa_repeats,
+            rank=config.rank or LOW_RANK,
+        )
+
+    def _product_of_a_batch(self, vectors: Tensor) -> Tensor:
+        """The same over one random batch, a fresh one at every call."""
+        count = len(self._objective.features)
+        batch = random_batches(count, self._config.batch_size, self._generator)[:1]
+        return self._objective.over(batch).curvature(self._config.curvature, self._theta, vectors)
