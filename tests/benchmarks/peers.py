@@ -20,7 +20,7 @@ Ours runs at its defaults, and with small damping beside. The others have a damp
 best of several is given, separately for AUROC and LDS, and its name in brackets. It is chosen with
 the truth in hand, which flatters them. The time is that of the first choice alone, which sees every
 row in one batch; a choice with *6 partitions*, as many as ours averages over, takes longer. A tool
-that is not installed is left out, with a line that says how to get it. """
+that is not installed is left out, with a line that says how to get it."""
 
 from __future__ import annotations
 
