@@ -260,7 +260,11 @@ def small(folder: Path, before: Dataset) -> Callable[..., dict[str, Any]]:
             write(before[query_rows], before, root / "validation.parquet")
         query = str(root) if query_rows else None
         request = AuditRequest(
-            str(DEMO / "model"), str(root), root / "out", query=query, truth_column=truth
+            model=str(DEMO / "model"),
+            dataset=str(root),
+            output=root / "out",
+            query=query,
+            truth_column=truth,
         )
         return run_audit(request, replace(CONFIG, fit_epochs=1, batch_size=32))
 

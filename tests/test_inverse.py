@@ -1,0 +1,50 @@
+"""The inverse curvature follows its config."""
+
+import pytest
+import torch
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.inverse import InverseCurvature
+from hf_ecif.operators import Objective
+from tests.test_fidelity import BATCHES, L2, Study
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return Study()
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "hessian"])
+@pytest.mark.parametrize(
+    ("solver", "rank", "close"),
+    [
+        ("cg", 0, 1e-6),
+        ("cg", 20, 1e-6),
+        ("exact", 0, 1e-6),
+        ("low_rank", 100, 0.05),
+        ("lissa", 0, 0.2),
+    ],
+)
+def test_solution_is_the_dense_one(
+    study: Study, curvature: str, solver: str, rank: int, close: float
+) -> None:
+    config = InfluenceConfig(
+        curvature=curvature,
+        solver=solver,
+        rank=rank,
+        damping=0.5,
+        tolerance=1e-8 if solver == "cg" else 1e-2,
+        max_iterations=1000,
+        batch_size=8,
+    )
+    objective = Objective(study.encoder, study.features, BATCHES, l2=L2, center=study.origin)
+    inverse = InverseCurvature(objective, study.theta, config)
+    size = len(study.theta)
+    dense = inverse.product(torch.eye(size, dtype=torch.float64))
+    damping = 0.5 * inverse.spectrum.mean_eigenvalue
+    b = torch.randn(2, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    oracle = torch.linalg.solve(dense + damping * torch.eye(size, dtype=torch.float64), b.T).T
+    solution, report = inverse.solve(b)
+    assert (solution - oracle).norm() <= close * oracle.norm()
+    assert report.damping == pytest.approx(damping)
+    assert report.method == solver
