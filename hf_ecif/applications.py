@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
-from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
+from hf_ecif.data import read_flags
 from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
+from hf_ecif.files import write_json
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.sources import Opened, Sources, open_sources
 from hf_ecif.validation import Validation, validate
@@ -72,7 +71,7 @@ def run_validate(
     request.output.mkdir(parents=True, exist_ok=True)
     _plot(result, request.output / "validation.png")
     summary = asdict(result) | {"verdict": result.verdict, "config": config.to_dict()}
-    _write(summary, request.output / "validation.json")
+    write_json(summary, request.output / "validation.json")
     return result
 
 
@@ -91,9 +90,9 @@ def run_remove(
     _require_new(request.output)
     opened = open_sources(request, config)
     model = opened.model
-    wanted = _read_where(opened.dataset, request.where)
+    wanted = read_flags(opened.dataset, request.where, "--where", "is to be removed")
     rows, query = opened.read(progress)
-    members = wanted[rows.positions]
+    members = torch.from_numpy(wanted)[rows.positions]
     fitted = model.fit(rows, query, progress)
     predicted = model.score_group(rows, members).task.item()
     start = time.perf_counter()
@@ -112,7 +111,7 @@ def run_remove(
     if request.retrain:
         summary["retrained"] = _retrain(opened, rows.select((~members).nonzero()[:, 0]), query)
     model.save_edited(theta, request.output)
-    _write(summary, request.output / "removal.json")
+    write_json(summary, request.output / "removal.json")
     return summary
 
 
@@ -132,23 +131,6 @@ def _retrain(opened: Opened, remaining: Rows, query: Rows) -> dict[str, float]:
     return {"query": opened.model.query_value(query, theta).item(), "seconds": seconds}
 
 
-def _read_where(dataset: Dataset, column: str) -> Tensor:
-    if column not in dataset.column_names:
-        raise UserError(
-            f"--where {column!r} is not in the data set. It has: {', '.join(dataset.column_names)}."
-        )
-    if dataset.features[column].dtype != "bool":
-        raise UserError(
-            f"--where {column!r} must be boolean, true where a row is to be removed, but it is "
-            f"{dataset.features[column].dtype}."
-        )
-    return torch.from_numpy(np.array(dataset[column][:], dtype=bool))  # a missing value is false
-
-
 def _require_new(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists and is not empty. Give a new folder.")
-
-
-def _write(summary: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(summary, indent=2, default=str) + "\n")

@@ -23,9 +23,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from hf_ecif.cleaning import clean, write_shards
 from hf_ecif.columns import add_columns
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import fingerprint_rows, image_bytes
+from hf_ecif.data import fingerprint_rows, image_bytes, read_flags
 from hf_ecif.detection import Detection, auroc, detect
 from hf_ecif.errors import UserError
+from hf_ecif.files import write_json
 from hf_ecif.influence import Fitted
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.sources import Sources, open_sources
@@ -68,7 +69,12 @@ def run_audit(
     with watch("load"):
         opened = open_sources(request, config)
         model, dataset, query_set = opened.model, opened.plain, opened.query_set
-        truth = _read_truth(dataset, request.truth_column)
+        # The method never sees it; it is read early so that a typo shows early.
+        truth = (
+            None
+            if request.truth_column is None
+            else read_flags(dataset, request.truth_column, "--truth-column", "is known to be wrong")
+        )
     with watch("embed"):
         rows, query = opened.read(bar)
     with watch("fit"):
@@ -121,7 +127,8 @@ def run_audit(
     summary["warnings"] = list(_warnings(summary, fitted, detection))
     summary["seconds"] = watch.seconds()
     write_report(scored, summary, request.output / "report.html")
-    _write_json(summary, request.output / "summary.json")
+    # Written last: a folder with a summary is a finished run.
+    write_json(summary, request.output / "summary.json")
     return summary
 
 
@@ -164,23 +171,6 @@ def _clear_output(output: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def _read_truth(dataset: Dataset, column: str | None) -> np.ndarray | None:
-    """The truth column. The method never sees it; it is read early so that a typo shows early."""
-    if column is None:
-        return None
-    if column not in dataset.column_names:
-        raise UserError(
-            f"--truth-column {column!r} is not in the data set. It has: "
-            f"{', '.join(dataset.column_names)}."
-        )
-    if dataset.features[column].dtype != "bool":
-        raise UserError(
-            f"--truth-column {column!r} must be boolean, true where a row is known to be wrong, "
-            f"but it is {dataset.features[column].dtype}."
-        )
-    return np.array(dataset[column][:], dtype=bool)
 
 
 # ------------------------------------------------------------------------------- what was found
@@ -305,10 +295,3 @@ class _Stopwatch:
     def seconds(self) -> dict[str, float]:
         stages = self.stages | {"total": time.perf_counter() - self.start}
         return {stage: round(seconds, 2) for stage, seconds in stages.items()}
-
-
-def _write_json(summary: dict[str, Any], path: Path) -> None:
-    """Written last and in one step: a folder with a summary is a finished run."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(summary, indent=2, default=str) + "\n")
-    partial.replace(path)

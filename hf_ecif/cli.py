@@ -58,71 +58,77 @@ def _root(
     pass
 
 
-def _configured(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for every field of `InfluenceConfig`; it gets them as ``config``."""
-    hints = get_type_hints(InfluenceConfig)
-    names = [field.name for field in fields(InfluenceConfig)]
-
-    @wraps(command)
-    def configured(**values: Any) -> None:
-        config = InfluenceConfig(**{name: values.pop(name) for name in names})
-        command(config=config, **values)
-
-    # The config checks choices itself, so that the library and the command say the same.
-    settings = [
-        Parameter(
-            field.name,
-            Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=Annotated[
-                str if get_origin(hints[field.name]) is Literal else hints[field.name],
-                typer.Option(
-                    help=InfluenceConfig.help(field.name), rich_help_panel="How it is computed"
-                ),
-            ],
-        )
-        for field in fields(InfluenceConfig)
-    ]
-    own = signature(command, eval_str=True).parameters.values()
-    kept = [parameter for parameter in own if parameter.name != "config"]
-    configured.__signature__ = Signature([*kept, *settings])  # type: ignore[attr-defined]
-    return configured
+def _option(name: str, kind: Any, default: Any, help: str, panel: str | None = None) -> Parameter:
+    option = typer.Option(help=help, rich_help_panel=panel)
+    return Parameter(
+        name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )
 
 
-Model = Annotated[str, typer.Option(help="Folder of a saved CLIP-like model, or a Hub id.")]
-Data = Annotated[
-    str,
-    typer.Option(
-        help="A folder of save_to_disk, parquet files or an image folder with metadata, or a Hub "
-        "id."
+# The fields of `hf_ecif.sources.Sources`, which would take seconds to import.
+SOURCES = [
+    _option("model", str, Parameter.empty, "Folder of a saved CLIP-like model, or a Hub id."),
+    _option(
+        "dataset",
+        str,
+        Parameter.empty,
+        "A folder of save_to_disk, parquet files or an image folder with metadata, or a Hub id.",
     ),
-]
-Query = Annotated[
-    str | None,
-    typer.Option(
-        help="Clean pairs like those that the model is for. Their loss is what a pair is judged "
-        "by. Chosen from the data if not given."
+    _option("split", str, "train", "Split of the data."),
+    _option(
+        "query",
+        str | None,
+        None,
+        "Clean pairs like those that the model is for. Their loss is what a pair is judged by. "
+        "Chosen from the data if not given.",
     ),
+    _option("query_split", str, "validation", "Split of the query."),
+    _option("image_column", str, "image", "Column of the images."),
+    _option("text_column", str, "text", "Column of the captions."),
 ]
-Split = Annotated[str, typer.Option(help="Split of the data.")]
-QuerySplit = Annotated[str, typer.Option(help="Split of the query.")]
-ImageColumn = Annotated[str, typer.Option(help="Column of the images.")]
-TextColumn = Annotated[str, typer.Option(help="Column of the captions.")]
 Quiet = Annotated[bool, typer.Option(help="No progress bars.")]
 
 
-@app.command()
-@_configured
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options that all have in common, beside its own.
+
+    It gets the `SOURCES` as a dictionary ``sources``, and an option for every field of
+    `InfluenceConfig` as a ``config``.
+    """
+    settings = _settings()
+
+    @wraps(function)
+    def command(**values: Any) -> None:
+        config = InfluenceConfig(**{setting.name: values.pop(setting.name) for setting in settings})
+        sources = {source.name: values.pop(source.name) for source in SOURCES}
+        function(sources=sources, config=config, **values)
+
+    own = signature(function, eval_str=True).parameters.values()
+    kept = [parameter for parameter in own if parameter.name not in ("sources", "config")]
+    command.__signature__ = Signature([*SOURCES, *kept, *settings])  # type: ignore[attr-defined]
+    return app.command()(command)
+
+
+def _settings() -> list[Parameter]:
+    hints = get_type_hints(InfluenceConfig)
+    return [
+        _option(
+            field.name,
+            # The config checks choices itself, so that the library and the command say the same.
+            str if get_origin(hints[field.name]) is Literal else hints[field.name],
+            field.default,
+            InfluenceConfig.help(field.name),
+            "How it is computed",
+        )
+        for field in fields(InfluenceConfig)
+    ]
+
+
+@_command
 def audit(
     *,
-    model: Model,
-    dataset: Data,
+    sources: dict[str, Any],
     output: Annotated[Path, typer.Option(help="Folder for the results.")],
-    split: Split = "train",
-    query: Query = None,
-    query_split: QuerySplit = "validation",
-    image_column: ImageColumn = "image",
-    text_column: TextColumn = "text",
     truth_column: Annotated[
         str | None,
         typer.Option(
@@ -146,13 +152,7 @@ def audit(
     from hf_ecif.audit import AuditRequest, run_audit
 
     request = AuditRequest(
-        model=model,
-        dataset=dataset,
-        split=split,
-        query=query,
-        query_split=query_split,
-        image_column=image_column,
-        text_column=text_column,
+        **sources,
         truth_column=truth_column,
         output=output,
         overwrite=overwrite,
@@ -162,18 +162,11 @@ def audit(
     _print_summary(console, summary, output)
 
 
-@app.command()
-@_configured
+@_command
 def validate(
     *,
-    model: Model,
-    dataset: Data,
+    sources: dict[str, Any],
     output: Annotated[Path, typer.Option(help="New folder for the results.")],
-    split: Split = "train",
-    query: Query = None,
-    query_split: QuerySplit = "validation",
-    image_column: ImageColumn = "image",
-    text_column: TextColumn = "text",
     subsets: Annotated[int, typer.Option(help="Random subsets that are retrained on.")] = 32,
     removed_share: Annotated[
         float, typer.Option(help="Share of the rows that each subset goes without.")
@@ -193,13 +186,7 @@ def validate(
     from hf_ecif.applications import ValidateRequest, run_validate
 
     request = ValidateRequest(
-        model=model,
-        dataset=dataset,
-        split=split,
-        query=query,
-        query_split=query_split,
-        image_column=image_column,
-        text_column=text_column,
+        **sources,
         output=output,
         subsets=subsets,
         removed_share=removed_share,
@@ -217,12 +204,10 @@ def validate(
     console.print(f"Plot: {output / 'validation.png'}", highlight=False, soft_wrap=True)
 
 
-@app.command()
-@_configured
+@_command
 def remove(
     *,
-    model: Model,
-    dataset: Data,
+    sources: dict[str, Any],
     where: Annotated[
         str,
         typer.Option(
@@ -231,11 +216,6 @@ def remove(
         ),
     ],
     output: Annotated[Path, typer.Option(help="New folder for the edited model.")],
-    split: Split = "train",
-    query: Query = None,
-    query_split: QuerySplit = "validation",
-    image_column: ImageColumn = "image",
-    text_column: TextColumn = "text",
     steps: Annotated[int, typer.Option(help="Newton steps, each with fresh curvature.", min=1)] = 2,
     retrain: Annotated[
         bool, typer.Option(help="Retrain without the rows, too, to compare the query.")
@@ -252,13 +232,7 @@ def remove(
     from hf_ecif.applications import RemoveRequest, run_remove
 
     request = RemoveRequest(
-        model=model,
-        dataset=dataset,
-        split=split,
-        query=query,
-        query_split=query_split,
-        image_column=image_column,
-        text_column=text_column,
+        **sources,
         where=where,
         output=output,
         steps=steps,

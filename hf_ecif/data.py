@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import numpy as np
 import xxhash
 from datasets import Dataset, Image, Value, load_dataset_builder, load_from_disk
 from datasets.data_files import SPLIT_KEYWORDS
 from datasets.exceptions import DatasetGenerationError
+from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
 
@@ -114,6 +116,31 @@ def drop_influence_columns(dataset: Dataset) -> Dataset:
             if name.startswith("ecif_") or name in ("clip_score", "neg_clip_loss")
         ]
     )
+
+
+def read_flags(dataset: Dataset, column: str, option: str, meaning: str) -> NDArray[np.bool_]:
+    """A boolean column; a missing value is false.
+
+    Args:
+        dataset: All rows.
+        column: Its name.
+        option: What the user named it by, for the error.
+        meaning: Of true, said of a row, for the error.
+
+    Raises:
+        UserError: The column is missing, or not boolean.
+    """
+    if column not in dataset.column_names:
+        raise UserError(
+            f"{option} {column!r} is not in the data set. It has: "
+            f"{', '.join(dataset.column_names)}."
+        )
+    kind = dataset.features[column].dtype
+    if kind != "bool":
+        raise UserError(
+            f"{option} {column!r} must be boolean, true where a row {meaning}, but it is {kind}."
+        )
+    return np.array(dataset[column][:], dtype=bool)
 
 
 def read_pair(image_cell: dict[str, Any] | None, text: str | None, max_pixels: int) -> Pair:

@@ -8,9 +8,7 @@ from torch import Tensor
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.low_rank import LowRank, nystrom
 from hf_ecif.operators import Objective, random_batches
-from hf_ecif.solvers import SolveReport, estimate_spectrum, solve
-
-LOW_RANK = 64  # of the solver low_rank, where the config leaves it open
+from hf_ecif.solvers import LOW_RANK, SolveReport, estimate_spectrum, solve
 
 
 class InverseCurvature:

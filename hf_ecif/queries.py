@@ -21,6 +21,7 @@ from hf_ecif.features import Rows
 from hf_ecif.objectives import Embeddings
 from hf_ecif.planting import cluster
 
+Direction = Literal["text_to_image", "image_to_text"]
 CHUNK = 64  # queries whose cotangents are held at a time
 
 
@@ -74,7 +75,7 @@ def zero_shot(rows: Rows, *, each: bool = False) -> Query:
 def retrieval_margin(
     rows: Rows,
     pairs: Sequence[int],
-    direction: Literal["text_to_image", "image_to_text"] = "text_to_image",
+    direction: Direction = "text_to_image",
 ) -> Query:
     """By how much the candidates together beat the right answer; one query per pair.
 
@@ -88,15 +89,20 @@ def retrieval_margin(
     chosen, same = torch.tensor(list(pairs)), rows.same_text
 
     def function(embeddings: Embeddings) -> Tensor:
-        text, image, scale, _ = embeddings
-        anchors, keys = (text, image) if direction == "text_to_image" else (image, text)
-        picked = chosen.to(text.device)
+        anchors, keys = anchors_and_keys(embeddings, direction)
+        picked, scale = chosen.to(anchors.device), embeddings.scale
         logits = scale * anchors[picked] @ keys.T
         own = scale * (anchors[picked] * keys[picked]).sum(dim=1)
         right = (same[chosen, None] == same).to(logits.device)
         return logits.masked_fill(right, -torch.inf).logsumexp(dim=1) - own
 
     return Query(rows.features, function)
+
+
+def anchors_and_keys(embeddings: Embeddings, direction: Direction) -> tuple[Tensor, Tensor]:
+    """What is looked for with, and what among."""
+    text, image = embeddings[:2]
+    return (text, image) if direction == "text_to_image" else (image, text)
 
 
 def choose_query(rows: Rows, encoder: DualEncoder, *, share: float = 0.1, seed: int = 0) -> Rows:

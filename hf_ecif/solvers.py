@@ -22,6 +22,7 @@ from hf_ecif.low_rank import random_signs as random_signs
 Method = Literal["cg", "lissa", "low_rank", "exact", "identity"]
 
 EXACT_LIMIT = 8192
+LOW_RANK = 64
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def solve(
     preconditioner: LowRank | None = None,
     stochastic_matvec: Matvec | None = None,
     repeats: int = 1,
-    rank: int = 64,
+    rank: int = LOW_RANK,
 ) -> tuple[Tensor, SolveReport]:
     """``x = (H + damping I)^-1 b`` for every row of ``b``.
 

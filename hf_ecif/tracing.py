@@ -8,7 +8,6 @@ responsible: its relative score is the most negative.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +15,8 @@ from torch import Tensor
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.queries import retrieval_margin
+from hf_ecif.queries import Direction, anchors_and_keys, retrieval_margin
 
-Direction = Literal["text_to_image", "image_to_text"]
 CHUNK = 32  # errors whose tangents are pushed together
 
 
@@ -69,9 +67,9 @@ def find_errors(
         rows: pairs among which is looked for each.
         direction: what is looked for with what.
     """
-    text, image = model.encoder.embed(model.theta, rows.features)[:2]
-    anchors, keys = (text, image) if direction == "text_to_image" else (image, text)
-    same = rows.same_text.to(text.device)
+    embeddings = model.encoder.embed(model.theta, rows.features)
+    anchors, keys = anchors_and_keys(embeddings, direction)
+    same = rows.same_text.to(anchors.device)
     found = torch.cat([(part @ keys.T).argmax(dim=1) for part in anchors.split(1024)])
     wrong = (same[found] != same).nonzero()[:, 0]
     query = retrieval_margin(rows, wrong.tolist(), direction)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hf_ecif.files import write_text
 
 __all__ = [
     "probability_histogram",
@@ -76,7 +77,7 @@ def write_report(scored: datasets.Dataset, summary: dict[str, Any], path: Path) 
             gallery_size=GALLERY_SIZE,
         )
     )
-    _write_aside(page.strip() + "\n", Path(path))
+    write_text(page.strip() + "\n", Path(path))
 
 
 def probability_histogram(probability: Floats, flag: Bools, threshold: float | None) -> Figure:
@@ -553,13 +554,3 @@ def _environment() -> jinja2.Environment:
     }
     environment.filters.update(filters)
     return environment
-
-
-def _write_aside(page: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        aside.write_text(page, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

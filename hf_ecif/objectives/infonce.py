@@ -27,6 +27,7 @@ from torch import Tensor
 from hf_ecif.objectives import similarity
 from hf_ecif.objectives.similarity import (
     Derivatives,
+    Differentiate,
     Direction,
     Embeddings,
     FactorTangents,
@@ -58,15 +59,9 @@ def loss(embeddings: Embeddings, same: Tensor | None = None) -> Tensor:
 
 def loss_gradient(embeddings: Embeddings, same: Tensor | None = None) -> Embeddings:
     """Gradient of `loss`; zero for the bias."""
-    to_image, to_text = similarity.two_ways(embeddings)
-    if _is_one_block(embeddings):
-        return similarity.merge_ways(
-            similarity.gradient(to_image, partial(_joint_derivatives, same=same))
-        )
-    derivatives = partial(_derivatives, same=same)
-    return similarity.merge_ways(
-        similarity.gradient(to_image, derivatives), similarity.gradient(to_text, derivatives)
-    )
+    count, derivatives = _walk(embeddings, same)
+    ways = similarity.two_ways(embeddings)[:count]
+    return similarity.merge_ways(*(similarity.gradient(way, derivatives) for way in ways))
 
 
 def ggn_product(
@@ -322,19 +317,21 @@ def _joint_derivatives(direction: Direction, rows: slice, same: Tensor | None) -
 def _curvature_product(
     embeddings: Embeddings, tangents: Embeddings, same: Tensor | None, *, full: bool
 ) -> Embeddings:
+    count, derivatives = _walk(embeddings, same)
     ways = list(zip(similarity.two_ways(embeddings), similarity.two_ways(tangents), strict=True))
-    joint = _is_one_block(embeddings)
-    derivatives = partial(_joint_derivatives if joint else _derivatives, same=same)
     return similarity.merge_ways(
         *(
             similarity.curvature_product(way, moved, derivatives, full=full)
-            for way, moved in ways[: 1 if joint else 2]
+            for way, moved in ways[:count]
         )
     )
 
 
-def _is_one_block(embeddings: Embeddings) -> bool:
-    return len(embeddings.text) <= similarity.BLOCK
+def _walk(embeddings: Embeddings, same: Tensor | None) -> tuple[int, Differentiate]:
+    """How many directions to walk, and the derivatives on the way: both in one, if they fit."""
+    if len(embeddings.text) <= similarity.BLOCK:
+        return 1, partial(_joint_derivatives, same=same)
+    return 2, partial(_derivatives, same=same)
 
 
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ def loss(embeddings: Embeddings, same: Tensor | None = None) -> Tensor:
 def loss_gradient(embeddings: Embeddings, same: Tensor | None = None) -> Embeddings:
     """Gradient of `loss`."""
     direction = similarity.one_way(embeddings)
-    return _batch(similarity.gradient(direction, partial(_derivatives, same=same)))
+    return Embeddings(*similarity.gradient(direction, partial(_derivatives, same=same)))
 
 
 def ggn_product(
@@ -185,10 +185,4 @@ def _curvature_product(
 ) -> Embeddings:
     direction, moved = similarity.one_way(embeddings), similarity.one_way(tangents)
     derivatives = partial(_derivatives, same=same)
-    return _batch(similarity.curvature_product(direction, moved, derivatives, full=full))
-
-
-def _batch(direction: Direction) -> Embeddings:
-    """Cotangents of texts as rows and images as columns, as those of a batch."""
-    text, image, scale, bias = direction
-    return Embeddings(text, image, scale, bias)
+    return Embeddings(*similarity.curvature_product(direction, moved, derivatives, full=full))

@@ -33,6 +33,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -165,7 +166,7 @@ def scoring_all(model: nn.Module, features: Features) -> Figures:
     return {
         "score, all, exact": ratio(times, "exact", "plain_math"),
         "score, all, difference": ratio(times, "difference", "plain")
-        | {"rank correlation with exact": spearman(exact, near)},
+        | {"rank correlation with exact": float(spearmanr(exact, near).statistic)},
     }
 
 
@@ -404,11 +405,6 @@ def race(repeats: int = 3, **runs: Callable[[], object]) -> dict[str, float]:
 def ratio(times: dict[str, float], quantity: str, floor: str) -> dict[str, float]:
     seconds = times[quantity]
     return {"ratio": seconds / times[floor], "seconds": seconds, "floor": times[floor]}
-
-
-def spearman(left: Tensor, right: Tensor) -> float:
-    ranks = torch.stack([left, right]).argsort(dim=1).argsort(dim=1).double()
-    return float(torch.corrcoef(ranks)[0, 1])
 
 
 def print_table(result: dict) -> None:
