@@ -15,6 +15,7 @@ from hf_ecif.version import __version__
 
 _PUBLIC = {
     "AuditRequest": "audit",
+    "CleanRequest": "cleaning",
     "CleanResult": "cleaning",
     "Detection": "detection",
     "InfluenceConfig": "config",
@@ -25,9 +26,14 @@ _PUBLIC = {
     "clean": "cleaning",
     "detect": "detection",
     "find_errors": "tracing",
+    "find_evidence": "evidence",
     "load_rows": "data",
+    "push": "hub",
+    "push_model": "hub",
     "retrieval_margin": "queries",
     "run_audit": "audit",
+    "run_clean": "cleaning",
+    "signal_errors": "evidence",
     "trace": "tracing",
     "validate": "validation",
     "write_report": "viz",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import time
@@ -10,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,19 +18,23 @@ import xxhash
 from datasets import Dataset
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from hf_ecif import processes
+from hf_ecif.checkpoints import Checkpoints
 from hf_ecif.cleaning import clean, write_shards
-from hf_ecif.columns import add_columns
+from hf_ecif.columns import add_columns, read_groups
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import fingerprint_rows, image_bytes, read_flags
-from hf_ecif.detection import Detection, auroc, detect
+from hf_ecif.data import image_bytes, read_flags
+from hf_ecif.detection import SMALLEST_GROUP, Detection, auroc, detect
 from hf_ecif.errors import UserError
+from hf_ecif.evidence import MARGIN, Evidence, find_evidence, read_vocabulary, signal_errors
 from hf_ecif.files import write_json
-from hf_ecif.influence import Fitted
+from hf_ecif.fitted import Fitted
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.sources import Sources, open_sources
 from hf_ecif.viz import write_report
 
 PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "scikit-learn", "pillow")
+CHECKPOINTS = ".checkpoints"
 RESULTS = ("scored", "kept", "removed", "summary.json", "report.html")
 
 
@@ -43,7 +45,12 @@ class AuditRequest(Sources):
 
     output: Path
     truth_column: str | None = None
+    group_column: str | None = None
+    vocabulary: Path | None = None
+    suggest: bool = True
+    suggest_margin: float = MARGIN
     overwrite: bool = False
+    resume: bool = False
 
 
 def run_audit(
@@ -63,7 +70,7 @@ def run_audit(
         UserError: something in the request cannot be; nothing has been written then.
     """
     bar = progress or silent
-    _check_output(request)
+    processes.decide(lambda: _check_output(request))
     watch = _Stopwatch()
 
     with watch("load"):
@@ -75,61 +82,94 @@ def run_audit(
             if request.truth_column is None
             else read_flags(dataset, request.truth_column, "--truth-column", "is known to be wrong")
         )
+        groups = read_groups(dataset, request.group_column) if request.group_column else None
+        vocabulary = read_vocabulary(request.vocabulary) if request.vocabulary else None
+        fingerprints = opened.fingerprints()
+        known = Checkpoints.open(
+            request.output / CHECKPOINTS, config.to_dict() | fingerprints, resume=request.resume
+        )
     with watch("embed"):
-        rows, query = opened.read(bar)
+        rows, query = opened.read(bar, known)
     with watch("fit"):
-        fitted = model.fit(rows, query, bar)
+        fitted = model.fit(rows, query, bar, known)
     with watch("score"):
-        scores, given = model.score(rows, bar), model.score_as_given(rows)
+        scores, given = model.score(rows, bar, known), model.score_as_given(rows)
     with watch("detect"):
-        reference, planted = model.plant(rows, query, bar)
-        detection = detect(model.signals(scores), reference, planted)
-    with watch("write"):
-        scored = add_columns(dataset, rows, scores, given, detection, config.relative)
-        result = clean(scored)
-        request.output.mkdir(parents=True, exist_ok=True)
-        _clear_output(request.output)
-        for name, part in (("scored", scored), ("kept", result.kept), ("removed", result.removed)):
-            write_shards(part, request.output / name)
+        reference, planted = model.plant(rows, query, bar, known.within("planting"))
+        detection = detect(
+            model.signals(scores),
+            reference,
+            planted,
+            errors=signal_errors(scores),
+            groups=groups and [groups[row] for row in rows.positions.tolist()],
+        )
+    with watch("compare"):
+        evidence = (
+            find_evidence(
+                model,
+                rows,
+                detection,
+                vocabulary=vocabulary,
+                margin=request.suggest_margin,
+                progress=bar,
+            )
+            if request.suggest
+            else None
+        )
 
-    summary = {
-        "rows": len(dataset),
-        "scored": len(rows),
-        "unreadable": len(rows.reasons),
-        "unreadable_reasons": dict(Counter(rows.reasons.values())),
-        "flagged": int(detection.flag.sum()),
-        "kept": len(result.kept),
-        "removed": len(result.removed),
-        "noise": _describe_noise(detection, reference, planted),
-        "query": _describe_query(request, dataset, query_set, len(query), fitted),
-        "fit": asdict(fitted.fit) | {"parameters": config.parameters, "count": model.encoder.count},
-        "solvers": [
-            {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
-        ],
-        "config": config.to_dict(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "fingerprints": {
-            "model": model.encoder.fingerprint(),
-            "data": fingerprint_rows(dataset),
-            "query": fingerprint_rows(query_set) if query_set else "chosen from the data",
-            "config": sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[
-                :16
+    def write() -> dict[str, Any]:
+        with watch("write"):
+            scored = add_columns(dataset, rows, scores, given, detection, config.relative, evidence)
+            result = clean(scored)
+            request.output.mkdir(parents=True, exist_ok=True)
+            _clear_output(request.output)
+            for name, part in (
+                ("scored", scored),
+                ("kept", result.kept),
+                ("removed", result.removed),
+            ):
+                write_shards(part, request.output / name)
+
+        summary = {
+            "rows": len(dataset),
+            "scored": len(rows),
+            "unreadable": len(rows.reasons),
+            "unreadable_reasons": dict(Counter(rows.reasons.values())),
+            "flagged": int(detection.flag.sum()),
+            "kept": len(result.kept),
+            "removed": len(result.removed),
+            "noise": _describe_noise(detection, reference, planted),
+            "groups": _describe_groups(request, detection),
+            "suggestions": _describe_suggestions(request, evidence),
+            "duplicates": evidence.describe_duplicates() if evidence else None,
+            "query": _describe_query(request, dataset, query_set, len(query), fitted),
+            "fit": asdict(fitted.fit)
+            | {"parameters": config.parameters, "count": model.encoder.count},
+            "solvers": [
+                {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
             ],
-        },
-        "seed": config.seed,
-        "columns": {"image": request.image_column, "text": request.text_column},
-        "model": request.model,
-        "dataset": request.dataset,
-        "split": request.split,
-    }
-    if truth is not None:
-        summary["truth"] = _judge(truth, request.truth_column, rows.positions.numpy(), detection)
-    summary["warnings"] = list(_warnings(summary, fitted, detection))
-    summary["seconds"] = watch.seconds()
-    write_report(scored, summary, request.output / "report.html")
-    # Written last: a folder with a summary is a finished run.
-    write_json(summary, request.output / "summary.json")
-    return summary
+            "config": config.to_dict(),
+            "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+            "fingerprints": fingerprints | {"config": config.fingerprint()},
+            "seed": config.seed,
+            "columns": {"image": request.image_column, "text": request.text_column},
+            "model": request.model,
+            "dataset": request.dataset,
+            "split": request.split,
+        }
+        if truth is not None:
+            summary["truth"] = _judge(
+                truth, request.truth_column, rows.positions.numpy(), detection
+            )
+        summary["warnings"] = list(_warnings(summary, fitted, detection))
+        summary["seconds"] = watch.seconds()
+        write_report(scored, summary, request.output / "report.html")
+        # Written last: a folder with a summary is a finished run.
+        write_json(summary, request.output / "summary.json")
+        known.clear()
+        return summary
+
+    return processes.decide(write)
 
 
 # ------------------------------------------------------------------------------ before the run
@@ -141,12 +181,20 @@ def _check_output(request: AuditRequest) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file. Give a folder.")
     present = sorted(path.name for path in output.iterdir()) if output.exists() else []
-    foreign = [name for name in present if name not in RESULTS]
+    ours = (*RESULTS, CHECKPOINTS)
+    foreign = [n for n in present if n not in ours and not n.endswith(".partial")]
     if foreign:
         raise UserError(
             f"--output {output} holds other files ({', '.join(foreign[:3])}). Give a new folder."
         )
-    if present and not request.overwrite:
+    if request.resume and "summary.json" in present:
+        raise UserError(f"The run in --output {output} is finished. Give --overwrite to repeat it.")
+    if CHECKPOINTS in present and not (request.resume or request.overwrite):
+        raise UserError(
+            f"--output {output} holds an interrupted run: --resume goes on with it, --overwrite "
+            "starts anew."
+        )
+    if present and not (request.resume or request.overwrite):
         raise UserError(
             f"--output {output} holds another run ({', '.join(present)}). Give a new folder, or "
             "--overwrite to replace it."
@@ -165,8 +213,7 @@ def _check_output(request: AuditRequest) -> None:
 
 def _clear_output(output: Path) -> None:
     """Remove an earlier run, only now that the new one is complete in memory."""
-    for name in RESULTS:
-        path = output / name
+    for path in [*(output / name for name in RESULTS), *output.glob(".*.partial")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -180,13 +227,36 @@ def _describe_noise(
     detection: Detection, reference: np.ndarray, planted: np.ndarray
 ) -> dict[str, Any]:
     """Noise rate and threshold, and how well wrong pairs made on purpose are told from the rest."""
-    near = np.abs(detection.probability - detection.threshold) < 0.1
     return {
         "rate": detection.noise_rate,
         "threshold": detection.threshold,
-        "borderline": int(near.sum()),
+        "borderline": int(detection.borderline.sum()),
         "planted_auroc": detection.planted_auroc,
         "planted_score_auroc": auroc(-planted[:, 1], -reference[:, 1]),
+    }
+
+
+def _describe_groups(request: AuditRequest, detection: Detection) -> dict[str, Any] | None:
+    """Those with a noise rate of their own; all other rows have that of all data."""
+    if request.group_column is None:
+        return None
+    return {
+        "column": request.group_column,
+        "smallest": SMALLEST_GROUP,
+        "other_rows": len(detection.flag) - sum(group.rows for group in detection.groups),
+        "table": [asdict(group) for group in detection.groups],
+    }
+
+
+def _describe_suggestions(
+    request: AuditRequest, evidence: Evidence | None
+) -> dict[str, Any] | None:
+    if evidence is None:
+        return None
+    return {
+        "count": int(evidence.suggested.sum()),
+        "least_margin": evidence.least_margin,
+        "vocabulary": request.vocabulary and str(request.vocabulary),
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
@@ -36,9 +39,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(
-            f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one says so
+            Console(stderr=True).print(
+                f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+            )
         sys.exit(2)
 
 
@@ -87,6 +91,11 @@ SOURCES = [
     _option("text_column", str, "text", "Column of the captions."),
 ]
 Quiet = Annotated[bool, typer.Option(help="No progress bars.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace an earlier run in OUTPUT.")]
+Resume = Annotated[
+    bool, typer.Option(help="Go on with an interrupted run in OUTPUT, where it was.")
+]
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
@@ -136,8 +145,38 @@ def audit(
             "detection, to say in the report how much it found."
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an earlier run in OUTPUT.")] = False,
+    group_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of names, a language for instance. Groups of 50 rows or more get a noise "
+            "rate and a threshold of their own."
+        ),
+    ] = None,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file of captions to suggest, one a line. The captions of rows that are not "
+            "flagged, if not given."
+        ),
+    ] = None,
+    suggest: Annotated[
+        bool,
+        typer.Option(
+            help="Compare all rows with each other: captions that fit flagged images better, and "
+            "duplicates. Takes the square of the rows in time, not in memory."
+        ),
+    ] = True,
+    suggest_margin: Annotated[
+        float,
+        typer.Option(
+            help="A caption is suggested if its logit is so far above the next best one, in nats.",
+            min=0,
+        ),
+    ] = 1.5,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
     quiet: Quiet = False,
+    as_json: Json = False,
     config: InfluenceConfig,
 ) -> None:
     """Score every pair, flag those that look misaligned, and write data and report to OUTPUT.
@@ -154,12 +193,101 @@ def audit(
     request = AuditRequest(
         **sources,
         truth_column=truth_column,
+        group_column=group_column,
+        vocabulary=vocabulary,
+        suggest=suggest,
+        suggest_margin=suggest_margin,
         output=output,
         overwrite=overwrite,
+        resume=resume,
     )
-    with _bars(quiet) as (console, progress):
+    with _bars(quiet, as_json) as (console, progress):
         summary = run_audit(request, config, progress)
     _print_summary(console, summary, output)
+    _print_json(as_json, summary)
+
+
+@_command
+def fit(
+    *,
+    sources: dict[str, Any],
+    output: Annotated[Path, typer.Option(help="Folder for the fitted influence.")],
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    config: InfluenceConfig,
+) -> None:
+    """Fit once; `hf-ecif score` then scores any number of rows, here or elsewhere.
+
+    OUTPUT gets the model, the processor and the fit: `from_pretrained` reads it, and `hf-ecif push`
+    publishes it.
+    """
+    from hf_ecif.endless import FitRequest, run_fit
+
+    request = FitRequest(**sources, output=output, overwrite=overwrite, resume=resume)
+    with _bars(quiet, as_json) as (console, progress):
+        fitted = run_fit(request, config, progress)
+    console.print(
+        f"Fitted on {fitted.train_count:,} rows: the query's loss is {fitted.query_loss:.4f}, "
+        f"{fitted.query_loss_before:.4f} before."
+    )
+    for purpose, report in fitted.solvers.items():
+        if not report.converged:
+            console.print(f"[yellow]Warning:[/] the solve for the {purpose}: {report.advice}.")
+    console.print(f"Influence: {output}", highlight=False, soft_wrap=True, markup=False)
+    _print_json(as_json, fitted.to_state().values)
+
+
+@app.command()
+def score(
+    influence: Annotated[
+        str, typer.Argument(help="Folder of `hf-ecif fit`, or a Hub id of one that was pushed.")
+    ],
+    *,
+    dataset: Annotated[
+        str,
+        typer.Option(help="Rows to score: a folder, parquet files or a Hub id."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the scored rows.")],
+    split: Annotated[str, typer.Option(help="Split of the data.")] = "train",
+    image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
+    text_column: Annotated[str, typer.Option(help="Column of the captions.")] = "text",
+    streaming: Annotated[
+        bool, typer.Option(help="Read the rows as a stream; nothing is downloaded ahead.")
+    ] = False,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Score any number of rows with a fit, in flat memory.
+
+    OUTPUT gets `scored/` (parquet, opened by `load_dataset`) and `scoring.json`. Rows are scored in
+    blocks, each among itself; shuffle rows that are sorted. Start it with `torchrun` to share the
+    blocks among processes.
+    """
+    from hf_ecif.endless import ScoreRequest, run_score
+
+    request = ScoreRequest(
+        influence=influence,
+        dataset=dataset,
+        output=output,
+        split=split,
+        image_column=image_column,
+        text_column=text_column,
+        streaming=streaming,
+        overwrite=overwrite,
+        resume=resume,
+    )
+    with _bars(quiet, as_json) as (console, progress):
+        summary = run_score(request, progress)
+    console.print(
+        f"{summary['rows']:,} rows scored, {summary['unscored']:,} of them without a score, in "
+        f"{summary['shards']:,} shards."
+    )
+    console.print(f"Scores: {output / 'scored'}", highlight=False, soft_wrap=True, markup=False)
+    _print_json(as_json, summary)
 
 
 @_command
@@ -253,15 +381,116 @@ def remove(
     console.print(f"Model: {output}", highlight=False, soft_wrap=True, markup=False)
 
 
+@app.command()
+def clean(
+    audit: Annotated[Path, typer.Argument(help="Folder of an audit, or its scored/ folder.")],
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="drop the flagged rows; drop the worst share by probability; weight all rows "
+            "(ecif_weight) and remove none; or relabel flagged rows with the suggested caption, "
+            "and drop those without one."
+        ),
+    ] = "drop",
+    share: Annotated[
+        float | None, typer.Option(help="Of the scored rows, between 0 and 1, for worst.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="New folder for kept/ and removed/.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the table and write nothing.")] = False,
+    text_column: Annotated[
+        str | None,
+        typer.Option(help="Column of the captions, for relabel; the audited one if not given."),
+    ] = None,
+) -> None:
+    """Part an audit's rows into those to keep and those to remove, without a new audit.
+
+    OUTPUT gets `kept/` and `removed/`, which together are all rows, and `cleaning.json`.
+    """
+    from hf_ecif.cleaning import CleanRequest, run_clean
+
+    if output is None and not dry_run:
+        raise UserError("Give an --output folder, or --dry-run.")
+    _quieten_libraries()
+    request = CleanRequest(
+        audit=audit,
+        output=None if dry_run else output,
+        strategy=strategy,  # type: ignore[arg-type]  # checked there
+        share=share,
+        text_column=text_column,
+    )
+    result = run_clean(request)
+    console = Console()
+    table = Table(strategy, "rows", title=escape(str(audit)))
+    for name, count in result.counts().items():
+        table.add_row(name.replace("_", " "), f"{count:,}")
+    console.print(table)
+    if request.output:
+        console.print(f"Rows: {output}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def push(
+    output: Annotated[
+        Path,
+        typer.Argument(help="What `audit` wrote; or a folder of an edited model or an influence."),
+    ],
+    repo_id: Annotated[str, typer.Argument(help="Where to: owner/name.")],
+    *,
+    private: Annotated[bool, typer.Option(help="Make the repository private.")] = False,
+    create_pr: Annotated[
+        bool, typer.Option(help="Open a pull request and change nothing else.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to push to; made if it is missing.")
+    ] = None,
+    removed: Annotated[bool, typer.Option(help="Publish the removed rows, too.")] = True,
+    other_splits: Annotated[
+        bool, typer.Option(help="Bring the other splits of the source along.")
+    ] = True,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be done, and do nothing.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Publish a result on the Hub, with a card and the evidence, in one commit.
+
+    Of an audit, the kept rows become the data, and the removed ones the configuration `removed`,
+    each with its reason. It needs a login with write access (`hf auth login`, or `HF_TOKEN`). Run
+    it again to update, or to go on where it broke off.
+    """
+    from hf_ecif.hub import push as push_to_hub
+
+    with _bars(quiet) as (console, progress):
+        report = push_to_hub(
+            output,
+            repo_id,
+            private=private,
+            create_pr=create_pr,
+            revision=revision,
+            removed=removed,
+            other_splits=other_splits,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    console.print(str(report), highlight=False, soft_wrap=True, markup=False)
+
+
 @contextmanager
-def _bars(quiet: bool) -> Iterator[tuple[Console, ProgressFactory]]:
-    """A console, and what makes progress bars on it."""
+def _bars(quiet: bool, as_json: bool = False) -> Iterator[tuple[Console, ProgressFactory]]:
+    """A console, and what makes progress bars on it; of several processes, one talks."""
+    from hf_ecif import processes
     from hf_ecif.progress import progress_bars, silent
 
     _quieten_libraries()
-    console = Console()
-    with nullcontext(silent) if quiet else progress_bars(console) as progress:
+    console = Console(quiet=as_json or not processes.is_main())
+    with nullcontext(silent) if quiet or console.quiet else progress_bars(console) as progress:
         yield console, progress
+    processes.leave()
+
+
+def _print_json(wanted: bool, values: dict[str, Any]) -> None:
+    from hf_ecif import processes
+
+    if wanted and processes.is_main():
+        print(json.dumps(values, default=str))
 
 
 def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> None:
@@ -287,8 +516,10 @@ def _quieten_libraries() -> None:
     """Their bars and notices would drown our own."""
     import datasets
     import transformers
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     datasets.disable_progress_bars()
+    disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     for name in ("datasets", "huggingface_hub"):

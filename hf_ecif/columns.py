@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from datasets import Dataset, Value
-from numpy.typing import NDArray
+from datasets import ClassLabel, Dataset, Value
 
 from hf_ecif.detection import Detection
+from hf_ecif.errors import UserError
+from hf_ecif.evidence import Evidence
 from hf_ecif.features import Rows
+from hf_ecif.reasons import explain_flags
 from hf_ecif.scoring import RelativeForm, Scores
 
 COLUMNS = {
@@ -26,8 +27,21 @@ COLUMNS = {
     "neg_clip_loss": "the negated loss per term over the logit scale, as given; higher is better",
     "ecif_noise_probability": "probability that the pair is misaligned",
     "ecif_flag": "whether that probability is above the threshold",
+    "ecif_borderline": "whether the threshold is within two standard errors of that probability",
+    "ecif_suggested_text": "a caption that fits a flagged image better than its own and than all "
+    "other candidates, where one stands out",
+    "ecif_suggested_margin": "by how much its logit stands above the next best one, in nats",
+    "ecif_duplicate_group": "number of the first row that has nearly the same image or the same "
+    "caption, also by way of other rows; null where a row is alone",
     "ecif_reason": "why the pair was flagged, or could not be scored",
 }
+SCORES = tuple(COLUMNS)[: tuple(COLUMNS).index("ecif_noise_probability")]
+NAMES = (
+    "string",
+    "large_string",
+    "bool",
+    *(f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)),
+)
 
 
 def add_columns(
@@ -37,6 +51,7 @@ def add_columns(
     given: Scores,
     detection: Detection,
     relative: RelativeForm = "deletion",
+    evidence: Evidence | None = None,
 ) -> Dataset:
     """The data set with `COLUMNS`; its own columns are untouched.
 
@@ -47,6 +62,34 @@ def add_columns(
         given: the same at the model's own parameters.
         detection: of the readable rows.
         relative: which relative score; over the size of the change, or within its span.
+        evidence: of the readable rows; without it, suggestions and duplicates are null.
+    """
+    columns = score_columns(rows, scores, given, relative)
+    probability = _spread(detection.probability.tolist(), rows)
+    for name, values in (columns | {"ecif_noise_probability": probability}).items():
+        dataset = _append(dataset, name, values, "float32")
+    for name, marks in (("ecif_flag", detection.flag), ("ecif_borderline", detection.borderline)):
+        dataset = _append(dataset, name, _spread(marks.tolist(), rows), "bool")
+    texts, margins, duplicates = _evidence_columns(evidence, rows)
+    dataset = _append(dataset, "ecif_suggested_text", _spread(texts, rows), "string")
+    dataset = _append(dataset, "ecif_suggested_margin", _spread(margins, rows), "float32")
+    dataset = _append(dataset, "ecif_duplicate_group", _spread(duplicates, rows), "int64")
+    reasons = _spread(explain_flags(rows, scores, detection, evidence), rows)
+    for row, reason in rows.reasons.items():
+        reasons[row] = reason
+    return _append(dataset, "ecif_reason", reasons, "string")
+
+
+def score_columns(
+    rows: Rows, scores: Scores, given: Scores, relative: RelativeForm = "deletion"
+) -> dict[str, list[float | None]]:
+    """Those of `COLUMNS` that are scores, with a value for every row, null for unreadable ones.
+
+    Args:
+        rows: the readable ones.
+        scores: of the readable rows, at the fitted parameters.
+        given: the same at the model's own parameters.
+        relative: which relative score.
     """
     columns = {
         "ecif_score": scores.task,
@@ -58,15 +101,31 @@ def add_columns(
         "ecif_loo_loss": scores.loo_loss,
         "clip_score": given.clip_score,
         "neg_clip_loss": given.neg_clip_loss,
-        "ecif_noise_probability": detection.probability,
     }
-    for name, values in columns.items():
-        dataset = _append(dataset, name, _spread(np.asarray(values).tolist(), rows), "float32")
-    dataset = _append(dataset, "ecif_flag", _spread(detection.flag.tolist(), rows), "bool")
-    reasons = _spread(_reasons(scores, detection), rows)
-    for row, reason in rows.reasons.items():
-        reasons[row] = reason
-    return _append(dataset, "ecif_reason", reasons, "string")
+    return {name: _spread(values.tolist(), rows) for name, values in columns.items()}
+
+
+def read_groups(dataset: Dataset, column: str) -> list[str | None]:
+    """The group of every row as text; None where it has none.
+
+    Raises:
+        UserError: the column is missing, or its values are no names.
+    """
+    if column not in dataset.column_names:
+        raise UserError(
+            f"--group-column {column!r} is not in the data set. It has: "
+            f"{', '.join(dataset.column_names)}."
+        )
+    feature = dataset.features[column]
+    values = dataset.with_format(None)[column][:]
+    if isinstance(feature, ClassLabel):
+        return [None if value is None else feature.int2str(value) for value in values]
+    if not isinstance(feature, Value) or feature.dtype not in NAMES:
+        raise UserError(
+            f"--group-column {column!r} must hold strings, integers or booleans, but it is "
+            f"{feature}. Name another column."
+        )
+    return [None if value is None else str(value) for value in values]
 
 
 def _append(dataset: Dataset, name: str, values: list[Any], dtype: str) -> Dataset:
@@ -81,21 +140,11 @@ def _spread(values: list[Any], rows: Rows) -> list[Any]:
     return spread
 
 
-def _reasons(scores: Scores, detection: Detection) -> list[str | None]:
-    loss = scores.loo_loss.double().numpy()
-    rank = 100 * _share_below(loss)
-    task = scores.task.tolist()
-    return [
-        f"probably misaligned ({probability:.0%}): its loss would be higher than that of "
-        f"{share:.0f}% of the pairs if it had not been trained on, and without it the query's loss "
-        f"is predicted to {'fall' if effect < 0 else 'rise'}"
-        if flag
-        else None
-        for flag, probability, share, effect in zip(
-            detection.flag, detection.probability, rank, task, strict=True
-        )
-    ]
-
-
-def _share_below(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.searchsorted(np.sort(values), values, side="left") / len(values)
+def _evidence_columns(
+    evidence: Evidence | None, rows: Rows
+) -> tuple[list[str | None], list[float | None], list[int | None]]:
+    """Suggested captions with their margins, and duplicate groups, of the readable rows."""
+    if evidence is None:
+        nothing: list[Any] = [None] * len(rows)
+        return nothing, nothing, nothing
+    return evidence.suggested_text, evidence.suggested_margin, evidence.duplicate_group

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -98,6 +99,9 @@ class InfluenceConfig:
         "GiB of activations at the frozen boundary; more go to a temporary file",
         at_least=0,
     )
+    workers: int = _option(
+        0, "processes that decode and tokenise ahead of the model; 0: it does it itself", at_least=0
+    )
     seed: int = _option(0, "of everything random", at_least=0)
 
     def __post_init__(self) -> None:
@@ -130,6 +134,11 @@ class InfluenceConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+    def fingerprint(self) -> str:
+        """A short hash of all values."""
+        values = json.dumps(self.to_dict(), sort_keys=True)
+        return sha256(values.encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

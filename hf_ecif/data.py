@@ -8,32 +8,38 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 import xxhash
-from datasets import Dataset, Image, Value, load_dataset_builder, load_from_disk
+from datasets import Dataset, Image, IterableDataset, Value, load_dataset_builder, load_from_disk
 from datasets.data_files import SPLIT_KEYWORDS
 from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import HfApi
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
 
 from hf_ecif.errors import UserError
+from hf_ecif.hub_errors import explain_hub_error, is_unreachable
+from hf_ecif.hub_paths import HubPath, parse_hub_path
 
 # Formats that hold photographs and drawings. Pillow reads many more, some through other programs
 # (EPS runs Ghostscript), which no data set needs to reach.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 SOURCES = (
     "Give a folder written by save_to_disk, parquet files, an image folder with metadata.csv or "
-    "metadata.jsonl, or a Hub id (owner/name or owner/name@revision)."
+    "metadata.jsonl, a Hub id (owner/name or owner/name@revision), or a path on the Hub "
+    "(hf://datasets/owner/name/folder)."
 )
-_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>\S+))?")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,20 +62,58 @@ def load_rows(source: str, split: str) -> Dataset:
 
     Args:
         source: A folder written by `save_to_disk`, a folder or a file of parquet, an image folder
-            with `metadata.csv` or `metadata.jsonl`, or a Hub id, optionally `owner/name@revision`.
+            with `metadata.csv` or `metadata.jsonl`, a Hub id, optionally `owner/name@revision`, or
+            a folder or a parquet file there, `hf://datasets/owner/name@revision/path`. Private
+            ones are read with the user's own login.
         split: Name of the split, such as `train`. Data without named splits is `train`.
 
     Raises:
         UserError: If the source or the split does not exist, cannot be read or has no rows.
     """
-    try:
-        return _read(source, split)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
-    except Exception as error:  # the loaders raise nearly anything
-        here = Path(source).expanduser().exists()
-        problem = "cannot be read" if here else "no such folder, and the Hub does not give it"
-        raise UserError(f"{source}: {problem}. {_cause(error)} {SOURCES}") from error
+
+    def read() -> Dataset:
+        splits = _find(source)
+        _check_split(split, splits.sizes)
+        rows = splits.open(split)
+        _check_split(split, {split: rows.num_rows})
+        return rows
+
+    return _explained(source, read)
+
+
+def stream_rows(source: str, split: str) -> IterableDataset:
+    """One split of a data set as a stream, nothing of it downloaded ahead; see `load_rows`.
+
+    Raises:
+        UserError: If the source or the split does not exist, or cannot be read.
+    """
+
+    def read() -> IterableDataset:
+        path = Path(source).expanduser()
+        if _is_saved(path):
+            return _find_saved(path).open(split).to_iterable_dataset()
+        name, options = _loader_of(source)
+        return load_dataset_builder(name, **options).as_streaming_dataset(split)
+
+    return _explained(source, read)
+
+
+def load_splits(source: str) -> dict[str, Dataset]:
+    """All splits of a data set that have rows, by name.
+
+    Args:
+        source: As for `load_rows`.
+
+    Raises:
+        UserError: If the source does not exist or cannot be read.
+    """
+
+    def read() -> dict[str, Dataset]:
+        splits = _find(source)
+        opened = {name: splits.open(name) for name, size in splits.sizes.items() if size}
+        return {name: rows for name, rows in opened.items() if rows.num_rows}
+
+    return _explained(source, read)
 
 
 def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Dataset:
@@ -143,14 +187,17 @@ def read_flags(dataset: Dataset, column: str, option: str, meaning: str) -> NDAr
     return np.array(dataset[column][:], dtype=bool)
 
 
-def read_pair(image_cell: dict[str, Any] | None, text: str | None, max_pixels: int) -> Pair:
+def read_pair(
+    image_cell: dict[str, Any] | PILImage.Image | None, text: str | None, max_pixels: int
+) -> Pair:
     """Decode one row, whatever is in it.
 
     The image comes upright, on white where it was transparent, and as its first frame where it was
     animated. Its size is judged by its header, before any pixel is decoded.
 
     Args:
-        image_cell: The cell of an `Image(decode=False)` column: `bytes`, `path` or both.
+        image_cell: The cell of an `Image(decode=False)` column (`bytes`, `path` or both), or an
+            image that was decoded already.
         text: The caption.
         max_pixels: Images of more pixels than this are refused.
 
@@ -221,28 +268,91 @@ class _RefusedError(Exception):
     """An image that will not be scored; the message is the reason."""
 
 
-def _read(source: str, split: str) -> Dataset:
-    path, hub_id = Path(source).expanduser(), _HUB_ID.fullmatch(source)
+@dataclass(frozen=True)
+class _Splits:
+    """The splits of a source.
+
+    Attributes:
+        sizes: Rows of each, or anything that is zero where there are none.
+        open: Loads one by its name.
+    """
+
+    sizes: dict[str, int]
+    open: Callable[[str], Dataset]
+
+
+_T = TypeVar("_T")
+_Loader = tuple[str, dict[str, Any]]
+
+
+def _explained(source: str, read: Callable[[], _T]) -> _T:
+    try:
+        return read()
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    except Exception as error:  # the loaders raise nearly anything
+        here = Path(source).expanduser().exists()
+        problem = "cannot be read" if here else "no such folder, and the Hub does not give it"
+        cause = (None if here else explain_hub_error(error)) or _cause(error)
+        raise UserError(f"{source}: {problem}. {cause} {SOURCES}") from error
+
+
+def _find(source: str) -> _Splits:
+    path = Path(source).expanduser()
+    return _find_saved(path) if _is_saved(path) else _prepare(*_loader_of(source))
+
+
+def _is_saved(path: Path) -> bool:
+    return any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
+
+
+def _loader_of(source: str) -> _Loader:
+    """What `load_dataset` is to be asked for."""
+    path, place = Path(source).expanduser(), parse_hub_path(source)
+    if place is not None:
+        return _loader_on_hub(place)
     if path.is_file():
-        return _prepare(split, "parquet", data_files={_split_of(path): str(path)})
-    if any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
-        return _read_saved(path, split)
+        return "parquet", {"data_files": {_split_of(path): str(path)}}
     if path.is_dir():  # resolved, since "csv" and the like are also names of loaders
-        return _prepare(split, str(path.resolve()))
-    if hub_id:
-        return _prepare(split, hub_id["name"], revision=hub_id["revision"])
+        return str(path.resolve()), {}
     raise UserError(f"no such file or folder. {SOURCES}")
 
 
-def _prepare(split: str, name: str, **options: Any) -> Dataset:
+def _loader_on_hub(place: HubPath) -> _Loader:
+    """All of a repository, a folder in it, or one parquet file."""
+    _ask_hub(place)
+    options: dict[str, Any] = {"revision": place.revision}
+    if place.path.endswith(".parquet"):
+        options["data_files"] = {_split_of(Path(place.path)): place.path}
+    elif place.path:
+        options["data_dir"] = place.path
+    return place.repo_id, options
+
+
+def _ask_hub(place: HubPath) -> None:
+    """Tell the user where the Hub cannot be asked, and the copy of an earlier run must do."""
+    try:
+        HfApi().dataset_info(place.repo_id, revision=place.revision)
+    except Exception as error:
+        if not is_unreachable(error):
+            raise
+        _log.warning(
+            "%s: %s Looking for a copy from an earlier run, the newest one%s.",
+            place.repo_id,
+            explain_hub_error(error),
+            f", whether it is {place.revision!r} or not" if place.revision else "",
+        )
+
+
+def _prepare(name: str, options: dict[str, Any]) -> _Splits:
     """What `load_dataset` does, but it fails as a whole where any split is empty."""
     builder = load_dataset_builder(name, **options)
     builder.download_and_prepare()
-    _check_split(split, {info.name: info.num_examples for info in builder.info.splits.values()})
-    return cast(Dataset, builder.as_dataset(split))
+    sizes = {info.name: info.num_examples for info in builder.info.splits.values()}
+    return _Splits(sizes, lambda split: cast(Dataset, builder.as_dataset(split)))
 
 
-def _read_saved(path: Path, split: str) -> Dataset:
+def _find_saved(path: Path) -> _Splits:
     """What `load_from_disk` does, but it fails as a whole where any split is empty."""
     if (path / "dataset_dict.json").exists():
         names = json.loads((path / "dataset_dict.json").read_text())["splits"]
@@ -250,10 +360,7 @@ def _read_saved(path: Path, split: str) -> Dataset:
     else:
         folders = {_saved_state(path)["_split"] or "train": path}
     files = {name: len(_saved_state(folder)["_data_files"]) for name, folder in folders.items()}
-    _check_split(split, files)
-    rows = cast(Dataset, load_from_disk(str(folders[split])))
-    _check_split(split, {split: rows.num_rows})
-    return rows
+    return _Splits(files, lambda split: cast(Dataset, load_from_disk(str(folders[split]))))
 
 
 def _saved_state(folder: Path) -> dict[str, Any]:
@@ -298,10 +405,11 @@ def _is_image_like(feature: Any) -> bool:
     )
 
 
-def _read_image(image_cell: dict[str, Any] | None, max_pixels: int) -> PILImage.Image:
+def _read_image(
+    image_cell: dict[str, Any] | PILImage.Image | None, max_pixels: int
+) -> PILImage.Image:
     try:
-        with _open_cell(image_cell) as file:
-            image = _open_image(file)
+        with _header_of(image_cell) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise _RefusedError(
@@ -315,6 +423,16 @@ def _read_image(image_cell: dict[str, Any] | None, max_pixels: int) -> PILImage.
         raise _RefusedError("image unreadable: not a known image format") from None
     except Exception as error:  # damaged files make Pillow raise nearly anything
         raise _RefusedError(f"image unreadable: {str(error) or type(error).__name__}") from error
+
+
+@contextmanager
+def _header_of(image_cell: dict[str, Any] | PILImage.Image | None) -> Iterator[PILImage.Image]:
+    """An image of which the header alone is read, unless it is decoded already."""
+    if isinstance(image_cell, PILImage.Image):
+        yield image_cell
+        return
+    with _open_cell(image_cell) as file:
+        yield _open_image(file)
 
 
 def _open_cell(image_cell: dict[str, Any] | None) -> BinaryIO:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hf_ecif import processes
 from hf_ecif.errors import UserError
 from hf_ecif.forward_mode import FrozenLinears
 from hf_ecif.objectives import Contrastive, Embeddings, infonce, sigmoid
@@ -42,23 +44,34 @@ class Features:
     and images): then their numbers may differ. Choosing rows copies nothing; a micro-batch is
     copied when it is encoded.
 
+    Where several processes share the work, each holds either all rows or a part of its own. Rows
+    are numbered through, and lengths are those of the whole.
+
     Args:
         text: inputs of the text tower, or activations at its boundary.
         image: the same of the image tower.
+        held: numbers of the rows that are held here, if the processes hold parts.
+        total: rows that all processes hold together, likewise.
     """
 
-    def __init__(self, text: Inputs, image: Inputs) -> None:
-        self._sides: dict[Side, _Chosen] = {"text": _Chosen(text), "image": _Chosen(image)}
+    def __init__(
+        self, text: Inputs, image: Inputs, held: range | None = None, total: int = 0
+    ) -> None:
+        part = None if held is None else _Part(held.start, total)
+        self._sides: dict[Side, _Chosen] = {
+            "text": _Chosen(text, part),
+            "image": _Chosen(image, part),
+        }
 
     @property
     def text(self) -> Inputs:
-        """Inputs of the text tower."""
-        return self.part("text", slice(None))
+        """Inputs of the text tower, of the rows held here."""
+        return self._sides["text"].held()[1].rows_at(slice(None))
 
     @property
     def image(self) -> Inputs:
-        """Inputs of the image tower."""
-        return self.part("image", slice(None))
+        """Inputs of the image tower, of the rows held here."""
+        return self._sides["image"].held()[1].rows_at(slice(None))
 
     def __len__(self) -> int:
         return self.count("text")
@@ -75,18 +88,27 @@ class Features:
         return self._with(self._sides | {"image": other._sides["image"]})
 
     def count(self, side: Side) -> int:
-        """Number of texts, or of images."""
-        inputs, rows = self._sides[side]
-        return len(next(iter(inputs.values()))) if rows is None else len(rows)
+        """Number of texts, or of images, in all processes."""
+        return self._sides[side].count()
 
-    def part(self, side: Side, rows: slice) -> Inputs:
-        """Some rows of a side, as tensors."""
-        return self._sides[side].part(rows)
+    def mine(self, side: Side) -> tuple[slice | Tensor, Callable[[slice], Inputs], int]:
+        """The texts or images that this process is to work on.
+
+        Returns:
+            Their positions among all, a function that gives some of them, and their number. Every
+            position is some process's.
+        """
+        positions, chosen = self._sides[side].mine()
+        return positions, chosen.rows_at, chosen.count()
+
+    def example(self, side: Side) -> Inputs:
+        """Two rows at most that are held here, whichever they are, for their shapes."""
+        return {key: value[:2] for key, value in self._sides[side].inputs.items()}
 
     def bytes_per_row(self) -> int:
         """Of all inputs together."""
         values = [v for chosen in self._sides.values() for v in chosen.inputs.values()]
-        return sum(value[:1].numel() * value.element_size() for value in values)
+        return sum(value[0].numel() * value.element_size() for value in values)
 
     @staticmethod
     def _with(sides: dict[Side, _Chosen]) -> Features:
@@ -95,22 +117,60 @@ class Features:
         return features
 
 
-class _Chosen(NamedTuple):
-    """Rows of tensors; all of them where ``rows`` is None."""
+class _Part(NamedTuple):
+    """Which rows of ``total`` a process holds: ``first`` and those that follow it."""
+
+    first: int
+    total: int
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Rows of tensors; all of them where ``rows`` is None, all held here where ``of`` is None."""
 
     inputs: Inputs
+    of: _Part | None = None
     rows: Tensor | None = None
+
+    def count(self) -> int:
+        if self.rows is not None:
+            return len(self.rows)
+        return self._length() if self.of is None else self.of.total
 
     def choose(self, rows: Tensor | slice) -> _Chosen:
         if self.rows is not None:
-            return _Chosen(self.inputs, self.rows[rows])
-        if isinstance(rows, slice):
-            return _Chosen({key: value[rows] for key, value in self.inputs.items()})
-        return _Chosen(self.inputs, rows)
+            return replace(self, rows=self.rows[rows])
+        if isinstance(rows, Tensor):
+            return replace(self, rows=rows)
+        if self.of is not None:
+            return replace(self, rows=torch.arange(self.of.total)[rows])
+        return replace(self, inputs={key: value[rows] for key, value in self.inputs.items()})
 
-    def part(self, rows: slice) -> Inputs:
-        chosen = rows if self.rows is None else self.rows[rows]
+    def held(self) -> tuple[slice | Tensor, _Chosen]:
+        """Positions of the rows held here, and these rows as a whole of their own."""
+        if self.of is None:
+            return slice(None), self
+        first, last = self.of.first, self.of.first + self._length()
+        if self.rows is None:
+            return slice(first, last), _Chosen(self.inputs)
+        positions = ((self.rows >= first) & (self.rows < last)).nonzero()[:, 0]
+        return positions, _Chosen(self.inputs, rows=self.rows[positions] - first)
+
+    def mine(self) -> tuple[slice | Tensor, _Chosen]:
+        """The same of the rows to work on: what every process holds is divided among them."""
+        if self.of is not None or processes.count() == 1:
+            return self.held()
+        share = processes.share(self.count())
+        rows = slice(share.start, share.stop)
+        return rows, self.choose(rows)
+
+    def rows_at(self, positions: slice) -> Inputs:
+        """Some of rows that are all held here."""
+        chosen = positions if self.rows is None else self.rows[positions]
         return {key: value[chosen] for key, value in self.inputs.items()}
+
+    def _length(self) -> int:
+        return len(next(iter(self.inputs.values())))
 
 
 class DualEncoder:
@@ -191,16 +251,23 @@ class DualEncoder:
 
     def rows_that_fit(self, features: Features, tangents: int) -> int:
         """Rows whose embeddings and tangents, with the cotangents to come, take `CHUNK_BYTES`."""
-        width = self._towers["text"].width(self._here(features.part("text", slice(0, 2))))
+        width = self._towers["text"].width(self._here(features.example("text")))
         return max(1, CHUNK_BYTES // (4 * width * (1 + tangents) * self.dtype.itemsize))
 
     def freeze(self, features: Features) -> Features:
-        """Run what lies below the attributed parameters, once; the rest needs only its output."""
-        frozen = []
-        for side, tower in self._towers.items():
-            parts = [tower.freeze(part) for _, part in self._micro_batches(side, features)]
-            frozen.append({key: torch.cat([part[key] for part in parts]) for key in parts[0]})
-        return Features(*frozen)
+        """Run what lies below the attributed parameters, once; the rest needs only its output.
+
+        Works on the rows that are held here, whatever other processes do.
+        """
+
+        def run(tower: Tower, inputs: Inputs) -> Inputs:
+            whole = _Chosen(inputs)
+            micro_batches = self._micro_batches(whole.count(), inputs)
+            parts = [tower.freeze(self._here(whole.rows_at(rows))) for rows in micro_batches]
+            return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+        towers = self._towers
+        return Features(run(towers["text"], features.text), run(towers["image"], features.image))
 
     def keeps_tokens(self, inputs: Inputs) -> bool:
         """Whether texts are needed beyond the frozen part, token by token."""
@@ -209,12 +276,13 @@ class DualEncoder:
     def embed(self, theta: Tensor, features: Features) -> Embeddings:
         """Normalised embeddings ``(N, d)``, scale and bias, without a graph."""
         weights = self._unflatten(theta)
+
+        def run(side: Side) -> Tensor:
+            positions, parts = self._parts(side, features, weights)
+            return self._whole(side, features, positions, [embed(own) for _, embed, own in parts])
+
         with torch.no_grad():
-            text, image = (
-                torch.cat([embed(own) for _, embed, own in self._parts(side, features, weights)])
-                for side in self._towers
-            )
-        return Embeddings(text, image, *self._temperature(weights))
+            return Embeddings(run("text"), run("image"), *self._temperature(weights))
 
     def push(
         self, theta: Tensor, tangents: Tensor, features: Features, form: TangentForm = "exact"
@@ -236,15 +304,19 @@ class DualEncoder:
         if form == "difference" and all(d.itemsize >= 4 for d in self._dtypes.values()):
             return self._push_by_difference(theta, tangents, features)
         weights, moving = self._unflatten(theta), self._unflatten(tangents)
-        pushed = []
+
+        def run(side: Side) -> tuple[Tensor, Tensor]:
+            positions, parts = self._parts(side, features, weights)
+            pushed = [_push(embed, own, moving) for _, embed, own in parts]
+            return (
+                self._whole(side, features, positions, [primal for primal, _ in pushed]),
+                self._whole(
+                    side, features, positions, [moved for _, moved in pushed], len(tangents)
+                ),
+            )
+
         with torch.no_grad(), _differentiable_attention(), FrozenLinears(self._frozen):
-            for side in self._towers:
-                parts = self._parts(side, features, weights)
-                pushed.append([_push(embed, own, moving) for _, embed, own in parts])
-        (text, text_moved), (image, image_moved) = (
-            (torch.cat(primal), torch.cat(moved, dim=1))
-            for primal, moved in (zip(*side, strict=True) for side in pushed)
-        )
+            (text, text_moved), (image, image_moved) = run("text"), run("image")
         scale, bias = self._temperature(weights)
         scale_moved, bias_moved = self._temperature_tangent(scale, moving, tangents)
         return (
@@ -264,9 +336,12 @@ class DualEncoder:
         total = theta.new_zeros(len(cotangents.scale), len(theta))
         with _differentiable_attention():
             for side, cotangent in zip(self._towers, cotangents[:2], strict=True):
-                for rows, embed, own in self._parts(side, features, weights):
+                positions, parts = self._parts(side, features, weights)
+                mine = cotangent[:, positions]
+                for rows, embed, own in parts:
                     if own:
-                        self._add(total, _pull(embed, own, cotangent[:, rows]))
+                        self._add(total, _pull(embed, own, mine[:, rows]))
+        total = processes.add_up(total)
         # The scale belongs to the batch, not to a row: its cotangent is spent once.
         self._add_temperature(total, cotangents.scale * self._temperature(weights)[0], cotangents)
         return total
@@ -296,10 +371,13 @@ class DualEncoder:
         with _differentiable_attention():
             sides = zip(self._towers, cotangent[:2], cotangent_tangents[:2], strict=True)
             for side, fixed, moved in sides:
-                for rows, embed, own in self._parts(side, features, weights):
+                positions, parts = self._parts(side, features, weights)
+                mine, mine_moved = fixed[positions], moved[:, positions]
+                for rows, embed, own in parts:
                     if own:
-                        product = _pull_tangent(embed, own, moving, fixed[rows], moved[:, rows])
+                        product = _pull_tangent(embed, own, moving, mine[rows], mine_moved[:, rows])
                         self._add(total, product)
+        total = processes.add_up(total)
         scale = self._temperature(weights)[0]
         scale_moved = self._temperature_tangent(scale, moving, tangents)[0]
         of_scale = scale_moved * cotangent.scale + scale * cotangent_tangents.scale
@@ -340,27 +418,48 @@ class DualEncoder:
 
     def _parts(
         self, side: Side, features: Features, weights: Weights
-    ) -> Iterator[tuple[slice, Callable[[Weights], Tensor], Weights]]:
-        """Micro-batches of a side, each a function of those weights that act in it."""
-        tower = self._towers[side]
-        for rows, part in self._micro_batches(side, features):
-            own = {name: weights[name] for name in tower.names(part)}
+    ) -> tuple[slice | Tensor, Iterator[_Function]]:
+        """Positions of the rows worked on here, and micro-batches of them.
 
-            def embed(weights: Weights, part: Inputs = part) -> Tensor:
+        A micro-batch is a function of those weights that act in it.
+        """
+        tower, example = self._towers[side], features.example(side)
+        own = {name: weights[name] for name in tower.names(self._here(example))}
+        positions, rows_at, count = features.mine(side)
+
+        def function(rows: slice) -> _Function:
+            part = self._here(rows_at(rows))
+
+            def embed(weights: Weights) -> Tensor:
                 replaced = {f"model.{n}": w.to(self._dtypes[n]) for n, w in weights.items()}
                 features = functional_call(tower, replaced, (part,)).to(self.dtype)
                 return features / features.norm(dim=-1, keepdim=True)
 
-            yield rows, embed, own
+            return _Function(rows, embed, own)
 
-    def _micro_batches(self, side: Side, features: Features) -> Iterator[tuple[slice, Inputs]]:
+        return positions, map(function, self._micro_batches(count, example))
+
+    def _micro_batches(self, count: int, inputs: Inputs) -> list[slice]:
         # A head on pooled activations has no graph worth splitting: one product does for all rows.
-        count = features.count(side)
-        light = Tower.is_light(features.part(side, slice(0, 1)))
-        size = count if light else self.micro_batch_size
-        for start in range(0, count, max(size, 1)):
-            rows = slice(start, min(start + size, count))
-            yield rows, self._here(features.part(side, rows))
+        size = max(1, count) if Tower.is_light(inputs) else self.micro_batch_size
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def _whole(
+        self,
+        side: Side,
+        features: Features,
+        positions: slice | Tensor,
+        parts: list[Tensor],
+        tangents: int | None = None,
+    ) -> Tensor:
+        """Embeddings ``(N, d)`` or ``(K, N, d)`` of all processes, from those of this one."""
+        if parts:
+            here = torch.cat(parts, dim=-2)
+        else:
+            width = self._towers[side].width(self._here(features.example(side)))
+            leading = () if tangents is None else (tangents,)
+            here = torch.zeros((*leading, 0, width), dtype=self.dtype, device=self.device)
+        return processes.spread(here, positions, features.count(side), dim=-2)
 
     def _here(self, inputs: Inputs) -> Inputs:
         return {key: value.to(self.device) for key, value in inputs.items()}
@@ -385,6 +484,14 @@ class DualEncoder:
                 view += of_scale.reshape(view.shape)
             elif name.endswith("logit_bias"):
                 view += cotangents.bias.reshape(view.shape)
+
+
+class _Function(NamedTuple):
+    """Embeddings of a micro-batch as a function of the weights that act in it."""
+
+    rows: slice
+    embed: Callable[[Weights], Tensor]
+    own: Weights
 
 
 def require_dual_encoder(model: nn.Module) -> None:

@@ -1,4 +1,8 @@
-"""Rows of a data set to `Features`: read, preprocess, run the frozen part once."""
+"""Rows of a data set to `Features`: read, preprocess, run the frozen part once.
+
+Several processes read a part each. Within a process, workers can decode and tokenise the next
+micro-batches while the model runs on this one.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,25 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from hf_ecif import processes
+from hf_ecif.checkpoints import Checkpoints, State
 from hf_ecif.data import Pair, read_pair
-from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.encoders import DualEncoder, Features, Side
 from hf_ecif.errors import UserError
 from hf_ecif.objectives import sigmoid
 from hf_ecif.towers import Inputs
+
+PART = 1024  # rows that are checkpointed together
+SIDES: tuple[Side, Side] = ("text", "image")
+BLANK = Pair(Image.new("RGB", (8, 8)), "a", None)
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,25 @@ class Rows:
         return torch.tensor([numbers.setdefault(text, len(numbers)) for text in self.texts])
 
 
+@dataclass(frozen=True)
+class Table:
+    """Columns in memory, where a data set would be too much."""
+
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, rows: slice) -> dict[str, list[Any]]:
+        return {name: values[rows] for name, values in self.columns.items()}
+
+    def select_columns(self, names: list[str]) -> Table:
+        """Some of the columns."""
+        return Table({name: self.columns[name] for name in names})
+
+
 def read_rows(
-    dataset: Dataset,
+    dataset: Dataset | Table,
     encoder: DualEncoder,
     processor: Any,
     *,
@@ -77,46 +106,62 @@ def read_rows(
     text_column: str,
     max_pixels: int,
     memory_limit: float = math.inf,
+    workers: int = 0,
+    checkpoints: Checkpoints | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Rows:
     """Read and embed up to the frozen boundary, in micro-batches.
 
     Args:
-        dataset: with an image column that is not decoded.
+        dataset: with an image column. If it is not decoded, images are judged before they are.
         encoder: its frozen part is run.
         processor: the model's processor.
         image_column: name.
         text_column: name.
         max_pixels: larger images are refused before they are decoded.
         memory_limit: bytes; larger activations are kept in a temporary file, mapped into memory.
+        workers: processes that decode and tokenise ahead; 0 does it in between.
+        checkpoints: where what was read is kept.
         advance: called with the number of rows done, for a progress bar.
+    """
+    known = checkpoints or Checkpoints()
+    cells = dataset.select_columns([image_column, text_column])
+    mine = processes.share(len(cells))
+    preprocess = Preprocessor(encoder, processor, lambda: _chunks(cells, mine, text_column))
+    parts = {_name(part): part for part in _split(mine, PART)}
+    missing = [
+        rows
+        for name, part in parts.items()
+        if not known.has(name, own=True)
+        for rows in _split(part, encoder.micro_batch_size)
+    ]
+    read = _MicroBatches(cells, (image_column, text_column), missing, preprocess, max_pixels)
+    ahead = _load_ahead(read, workers)
+    store = _Store(len(mine), memory_limit)
+    for name, part in parts.items():
+        if known.has(name, own=True):
+            advance(len(part))
+
+        def compute(part: range = part) -> State:
+            return _freeze(encoder, len(_split(part, encoder.micro_batch_size)), ahead, advance)
+
+        store.append(known.remember(name, compute, own=True))
+    if not store.rows:
+        # Without a row to show it, this process would not know the shapes.
+        store.allocate(encoder.freeze(preprocess([BLANK])))
+    return _gather(store, len(cells))
+
+
+def require_rows(rows: Rows) -> Rows:
+    """The same rows.
 
     Raises:
-        UserError: no row can be read.
+        UserError: there is none that can be read.
     """
-    positions, texts = [], []
-    reasons: dict[int, str] = {}
-    cells = dataset.select_columns([image_column, text_column])
-    preprocess = Preprocessor(encoder, processor, lambda: _chunks(cells, text_column))
-    store = _Store(len(cells), memory_limit)
-    for start in range(0, len(cells), encoder.micro_batch_size):
-        chunk = cells[start : start + encoder.micro_batch_size]
-        good: list[Pair] = []
-        for offset, cell in enumerate(zip(chunk[image_column], chunk[text_column], strict=True)):
-            pair = read_pair(*cell, max_pixels)
-            if pair.reason is not None:
-                reasons[start + offset] = pair.reason
-                continue
-            good.append(pair)
-            positions.append(start + offset)
-            texts.append(pair.text)
-        if good:
-            store.append(encoder.freeze(preprocess(good)))
-        advance(len(chunk[text_column]))
-    if not texts:
-        example = f" The first row: {reasons[0]}." if reasons else ""
-        raise UserError(f"None of the {len(cells)} rows can be read.{example}")
-    return Rows(store.features(), torch.tensor(positions), texts, reasons, len(cells))
+    if not len(rows):
+        example = f" The first row: {rows.reasons[0]}." if rows.reasons else ""
+        raise UserError(f"None of the {rows.total} rows can be read.{example}")
+    return rows
 
 
 class Preprocessor:
@@ -126,7 +171,7 @@ class Preprocessor:
         encoder: whose inputs are made.
         processor: the model's processor.
         all_texts: iterates over batches of all captions. Where tokens are kept, every row must have
-            as many, so the longest is looked for first.
+            as many, so the longest is looked for first. Each process looks at a part of them.
     """
 
     def __init__(
@@ -140,7 +185,8 @@ class Preprocessor:
         if encoder.contrastive is sigmoid:  # trained on captions padded to the full length
             self.length = self.max_length
         elif encoder.keeps_tokens(self.tokens(["a"])):
-            self.length = max(self._longest(texts) for texts in all_texts())
+            longest = max((self._longest(texts) for texts in all_texts()), default=0)
+            self.length = max(processes.collect(longest))
 
     def __call__(self, pairs: list[Pair]) -> Features:
         images = self.image_processor(images=[pair.image for pair in pairs], return_tensors="pt")
@@ -169,40 +215,161 @@ class Preprocessor:
         return max(len(ids) for ids in tokens["input_ids"])
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A micro-batch, read.
+
+    Attributes:
+        features: inputs of the readable rows; None if there is none.
+        positions: their row numbers.
+        texts: their captions.
+        reasons: why the others cannot be read, by row number.
+        count: rows in all.
+    """
+
+    features: Features | None
+    positions: list[int]
+    texts: list[str]
+    reasons: dict[int, str]
+    count: int
+
+
+@dataclass(frozen=True)
+class _MicroBatches:
+    """What workers take from: a micro-batch by its number."""
+
+    cells: Dataset | Table
+    columns: tuple[str, str]
+    rows: list[range]
+    preprocess: Preprocessor
+    max_pixels: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> _Read:
+        rows = self.rows[number]
+        cells = self.cells[rows.start : rows.stop]
+        images, texts = (cells[column] for column in self.columns)
+        pairs = [read_pair(*cell, self.max_pixels) for cell in zip(images, texts, strict=True)]
+        good = [(row, pair) for row, pair in zip(rows, pairs, strict=True) if pair.reason is None]
+        return _Read(
+            features=self.preprocess([pair for _, pair in good]) if good else None,
+            positions=[row for row, _ in good],
+            texts=[pair.text for _, pair in good],
+            reasons={row: p.reason for row, p in zip(rows, pairs, strict=True) if p.reason},
+            count=len(rows),
+        )
+
+
+def _load_ahead(micro_batches: _MicroBatches, workers: int) -> Iterator[_Read]:
+    return iter(
+        DataLoader(cast(Any, micro_batches), batch_size=None, num_workers=workers, collate_fn=_keep)
+    )
+
+
+def _keep(read: _Read) -> _Read:
+    return read
+
+
+def _freeze(
+    encoder: DualEncoder, count: int, ahead: Iterator[_Read], advance: Callable[[int], None]
+) -> State:
+    """Run the frozen part on the next ``count`` micro-batches."""
+    frozen: list[Features] = []
+    found = []
+    for _ in range(count):
+        read = next(ahead)
+        if read.features is not None:
+            frozen.append(encoder.freeze(read.features))
+        found.append(read)
+        advance(read.count)
+    tensors = {"positions": torch.tensor([row for read in found for row in read.positions])}
+    for side in SIDES:
+        inputs = [getattr(features, side) for features in frozen]
+        for key in inputs[0] if inputs else ():
+            tensors[f"{side}.{key}"] = torch.cat([part[key].cpu() for part in inputs])
+    return State(
+        tensors,
+        {
+            "texts": [text for read in found for text in read.texts],
+            "reasons": [item for read in found for item in read.reasons.items()],
+        },
+    )
+
+
 class _Store:
-    """Features of many rows, filled in part by part, in memory or in a mapped file."""
+    """Rows that a process has read, filled in part by part, in memory or in a mapped file.
+
+    Attributes:
+        rows: readable ones so far.
+        positions: their row numbers.
+        texts: their captions.
+        reasons: why others cannot be read, by row number.
+    """
 
     def __init__(self, rows: int, memory_limit: float) -> None:
-        self._rows = rows
+        self._most = rows
         self._limit = memory_limit
-        self._kept: Features | None = None
-        self._filled = 0
+        self._kept: dict[Side, Inputs] = {}
+        self.rows = 0
+        self.positions: list[int] = []
+        self.texts: list[str] = []
+        self.reasons: dict[int, str] = {}
 
-    def append(self, part: Features) -> None:
-        if self._kept is None:
-            self._kept = self._allocate(part)
-        rows = slice(self._filled, self._filled + len(part))
-        for kept, new in ((self._kept.text, part.text), (self._kept.image, part.image)):
-            for key, value in new.items():
-                kept[key][rows] = value.cpu()
-        self._filled += len(part)
+    def append(self, part: State) -> None:
+        """Add what `_freeze` read."""
+        self.texts += part.values["texts"]
+        self.reasons |= {int(row): reason for row, reason in part.values["reasons"]}
+        self.positions += part.tensors["positions"].tolist()
+        if len(self.positions) == self.rows:
+            return
+        sides = [_with_prefix(part.tensors, f"{side}.") for side in SIDES]
+        if not self._kept:
+            self.allocate(Features(sides[0], sides[1]))
+        rows = slice(self.rows, len(self.positions))
+        for side, inputs in zip(SIDES, sides, strict=True):
+            for key, value in inputs.items():
+                self._kept[side][key][rows] = value
+        self.rows = rows.stop
 
-    def features(self) -> Features:
-        assert self._kept is not None
-        return self._kept[: self._filled]
-
-    def _allocate(self, part: Features) -> Features:
-        size = part.bytes_per_row() * self._rows
+    def allocate(self, like: Features) -> None:
+        """Make room for all rows."""
+        size = like.bytes_per_row() * self._most
         empty = _map_empty if size > self._limit else torch.empty
-        return Features(
-            *(
-                {
-                    key: empty((self._rows, *value.shape[1:]), dtype=value.dtype)
-                    for key, value in side.items()
-                }
-                for side in (part.text, part.image)
-            )
-        )
+        for side in SIDES:
+            self._kept[side] = {
+                key: empty((self._most, *value.shape[1:]), dtype=value.dtype)
+                for key, value in getattr(like, side).items()
+            }
+
+    def side(self, side: Side) -> Inputs:
+        """Inputs of one tower."""
+        return {key: value[: self.rows] for key, value in self._kept[side].items()}
+
+
+def _gather(store: _Store, total: int) -> Rows:
+    """Rows of all processes; each keeps the features that it has."""
+    found = processes.collect((store.positions, store.texts, store.reasons))
+    positions, texts, reasons = zip(*found, strict=True)
+    rows = [position for part in positions for position in part]
+    why = {row: reason for part in reasons for row, reason in part.items()}
+    first = sum(map(len, positions[: processes.rank()]))
+    held = range(first, first + store.rows) if processes.count() > 1 else None
+    features = Features(store.side("text"), store.side("image"), held, len(rows))
+    return Rows(features, torch.tensor(rows), [t for part in texts for t in part], why, total)
+
+
+def _with_prefix(tensors: Inputs, prefix: str) -> Inputs:
+    return {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
+
+
+def _split(rows: range, size: int) -> list[range]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _name(part: range) -> str:
+    return f"{part.start:09d}-{part.stop:09d}"
 
 
 def _map_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -216,6 +383,6 @@ def _map_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return flat.view(shape)
 
 
-def _chunks(cells: Dataset, column: str, size: int = 1000) -> Iterator[list[Any]]:
+def _chunks(cells: Dataset | Table, rows: range, column: str) -> Iterator[list[Any]]:
     texts = cells.select_columns([column])
-    return (texts[i : i + size][column] for i in range(0, len(texts), size))
+    return (texts[part.start : part.stop][column] for part in _split(rows, 1000))

@@ -6,12 +6,14 @@ has not seen them is no such model: its scores can even come out inverted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hf_ecif.checkpoints import Checkpoints, State
 from hf_ecif.operators import Objective, random_batches
 
 
@@ -40,6 +42,7 @@ def fit_parameters(
     epochs: int,
     learning_rate: float,
     generator: torch.Generator,
+    checkpoints: Checkpoints | None = None,
     advance: Callable[[int], None] = lambda epochs: None,
 ) -> tuple[Tensor, FitReport]:
     """Minimise ``objective`` from ``theta`` with Adam, fresh random batches in every epoch.
@@ -51,24 +54,57 @@ def fit_parameters(
         epochs: zero leaves the parameters as they are.
         learning_rate: at the start; it falls to zero along a cosine.
         generator: of the batches.
+        checkpoints: where the state after the last epoch is kept.
         advance: called after every epoch, for a progress bar.
 
     Returns:
         The fitted parameters ``(P,)``, and a report.
     """
-    before = objective.value(theta).item()
+    known = checkpoints or Checkpoints()
     current = theta.clone()
     optimizer = torch.optim.Adam([current], lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs, 1))
-    for _ in range(epochs):
+    done = _resume(known, current, optimizer, generator)
+    advance(done)
+    for epoch in range(done, epochs):
+        rate = learning_rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        optimizer.param_groups[0]["lr"] = rate
         for batch in random_batches(len(objective.features), batch_size, generator):
             current.grad = objective.over([batch]).gradient(current)
             optimizer.step()
-        schedule.step()
+        _keep(known, current, optimizer, generator, epoch + 1)
         advance(1)
     return current, FitReport(
         epochs=epochs,
-        loss_before=before,
+        loss_before=objective.value(theta).item(),
         loss_after=objective.value(current).item(),
         gradient_norm=objective.gradient(current).norm().item(),
     )
+
+
+def _keep(
+    known: Checkpoints,
+    current: Tensor,
+    optimizer: torch.optim.Adam,
+    generator: torch.Generator,
+    epochs: int,
+) -> None:
+    moments = {f"adam.{key}": value for key, value in optimizer.state[current].items()}
+    tensors = {"theta": current.detach(), "generator": generator.get_state()} | moments
+    known.save("fit", State(tensors, {"epochs": epochs}))
+
+
+def _resume(
+    known: Checkpoints, current: Tensor, optimizer: torch.optim.Adam, generator: torch.Generator
+) -> int:
+    """Take up what `_keep` left, in place; epochs done."""
+    state = known.load("fit")
+    if state is None:
+        return 0
+    current.copy_(state.tensors["theta"])
+    generator.set_state(state.tensors["generator"])
+    optimizer.state[current] = {
+        key.removeprefix("adam."): value.to(current.device) if value.ndim else value
+        for key, value in state.tensors.items()
+        if key.startswith("adam.")
+    }
+    return int(state.values["epochs"])

@@ -12,61 +12,45 @@ training rows and solves for the direction ``s = (H + damping)^-1 grad F`` of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from datasets import Dataset
+from huggingface_hub.constants import HF_HOME
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModel, AutoProcessor
 
+from hf_ecif import processes
+from hf_ecif.checkpoints import Checkpoints
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns
 from hf_ecif.encoders import DualEncoder
 from hf_ecif.errors import UserError
-from hf_ecif.features import Rows, read_rows
+from hf_ecif.features import Rows, Table, read_rows, require_rows
+from hf_ecif.fitted import Fitted
 from hf_ecif.fitting import FitReport, fit_parameters
 from hf_ecif.inverse import InverseCurvature
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.parameters import add_lora, has_adapters
 from hf_ecif.planting import plant
+from hf_ecif.pretrained import load_fit, load_model, save_fit
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.queries import Query
 from hf_ecif.removal import RemovalReport, remove
 from hf_ecif.scoring import Batching, Directions, GroupScore, Scores, score_group, score_rows
-from hf_ecif.solvers import SolveReport, random_signs
+from hf_ecif.solvers import random_signs
+
+if TYPE_CHECKING:
+    from hf_ecif.scorer import Scorer
 
 AnyQuery = Rows | Query
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What `InfluenceModel.fit` finds.
-
-    Attributes:
-        theta: attributed parameters at which everything is linearised, ``(P,)``.
-        directions: tangents of the scoring pass.
-        inverse: the inverse curvature there, for further queries.
-        train_count: rows fitted on, the ``N`` of every score.
-        fit: how the parameters were fitted.
-        solvers: reports by purpose.
-        query_loss_before: loss of the query at the model's own parameters, in nats.
-        query_loss: loss of the query at ``theta``.
-        alignment: cosine of the query's gradient and the training gradient.
-    """
-
-    theta: Tensor
-    directions: Directions
-    inverse: InverseCurvature
-    train_count: int
-    fit: FitReport
-    solvers: dict[str, SolveReport]
-    query_loss_before: float
-    query_loss: float
-    alignment: float
 
 
 class InfluenceModel:
@@ -80,15 +64,18 @@ class InfluenceModel:
 
     Attributes:
         fitted: result of `fit`; None before.
+        inverse: the inverse curvature there, for further queries; None where the fit was loaded.
     """
 
     def __init__(self, model: Any, processor: Any, config: InfluenceConfig | None = None) -> None:
         self.config = config or InfluenceConfig()
         self.processor = processor
-        if self.config.parameters == "lora" and not has_adapters(model):
+        self._adapters_are_ours = self.config.parameters == "lora" and not has_adapters(model)
+        if self._adapters_are_ours:
             model = add_lora(model, rank=self.config.lora_rank, seed=self.config.seed)
         self.encoder = DualEncoder(model, self.config.parameters, self.config.micro_batch_size)
         self.fitted: Fitted | None = None
+        self.inverse: InverseCurvature | None = None
 
     @classmethod
     def from_pretrained(
@@ -96,11 +83,77 @@ class InfluenceModel:
     ) -> InfluenceModel:
         """Load a model and its processor from a folder or the Hub (``name@revision`` pins one).
 
+        They go to the device and the precision that accelerate is configured for.
+
+        Args:
+            name_or_path: of a model, or of what `save_pretrained` wrote.
+            config: how influence is computed. If absent, a saved fit is taken up with its config.
+
         Raises:
             UserError: nothing there, or no contrastive dual encoder.
         """
         model, processor = load_model(str(name_or_path))
-        return cls(model, processor, config)
+        if config is not None:
+            return cls(model, processor, config)
+        saved = load_fit(str(name_or_path))
+        if saved is None:
+            return cls(model, processor)
+        result = cls(model, processor, saved.config)
+        result.fitted = Fitted.from_state(saved.fitted, like=result.encoder.theta)
+        return result
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save the model as given, the processor, and the fit: all that scoring needs.
+
+        `from_pretrained` reads it; so does transformers' own, which sees the model alone.
+
+        Raises:
+            UserError: not fitted, or the model came with adapters of its own.
+        """
+        model: Any = self.encoder.model
+        if has_adapters(model) and not self._adapters_are_ours:
+            raise UserError(
+                "This model has adapters of its own, which are saved without their base. Merge "
+                "them first (merge_and_unload), and attribute new ones with parameters='lora'."
+            )
+        if self._adapters_are_ours:  # as added they are zero, so that merging changes nothing
+            model = deepcopy(model).merge_and_unload()
+        save_fit(Path(folder), self.config, self._require_fit().to_state())
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def scorer(
+        self,
+        folder: str | Path | None = None,
+        *,
+        image_column: str = "image",
+        text_column: str = "text",
+    ) -> Scorer:
+        """The fit as a small picklable function, for ``map`` of any data set; see `Scorer`.
+
+        Args:
+            folder: where `save_pretrained` puts what the function loads, for other machines a
+                shared one; in the cache of Hugging Face if absent, by its fingerprint.
+            image_column: name.
+            text_column: name.
+        """
+        from hf_ecif.scorer import Scorer  # it builds on this module
+
+        path = Path(folder or Path(HF_HOME, "hf_ecif", self.fingerprint)).absolute()
+        if processes.is_main():
+            save = self._cache if folder is None else self.save_pretrained
+            save(path)
+        rows = 4 * self.config.batch_size
+        return Scorer(str(path), self.fingerprint, rows, image_column, text_column)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that decides a score: model, config, fit."""
+        digest = sha256(f"{self.encoder.fingerprint()} {self.config.fingerprint()}".encode())
+        for name, value in self._require_fit().to_state().tensors.items():
+            digest.update(name.encode())
+            digest.update(value.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def theta(self) -> Tensor:
@@ -113,24 +166,45 @@ class InfluenceModel:
         image_column: str = "image",
         text_column: str = "text",
         advance: Callable[[int], None] = lambda rows: None,
+        checkpoints: Checkpoints | None = None,
     ) -> Rows:
         """Read rows and run the frozen part of the model on them, once.
 
-        What comes back serves `fit` and `score` in place of the data set.
+        What comes back serves `fit` and `score` in place of the data set. With several processes,
+        each reads a part.
         """
+        checked = check_columns(dataset, image_column, text_column)
+        rows = self.read_any(checked, image_column, text_column, advance, checkpoints)
+        return require_rows(rows)
+
+    def read_any(
+        self,
+        cells: Dataset | Table,
+        image_column: str,
+        text_column: str,
+        advance: Callable[[int], None] = lambda rows: None,
+        checkpoints: Checkpoints | None = None,
+    ) -> Rows:
+        """The same for columns that are known to be there, readable rows or none."""
         return read_rows(
-            check_columns(dataset, image_column, text_column),
+            cells,
             self.encoder,
             self.processor,
             image_column=image_column,
             text_column=text_column,
             max_pixels=self.config.max_pixels,
             memory_limit=self.config.memory_limit * 2**30,
+            workers=self.config.workers,
+            checkpoints=checkpoints,
             advance=advance,
         )
 
     def fit(
-        self, train: Rows, query: AnyQuery | Sequence[AnyQuery], progress: ProgressFactory = silent
+        self,
+        train: Rows,
+        query: AnyQuery | Sequence[AnyQuery],
+        progress: ProgressFactory = silent,
+        checkpoints: Checkpoints | None = None,
     ) -> Fitted:
         """Fit the attributed parameters on ``train`` and solve for the query's direction.
 
@@ -139,6 +213,7 @@ class InfluenceModel:
             query: what is asked. Rows mean their contrastive loss, better clean than many; a
                 `Query` is any other function; a list is several queries, scored in one pass.
             progress: makes a progress bar of a name and a number of steps.
+            checkpoints: where every epoch and the result are kept.
 
         Raises:
             UserError: fewer than two rows on either side.
@@ -147,29 +222,34 @@ class InfluenceModel:
         for one in [query] if isinstance(query, Rows | Query) else query:
             if isinstance(one, Rows):
                 _check_rows("query", one)
-        self.fitted = self._fit(train, query, progress)
+        known = checkpoints or Checkpoints()
+        self.fitted, self.inverse = self._fit(train, query, progress, known)
         return self.fitted
 
-    def score(self, rows: Rows, progress: ProgressFactory = silent) -> Scores:
+    def score(
+        self,
+        rows: Rows,
+        progress: ProgressFactory = silent,
+        checkpoints: Checkpoints | None = None,
+    ) -> Scores:
         """Influence of every readable row, by the direction of the last `fit`.
 
         Signs: negative is harmful (removing the pair is predicted to lower the query's loss),
         positive is valuable. Units: those of the query (nats of its mean loss), per pair.
         """
-        fitted = self._require_fit()
-        return self._score(rows, fitted.theta, fitted.directions, fitted.train_count, progress)
+        return self._score(rows, self._require_fit(), progress, checkpoints or Checkpoints())
 
     def score_for(self, rows: Rows, query: AnyQuery | Sequence[AnyQuery]) -> Scores:
         """Influence on another query than that of the last `fit`, at the same parameters.
 
         Sizes and self-influence do not depend on the query: they are zero here; see `score`.
         """
-        fitted = self._require_fit()
+        fitted, inverse = self._require_fit(), self._require_inverse()
         generator = torch.Generator().manual_seed(self.config.seed)
         gradient = self._target(query, generator).gradients(self.encoder, fitted.theta)
-        direction = fitted.inverse.solve(gradient.reshape(-1, len(fitted.theta)))[0]
+        direction = inverse.solve(gradient.reshape(-1, len(fitted.theta)))[0]
         directions = Directions.none(fitted.theta)._replace(query=direction.view(gradient.shape))
-        return self._score(rows, fitted.theta, directions, fitted.train_count, silent)
+        return self._score(rows, replace(fitted, directions=directions))
 
     def score_group(self, rows: Rows, members: Tensor) -> GroupScore:
         """Predicted change of the query if some rows were removed together.
@@ -197,7 +277,7 @@ class InfluenceModel:
             seed: of the batches; the config's if absent.
         """
         generator = torch.Generator().manual_seed(self.config.seed if seed is None else seed)
-        return self._fit_parameters(rows, generator, silent)[0]
+        return self._fit_parameters(rows, generator)[0]
 
     def query_value(self, query: AnyQuery | Sequence[AnyQuery], theta: Tensor) -> Tensor:
         """The query at other attributed parameters; ``()``, or ``(Q,)`` of several queries."""
@@ -230,7 +310,7 @@ class InfluenceModel:
             objective,
             fitted.theta,
             members,
-            fitted.inverse.spectrum,
+            fitted.spectrum,
             steps=steps,
             curvature=config.curvature,
             relative_damping=config.damping,
@@ -255,10 +335,14 @@ class InfluenceModel:
     def score_as_given(self, rows: Rows) -> Scores:
         """Losses and cosines at the model's own parameters; its influence parts are zero."""
         theta = self.encoder.theta
-        return self._score(rows, theta, Directions.none(theta), len(rows), silent)
+        return self._score_at(theta, rows, Directions.none(theta), len(rows))
 
     def plant(
-        self, train: Rows, query: Rows, progress: ProgressFactory = silent
+        self,
+        train: Rows,
+        query: Rows,
+        progress: ProgressFactory = silent,
+        checkpoints: Checkpoints | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Signals of runs in which some captions were exchanged on purpose.
 
@@ -266,20 +350,18 @@ class InfluenceModel:
             ``(R, S)`` of the rows that stayed as they are, ``(M, S)`` of those exchanged; see
             `signals`.
         """
-        config = self.config
+        config, known = self.config, checkpoints or Checkpoints()
         generator = torch.Generator().manual_seed(config.seed + 2)
         images = self.encoder.embed(self.encoder.theta, train.features).image
         advance = progress("Plant wrong pairs", config.plantings)
         reference, planted = [], []
-        for _ in range(config.plantings):
+        for number in range(config.plantings):
             planting = plant(
                 train, images, share=config.planted_share, clusters=10, generator=generator
             )
-            fitted = self._fit(planting.rows, query, silent)
-            scores = self._score(
-                planting.rows, fitted.theta, fitted.directions, fitted.train_count, silent
-            )
-            signals = self.signals(scores)
+            within = known.within(f"{number:02d}")
+            fitted, _ = self._fit(planting.rows, query, silent, within)
+            signals = self.signals(self._score(planting.rows, fitted, silent, within))
             reference.append(signals[~planting.planted.numpy()])
             planted.append(signals[planting.planted.numpy()])
             advance(1)
@@ -297,25 +379,45 @@ class InfluenceModel:
         return torch.stack([loss, scores.relative.double()], dim=1).numpy()
 
     def _fit(
-        self, train: Rows, query: AnyQuery | Sequence[AnyQuery], progress: ProgressFactory
+        self,
+        train: Rows,
+        query: AnyQuery | Sequence[AnyQuery],
+        progress: ProgressFactory,
+        known: Checkpoints,
+    ) -> tuple[Fitted, InverseCurvature]:
+        generator = torch.Generator().manual_seed(self.config.seed)
+        start = self.encoder.theta
+        theta, report, objective = self._fit_parameters(train, generator, progress, known)
+
+        known_fit = known.load("direction")
+        if known_fit is not None:
+            fitted = Fitted.from_state(known_fit, like=theta)
+            return fitted, InverseCurvature(objective, theta, self.config, fitted.spectrum)
+        inverse = InverseCurvature(objective, theta, self.config)
+        fitted = self._solve(inverse, self._target(query, generator), start, generator, report)
+        known.save("direction", fitted.to_state())
+        return fitted, inverse
+
+    def _solve(
+        self,
+        inverse: InverseCurvature,
+        target: _Target,
+        start: Tensor,
+        generator: torch.Generator,
+        report: FitReport,
     ) -> Fitted:
-        config, encoder = self.config, self.encoder
-        generator = torch.Generator().manual_seed(config.seed)
-        start = encoder.theta
-        theta, report, objective = self._fit_parameters(train, generator, progress)
-        target = self._target(query, generator)
+        encoder, theta, objective = self.encoder, inverse.theta, inverse.objective
         gradient = target.gradients(encoder, theta)
-        inverse = InverseCurvature(objective, theta, config)
-        probes = random_signs((config.probes, len(theta)), generator).to(theta)
-        direction, task = inverse.solve(gradient.reshape(-1, len(theta)))
+        rows = gradient.reshape(-1, len(theta))
+        probes = random_signs((self.config.probes, len(theta)), generator).to(theta)
+        direction, task = inverse.solve(rows)
         solved, own = inverse.solve(probes)
-        average = gradient.reshape(-1, len(theta)).mean(dim=0)
-        cosine = torch.cosine_similarity(average, objective.gradient(theta), dim=0)
+        cosine = torch.cosine_similarity(rows.mean(dim=0), objective.gradient(theta), dim=0)
         return Fitted(
             theta=theta,
             directions=Directions(direction.view(gradient.shape), probes, solved),
-            inverse=inverse,
-            train_count=len(train),
+            spectrum=inverse.spectrum,
+            train_count=len(objective.features),
             fit=report,
             solvers={"task score": task, "self-influence": own},
             query_loss_before=target.values(encoder, start).mean().item(),
@@ -324,7 +426,11 @@ class InfluenceModel:
         )
 
     def _fit_parameters(
-        self, rows: Rows, generator: torch.Generator, progress: ProgressFactory
+        self,
+        rows: Rows,
+        generator: torch.Generator,
+        progress: ProgressFactory = silent,
+        known: Checkpoints | None = None,
     ) -> tuple[Tensor, FitReport, Objective]:
         config, start = self.config, self.encoder.theta
         objective = self._objective(rows, generator, config.l2, start)
@@ -335,6 +441,7 @@ class InfluenceModel:
             epochs=config.fit_epochs,
             learning_rate=config.fit_learning_rate,
             generator=generator,
+            checkpoints=known,
             advance=progress("Fit", config.fit_epochs),
         )
         return theta, report, objective
@@ -342,10 +449,21 @@ class InfluenceModel:
     def _score(
         self,
         rows: Rows,
+        fitted: Fitted,
+        progress: ProgressFactory = silent,
+        known: Checkpoints | None = None,
+    ) -> Scores:
+        found = fitted.theta, rows, fitted.directions, fitted.train_count
+        return self._score_at(*found, progress, known)
+
+    def _score_at(
+        self,
         theta: Tensor,
+        rows: Rows,
         directions: Directions,
         train_count: int,
-        progress: ProgressFactory,
+        progress: ProgressFactory = silent,
+        known: Checkpoints | None = None,
     ) -> Scores:
         return score_rows(
             self.encoder,
@@ -356,13 +474,13 @@ class InfluenceModel:
             train_count=train_count,
             form=self.config.role,
             tangents=self.config.tangents,
+            checkpoints=(known or Checkpoints()).within("score"),
             advance=progress("Score", len(rows)),
         )
 
     def _batching(self, rows: Rows) -> Batching:
         config = self.config
-        generator = torch.Generator().manual_seed(config.seed + 1)
-        return Batching(config.batch_size, config.partitions, generator, self._same(rows))
+        return Batching(config.batch_size, config.partitions, config.seed + 1, self._same(rows))
 
     def _target(self, query: AnyQuery | Sequence[AnyQuery], generator: torch.Generator) -> _Target:
         if isinstance(query, Query):
@@ -381,10 +499,26 @@ class InfluenceModel:
         batches = random_batches(len(rows), self.config.batch_size, generator)
         return Objective(self.encoder, rows.features, batches, self._same(rows), l2, center)
 
+    def _cache(self, folder: Path) -> None:
+        """Save into a folder that is named by the fingerprint, and so never changes."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent) as aside:
+            self.save_pretrained(Path(aside, "fit"))
+            with suppress(OSError):  # it is there already, whole
+                Path(aside, "fit").rename(folder)
+
     def _require_fit(self) -> Fitted:
         if self.fitted is None:
             raise UserError("This model is not fitted yet: call fit(train, query) first.")
         return self.fitted
+
+    def _require_inverse(self) -> InverseCurvature:
+        if self.inverse is None:
+            raise UserError(
+                "This fit was loaded without its training rows, which another query needs: call "
+                "fit(train, query)."
+            )
+        return self.inverse
 
     def _same(self, rows: Rows) -> Tensor | None:
         return rows.same_text if self.config.mask_repeated else None
@@ -434,30 +568,3 @@ def _check_rows(name: str, rows: Rows) -> None:
             f"All captions of the {name} are equal ({rows.texts[0][:40]!r}), so there is nothing "
             "to tell apart. Look at --text-column."
         )
-
-
-def load_model(name: str) -> tuple[Any, Any]:
-    """Model and processor from a folder or the Hub, with weights from safetensors only.
-
-    Raises:
-        UserError: nothing there, or not loadable.
-    """
-    path, _, revision = name.partition("@") if not Path(name).exists() else (name, "", "")
-    options = {"revision": revision} if revision else {}
-    try:
-        model = AutoModel.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, **options
-        )
-        processor = AutoProcessor.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"--model {name!r} cannot be loaded: {reason} Give a folder written by save_pretrained "
-            "(model and processor) or a Hub id, such as openai/clip-vit-base-patch32."
-        ) from error
-    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise UserError(
-            f"--model {name!r} has no processor for images and texts. Save it with the processor: "
-            "processor.save_pretrained(folder)."
-        )
-    return model, processor

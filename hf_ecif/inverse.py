@@ -8,7 +8,7 @@ from torch import Tensor
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.low_rank import LowRank, nystrom
 from hf_ecif.operators import Objective, random_batches
-from hf_ecif.solvers import LOW_RANK, SolveReport, estimate_spectrum, solve
+from hf_ecif.solvers import LOW_RANK, SolveReport, Spectrum, estimate_spectrum, solve
 
 
 class InverseCurvature:
@@ -20,24 +20,33 @@ class InverseCurvature:
         objective: whose curvature ``H`` is.
         theta: ``(P,)``, where it is taken.
         config: curvature, solver, damping, tolerance.
+        spectrum: of ``H``, estimated if absent.
 
     Attributes:
+        objective: as given.
+        theta: as given.
         spectrum: of ``H``.
     """
 
-    def __init__(self, objective: Objective, theta: Tensor, config: InfluenceConfig) -> None:
-        self._objective = objective
-        self._theta = theta
+    def __init__(
+        self,
+        objective: Objective,
+        theta: Tensor,
+        config: InfluenceConfig,
+        spectrum: Spectrum | None = None,
+    ) -> None:
+        self.objective = objective
+        self.theta = theta
         self._config = config
         self._generator = torch.Generator().manual_seed(config.seed)
-        self.spectrum = estimate_spectrum(self.product, theta, seed=config.seed)
+        self.spectrum = spectrum or estimate_spectrum(self.product, theta, seed=config.seed)
         self._preconditioner: LowRank | None = None
         if config.solver == "cg" and config.rank:
             self._preconditioner = nystrom(self.product, theta, rank=config.rank, seed=config.seed)
 
     def product(self, vectors: Tensor) -> Tensor:
         """``H v`` for every row ``v``, ``(K, P)``."""
-        return self._objective.curvature(self._config.curvature, self._theta, vectors)
+        return self.objective.curvature(self._config.curvature, self.theta, vectors)
 
     def solve(self, b: Tensor) -> tuple[Tensor, SolveReport]:
         """``(H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and how it went.
@@ -62,6 +71,6 @@ class InverseCurvature:
 
     def _product_of_a_batch(self, vectors: Tensor) -> Tensor:
         """The same over one random batch, a fresh one at every call."""
-        count = len(self._objective.features)
+        count = len(self.objective.features)
         batch = random_batches(count, self._config.batch_size, self._generator)[:1]
-        return self._objective.over(batch).curvature(self._config.curvature, self._theta, vectors)
+        return self.objective.over(batch).curvature(self._config.curvature, self.theta, vectors)

@@ -7,7 +7,7 @@ curvature to the embeddings, pull the result back in micro-batches. No graph out
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hf_ecif import processes
 from hf_ecif.encoders import DualEncoder, Features
 from hf_ecif.objectives import Contrastive, Embeddings
 
@@ -45,23 +46,20 @@ class Objective:
 
     def value(self, theta: Tensor) -> Tensor:
         """``J(theta)``, scalar, in nats."""
-        losses = [
-            weight * self._loss.loss(part, same)
-            for chunk in self._chunks(0)
-            for weight, (part, same) in zip(
-                chunk.weights, chunk.parts(self.encoder.embed(theta, chunk.features)), strict=True
-            )
-        ]
-        penalty = self.l2 / 2 * self._from_center(theta).square().sum()
-        return torch.stack(losses).sum() + penalty
+        total = theta.new_zeros(())
+        for chunk in self._chunks(0):
+            embeddings = self.encoder.embed(theta, chunk.features)
+            for batch in chunk.mine():
+                loss = self._loss.loss(batch.of(embeddings), batch.same, batch.rows)
+                total += batch.weight * loss
+        return processes.add_up(total) + self.l2 / 2 * self._from_center(theta).square().sum()
 
     def gradient(self, theta: Tensor) -> Tensor:
         """``grad J``, ``(P,)``."""
         total = self.l2 * self._from_center(theta)[None]
         for chunk in self._chunks(0):
-            embeddings = self.encoder.embed(theta, chunk.features)
-            cotangents = [self._loss.loss_gradient(*part) for part in chunk.parts(embeddings)]
-            single = Embeddings(*(part[None] for part in chunk.join(cotangents)))
+            cotangents = self._gradient_of(chunk, self.encoder.embed(theta, chunk.features))
+            single = Embeddings(*(part[None] for part in cotangents))
             total += self.encoder.pull(theta, single, chunk.features)
         return total[0]
 
@@ -81,27 +79,19 @@ class Objective:
         """
         total = self.l2 * vectors
         for chunk in self._chunks(len(vectors)):
-            embeddings, tangents = self.encoder.push(theta, vectors, chunk.features)
-            cotangents = [
-                self._loss.ggn_product(part, moved, same)
-                for part, same, moved in chunk.parts_with(embeddings, tangents)
-            ]
-            total += self.encoder.pull(theta, chunk.join(cotangents), chunk.features)
+            pushed = self.encoder.push(theta, vectors, chunk.features)
+            cotangents = self._product_of(chunk, self._loss.ggn_product, *pushed)
+            total += self.encoder.pull(theta, cotangents, chunk.features)
         return total
 
     def hessian(self, theta: Tensor, vectors: Tensor) -> Tensor:
         """Products ``H v`` with the full Hessian, which need not be positive; as in `ggn`."""
         total = self.l2 * vectors
         for chunk in self._chunks(len(vectors)):
-            embeddings, tangents = self.encoder.push(theta, vectors, chunk.features)
-            fixed = [self._loss.loss_gradient(*part) for part in chunk.parts(embeddings)]
-            moved = [
-                self._loss.hessian_product(part, moved, same)
-                for part, same, moved in chunk.parts_with(embeddings, tangents)
-            ]
-            total += self.encoder.pull_tangent(
-                theta, vectors, chunk.join(fixed), chunk.join(moved), chunk.features
-            )
+            pushed = self.encoder.push(theta, vectors, chunk.features)
+            fixed = self._gradient_of(chunk, pushed[0])
+            moved = self._product_of(chunk, self._loss.hessian_product, *pushed)
+            total += self.encoder.pull_tangent(theta, vectors, fixed, moved, chunk.features)
         return total
 
     def without(self, members: Tensor) -> Objective:
@@ -132,6 +122,23 @@ class Objective:
     @property
     def _weights(self) -> Sequence[float]:
         return self.weights or [1 / len(self.batches)] * len(self.batches)
+
+    def _gradient_of(self, chunk: _Chunk, embeddings: Embeddings) -> Embeddings:
+        """The loss's gradient with respect to the embeddings of a chunk."""
+        gradient = self._loss.loss_gradient
+        return chunk.join(lambda b: gradient(b.of(embeddings), b.same, b.rows), like=embeddings)
+
+    def _product_of(
+        self,
+        chunk: _Chunk,
+        product: Callable[..., Embeddings],
+        embeddings: Embeddings,
+        tangents: Embeddings,
+    ) -> Embeddings:
+        """Products of the loss's curvature with tangents of the embeddings of a chunk."""
+        return chunk.join(
+            lambda b: product(b.of(embeddings), b.of(tangents), b.same, b.rows), like=tangents
+        )
 
     def _from_center(self, theta: Tensor) -> Tensor:
         return theta if self.center is None else theta - self.center
@@ -167,33 +174,55 @@ class _Chunk:
     weights: Sequence[float]
     same: Tensor | None
 
-    def parts(self, embeddings: Embeddings) -> Iterator[tuple[Embeddings, Tensor | None]]:
-        """Embeddings of each batch, and its ``same``."""
-        for rows in self._slices():
-            same = None if self.same is None else self.same[rows]
-            text, image = embeddings.text[rows], embeddings.image[rows]
-            yield embeddings._replace(text=text, image=image), same
-
-    def parts_with(
-        self, embeddings: Embeddings, tangents: Embeddings
-    ) -> Iterator[tuple[Embeddings, Tensor | None, Embeddings]]:
-        """The same with tangents ``(K, n, d)``."""
-        for rows, part in zip(self._slices(), self.parts(embeddings), strict=True):
-            text, image = tangents.text[:, rows], tangents.image[:, rows]
-            yield *part, tangents._replace(text=text, image=image)
-
-    def join(self, cotangents: list[Embeddings]) -> Embeddings:
-        """Weighted cotangents of the batches as one of all rows; that of the scale is common."""
-        weighted = [
-            [weight * part for part in cotangent]
-            for weight, cotangent in zip(self.weights, cotangents, strict=True)
-        ]
-        text, image, scale, bias = zip(*weighted, strict=True)
-        return Embeddings(torch.cat(text, dim=-2), torch.cat(image, dim=-2), sum(scale), sum(bias))
-
-    def _slices(self) -> Iterator[slice]:
+    def mine(self) -> Iterator[_Batch]:
+        """What this process works on: whole batches where there are enough of them, else rows."""
         ends = list(accumulate(self.sizes))
-        return (slice(end - size, end) for size, end in zip(self.sizes, ends, strict=True))
+        split = len(self.sizes) < processes.count()
+        for number in range(len(self.sizes)) if split else processes.share(len(self.sizes)):
+            size = self.sizes[number]
+            rows = processes.share(size) if split else None
+            if rows is None or rows:
+                place = slice(ends[number] - size, ends[number])
+                same = None if self.same is None else self.same[place]
+                yield _Batch(place, self.weights[number], same, rows)
+
+    def join(self, of_batch: Callable[[_Batch], Embeddings], like: Embeddings) -> Embeddings:
+        """Weighted cotangents of all batches as one of all rows; that of the scale is common.
+
+        Args:
+            of_batch: gives those of a batch.
+            like: a tensor of each shape that is to come out.
+        """
+        text, image, scale, bias = (torch.zeros_like(part) for part in like)
+        for batch in self.mine():
+            part = of_batch(batch)
+            text[..., batch.place, :] = batch.weight * part.text
+            image[..., batch.place, :] = batch.weight * part.image
+            scale += batch.weight * part.scale
+            bias = bias + batch.weight * part.bias
+        return Embeddings(*map(processes.add_up, (text, image, scale, bias)))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One contrastive batch of a chunk.
+
+    Attributes:
+        place: of its rows in the chunk.
+        weight: in the objective.
+        same: as in `Objective`, of its rows.
+        rows: of the batch, whose terms this process works on; all where None.
+    """
+
+    place: slice
+    weight: float
+    same: Tensor | None
+    rows: range | None
+
+    def of(self, embeddings: Embeddings) -> Embeddings:
+        """The part of a chunk's embeddings, or of their tangents, that is the batch's."""
+        text, image = (part[..., self.place, :] for part in embeddings[:2])
+        return embeddings._replace(text=text, image=image)
 
 
 def random_batches(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:

@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 Advance = Callable[[int], None]
 ProgressFactory = Callable[[str, int], Advance]
@@ -19,18 +28,27 @@ def silent(name: str, steps: int) -> Advance:
 
 @contextmanager
 def progress_bars(console: Console) -> Iterator[ProgressFactory]:
-    """A bar per stage with the estimated time left; in a log, where bars cannot move, none."""
+    """A bar per stage with rate and time left; in a log, where bars cannot move, none."""
     with Progress(
         TextColumn("{task.description:<24}"),
         BarColumn(),
         MofNCompleteColumn(),
+        _RateColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
         disable=not console.is_terminal,
     ) as bars:
 
         def add(name: str, steps: int) -> Advance:
-            task = bars.add_task(name, total=steps)
+            task = bars.add_task(name, total=steps or None)  # 0: nobody knows how many
             return lambda done: bars.advance(task, done)
 
         yield add
+
+
+class _RateColumn(ProgressColumn):
+    """Steps per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f}/s" if speed else "", style="progress.data.speed")

@@ -1,20 +1,22 @@
 """Score rows: one forward-mode pass, then arithmetic on random partitions into batches.
 
 Embeddings and their tangents belong to rows, not to batches. So rows are pushed once, in chunks of
-many contrastive batches, and every partition of a chunk is arithmetic on what was pushed. A chunk
-is a random set of rows, so a batch drawn from it is a random batch; rows of different chunks never
-meet in a batch.
+many contrastive batches, and every partition of a chunk is arithmetic on what was pushed. Rows of
+different chunks never meet in a batch, so a chunk is scored on its own: its scores depend on its
+rows and their order alone, wherever and whenever it is scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hf_ecif import processes
+from hf_ecif.checkpoints import Checkpoints, State
 from hf_ecif.encoders import DualEncoder, Features, TangentForm
 from hf_ecif.objectives import Embeddings, RoleForm
 from hf_ecif.operators import random_batches
@@ -129,6 +131,33 @@ class Scores:
         """The loss that the pair would have had, had it not been trained on; nats."""
         return self.loss + self.self_influence
 
+    def to_state(self) -> State:
+        """For a checkpoint; `from_state` reads it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return State(tensors, {name: values[name] for name in values.keys() - tensors.keys()})
+
+    @classmethod
+    def from_state(cls, state: State) -> Scores:
+        """Read from a checkpoint."""
+        return cls(**state.tensors, **state.values)
+
+    @classmethod
+    def join(cls, parts: Sequence[Scores], rows: Sequence[Tensor]) -> Scores:
+        """Scores of parts of the rows, put together.
+
+        Args:
+            parts: of scores.
+            rows: numbers of the rows of each part.
+        """
+        order = torch.cat(list(rows)).argsort()
+        joined = {
+            field.name: torch.cat([getattr(part, field.name) for part in parts], dim=-1)[..., order]
+            for field in fields(cls)
+            if isinstance(getattr(parts[0], field.name), Tensor)
+        }
+        return replace(parts[0], **joined)
+
     def of_query(self, number: int) -> Scores:
         """Those of one query of several."""
         return replace(
@@ -145,15 +174,28 @@ class Batching:
 
     Attributes:
         batch_size: pairs of a batch.
-        partitions: random partitions that are averaged over.
-        generator: of the partitions.
+        partitions: random partitions of a chunk that are averaged over.
+        seed: of the chunks and the partitions.
         same: ``(N,)``, equal for rows that are not negatives of each other; or None.
     """
 
     batch_size: int
     partitions: int
-    generator: torch.Generator
+    seed: int
     same: Tensor | None = None
+
+    def of(self, rows: Tensor) -> Batching:
+        """The same for some of the rows."""
+        return self if self.same is None else replace(self, same=self.same[rows])
+
+    def batches(self, count: int) -> list[tuple[int, Tensor]]:
+        """Number of the partition and rows of every batch of a chunk of ``count`` rows."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return [
+            (partition, batch)
+            for partition in range(self.partitions)
+            for batch in random_batches(count, self.batch_size, generator)
+        ]
 
 
 class GroupScore(NamedTuple):
@@ -182,6 +224,7 @@ def score_rows(
     train_count: int,
     form: RoleForm = "exact",
     tangents: TangentForm = "exact",
+    checkpoints: Checkpoints | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Scores:
     """Scores of all rows, averaged over random partitions into contrastive batches.
@@ -195,14 +238,46 @@ def score_rows(
         train_count: rows of the training set, the ``N`` of ``1 / 2N``.
         form: of the negative role.
         tangents: exact forward mode, or finite differences.
+        checkpoints: where the scores of finished chunks are kept.
         advance: called with the number of rows done, for a progress bar.
     """
+    known = checkpoints or Checkpoints()
+    chunks = _chunks(features, len(directions.stack()), batching, encoder)
+    parts = []
+    for number, rows in enumerate(chunks):
+
+        def compute(rows: Tensor = rows) -> State:
+            return score_chunk(
+                encoder,
+                theta,
+                features[rows],
+                directions,
+                batching.of(rows),
+                train_count=train_count,
+                form=form,
+                tangents=tangents,
+            ).to_state()
+
+        parts.append(Scores.from_state(known.remember(f"{number:06d}", compute)))
+        advance(len(rows))
+    return Scores.join(parts, chunks)
+
+
+def score_chunk(
+    encoder: DualEncoder,
+    theta: Tensor,
+    features: Features,
+    directions: Directions,
+    batching: Batching,
+    *,
+    train_count: int,
+    form: RoleForm = "exact",
+    tangents: TangentForm = "exact",
+) -> Scores:
+    """Scores of rows that are pushed together, as in `score_rows`."""
     queries = directions.query.reshape(-1, len(theta)).shape[0]
     table = _Table(queries, len(directions.probes), len(features), theta)
-    pushed = _pushed_batches(
-        encoder, theta, features, directions.stack(), batching, tangents, advance
-    )
-    for batch in pushed:
+    for batch in _pushed(encoder, theta, features, directions.stack(), batching, tangents):
         table.add(batch.rows, *_score_batch(encoder, batch, queries, form, train_count))
     return table.scores(directions.query.shape[:-1], encoder)
 
@@ -235,11 +310,14 @@ def score_group(
     vectors = query.reshape(-1, len(theta))
     sums = torch.zeros(batching.partitions, 2, len(vectors), dtype=theta.dtype)
     visits = torch.zeros(batching.partitions, dtype=theta.dtype)
-    for batch in _pushed_batches(encoder, theta, features, vectors, batching, "exact"):
-        inside = members[batch.rows].to(theta.device)
-        parts = loss.group_role_tangents(batch.embeddings, batch.moved, inside, batch.same)
-        sums[batch.partition] += torch.stack(parts).cpu()
-        visits[batch.partition] += len(batch.rows)
+    for rows in _chunks(features, len(vectors), batching, encoder):
+        chunk = batching.of(rows)
+        for batch in _pushed(encoder, theta, features[rows], vectors, chunk, "exact"):
+            inside = members[rows[batch.rows]].to(theta.device)
+            parts = loss.group_role_tangents(batch.embeddings, batch.moved, inside, batch.same)
+            sums[batch.partition] += torch.stack(parts).cpu()
+            visits[batch.partition] += len(batch.rows)
+    sums, visits = processes.add_up(sums), processes.add_up(visits)
     # Rows that fill up a last batch are there twice.
     scale = len(features) / visits / (loss.TERMS * train_count)
     parts = sums * scale[:, None, None]
@@ -260,23 +338,21 @@ class _Batch:
     same: Tensor | None
 
 
-def _pushed_batches(
+def _pushed(
     encoder: DualEncoder,
     theta: Tensor,
     features: Features,
     vectors: Tensor,
     batching: Batching,
     form: TangentForm,
-    advance: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[_Batch]:
-    for rows in _chunks(features, len(vectors), batching, encoder):
-        pushed = encoder.push(theta, vectors, features[rows], form)
-        for partition in range(batching.partitions):
-            for batch in random_batches(len(rows), batching.batch_size, batching.generator):
-                chosen = rows[batch]
-                same = None if batching.same is None else batching.same[chosen].to(theta.device)
-                yield _Batch(partition, chosen, *_select(*pushed, batch.to(theta.device)), same)
-        advance(len(rows))
+    """The batches of a chunk that are this process's to work on."""
+    pushed = encoder.push(theta, vectors, features, form)
+    batches = batching.batches(len(features))
+    for number in processes.share(len(batches)):
+        partition, rows = batches[number]
+        same = None if batching.same is None else batching.same[rows].to(theta.device)
+        yield _Batch(partition, rows, *_select(*pushed, rows.to(theta.device)), same)
 
 
 def _chunks(
@@ -284,7 +360,8 @@ def _chunks(
 ) -> list[Tensor]:
     """A random partition of the rows into chunks of equal size that fit in memory."""
     size = max(encoder.rows_that_fit(features, vectors), 4 * batching.batch_size)
-    order = torch.randperm(len(features), generator=batching.generator)
+    generator = torch.Generator().manual_seed(batching.seed)
+    order = torch.randperm(len(features), generator=generator)
     return list(order.tensor_split(-(-len(features) // size)))
 
 
@@ -341,6 +418,8 @@ class _Table:
         self.visits.index_add_(0, rows, torch.ones_like(self.visits[rows]))
 
     def scores(self, shape: torch.Size, encoder: DualEncoder) -> Scores:
+        for name, sums in vars(self).items():
+            setattr(self, name, processes.add_up(sums))
         parts = self.parts / self.visits
         task = parts.sum(dim=1)
         # Of a single visit nothing is known about the spread: its error is infinite, not zero.

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
+from hf_ecif import processes
+from hf_ecif.checkpoints import Checkpoints
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import check_columns, drop_influence_columns, load_rows
+from hf_ecif.data import check_columns, drop_influence_columns, fingerprint_rows, load_rows
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.progress import ProgressFactory, silent
@@ -52,14 +54,33 @@ class Opened:
         """All rows, without influence columns of an earlier run."""
         return drop_influence_columns(self.dataset)
 
-    def read(self, progress: ProgressFactory = silent) -> tuple[Rows, Rows]:
+    def read(
+        self, progress: ProgressFactory = silent, checkpoints: Checkpoints | None = None
+    ) -> tuple[Rows, Rows]:
         """Rows and query at the frozen boundary."""
-        columns = self.sources.columns
-        rows = self.model.read(self.dataset, *columns, progress("Read rows", len(self.dataset)))
+        known = checkpoints or Checkpoints()
+
+        def read(name: str, dataset: Dataset) -> Rows:
+            advance = progress(f"Read {name}", len(processes.share(len(dataset))))
+            return self.model.read(dataset, *self.sources.columns, advance, known.within(name))
+
+        rows = read("rows", self.dataset)
         if self.query_set is None:
             return rows, choose_query(rows, self.model.encoder, seed=self.model.config.seed)
-        advance = progress("Read query", len(self.query_set))
-        return rows, self.model.read(self.query_set, *columns, advance)
+        return rows, read("query", self.query_set)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of model, data and query."""
+
+        def look() -> dict[str, str]:
+            query = self.query_set
+            return {
+                "model": self.model.encoder.fingerprint(),
+                "data": fingerprint_rows(self.plain),
+                "query": "chosen from the data" if query is None else fingerprint_rows(query),
+            }
+
+        return processes.decide(look)
 
 
 def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:

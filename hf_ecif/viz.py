@@ -41,7 +41,8 @@ __all__ = [
 GALLERY_SIZE = 24
 THUMBNAIL_SIDE = 160
 CAPTION_LENGTH = 280
-REASON_LENGTH = 160
+PROBLEM_LENGTH = 160
+REASON_LENGTH = 700
 
 # Figures are drawn in the colours of the light theme. In the page each of these is replaced by
 # the style sheet's variable of that name, so that the same drawing follows the reader's theme.
@@ -329,7 +330,11 @@ class _Card:
     thumbnail: str | None
     problem: str | None
     reason: str | None
+    suggestion: str | None
+    margin: float
+    duplicate: int | None
     flagged: bool
+    borderline: bool
     truly_wrong: bool
     probability: float
     score: float
@@ -371,6 +376,9 @@ class _Scores:
         self.stderr = self._floats("ecif_stderr")
         self.probability = self._floats("ecif_noise_probability")
         self.flag: Bools = self._floats("ecif_flag") == 1.0
+        self.borderline: Bools = self._floats("ecif_borderline") == 1.0
+        self.margin = self._floats("ecif_suggested_margin")
+        self.duplicate = self._floats("ecif_duplicate_group")
         self.readable: Bools = np.isfinite(self.score)
         self._cards: dict[int, _Card] = {}
 
@@ -383,6 +391,17 @@ class _Scores:
             return 0
         power = math.floor(math.log10(float(np.quantile(sizes, 0.9))))
         return 0 if -2 < power < 3 else 3 * math.floor(power / 3)
+
+    @cached_property
+    def order_of_groups(self) -> Floats:
+        """A key that keeps duplicate groups together, the one with the likeliest noise first."""
+        here = np.flatnonzero(np.isfinite(self.duplicate))
+        _, group = np.unique(self.duplicate[here], return_inverse=True)
+        worst = np.zeros(len(here))
+        np.maximum.at(worst, group, self.probability[here])
+        key = np.full(len(self.duplicate), np.nan)
+        key[here] = np.lexsort((group, -worst[group])).argsort()
+        return key
 
     @property
     def unreadable_rows(self) -> list[int]:
@@ -408,7 +427,12 @@ class _Scores:
             thumbnail=thumbnail,
             problem=problem,
             reason=_shorten(str(cells.get("ecif_reason") or ""), REASON_LENGTH) or None,
+            suggestion=_shorten(str(cells.get("ecif_suggested_text") or ""), CAPTION_LENGTH)
+            or None,
+            margin=float(self.margin[row]),
+            duplicate=int(self.duplicate[row]) if math.isfinite(self.duplicate[row]) else None,
             flagged=bool(self.flag[row]),
+            borderline=bool(self.borderline[row]),
             truly_wrong=bool(self.truth and cells[self.truth]),
             probability=float(self.probability[row]),
             score=float(self.score[row]),
@@ -453,9 +477,21 @@ def _galleries(scores: _Scores) -> Iterator[_Gallery]:
         yield _Gallery(
             "borderline",
             "Borderline",
-            "The pairs closest to the threshold, on either side. A second look pays most here.",
-            "No pair was scored.",
-            scores.best(scores.readable, np.abs(scores.probability - scores.threshold)),
+            "Pairs whose uncertainty reaches across the threshold, from either side, the closest "
+            "first. A second look pays most here.",
+            "No pair is that close to the threshold.",
+            scores.best(scores.borderline, np.abs(scores.probability - scores.threshold)),
+        )
+    duplicates = np.isfinite(scores.duplicate)
+    if duplicates.any():
+        yield _Gallery(
+            "duplicates",
+            "Duplicates",
+            "Pairs with nearly the same image or the same caption, group by group, those that are "
+            "suspected first. They are no negatives of each other, and one of them may be the "
+            "right home of the caption.",
+            "",
+            scores.best(duplicates, scores.order_of_groups),
         )
 
 
@@ -472,7 +508,7 @@ def _thumbnail(cell: dict[str, Any] | None) -> tuple[str | None, str | None]:
     except FileNotFoundError:
         return None, "file not found"
     except Exception as error:  # decoders of damaged files raise almost anything
-        return None, _shorten(f"{error}", REASON_LENGTH) or type(error).__name__
+        return None, _shorten(f"{error}", PROBLEM_LENGTH) or type(error).__name__
 
 
 def _encode(image: Image.Image) -> str:

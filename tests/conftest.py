@@ -2,6 +2,14 @@
 
 import os
 
+from tests.hub import HOME, HUB
+
+# The clients read these when they are imported. Only `tests/hub` leaves the offline mode.
+os.environ["HF_ENDPOINT"] = HUB.url
+os.environ["HF_HOME"] = HOME.name
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

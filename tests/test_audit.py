@@ -24,7 +24,15 @@ from hf_ecif.errors import UserError
 DEMO = Path(__file__).parents[1] / "spaces_demo"
 ROWS = 150
 CONFIG = InfluenceConfig(partitions=2, plantings=1, probes=4, fit_epochs=2, batch_size=64)
-NUMBERS = [name for name in COLUMNS if name not in ("ecif_flag", "ecif_reason")]
+# Columns that are no float32, and those of them that a readable row may lack.
+TYPES = {
+    "ecif_flag": "bool",
+    "ecif_borderline": "bool",
+    "ecif_suggested_text": "string",
+    "ecif_duplicate_group": "int64",
+    "ecif_reason": "string",
+}
+NUMBERS = [name for name in COLUMNS if name not in (*TYPES, "ecif_suggested_margin")]
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -100,6 +108,8 @@ def request_(folder: Path) -> AuditRequest:
         query=data,
         output=folder / "out",
         truth_column="is_misaligned",
+        group_column="noise",
+        suggest_margin=0.0,
     )
 
 
@@ -155,8 +165,7 @@ def test_image_bytes_are_untouched(before: Dataset, scored: Dataset) -> None:
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_column_types(scored: Dataset, name: str) -> None:
-    special = {"ecif_flag": "bool", "ecif_reason": "string"}
-    assert scored.features[name].dtype == special.get(name, "float32")
+    assert scored.features[name].dtype == TYPES.get(name, "float32")
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -180,7 +189,7 @@ def test_damaged_row_has_a_reason_and_no_scores(
 ) -> None:
     damaged = scored[row]
     assert reason in damaged["ecif_reason"]
-    assert [damaged[name] for name in (*NUMBERS, "ecif_flag")] == [None] * (len(COLUMNS) - 1)
+    assert {damaged[name] for name in COLUMNS if name != "ecif_reason"} == {None}
 
 
 def test_reasons_are_with_the_removed_rows(parts: dict[str, Dataset]) -> None:
@@ -196,7 +205,6 @@ def test_summary_counts_what_is_in_the_files(
     flags = np.array([bool(flag) for flag in scored["ecif_flag"]])
     wrong = np.array(scored["is_misaligned"][:])
     wrong[DAMAGED] = False  # they are not judged
-    probability = np.array(scored["ecif_noise_probability"][:], dtype=float)
     assert summary["rows"] == ROWS
     assert summary["unreadable"] == len(DAMAGE) == sum(summary["unreadable_reasons"].values())
     assert summary["unreadable_reasons"] == Counter(scored[r]["ecif_reason"] for r in DAMAGED)
@@ -208,9 +216,50 @@ def test_summary_counts_what_is_in_the_files(
     assert summary["truth"]["found"] == (wrong & flags).sum()
     assert summary["truth"]["precision"] == pytest.approx((wrong & flags).sum() / flags.sum())
     assert summary["truth"]["recall"] == pytest.approx((wrong & flags).sum() / wrong.sum())
-    assert summary["noise"]["threshold"] <= np.nanmin(probability[flags]) + 1e-6
+    assert summary["noise"]["borderline"] == sum(flag is True for flag in scored["ecif_borderline"])
+    suggested = [text is not None for text in scored["ecif_suggested_text"]]
+    assert summary["suggestions"]["count"] == sum(suggested) > 0
+    shared = Counter(group for group in scored["ecif_duplicate_group"] if group is not None)
+    assert summary["duplicates"]["either"] == {
+        "groups": len(shared),
+        "rows": shared.total(),
+        "largest": max(shared.values()),
+    }
     assert summary["query"]["rows"] == 60
     assert summary["config"] == CONFIG.to_dict()
+
+
+def test_groups_in_the_summary_are_those_of_the_files(
+    summary: dict[str, Any], scored: Dataset
+) -> None:
+    (group,) = summary["groups"]["table"]  # the wrong rows are fewer than a group needs
+    rows = scored.filter(lambda row: row["noise"] == "none" and row["ecif_flag"] is not None)
+    assert (group["group"], group["rows"]) == ("none", len(rows))
+    assert group["rows"] + summary["groups"]["other_rows"] == summary["scored"]
+    assert group["flagged"] == sum(rows["ecif_flag"])
+    assert group["noise_rate"] < summary["noise"]["rate"]
+    probability = np.array(rows["ecif_noise_probability"])
+    flagged = np.array(rows["ecif_flag"])
+    assert probability[~flagged].max() <= group["threshold"] + 1e-6
+    assert probability[flagged].min() >= group["threshold"] - 1e-6
+
+
+def test_suggestions_are_captions_of_rows_that_are_not_flagged(scored: Dataset) -> None:
+    rows = scored.remove_columns("image").to_list()
+    trusted = {row["text"] for row in rows if row["ecif_flag"] is False}
+    for row in rows:
+        assert (row["ecif_suggested_text"] is None) == (row["ecif_suggested_margin"] is None)
+        if row["ecif_suggested_text"] is not None:
+            assert row["ecif_flag"]
+            assert row["ecif_suggested_text"] in trusted - {row["text"]}
+            assert row["ecif_suggested_margin"] >= 0
+            assert row["ecif_suggested_text"][:30] in row["ecif_reason"]
+
+
+def test_repeated_rows_are_one_group(scored: Dataset) -> None:
+    groups = scored["ecif_duplicate_group"][:]
+    assert groups[REPEATED] == [REPEATED.start] * 4
+    assert groups[60] == groups[ROWS - 1] == groups[ROWS - 2] == 60
 
 
 def test_summary_file_is_the_summary(summary: dict[str, Any], request_: AuditRequest) -> None:
@@ -233,7 +282,7 @@ def test_own_output_is_scored_anew_and_truth_changes_no_score(
     scored: Dataset, request_: AuditRequest, folder: Path
 ) -> None:
     columns = scored[:]
-    for name in ("is_misaligned", "original_text", "noise"):
+    for name in ("is_misaligned", "original_text"):
         columns[name] = columns[name][::-1]
     columns["ecif_score"] = [7.0] * ROWS
     (folder / "scored").mkdir()
@@ -251,7 +300,10 @@ def small(folder: Path, before: Dataset) -> Callable[..., dict[str, Any]]:
     """Audit the rows 60 to 85, with columns exchanged."""
 
     def audit(
-        name: str, query_rows: slice | None = None, truth: str | None = None, **columns: list[Any]
+        name: str,
+        query_rows: slice | None = None,
+        options: dict[str, Any] | None = None,
+        **columns: list[Any],
     ) -> dict[str, Any]:
         root = folder / name
         root.mkdir()
@@ -264,7 +316,7 @@ def small(folder: Path, before: Dataset) -> Callable[..., dict[str, Any]]:
             dataset=str(root),
             output=root / "out",
             query=query,
-            truth_column=truth,
+            **(options or {}),
         )
         return run_audit(request, replace(CONFIG, fit_epochs=1, batch_size=32))
 
@@ -274,7 +326,7 @@ def small(folder: Path, before: Dataset) -> Callable[..., dict[str, Any]]:
 def test_query_is_chosen_with_a_warning_and_no_row_is_known_to_be_wrong(
     small: Callable[..., dict[str, Any]],
 ) -> None:
-    summary = small("chosen", truth="is_misaligned", is_misaligned=[False] * 25)
+    summary = small("chosen", options={"truth_column": "is_misaligned"}, is_misaligned=[False] * 25)
     assert summary["query"]["chosen"]
     assert summary["query"]["rows"] >= 2
     assert any("No query was given" in warning for warning in summary["warnings"])
@@ -305,4 +357,40 @@ def test_no_row_is_readable(small: Callable[..., dict[str, Any]]) -> None:
 
 def test_truth_must_be_boolean(small: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(UserError, match="noise"):
-        small("kinds", truth="noise")
+        small("kinds", options={"truth_column": "noise"})
+
+
+def test_without_comparison_there_are_no_suggestions(
+    small: Callable[..., dict[str, Any]], folder: Path
+) -> None:
+    summary = small("alone", options={"suggest": False})
+    assert (summary["suggestions"], summary["duplicates"]) == (None, None)
+    rows = read(folder / "alone" / "out" / "scored")
+    for name in ("ecif_suggested_text", "ecif_suggested_margin", "ecif_duplicate_group"):
+        assert set(rows[name]) == {None}
+
+
+def test_suggestions_of_a_vocabulary(small: Callable[..., dict[str, Any]], folder: Path) -> None:
+    words = folder / "words.txt"
+    words.write_text("a red heart\na dog\na flag\n")
+    options = {"vocabulary": words, "suggest_margin": 0.0}
+    summary = small("words", query_rows=slice(85, 130), options=options)
+    suggested = read(folder / "words" / "out" / "scored")["ecif_suggested_text"][:]
+    assert summary["suggestions"]["vocabulary"] == str(words)
+    assert set(suggested) - {None} <= {"a red heart", "a dog", "a flag"}
+    assert summary["suggestions"]["count"] == sum(text is not None for text in suggested)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"group_column": "language"}, "--group-column 'language' is not in the data set"),
+        ({"group_column": "image"}, "must hold strings, integers or booleans"),
+        ({"vocabulary": Path("no/such/file")}, "--vocabulary no/such/file cannot be read"),
+    ],
+)
+def test_mistakes_in_what_is_compared(
+    small: Callable[..., dict[str, Any]], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        small(f"mistake {words[-9:]}".replace("/", ""), options=options)

@@ -1,4 +1,5 @@
 import io
+import json
 from pathlib import Path
 
 import datasets.config
@@ -6,7 +7,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value, load_dataset
 from PIL import Image as PILImage
 
-from hf_ecif.cleaning import ROWS_PER_GROUP, clean, write_shards
+from hf_ecif.cleaning import ROWS_PER_GROUP, CleanRequest, clean, run_clean, write_shards
 from hf_ecif.errors import UserError
 
 FEATURES = Features(
@@ -72,6 +73,161 @@ class TestClean:
     def test_removal_needs_a_reason(self, flag):
         with pytest.raises(UserError, match=r"1 rows would be removed without .* row 1"):
             clean(scored([False, flag], [None, None]))
+
+
+def with_probability(rows: list[tuple]) -> Dataset:
+    """Rows of probability, score, flag, suggestion; None everywhere where unreadable."""
+    probability, score, flags, suggested = zip(*rows, strict=True)
+    reasons = ["" if flag is False else "because" for flag in flags]
+    dataset = scored(list(flags), [reason or None for reason in reasons])
+    for name, values, dtype in (
+        ("ecif_noise_probability", probability, "float32"),
+        ("ecif_score", score, "float32"),
+        ("ecif_suggested_text", suggested, "string"),
+    ):
+        dataset = dataset.add_column(name, list(values), feature=Value(dtype))
+    return dataset
+
+
+SUSPECTS = [
+    (0.9, -2.0, True, "a cat"),
+    (0.1, 1.0, False, None),
+    (0.6, -1.0, True, None),
+    (0.3, -1.0, False, None),
+    (0.3, -5.0, False, None),
+    (None, None, None, None),
+]
+
+
+class TestStrategies:
+    @pytest.mark.parametrize(
+        ("strategy", "share", "removed"),
+        [
+            ("drop", None, [0, 2, 5]),
+            ("worst", 0.2, [0, 5]),
+            ("worst", 0.4, [0, 2, 5]),
+            ("worst", 0.6, [0, 2, 4, 5]),  # of equal probabilities, the lower score
+            ("worst", 0.8, [0, 2, 3, 4, 5]),
+            ("weight", None, []),
+            ("relabel", None, [2, 5]),
+        ],
+    )
+    def test_who_goes(self, strategy, share, removed):
+        result = clean(with_probability(SUSPECTS), strategy, share=share)
+        assert sorted(result.removed["text"]) == [str(row) for row in removed]
+        kept = [row for row in range(6) if row not in removed]
+        texts = ["a cat" if strategy == "relabel" and row == 0 else str(row) for row in kept]
+        assert result.kept["text"][:] == texts
+        assert all(result.removed["ecif_reason"])
+
+    def test_worst_says_why_it_takes_rows_that_are_not_flagged(self):
+        removed = clean(with_probability(SUSPECTS), "worst", share=0.6).removed
+        reasons = dict(zip(removed["text"], removed["ecif_reason"], strict=True))
+        assert reasons["0"] == "because"
+        assert reasons["4"] == "among the worst 0.6 of the rows, at 30%; not flagged"
+
+    def test_weights(self):
+        result = clean(with_probability(SUSPECTS), "weight")
+        assert result.kept["ecif_weight"][:] == pytest.approx([0.1, 0.9, 0.4, 0.7, 0.7, 0.0])
+        assert result.kept.features["ecif_weight"] == Value("float32")
+        assert result.removed.features == result.kept.features
+
+    def test_relabelled_rows_keep_their_old_caption(self):
+        before = with_probability(SUSPECTS)
+        result = clean(before, "relabel")
+        assert result.kept["ecif_original_text"][:] == ["0", None, None, None]
+        assert result.kept.column_names == [*before.column_names, "ecif_original_text"]
+        assert result.kept["image"][:] == before.select([0, 1, 3, 4])["image"][:]
+
+    def test_a_suggestion_for_a_row_that_is_not_flagged_changes_nothing(self):
+        result = clean(with_probability([(0.1, 0.0, False, "other")]), "relabel")
+        assert result.kept["text"][:] == ["0"]
+        assert result.kept["ecif_original_text"][:] == [None]
+
+    def test_counts(self):
+        assert clean(with_probability(SUSPECTS), "relabel").counts() == {
+            "kept": 4,
+            "relabelled": 1,
+            "removed": 2,
+            "removed_flagged": 1,
+            "removed_not_flagged": 0,
+            "removed_unreadable": 1,
+        }
+        assert clean(with_probability(SUSPECTS), "worst", share=0.6).counts() == {
+            "kept": 2,
+            "removed": 4,
+            "removed_flagged": 2,
+            "removed_not_flagged": 1,
+            "removed_unreadable": 1,
+        }
+
+    @pytest.mark.parametrize(
+        ("strategy", "options", "words"),
+        [
+            ("nonsense", {}, "strategy = 'nonsense': must be one of drop, worst, weight, relabel"),
+            ("worst", {}, "share = None: the strategy worst needs one between 0 and 1"),
+            ("worst", {"share": 1.0}, "share = 1.0"),
+            ("drop", {"share": 0.1}, "only the strategy worst takes one"),
+            ("relabel", {"text_column": "caption"}, "no text column 'caption'.*--text-column"),
+        ],
+    )
+    def test_mistakes(self, strategy, options, words):
+        with pytest.raises(UserError, match=words):
+            clean(with_probability(SUSPECTS), strategy, **options)
+
+    @pytest.mark.parametrize(
+        ("strategy", "column"),
+        [
+            ("worst", "ecif_noise_probability"),
+            ("worst", "ecif_score"),
+            ("weight", "ecif_noise_probability"),
+            ("relabel", "ecif_suggested_text"),
+        ],
+    )
+    def test_missing_column_of_a_strategy(self, strategy, column):
+        with pytest.raises(UserError, match=f"no column '{column}'"):
+            clean(with_probability(SUSPECTS).remove_columns(column), strategy, share=0.5)
+
+    @pytest.mark.parametrize("strategy", ["weight", "relabel"])
+    @pytest.mark.parametrize("again", ["drop", "weight", "relabel"])
+    def test_cleaned_rows_are_not_cleaned_again(self, strategy, again):
+        once = clean(with_probability(SUSPECTS), strategy).kept
+        with pytest.raises(UserError, match="cleaned before"):
+            clean(once, again)
+
+
+class TestRunClean:
+    @pytest.fixture
+    def audit(self, tmp_path):
+        rows = with_probability(SUSPECTS).rename_column("text", "caption")
+        write_shards(rows, tmp_path / "audit" / "scored")
+        columns = {"columns": {"image": "image", "text": "caption"}}
+        (tmp_path / "audit" / "summary.json").write_text(json.dumps(columns))
+        return tmp_path / "audit"
+
+    @pytest.mark.parametrize("inside", ["", "scored"])
+    def test_files(self, audit, tmp_path, inside):
+        request = CleanRequest(audit=audit / inside, output=tmp_path / "new", strategy="relabel")
+        result = run_clean(request)
+        kept, removed = (reload(tmp_path / "new" / part) for part in ("kept", "removed"))
+        assert kept["caption"][:] == ["a cat", "1", "3", "4"]
+        assert removed["caption"][:] == ["2", "5"]
+        summary = json.loads((tmp_path / "new" / "cleaning.json").read_text())
+        assert summary["counts"] == result.counts()
+        assert (summary["strategy"], summary["share"]) == ("relabel", None)
+
+    def test_without_output_nothing_is_written(self, audit, tmp_path):
+        before = sorted(tmp_path.rglob("*"))
+        assert run_clean(CleanRequest(audit=audit)).counts()["removed"] == 3
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_output_in_use(self, audit, tmp_path):
+        with pytest.raises(UserError, match="not empty"):
+            run_clean(CleanRequest(audit=audit, output=tmp_path))
+
+    def test_no_audit(self, tmp_path):
+        with pytest.raises(UserError, match="none"):
+            run_clean(CleanRequest(audit=tmp_path / "none"))
 
 
 class TestWriteShards:

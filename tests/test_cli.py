@@ -9,10 +9,11 @@ from typing import Any
 
 import datasets.config
 import pytest
-from datasets import load_dataset
+from datasets import Image, Value, load_dataset, load_from_disk
 from transformers import BertConfig, BertModel
 
 import hf_ecif.audit
+from hf_ecif.cleaning import write_shards
 from hf_ecif.cli import main
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
@@ -98,6 +99,9 @@ def test_information(run: Run, arguments: list[str], words: list[str]) -> None:
         ({"text_column": "caption"}, ["no text column 'caption'", "emoji", "--text-column"]),
         ({"text_column": "is_misaligned"}, ["must hold strings", "--text-column"]),
         ({"truth_column": "wrong"}, ["--truth-column 'wrong'", "is_misaligned"]),
+        ({"group_column": "language"}, ["--group-column 'language'", "category"]),
+        ({"vocabulary": "no/words"}, ["--vocabulary no/words", "one caption a line"]),
+        ({"suggest_margin": -1}, ["--suggest-margin", "greater than"]),
         ({"query": "no/such/query"}, ["no/such/query", "no such file or folder"]),
         ({"model": "no/such/model"}, ["--model 'no/such/model'", "save_pretrained"]),
         ({"parameters": "("}, ["--parameters '('", "not a valid regular expression"]),
@@ -262,6 +266,51 @@ def test_interruption(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert status == 130
     assert "Traceback" not in output
     assert "Traceback" not in output
+
+
+@pytest.fixture
+def audited(data: Path, tmp_path: Path) -> Path:
+    """The scored rows of an audit: of 30, the first three are flagged."""
+    rows = load_from_disk(data / "30").cast_column("image", Image(decode=False))
+    flags = [row < 3 for row in range(30)]
+    for name, values, dtype in (
+        ("ecif_flag", flags, "bool"),
+        ("ecif_reason", ["because" if flag else None for flag in flags], "string"),
+        ("ecif_noise_probability", [1 - row / 30 for row in range(30)], "float32"),
+        ("ecif_score", [0.0] * 30, "float32"),
+    ):
+        rows = rows.add_column(name, values, feature=Value(dtype))
+    write_shards(rows, tmp_path / "audit" / "scored")
+    return tmp_path / "audit"
+
+
+@pytest.mark.parametrize(
+    ("options", "kept", "removed"),
+    [([], 27, 3), (["--strategy", "worst", "--share", "0.5"], 15, 15)],
+)
+def test_clean(run: Run, audited: Path, options: list[str], kept: int, removed: int) -> None:
+    output = audited.parent / "new"
+    status, printed = run("clean", audited, *options, "--dry-run", "--output", output)
+    assert status == 0
+    assert not output.exists()
+    assert re.search(rf"kept\W+{kept}\W+removed\W+{removed}\W", printed)
+    assert run("clean", audited, *options, "--output", output)[0] == 0
+    for part, count in (("kept", kept), ("removed", removed)):
+        assert len(load_dataset(str(output / part), split="train")) == count
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "--output folder, or --dry-run"),
+        (["--dry-run", "--strategy", "worst"], "needs one between 0 and 1"),
+        (["--dry-run", "--strategy", "burn"], "drop, worst, weight, relabel"),
+        (["--dry-run", "--strategy", "relabel"], "no column 'ecif_suggested_text'"),
+    ],
+)
+def test_clean_tells_mistakes(run: Run, audited: Path, options: list[str], words: str) -> None:
+    status, output = run("clean", audited, *options)
+    assert (status, words in output) == (2, True), output
 
 
 @pytest.mark.parametrize("command", ["audit", "validate", "remove"])

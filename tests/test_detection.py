@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import logit
 from sklearn.metrics import f1_score
 
-from hf_ecif.detection import Detection, detect
+from hf_ecif.detection import SMALLEST_GROUP, Detection, detect
 
 Floats = NDArray[np.float64]
 SEEDS = range(4)
@@ -133,3 +134,107 @@ def test_signals_must_be_finite(part: str, value: float) -> None:
     getattr(mix, part)[0, 0] = value
     with pytest.raises(ValueError, match=r"NaN|infinity"):
         mix.detect()
+
+
+class TestBorderline:
+    def test_none_without_errors(self) -> None:
+        assert not mixture(0.2, 0, NEAR).detect().borderline.any()
+
+    def test_flags_do_not_depend_on_errors(self) -> None:
+        mix = mixture(0.2, 0, NEAR)
+        found = detect(mix.signals, mix.reference, mix.planted, errors=0.1 * np.ones((ROWS, 2)))
+        np.testing.assert_array_equal(found.flag, mix.detect().flag)
+        np.testing.assert_array_equal(found.probability, mix.detect().probability)
+
+    def test_unknown_errors_leave_every_row_open(self) -> None:
+        mix = mixture(0.2, 0, NEAR)
+        errors = np.zeros((ROWS, 2))
+        errors[3, 1] = np.inf
+        found = detect(mix.signals, mix.reference, mix.planted, errors=errors)
+        assert np.flatnonzero(found.borderline).tolist() == [3]
+
+    @pytest.mark.parametrize(
+        ("column", "size"), [(0, 0.03), (0, 0.08), (1, 0.2), (1, 0.5)], ids=str
+    )
+    def test_borderline_rows_are_those_whose_flag_turns_within_two_errors(
+        self, column: int, size: float
+    ) -> None:
+        mix = mixture(0.2, 0, NEAR)
+        errors = np.zeros((ROWS, 2))
+        errors[:, column] = size * np.median(np.abs(mix.signals[:, column]))
+        found = detect(mix.signals, mix.reference, mix.planted, errors=errors)
+        near = np.argsort(np.abs(logit(found.probability) - logit(found.threshold)))[:200]
+        # Half of them up, half down, and the other way round: rate and threshold hardly move.
+        sign = np.where(np.arange(200) % 2, 2.0, -2.0)[:, None]
+        turned = np.zeros(ROWS, dtype=bool)
+        for way in (sign, -sign):
+            moved = mix.signals.copy()
+            moved[near] += way * errors[near]
+            turned |= detect(moved, mix.reference, mix.planted).flag != found.flag
+        assert (found.borderline[near] == turned[near]).mean() > 0.85
+        assert 10 < turned[near].sum() < 190
+
+
+class TestGroups:
+    NAMES = ("noisy", "clean")
+
+    def grouped(self, rates: tuple[float, float], seed: int) -> tuple[Mixture, list[str]]:
+        """Two halves of different noise, and plantings in the whole."""
+        generator = np.random.default_rng(seed)
+        names = [self.NAMES[row % 2] for row in range(ROWS)]
+        rate = np.array([rates[row % 2] for row in range(ROWS)])
+        wrong = generator.random(ROWS) < rate
+        common = mixture(float(wrong.mean()), seed, NEAR)
+        signals = draw(wrong, NEAR, generator)
+        return Mixture(signals, wrong, common.reference, common.planted), names
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_each_group_has_its_own_rate(self, seed: int) -> None:
+        mix, names = self.grouped((0.45, 0.02), seed)
+        found = detect(mix.signals, mix.reference, mix.planted, groups=names)
+        by_name = {group.group: group for group in found.groups}
+        for number, name in enumerate(self.NAMES):
+            own = mix.wrong[number::2].mean()
+            assert by_name[name].noise_rate == pytest.approx(own, abs=0.08)
+            assert abs(found.noise_rate - own) > 0.12
+        without = detect(mix.signals, mix.reference, mix.planted)
+        assert f1_score(mix.wrong, found.flag) > f1_score(mix.wrong, without.flag)
+
+    def test_table_counts_what_is_flagged(self) -> None:
+        mix, names = self.grouped((0.45, 0.1), 0)
+        errors = 0.05 * np.ones_like(mix.signals)
+        errors[:, 1] = 0
+        found = detect(mix.signals, mix.reference, mix.planted, errors=errors, groups=names)
+        assert {group.group for group in found.groups} == set(self.NAMES)
+        for group in found.groups:
+            mine = np.array(names) == group.group
+            assert group.rows == mine.sum()
+            assert group.flagged == found.flag[mine].sum()
+            assert group.borderline == found.borderline[mine].sum() > 0
+            np.testing.assert_array_equal(
+                found.flag[mine], found.probability[mine] > group.threshold
+            )
+
+    def test_small_groups_and_rows_of_none_are_judged_by_all(self) -> None:
+        mix = mixture(0.2, 0, NEAR)
+        names = ["small"] * (SMALLEST_GROUP - 1) + [None] * (ROWS - SMALLEST_GROUP + 1)
+        found, plain = detect(mix.signals, mix.reference, mix.planted, groups=names), mix.detect()
+        assert found.groups == ()
+        np.testing.assert_array_equal(found.probability, plain.probability)
+        np.testing.assert_array_equal(found.flag, plain.flag)
+
+    def test_a_group_of_all_rows_is_all_rows(self) -> None:
+        mix = mixture(0.2, 0, NEAR)
+        found, plain = (
+            detect(mix.signals, mix.reference, mix.planted, groups=["x"] * ROWS),
+            mix.detect(),
+        )
+        assert found.groups[0].rows == ROWS
+        assert found.groups[0].noise_rate == pytest.approx(plain.noise_rate, abs=1e-4)
+        np.testing.assert_allclose(found.probability, plain.probability, atol=1e-3)
+
+    def test_largest_group_first(self) -> None:
+        mix = mixture(0.2, 0, NEAR)
+        names = ["a"] * 100 + ["b"] * 300 + ["c"] * (ROWS - 400)
+        found = detect(mix.signals, mix.reference, mix.planted, groups=names)
+        assert [group.group for group in found.groups] == ["c", "b", "a"]

@@ -377,7 +377,9 @@ def test_features_are_rows(tiny_features: Features) -> None:
     assert torch.equal(twice.image["pixel_values"], tiny_features.image["pixel_values"][[5, 2, 5]])
     mixed = tiny_features[:2].paired_with(tiny_features)
     assert (len(mixed), mixed.count("text"), mixed.count("image")) == (2, 2, 10)
-    part = twice.part("text", slice(1, 3))
+    positions, rows_at, count = twice.mine("text")
+    assert (positions, count) == (slice(None), 3)
+    part = rows_at(slice(1, 3))
     assert torch.equal(part["input_ids"], twice.text["input_ids"][1:])
 
 

@@ -14,7 +14,7 @@ from hf_ecif.data import read_pair
 from hf_ecif.encoders import DualEncoder
 from hf_ecif.errors import UserError
 from hf_ecif.features import Preprocessor, Rows, read_rows
-from hf_ecif.influence import load_model
+from hf_ecif.pretrained import load_model
 from hf_ecif.towers import PIXELS
 from tests.families import build
 

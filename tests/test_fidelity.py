@@ -158,7 +158,7 @@ class Study:
                 self.theta,
                 self.features,
                 Directions.none(self.theta)._replace(query=solved[0]),
-                Batching(BATCH, 1, torch.Generator()),
+                Batching(BATCH, 1, 0),
                 train_count=PAIRS,
                 form=form,
             )

@@ -127,7 +127,7 @@ def make(family: str, parameters: str = PARAMETERS) -> tuple[Dense, Features]:
 def batching(
     partitions: int = 2, same: Tensor | None = None, size: int = BATCH, seed: int = 3
 ) -> Batching:
-    return Batching(size, partitions, torch.Generator().manual_seed(seed), same)
+    return Batching(size, partitions, seed, same)
 
 
 @pytest.fixture

@@ -47,15 +47,22 @@ def make_scored(
     table |= {name: rng.normal(scale=1e-5, size=rows).tolist() for name in FLOATS}
     table["ecif_noise_probability"] = np.linspace(0.0, 1.0, rows).tolist()
     table["ecif_flag"] = [value > flagged for value in table["ecif_noise_probability"]]
+    table["ecif_borderline"] = [abs(p - flagged) < 0.3 for p in table["ecif_noise_probability"]]
+    table["ecif_suggested_text"] = [None] * rows
+    table["ecif_suggested_margin"] = [None] * rows
+    table["ecif_duplicate_group"] = [None] * rows
     table["ecif_reason"] = [None] * rows
     for row in unreadable:
-        for name in (*FLOATS, "ecif_flag"):
+        for name in (*FLOATS, "ecif_flag", "ecif_borderline"):
             table[name][row] = None
         table["ecif_reason"][row] = "caption empty"
     table |= columns
     types: dict[str, Any] = {name: datasets.Value("float64") for name in FLOATS}
     types |= {"image": datasets.Image(decode=False), "ecif_flag": datasets.Value("bool")}
-    types |= {"text": datasets.Value("string"), "ecif_reason": datasets.Value("string")}
+    types |= {"ecif_borderline": datasets.Value("bool")}
+    types |= {"ecif_suggested_margin": datasets.Value("float32")}
+    types |= {"ecif_duplicate_group": datasets.Value("int64")}
+    types |= {n: datasets.Value("string") for n in ("text", "ecif_suggested_text", "ecif_reason")}
     types |= {name: datasets.Value("bool") for name in columns if name not in types}
     return datasets.Dataset.from_dict(table, features=datasets.Features(types))
 
@@ -291,8 +298,62 @@ def test_galleries_are_ordered_by_their_question(tmp_path: Path) -> None:
         "misaligned": ["4", "3"],
         "harmful": ["1", "3"],
         "valuable": ["2", "0", "4"],
-        "borderline": ["2", "1", "3", "0", "4"],
+        "borderline": ["2", "1", "3"],
     }
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_duplicates_are_shown_group_by_group(tmp_path: Path) -> None:
+    scored = make_scored(7, ecif_duplicate_group=[0, 1, None, 1, 0, 5, 5])
+    page = render(scored, tmp_path)
+    sections = dict(re.findall(r'<section class="gallery" id="(\w+)"(.*?)</section>', page, re.S))
+    # Rows are the likelier noise the higher their number.
+    assert re.findall(r">row (\d+)<", sections["duplicates"]) == ["5", "6", "0", "4", "1", "3"]
+    assert re.findall(r"duplicate group (\d+)<", sections["duplicates"]) == list("550011")
+    assert 'id="duplicates"' not in render(make_scored(3), tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_flagged_cards_show_suggestion_and_reason(tmp_path: Path) -> None:
+    attack = "<b>a cat</b>"
+    scored = make_scored(
+        4,
+        ecif_suggested_text=[None, None, None, attack],
+        ecif_suggested_margin=[None, None, None, 2.5],
+        ecif_reason=[None, None, "its caption fits 9 other images better", attack],
+    )
+    page = render(scored, tmp_path, suggestions={"count": 1, "least_margin": 1.5})
+    cards = re.findall(r'<li class="card">.*?</li>', page, re.S)
+    assert all(("fits better:" in card) == ("row 3<" in card) for card in cards)
+    assert all(("<details" in card) == ("row 2<" in card or "row 3<" in card) for card in cards)
+    text = Page(page).text
+    assert f"fits better: {attack}" in text
+    assert "its caption fits 9 other images better" in text
+    assert "1 with a better caption" in text
+    assert "2.5 nats above the next best" in page
+    assert "from a row that is not flagged that stands out" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_borderline_cards_are_marked(tmp_path: Path) -> None:
+    cards = re.findall(r'<li class="card">.*?</li>', render(make_scored(5), tmp_path), re.S)
+    marked = {re.findall(r"row (\d)<", card)[0] for card in cards if ">borderline<" in card}
+    assert marked == {"1", "2", "3"}
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("count", [2, 40])
+def test_table_of_groups(tmp_path: Path, count: int) -> None:
+    group = {"rows": 80, "noise_rate": 0.25, "threshold": 0.41, "flagged": 17, "borderline": 3}
+    table = [{"group": f"<i>{number}</i>", **group} for number in range(count)]
+    groups = {"column": "language", "smallest": 50, "other_rows": 7, "table": table}
+    text = Page(render(make_scored(5), tmp_path, groups=groups)).text
+    assert "By the column language" in text
+    assert "the other 7 rows are judged by those of all data" in text
+    for number in range(count):
+        assert f"<i>{number}</i> 80 25 % 41 % 17 3" in text
+    assert ("Show 10 more" in text) == (count == 40)
+    assert "Group by group" not in Page(render(make_scored(5), tmp_path)).text
 
 
 def test_no_flagged_rows(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ class Contrastive(Protocol):
     captions, say) are not taken as negatives of each other. Tangents and cotangents of a batch have
     its form with a leading ``K``: ``(K, B, d)`` for text and image, ``(K,)`` for scale and bias.
 
+    ``rows``, where a function has it, are the pairs whose terms are counted, all if absent: results
+    of the parts of a batch add up to that of the whole, so that several processes can share one.
+
     Attributes:
         TERMS: loss terms per pair. Removing pair ``n`` from a batch of ``B`` changes
             ``TERMS * B * loss`` by ``-(Pos_n + Neg_n)`` when the mean keeps its denominator.
@@ -26,14 +29,22 @@ class Contrastive(Protocol):
 
     TERMS: int
 
-    def loss(self, embeddings: Embeddings, same: Tensor | None = None) -> Tensor:
+    def loss(
+        self, embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
+    ) -> Tensor:
         """The loss, in nats; scalar."""
 
-    def loss_gradient(self, embeddings: Embeddings, same: Tensor | None = None) -> Embeddings:
+    def loss_gradient(
+        self, embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
+    ) -> Embeddings:
         """Gradient of the loss with respect to text, image, scale and bias, of the batch's form."""
 
     def ggn_product(
-        self, embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
+        self,
+        embeddings: Embeddings,
+        tangents: Embeddings,
+        same: Tensor | None = None,
+        rows: range | None = None,
     ) -> Embeddings:
         """Generalised Gauss-Newton product ``J_S^T (d2L/dS2) J_S e'`` of every tangent ``e'``.
 
@@ -42,7 +53,11 @@ class Contrastive(Protocol):
         """
 
     def hessian_product(
-        self, embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
+        self,
+        embeddings: Embeddings,
+        tangents: Embeddings,
+        same: Tensor | None = None,
+        rows: range | None = None,
     ) -> Embeddings:
         """Derivative of `loss_gradient` along every tangent: the full Hessian at the embeddings."""
 
@@ -86,3 +101,13 @@ class Contrastive(Protocol):
         same: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Directional derivatives of `group_roles` along every tangent, ``(K,)`` each."""
+
+    def leaving_curvature(
+        self, embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
+    ) -> Tensor:
+        """Gauss-Newton curvature that goes with each pair, between all tangents; ``(B, K, K)``.
+
+        ``<e'_a, (G - G_n) e'_b>``, with ``G`` the curvature of ``TERMS * B * loss`` and ``G_n``
+        that of what remains of it without pair ``n``. Not of definite sign. Takes memory of
+        ``K B (B + K)``.
+        """

@@ -47,35 +47,43 @@ BUILT_PAIRS, BUILT_PAIRS_PER_DIMENSION = 1024, 2
 BUILT_CELLS = 2**22
 
 
-def loss(embeddings: Embeddings, same: Tensor | None = None) -> Tensor:
+def loss(embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None) -> Tensor:
     """``L``, what ``CLIPModel(..., return_loss=True)`` returns; scalar, in nats."""
     own = []
     for direction in similarity.two_ways(embeddings):
-        for rows in similarity.blocks(len(embeddings.text)):
-            logits = _logits(direction, rows, same)
-            own.append((logits.logsumexp(dim=1) - similarity.own_cells(logits, rows)).sum())
+        for block in similarity.blocks(len(embeddings.text), rows):
+            logits = _logits(direction, block, same)
+            own.append((logits.logsumexp(dim=1) - similarity.own_cells(logits, block)).sum())
     return similarity.total(own) / (TERMS * len(embeddings.text))
 
 
-def loss_gradient(embeddings: Embeddings, same: Tensor | None = None) -> Embeddings:
+def loss_gradient(
+    embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
+) -> Embeddings:
     """Gradient of `loss`; zero for the bias."""
-    count, derivatives = _walk(embeddings, same)
+    count, derivatives = _walk(embeddings, same, rows)
     ways = similarity.two_ways(embeddings)[:count]
-    return similarity.merge_ways(*(similarity.gradient(way, derivatives) for way in ways))
+    return similarity.merge_ways(*(similarity.gradient(way, derivatives, rows) for way in ways))
 
 
 def ggn_product(
-    embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
+    embeddings: Embeddings,
+    tangents: Embeddings,
+    same: Tensor | None = None,
+    rows: range | None = None,
 ) -> Embeddings:
     """``J_S^T (d2L/dS2) J_S e'``; ``d2L/dS2`` is the softmax Fisher of rows and of columns."""
-    return _curvature_product(embeddings, tangents, same, full=False)
+    return _curvature_product(embeddings, tangents, same, rows, full=False)
 
 
 def hessian_product(
-    embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
+    embeddings: Embeddings,
+    tangents: Embeddings,
+    same: Tensor | None = None,
+    rows: range | None = None,
 ) -> Embeddings:
     """Derivative of `loss_gradient` along every tangent."""
-    return _curvature_product(embeddings, tangents, same, full=True)
+    return _curvature_product(embeddings, tangents, same, rows, full=True)
 
 
 def roles(embeddings: Embeddings, *, form: RoleForm = "exact", same: Tensor | None = None) -> Roles:
@@ -159,6 +167,25 @@ def group_role_tangents(
             positive.append((change * members[rows]).sum(dim=-1))
             negative.append((change * ~members[rows]).sum(dim=-1))
     return similarity.total(positive), similarity.total(negative)
+
+
+def leaving_curvature(
+    embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
+) -> Tensor:
+    """Gauss-Newton curvature of ``2 B L`` that leaves with each pair.
+
+    A pair takes the Fishers of its own two softmaxes. It also changes all others: the Fisher of
+    row ``k`` is ``F(p) = (1 - a) F(r) + a (1 - a) d d^T``, with ``a = p_kn``, ``r`` the softmax
+    that remains without ``n``, and ``d = e_n - r``. What leaves of it, ``F(p) - F(r)``, is of no
+    definite sign: some of the curvature was the pair's, but the others gain in weight.
+    """
+    rows = slice(0, len(embeddings.text))
+    directions, moved = similarity.two_ways(embeddings), similarity.two_ways(tangents)[0]
+    values = similarity.logits_tangent(directions[0], moved, rows)
+    return similarity.total(
+        _leaving_curvature(_logits(direction, rows, same), pushed)
+        for direction, pushed in zip(directions, (values, values.mT), strict=True)
+    )
 
 
 # ------------------------------------------------------------- one direction, a block of rows
@@ -271,6 +298,38 @@ def _negative_parts(row: _Row, means: _Means, rows: slice, form: RoleForm) -> tu
     return rest + top, means.all @ rest + means.rest @ top
 
 
+def _leaving_curvature(logits: Tensor, values: Tensor) -> Tensor:
+    """Of one direction, ``(B, K, K)``; ``values`` are the tangents of the logits, ``(K, B, B)``."""
+    row, count = _Row.of(logits), len(logits)
+    moved = values.permute(1, 2, 0)  # (B, B, K)
+    here = torch.arange(count, device=logits.device)
+    top = row.top[:, 0]
+    top_mass = row.p.gather(1, row.top)
+    rest_mass = (row.rest_total - row.total).exp()
+    rest_mean = (row.rest_p[:, None] @ moved)[:, 0]
+    step = moved[here, top] - rest_mean
+    rest = _weighted_squares(row.rest_p, moved - rest_mean[:, None])
+    apart = (top_mass * rest_mass * step)[:, :, None] * step[:, None]
+    fisher = rest_mass[..., None] * rest + apart
+
+    # Written with F(p) for F(r), F(p) - F(r) loses digits where p_kn is near one. Only the largest
+    # entry of a row can exceed one half; it is set apart.
+    left = (1 - row.p).clamp_min(0.5)
+    ratio = _without_own(row.p / left, slice(0, count))
+    ratio = ratio.scatter(1, row.top, 0.0)
+    of_rows = torch.eye(count, dtype=ratio.dtype, device=ratio.device) - ratio
+    leaving = torch.einsum("kn,kab->nab", of_rows, fisher)
+    centred = (moved - (rest_mean + top_mass * step)[:, None]).transpose(0, 1)
+    leaving += _weighted_squares((ratio / left).T, centred)
+    others = (top != here)[:, None, None]
+    return leaving.index_add(0, top, others * (apart - top_mass[..., None] * rest))
+
+
+def _weighted_squares(weights: Tensor, vectors: Tensor) -> Tensor:
+    """``sum_j weights_ij v_ij v_ij^T`` of ``(n, B)`` and ``(n, B, K)``; ``(n, K, K)``."""
+    return (weights[..., None] * vectors).mT @ vectors
+
+
 def _logits(direction: Direction, rows: slice, same: Tensor | None) -> Tensor:
     """``S`` of a block, minus infinity where a pair is not to be a negative."""
     logits = similarity.logits(direction, rows)
@@ -315,21 +374,28 @@ def _joint_derivatives(direction: Direction, rows: slice, same: Tensor | None) -
 
 
 def _curvature_product(
-    embeddings: Embeddings, tangents: Embeddings, same: Tensor | None, *, full: bool
+    embeddings: Embeddings,
+    tangents: Embeddings,
+    same: Tensor | None,
+    rows: range | None,
+    *,
+    full: bool,
 ) -> Embeddings:
-    count, derivatives = _walk(embeddings, same)
+    count, derivatives = _walk(embeddings, same, rows)
     ways = list(zip(similarity.two_ways(embeddings), similarity.two_ways(tangents), strict=True))
     return similarity.merge_ways(
         *(
-            similarity.curvature_product(way, moved, derivatives, full=full)
+            similarity.curvature_product(way, moved, derivatives, rows, full=full)
             for way, moved in ways[:count]
         )
     )
 
 
-def _walk(embeddings: Embeddings, same: Tensor | None) -> tuple[int, Differentiate]:
+def _walk(
+    embeddings: Embeddings, same: Tensor | None, rows: range | None
+) -> tuple[int, Differentiate]:
     """How many directions to walk, and the derivatives on the way: both in one, if they fit."""
-    if len(embeddings.text) <= similarity.BLOCK:
+    if rows is None and len(embeddings.text) <= similarity.BLOCK:
         return 1, partial(_joint_derivatives, same=same)
     return 2, partial(_derivatives, same=same)
 

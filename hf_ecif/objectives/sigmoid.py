@@ -34,31 +34,39 @@ from hf_ecif.objectives.similarity import (
 TERMS = 1
 
 
-def loss(embeddings: Embeddings, same: Tensor | None = None) -> Tensor:
+def loss(embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None) -> Tensor:
     """``L``, what ``SiglipModel(..., return_loss=True)`` returns; scalar, in nats."""
     direction, count = similarity.one_way(embeddings), len(embeddings.text)
-    sums = [_terms(direction, rows, same).sum() for rows in similarity.blocks(count)]
+    sums = [_terms(direction, block, same).sum() for block in similarity.blocks(count, rows)]
     return similarity.total(sums) / count
 
 
-def loss_gradient(embeddings: Embeddings, same: Tensor | None = None) -> Embeddings:
+def loss_gradient(
+    embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
+) -> Embeddings:
     """Gradient of `loss`."""
     direction = similarity.one_way(embeddings)
-    return Embeddings(*similarity.gradient(direction, partial(_derivatives, same=same)))
+    return Embeddings(*similarity.gradient(direction, partial(_derivatives, same=same), rows))
 
 
 def ggn_product(
-    embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
+    embeddings: Embeddings,
+    tangents: Embeddings,
+    same: Tensor | None = None,
+    rows: range | None = None,
 ) -> Embeddings:
     """``J_S^T (d2L/dS2) J_S e'``; ``d2L/dS2`` is diagonal, ``sigmoid(S) sigmoid(-S) / B``."""
-    return _curvature_product(embeddings, tangents, same, full=False)
+    return _curvature_product(embeddings, tangents, same, rows, full=False)
 
 
 def hessian_product(
-    embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
+    embeddings: Embeddings,
+    tangents: Embeddings,
+    same: Tensor | None = None,
+    rows: range | None = None,
 ) -> Embeddings:
     """Derivative of `loss_gradient` along every tangent."""
-    return _curvature_product(embeddings, tangents, same, full=True)
+    return _curvature_product(embeddings, tangents, same, rows, full=True)
 
 
 def roles(embeddings: Embeddings, *, form: RoleForm = "exact", same: Tensor | None = None) -> Roles:
@@ -143,6 +151,19 @@ def group_role_tangents(
     return similarity.total(positive), similarity.total(negative)
 
 
+def leaving_curvature(
+    embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
+) -> Tensor:
+    """Gauss-Newton curvature of ``B L`` that leaves with each pair: of the cells it touches."""
+    direction, rows = similarity.one_way(embeddings), slice(0, len(embeddings.text))
+    moved = similarity.logits_tangent(direction, similarity.one_way(tangents), rows)
+    margins = _margins(direction, rows, same)
+    weights = margins.sigmoid() * (-margins).sigmoid()
+    in_row = torch.einsum("nj,anj,bnj->nab", weights, moved, moved)
+    similarity.own_cells(weights, rows).zero_()  # counted once
+    return in_row + torch.einsum("kn,akn,bkn->nab", weights, moved, moved)
+
+
 # ------------------------------------------------------------------------- a block of rows
 
 
@@ -181,8 +202,13 @@ def _touched(members: Tensor, rows: slice) -> Tensor:
 
 
 def _curvature_product(
-    embeddings: Embeddings, tangents: Embeddings, same: Tensor | None, *, full: bool
+    embeddings: Embeddings,
+    tangents: Embeddings,
+    same: Tensor | None,
+    rows: range | None,
+    *,
+    full: bool,
 ) -> Embeddings:
     direction, moved = similarity.one_way(embeddings), similarity.one_way(tangents)
     derivatives = partial(_derivatives, same=same)
-    return Embeddings(*similarity.curvature_product(direction, moved, derivatives, full=full))
+    return Embeddings(*similarity.curvature_product(direction, moved, derivatives, rows, full=full))

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 RoleForm = Literal["exact", "first_order"]
 BLOCK = 1024
@@ -94,9 +95,10 @@ def merge_ways(to_image: Direction, to_text: Direction | None = None) -> Embeddi
     return Embeddings(text, image, scale, torch.zeros_like(scale))
 
 
-def blocks(count: int) -> Iterator[slice]:
-    """Slices of at most `BLOCK` rows that cover ``count``."""
-    return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
+def blocks(count: int, rows: range | None = None) -> Iterator[slice]:
+    """Slices of at most `BLOCK` rows that cover ``rows``, all of ``count`` if absent."""
+    rows = range(count) if rows is None else rows
+    return (slice(start, min(start + BLOCK, rows.stop)) for start in rows[::BLOCK])
 
 
 def own_cells(values: Tensor, rows: slice) -> Tensor:
@@ -213,16 +215,25 @@ def _mix(weights: Tensor, values: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------- pulling
 
 
-def gradient(direction: Direction, derivatives: Differentiate) -> Direction:
+def gradient(
+    direction: Direction, derivatives: Differentiate, rows: range | None = None
+) -> Direction:
     """The loss's gradient with respect to anchors, keys, scale and bias."""
-    return _gather(
-        _pull(direction, rows, derivatives(direction, rows).cotangent)
-        for rows in blocks(len(direction.anchors))
+    count = len(direction.anchors)
+    parts = (
+        _pull(direction, block, derivatives(direction, block).cotangent)
+        for block in blocks(count, rows)
     )
+    return _gather(parts, count, rows)
 
 
 def curvature_product(
-    direction: Direction, moved: Direction, derivatives: Differentiate, *, full: bool
+    direction: Direction,
+    moved: Direction,
+    derivatives: Differentiate,
+    rows: range | None = None,
+    *,
+    full: bool,
 ) -> Direction:
     """The loss's curvature with respect to anchors, keys, scale and bias, times each tangent.
 
@@ -230,12 +241,13 @@ def curvature_product(
     bilinear in the embeddings, which adds the change of ``J_S^T`` with ``dL/dS`` held fixed.
     """
 
-    def of_block(rows: slice) -> Direction:
-        cotangent, curvature = derivatives(direction, rows)
-        part = _pull(direction, rows, curvature(logits_tangent(direction, moved, rows)))
-        return _add(part, _pull_tangent(direction, moved, rows, cotangent)) if full else part
+    def of_block(block: slice) -> Direction:
+        cotangent, curvature = derivatives(direction, block)
+        part = _pull(direction, block, curvature(logits_tangent(direction, moved, block)))
+        return _add(part, _pull_tangent(direction, moved, block, cotangent)) if full else part
 
-    return _gather(of_block(rows) for rows in blocks(len(direction.anchors)))
+    count = len(direction.anchors)
+    return _gather(map(of_block, blocks(count, rows)), count, rows)
 
 
 def _pull(direction: Direction, rows: slice, cotangent: Tensor) -> Direction:
@@ -268,12 +280,18 @@ def _add(one: Direction, other: Direction) -> Direction:
     return Direction(*map(torch.add, one, other))
 
 
-def _gather(parts: Iterable[Direction]) -> Direction:
-    """Blocks put together: each has its own anchors; the rest is shared and adds up."""
+def _gather(parts: Iterable[Direction], count: int, rows: range | None) -> Direction:
+    """Blocks put together: each has its own anchors; the rest is shared and adds up.
+
+    Anchors outside of ``rows``, of which there are ``count`` in all, get zero.
+    """
     anchors: list[Tensor] = []
     shared: list[Tensor] = []
     for part in parts:
         anchors.append(part.anchors)
         # Added at once: kept until the end, the cotangents of the keys would outweigh the batch.
         shared = list(map(torch.add, shared, part[1:])) if shared else list(part[1:])
-    return Direction(torch.cat(anchors, dim=-2), *shared)
+    joined = torch.cat(anchors, dim=-2)
+    if rows is not None:
+        joined = pad(joined, (0, 0, rows.start, count - rows.stop))
+    return Direction(joined, *shared)

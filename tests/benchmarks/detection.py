@@ -14,6 +14,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,9 @@ from datasets import Dataset, disable_progress_bars
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import f1_score
 
+from hf_ecif import metrics
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, load_rows
 from hf_ecif.detection import detect
@@ -122,27 +124,19 @@ def evaluate(model: InfluenceModel, case: Case, query: Rows) -> dict:
         "signals": {name: rank(case.wrong, np.asarray(s)) for name, s in signals.items()}
         if case.wrong.any()
         else {},
-        "F1": f1(case.wrong, detection.flag),
-        "best F1": best_f1(case.wrong, detection.probability),
+        "F1": float(f1_score(case.wrong, detection.flag, zero_division=0.0)),
+        "best F1": judge(case.wrong, detection.probability)["best_f1"] or 0.0,
     }
 
 
 def rank(wrong: NDArray[np.bool_], signal: NDArray[np.float32]) -> dict[str, float]:
-    top = np.argsort(-signal, kind="stable")[:20]
-    return {
-        "AUROC": float(roc_auc_score(wrong, signal)),
-        "AUPRC": float(average_precision_score(wrong, signal)),
-        "P@20": float(wrong[top].mean()),
-        "best F1": best_f1(wrong, signal),
-    }
+    result = judge(wrong, signal)
+    names = {"AUROC": "auroc", "AUPRC": "auprc", "P@20": "precision_at_k", "best F1": "best_f1"}
+    return {label: result[name] for label, name in names.items()}
 
 
-def best_f1(wrong: NDArray[np.bool_], signal: NDArray[np.floating]) -> float:
-    return max(f1(wrong, signal >= cut) for cut in signal)
-
-
-def f1(wrong: NDArray[np.bool_], flag: NDArray[np.bool_]) -> float:
-    return float(2 * (wrong & flag).sum() / max(wrong.sum() + flag.sum(), 1))
+def judge(wrong: NDArray[np.bool_], signal: NDArray[np.floating]) -> dict[str, Any]:
+    return metrics.load("misalignment_detection").compute(predictions=signal, references=wrong)
 
 
 def print_table(result: dict) -> None:

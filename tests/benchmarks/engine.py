@@ -360,7 +360,7 @@ def score(
     batch_size: int = BATCH,
     **options: str,
 ):
-    batching = Batching(batch_size, 1, torch.Generator().manual_seed(0))
+    batching = Batching(batch_size, 1, 0)
     count = len(features)
     return score_rows(encoder, theta, features, directions, batching, train_count=count, **options)
 

@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from hf_ecif import metrics
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, load_rows
 from hf_ecif.encoders import DualEncoder, Features
 from hf_ecif.features import Rows
 from hf_ecif.fitting import fit_parameters
-from hf_ecif.influence import InfluenceModel, load_model
+from hf_ecif.influence import InfluenceModel
+from hf_ecif.pretrained import load_model
 from hf_ecif.operators import Objective, random_batches
 from tests.benchmarks.detection import DEMO
 
@@ -171,17 +172,8 @@ class Truth:
 
     @property
     def reliability(self) -> float | None:
-        """How far the mean agrees with itself, by Spearman and Brown: no method can do better.
-
-        Of two halves of the seeds whose ranks correlate with ``r``, the mean of all has reliability
-        ``2 r / (1 + r)``; a perfect prediction correlates with it by the root.
-        """
-        half = self.losses.shape[1] // 2
-        if half == 0:
-            return None  # one seed does not tell
-        halves = self.losses[:, :half].mean(axis=1), self.losses[:, half : 2 * half].mean(axis=1)
-        agreement = max(spearman(*halves), 0.0)
-        return float(np.sqrt(2 * agreement / (1 + agreement)))
+        """The LDS that a perfect prediction would reach; None of one seed, which does not tell."""
+        return compare(self.mean, self, resamples=0)["noise_ceiling"]
 
 
 def train_on_halves(problem: Problem, count: int, seeds: int) -> Truth:
@@ -210,15 +202,13 @@ def objective_of(
     return Objective(encoder, rows.features[chosen], batches, rows.same_text[chosen])
 
 
-def lds(scores: Floats, truth: Truth, resamples: int = 1000) -> tuple[float, float]:
+def lds(scores: Floats, truth: Truth) -> tuple[float, float]:
     """The score of a method, and its error over bootstrap samples of the halves."""
-    predicted = -(truth.kept @ scores)
-    rng = np.random.default_rng(0)
-    samples = rng.integers(len(predicted), size=(resamples, len(predicted)))
-    spread = np.nanstd([spearman(predicted[s], truth.mean[s]) for s in samples])
-    return spearman(predicted, truth.mean), float(spread)
+    result = compare(-(truth.kept @ scores), truth)
+    return result["lds"], result["stderr"]
 
 
-def spearman(left: Floats, right: Floats) -> float:
-    """Rank correlation; ties share their rank, as bootstrap samples have them."""
-    return float(spearmanr(left, right).statistic)
+def compare(predicted: Floats, truth: Truth, resamples: int = 1000) -> dict[str, Any]:
+    """Predicted and true losses of the halves."""
+    metric = metrics.load("linear_datamodeling_score")
+    return metric.compute(predictions=predicted, references=truth.losses, resamples=resamples)

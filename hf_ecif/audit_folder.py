@@ -1,0 +1,248 @@
+"""An audit's folder, read back: its rows and its evidence as files of a repository."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Image, concatenate_datasets
+from huggingface_hub import HfApi
+from huggingface_hub.errors import EntryNotFoundError
+
+from hf_ecif.cards import hide_folders, local_card
+from hf_ecif.cleaning import write_shards
+from hf_ecif.columns import COLUMNS
+from hf_ecif.data import (
+    check_columns,
+    drop_influence_columns,
+    load_splits,
+)
+from hf_ecif.dataset_card import (
+    HISTOGRAM,
+    REPORT,
+    SUMMARY,
+    Layout,
+    draw_histogram,
+    public_report,
+    show_removed,
+    write_card,
+)
+from hf_ecif.errors import UserError
+from hf_ecif.files import read_json
+from hf_ecif.hub_errors import explain_hub_error, find_answer
+from hf_ecif.hub_paths import parse_hub_path
+from hf_ecif.progress import ProgressFactory, silent
+
+_SPLIT = re.compile(r"\w+(\.\w+)*")  # what `datasets` takes for the name of a split
+_FACTS = ("rows", "kept", "removed", "columns", "noise", "query", "dataset", "split", "fit")
+
+
+class AuditFolder:
+    """What ``hf-ecif audit`` wrote.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        UserError: The audit is not finished, or its files do not agree with its summary.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.summary = path, read_json(path / "summary.json")
+        missing = [name for name in _FACTS if name not in self.summary]
+        if missing:
+            raise UserError(
+                f"{path / 'summary.json'} lacks {missing[0]!r}: it is of another version, or no "
+                "audit's. Run the audit again."
+            )
+        self.split: str = self.summary["split"]
+        if not _SPLIT.fullmatch(self.split):
+            raise UserError(f"{self.split!r} cannot be the name of a split on the Hub.")
+        self._check_counts()
+
+    @contextmanager
+    def publish_as(
+        self,
+        repo_id: str,
+        *,
+        removed: bool,
+        other_splits: bool,
+        token: str | None = None,
+        progress: ProgressFactory = silent,
+    ) -> Iterator[tuple[dict[str, Path | bytes], CardMaker]]:
+        """The files of a repository, and what makes its card.
+
+        Shards are those of the folder, not copies; other splits are written aside while this lasts.
+
+        Args:
+            repo_id: Where they are going to be.
+            removed: Whether the removed rows are published.
+            other_splits: Whether the other splits of the source are.
+            token: To read the source's card; the user's login if absent.
+            progress: Makes progress bars.
+
+        Raises:
+            UserError: The source cannot be read any more, or is not what was audited.
+        """
+        with TemporaryDirectory(prefix="hf-ecif-") as aside:
+            folders = {self.split: self.path / "kept"}
+            if other_splits:
+                folders |= self._write_other_splits(Path(aside), progress)
+            layout = Layout(
+                {split: _count(folder) for split, folder in folders.items()},
+                self.summary["removed"] if removed else 0,
+                {name: COLUMNS[name] for name in _features(self.path / "kept") if name in COLUMNS},
+            )
+            files: dict[str, Path | bytes] = {}
+            for split, folder in folders.items():
+                files |= {f"{layout.folder(split)}/{path.name}": path for path in _shards(folder)}
+            if layout.removed:
+                place = layout.folder(self.split, removed=True)
+                shards = _shards(self.path / "removed")
+                files |= {f"{place}/{path.name}": path for path in shards}
+            card = CardMaker(self, repo_id, layout, token)
+            yield files | self._evidence() | card.files, card
+
+    def _evidence(self) -> dict[str, Path | bytes]:
+        summary = hide_folders(self.summary)
+        page = (self.path / "report.html").read_text(encoding="utf-8")
+        return {
+            SUMMARY: (json.dumps(summary, indent=2) + "\n").encode(),
+            REPORT: public_report(page, self.summary).encode(),
+            HISTOGRAM: draw_histogram(
+                _shards(self.path / "scored"), self.summary["noise"]["threshold"]
+            ),
+        }
+
+    def _check_counts(self) -> None:
+        for name, expected in (
+            ("scored", self.summary["rows"]),
+            ("kept", self.summary["kept"]),
+            ("removed", self.summary["removed"]),
+        ):
+            folder = self.path / name
+            found = _count(folder) if folder.is_dir() else 0
+            if found != expected:
+                raise UserError(
+                    f"{folder} has {found:,} rows, but the audit wrote {expected:,}. Something has "
+                    "changed it since: run the audit again."
+                )
+        if not self.summary["kept"]:
+            raise UserError(f"{self.path} has nothing to publish: the audit kept no row.")
+
+    def _write_other_splits(self, aside: Path, progress: ProgressFactory) -> dict[str, Path]:
+        """Folders of parquet files, each split with the columns of the kept rows."""
+        source = self.summary["dataset"]
+        try:
+            splits = load_splits(source)
+        except UserError as error:
+            raise UserError(
+                f"The other splits of the source cannot be brought along: {error} Or leave them "
+                "out with --no-other-splits."
+            ) from error
+        found = len(splits[self.split]) if self.split in splits else 0
+        if found != self.summary["rows"]:
+            raise UserError(
+                f"{source} has changed since the audit: its split {self.split!r} has {found:,} "
+                f"rows, and had {self.summary['rows']:,}. Audit it again, or leave the other "
+                "splits out with --no-other-splits."
+            )
+        others = {name: rows for name, rows in splits.items() if name != self.split}
+        advance = progress("Write other splits", len(others))
+        for name, rows in others.items():
+            write_shards(self._like_kept(name, rows), aside / name)
+            advance(1)
+        return {name: aside / name for name in others}
+
+    def _like_kept(self, name: str, rows: Dataset) -> Dataset:
+        """The same rows with empty influence columns: a configuration has one set of columns."""
+        features = _features(self.path / "kept")
+        images, texts = self.summary["columns"]["image"], self.summary["columns"]["text"]
+        rows = drop_influence_columns(check_columns(rows, images, texts))
+        features[images] = Image(mode=features[images].mode, decode=False)
+        own = {column: kind for column, kind in features.items() if column not in COLUMNS}
+        if set(rows.column_names) != set(own):
+            odd = sorted(set(rows.column_names) ^ set(own))
+            raise UserError(
+                f"The split {name!r} has other columns than {self.split!r} ({', '.join(odd)}), and "
+                "both cannot be in one configuration. Leave the other splits out with "
+                "--no-other-splits."
+            )
+        rows = rows.select_columns(list(own))
+        if rows.features != Features(own):
+            rows = rows.cast(Features(own))
+        blank = Features({name: kind for name, kind in features.items() if name not in own})
+        nulls = [pa.nulls(len(rows), field.type) for field in blank.arrow_schema]
+        columns = Dataset(pa.table(nulls, schema=blank.arrow_schema))
+        return concatenate_datasets([rows, columns], axis=1).select_columns(list(features))
+
+
+class CardMaker:
+    """Makes the card out of the one in the repository, or else out of the source's own."""
+
+    def __init__(self, audit: AuditFolder, repo_id: str, layout: Layout, token: str | None) -> None:
+        self._source, self._repo_id, self._token = audit.summary["dataset"], repo_id, token
+        self._summary, self.layout = hide_folders(audit.summary), layout
+        self._pictures = (
+            show_removed(_shards(audit.path / "removed"), audit.summary["columns"])
+            if layout.removed
+            else []
+        )
+
+    @property
+    def files(self) -> dict[str, Path | bytes]:
+        """The pictures that the card shows."""
+        return {picture.path: picture.content for picture in self._pictures}
+
+    def __call__(self, card: str | None) -> str:
+        own = card is not None
+        whose = self._repo_id if own else self._source
+        try:
+            return write_card(
+                card if own else self._source_card(),
+                self._repo_id,
+                self._summary,
+                self.layout,
+                self._pictures,
+                own=own,
+            )
+        except UserError as error:
+            raise UserError(
+                f"README.md of {whose}: {error} Mend it, or put a README.md of your own into "
+                f"{self._repo_id} first."
+            ) from error
+
+    def _source_card(self) -> str | None:
+        place = parse_hub_path(self._source)
+        if place is None:
+            return local_card(self._source)
+        try:
+            file = HfApi(token=self._token).hf_hub_download(
+                place.repo_id, "README.md", repo_type="dataset", revision=place.revision
+            )
+            return Path(file).read_text(encoding="utf-8", errors="replace")
+        except Exception as error:
+            if isinstance(find_answer(error), EntryNotFoundError):
+                return None
+            reason = explain_hub_error(error)
+            if reason is None:
+                raise
+            raise UserError(f"it cannot be read. {reason}") from error
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.parquet"))
+
+
+def _count(folder: Path) -> int:
+    return sum(pq.read_metadata(path).num_rows for path in _shards(folder))
+
+
+def _features(folder: Path) -> Features:
+    return Features.from_arrow_schema(pq.read_schema(_shards(folder)[0]))

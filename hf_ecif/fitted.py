@@ -1,0 +1,67 @@
+"""What a fit finds, as one thing that can be kept, sent and scored with elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hf_ecif.checkpoints import State
+from hf_ecif.fitting import FitReport
+from hf_ecif.scoring import Directions
+from hf_ecif.solvers import SolveReport, Spectrum
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `InfluenceModel.fit` finds.
+
+    Attributes:
+        theta: attributed parameters at which everything is linearised, ``(P,)``.
+        directions: tangents of the scoring pass.
+        spectrum: of the curvature there.
+        train_count: rows fitted on, the ``N`` of every score.
+        fit: how the parameters were fitted.
+        solvers: reports by purpose.
+        query_loss_before: loss of the query at the model's own parameters, in nats.
+        query_loss: loss of the query at ``theta``.
+        alignment: cosine of the query's gradient and the training gradient.
+    """
+
+    theta: Tensor
+    directions: Directions
+    spectrum: Spectrum
+    train_count: int
+    fit: FitReport
+    solvers: dict[str, SolveReport]
+    query_loss_before: float
+    query_loss: float
+    alignment: float
+
+    def to_state(self) -> State:
+        """Tensors, and values for JSON."""
+        values: dict[str, Any] = {
+            "spectrum": asdict(self.spectrum),
+            "train_count": self.train_count,
+            "fit": asdict(self.fit),
+            "solvers": {purpose: asdict(report) for purpose, report in self.solvers.items()},
+            "query_loss_before": self.query_loss_before,
+            "query_loss": self.query_loss,
+            "alignment": self.alignment,
+        }
+        return State({"theta": self.theta} | self.directions._asdict(), values)
+
+    @classmethod
+    def from_state(cls, state: State, like: Tensor) -> Fitted:
+        """Read what `to_state` wrote, with the dtype and the device of ``like``."""
+        tensors = {name: value.to(like) for name, value in state.tensors.items()}
+        values = dict(state.values)
+        return cls(
+            theta=tensors.pop("theta"),
+            directions=Directions(**tensors),
+            spectrum=Spectrum(**values.pop("spectrum")),
+            fit=FitReport(**values.pop("fit")),
+            solvers={name: SolveReport(**report) for name, report in values.pop("solvers").items()},
+            **values,
+        )

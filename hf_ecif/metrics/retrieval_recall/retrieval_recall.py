@@ -1,0 +1,183 @@
+"""How often captions fetch their image, and images their caption."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import evaluate
+import numpy as np
+from datasets import Features, List, Value
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_DESCRIPTION = """
+Recall@k of text-to-image and image-to-text retrieval by the cosine of embeddings: the share of
+queries with a right answer among the k nearest candidates.
+"""
+
+_INPUTS = """
+Args:
+    text_embeddings: a list of numbers per pair, of any length but zero.
+    image_embeddings: the same of the images, row by row the partners of the texts.
+    groups: anything that can be compared, one per pair; pairs of one group are right answers for
+        each other. Equal embeddings of a group are one text, or one image, that several rows
+        repeat. Without it, every pair is on its own.
+    k: numbers of candidates that are looked at; 1, 5 and 10 by default.
+    block_size: queries whose similarities are held at a time; 1024 by default, memory only.
+
+Returns:
+    text_to_image_recall@k, image_to_text_recall@k: for every k, in [0, 1]; higher is better.
+    texts, images: counts, without repeated ones.
+
+Raises:
+    ValueError: no pairs, embeddings that are zero, not finite or not equally long, or as many
+        groups as there are pairs are not given.
+"""
+
+_CITATION = """
+@inproceedings{radford2021learning,
+  title = {Learning Transferable Visual Models From Natural Language Supervision},
+  author = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and
+            Goh, Gabriel and Agarwal, Sandhini and Sastry, Girish and Askell, Amanda and
+            Mishkin, Pamela and Clark, Jack and Krueger, Gretchen and Sutskever, Ilya},
+  booktitle = {International Conference on Machine Learning},
+  year = {2021}
+}
+"""
+
+# Equal embeddings can differ by the rounding of a sum; embeddings come in float32.
+_TIE = 1e-9
+
+
+class RetrievalRecall(evaluate.Metric):
+    """Both directions, block by block."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        embedding = List(Value("float32"))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=Features({"text_embeddings": embedding, "image_embeddings": embedding}),
+        )
+
+    def _compute(
+        self,
+        text_embeddings: Sequence[Sequence[float | None] | None],
+        image_embeddings: Sequence[Sequence[float | None] | None],
+        groups: Sequence[Hashable] | None = None,
+        k: Sequence[int] = (1, 5, 10),
+        block_size: int = 1024,
+    ) -> dict[str, float | int]:
+        if block_size < 1 or not k or min(k) < 1:
+            raise ValueError(f"k = {k} and block_size = {block_size}: must be at least 1.")
+        vectors = {
+            "text": _unit_vectors("text_embeddings", text_embeddings),
+            "image": _unit_vectors("image_embeddings", image_embeddings),
+        }
+        widths = {name: values.shape[1] for name, values in vectors.items()}
+        if len({*widths.values()}) > 1:
+            raise ValueError(
+                f"Text embeddings have {widths['text']} numbers each and image embeddings "
+                f"{widths['image']}: they must lie in one space."
+            )
+        numbers = _numbers(groups, len(text_embeddings))
+        sides = {name: _Side.without_repeats(v, numbers) for name, v in vectors.items()}
+        results: dict[str, float | int] = {f"{name}s": len(s.groups) for name, s in sides.items()}
+        for query, candidate in (("text", "image"), ("image", "text")):
+            recalls = _recalls(sides[query], sides[candidate], k, block_size)
+            for count, recall in zip(k, recalls, strict=True):
+                results[f"{query}_to_{candidate}_recall@{count}"] = float(recall)
+        return results
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Distinct texts or images.
+
+    Attributes:
+        vectors: ``(n, d)``, of unit length.
+        groups: ``(n,)``, numbers.
+    """
+
+    vectors: Floats
+    groups: Integers
+
+    @classmethod
+    def without_repeats(cls, vectors: Floats, groups: Integers) -> _Side:
+        keyed = np.concatenate([groups[:, None].astype(np.float64), vectors], axis=1)
+        first = np.sort(np.unique(keyed, axis=0, return_index=True)[1])
+        return cls(vectors[first], groups[first])
+
+
+def _recalls(queries: _Side, candidates: _Side, k: Sequence[int], block_size: int) -> Floats:
+    """For every ``k``, the mean over the queries of the probability of a hit."""
+    hits = np.zeros(len(k))
+    for higher, tied, own in _standings(queries, candidates, block_size):
+        hits += [_hit_probability(count - higher, tied, own).sum() for count in k]
+    return hits / len(queries.groups)
+
+
+def _standings(
+    queries: _Side, candidates: _Side, block_size: int
+) -> Iterator[tuple[Integers, Integers, Integers]]:
+    """Where the nearest right answer stands, for blocks of queries.
+
+    Yields:
+        Numbers of candidates above it, of wrong ones that tie with it, and of right ones that do,
+        itself included; ``(b,)`` each.
+    """
+    for start in range(0, len(queries.groups), block_size):
+        block = slice(start, start + block_size)
+        similarity = queries.vectors[block] @ candidates.vectors.T
+        right = queries.groups[block, None] == candidates.groups
+        best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
+        higher = (similarity > best + _TIE).sum(axis=1)
+        tied = np.abs(similarity - best) <= _TIE
+        yield higher, (tied & ~right).sum(axis=1), (tied & right).sum(axis=1)
+
+
+def _hit_probability(places: Integers, wrong: Integers, right: Integers) -> Floats:
+    """That one of the right among tied candidates gets one of the places, in random order.
+
+    All of ``right`` miss with probability ``C(wrong, places) / C(wrong + right, places)``.
+    """
+    miss = np.ones(len(places))
+    for n in range(1, int(right.max()) + 1):
+        factor = np.maximum(wrong - np.maximum(places, 0) + n, 0) / (wrong + n)
+        miss *= np.where(n <= right, factor, 1)
+    return 1 - miss
+
+
+def _unit_vectors(name: str, rows: Sequence[Sequence[float | None] | None]) -> Floats:
+    if not rows:
+        raise ValueError(f"{name} are empty: give at least one pair.")
+    lengths = [len(values or ()) for values in rows]
+    for row, length in enumerate(lengths):
+        if length != lengths[0] or not length:
+            raise ValueError(
+                f"{name}[{row}] has {length} numbers, and {name}[0] has {lengths[0]}: all must "
+                "have as many, one at least."
+            )
+    vectors = np.array(rows, dtype=np.float64)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    for row in np.flatnonzero(~np.isfinite(norms) | (norms == 0))[:1]:
+        raise ValueError(
+            f"{name}[{row}] is zero, or holds a value that is missing or not finite, so it has no "
+            "direction. Leave the pair out."
+        )
+    return vectors / norms
+
+
+def _numbers(groups: Sequence[Hashable] | None, count: int) -> Integers:
+    """Groups as integers ``(n,)``."""
+    if groups is None:
+        return np.arange(count)
+    if len(groups) != count:
+        raise ValueError(f"{len(groups)} groups for {count} pairs: give one for each pair.")
+    plain = groups.tolist() if hasattr(groups, "tolist") else groups  # of an array or a tensor
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(group, len(seen)) for group in plain])

@@ -1,0 +1,144 @@
+"""The processes of a run, as ``torchrun`` or ``accelerate launch`` started them.
+
+Every process runs the same program with the same parameters and the same random numbers; only the
+rows are divided among them. So two things are ever exchanged: numbers that add up, and small
+objects. A process on its own exchanges nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import (
+    broadcast_object_list,
+    gather_object,
+    parse_choice_from_env,
+    parse_flag_from_env,
+    reduce,
+)
+from torch import Tensor
+
+from hf_ecif.errors import UserError
+
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+T = TypeVar("T")
+
+_alone = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it, this process works for itself, whatever the others do."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return 0 if _alone.get() else _state().process_index
+
+
+def count() -> int:
+    """Number of processes."""
+    return 1 if _alone.get() else _state().num_processes
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and talks to the user."""
+    return rank() == 0
+
+
+def leave() -> None:
+    """Part from the others, at the end of a run."""
+    if count() > 1:
+        _state().wait_for_everyone()
+        _state().destroy_process_group()
+
+
+def device() -> torch.device:
+    """Where this process computes."""
+    return _state().device
+
+
+def dtype() -> torch.dtype:
+    """Of a model's weights, as accelerate's mixed precision says.
+
+    Raises:
+        UserError: a precision that the engine does not know.
+    """
+    if is_initialized():
+        name = AcceleratorState().mixed_precision
+    else:
+        name = parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no")
+    if name not in PRECISIONS:
+        raise UserError(
+            f"accelerate is configured for mixed precision {name!r}: use no, bf16 or fp16."
+        )
+    return PRECISIONS[name]
+
+
+def add_up(part: Tensor) -> Tensor:
+    """Sum of the parts of all processes, the same in each."""
+    return part if count() == 1 else reduce(part.to(device()), "sum").to(part.device)
+
+
+def spread(part: Tensor, positions: slice | Tensor, total: int, dim: int) -> Tensor:
+    """A tensor of rows, put together from what the processes hold.
+
+    Args:
+        part: the rows of this process.
+        positions: of these rows in the whole; each position belongs to one process.
+        total: rows of the whole.
+        dim: of the rows.
+    """
+    if count() == 1:
+        return part
+    shape = list(part.shape)
+    shape[dim] = total
+    whole = part.new_zeros(shape)
+    whole.movedim(dim, 0)[positions] = part.movedim(dim, 0)
+    return add_up(whole)
+
+
+def share(total: int) -> range:
+    """The part of ``total`` things that this process takes: consecutive, as even as can be."""
+    return range(rank() * total // count(), (rank() + 1) * total // count())
+
+
+def collect(thing: T) -> list[T]:
+    """What each process has, in the order of the processes."""
+    return [thing] if count() == 1 else gather_object([thing])
+
+
+def decide(choose: Callable[[], T]) -> T:
+    """What the main process chooses, in every process; the others do not call ``choose``.
+
+    An error of the main process is raised in all of them.
+    """
+    if count() == 1:
+        return choose()
+    outcome: list[Any] = [None, None]
+    if is_main():
+        try:
+            outcome[0] = choose()
+        except Exception as error:
+            outcome[1] = error
+    result, failure = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    return result
+
+
+def _state() -> PartialState:
+    """What accelerate knows; unlike its `Accelerator`, it has to be told of processors alone."""
+    no_accelerator = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=no_accelerator)

@@ -1,0 +1,102 @@
+"""One process or several, on one node or two: the same numbers. The processes are real ones."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+SECONDS = 600
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
+# Standard errors are roots of differences of nearly equal numbers.
+LOOSE = ("stderr", "self_stderr", "size_stderr", "planted", "reference", "difference")
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def start(launcher: list[str], *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*launcher, *arguments],
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def program(launcher: list[str], output: Path, dtype: str) -> subprocess.Popen[str]:
+    return start(launcher, "-m", "tests.distributed.program", str(output), dtype)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+    """Results of one process by dtype."""
+    folder = tmp_path_factory.mktemp("single")
+    paths = {dtype: folder / f"{dtype}.safetensors" for dtype in TOLERANCE}
+    for dtype, path in paths.items():
+        finish(program([sys.executable], path, dtype))
+    return {dtype: load_file(path) for dtype, path in paths.items()}
+
+
+def compare(several: Path, one: dict[str, Tensor], tolerance: float) -> None:
+    found = load_file(several)
+    assert found.keys() == one.keys()
+    for name, expected in one.items():
+        loose = 100 if name.endswith(LOOSE) else 1
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(
+            found[name],
+            expected,
+            rtol=loose * tolerance,
+            atol=loose * tolerance * scale,
+            equal_nan=True,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_agree_with_one(
+    single: dict[str, dict[str, Tensor]], tmp_path: Path, count: int, dtype: str
+) -> None:
+    output = tmp_path / "results.safetensors"
+    finish(program([*TORCHRUN, f"--nproc_per_node={count}", *rendezvous()], output, dtype))
+    compare(output, single[dtype], TOLERANCE[dtype])
+
+
+def test_two_nodes_agree_with_one(single: dict[str, dict[str, Tensor]], tmp_path: Path) -> None:
+    output = tmp_path / "results.safetensors"
+    nodes = [*TORCHRUN, "--nnodes=2", "--nproc_per_node=1", *rendezvous()]
+    agents = [program([*nodes, f"--node_rank={n}"], output, "float64") for n in range(2)]
+    for agent in agents:
+        finish(agent)
+    compare(output, single["float64"], TOLERANCE["float64"])
+
+
+def rendezvous() -> list[str]:
+    return ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{free_port()}", "--rdzv_id=test"]

@@ -1,0 +1,271 @@
+"""Cards: what of the source survives, what is ours, and that strangers' text stays text."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+from huggingface_hub import DatasetCard, DatasetCardData
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from hf_ecif.cards import _INVISIBLE, BEGIN, END, escape, hide_folders, merge_card, read_card
+from hf_ecif.columns import COLUMNS
+from hf_ecif.dataset_card import Layout, Picture, _size_category, public_report, write_card
+from hf_ecif.errors import UserError
+from hf_ecif.model_card import EDITED, INFLUENCE, write_model_card
+from tests.hub.audits import README, fake_summary
+
+SUMMARY = fake_summary("me/birds@v1", 1200, 150, 7)
+LAYOUT = Layout({"train": 1043, "test": 300}, 157, COLUMNS)
+NASTY = "<script>alert(1)</script> | **bold** ![x](http://e.vil/p.png) `code` [l](javascript:a) $x$"
+
+
+def card(before: str | None = None, own: bool = False, **changes) -> str:
+    layout = Layout(LAYOUT.splits, changes.pop("removed", LAYOUT.removed), COLUMNS)
+    pictures = changes.pop("pictures", [])
+    return write_card(before, "me/clean", SUMMARY | changes, layout, pictures, own=own)
+
+
+def metadata(text: str) -> dict:
+    return DatasetCard(text).data.to_dict()
+
+
+class _Page(HTMLParser):
+    """The elements and the text that a reader's browser gets."""
+
+    def __init__(self, card: str) -> None:
+        super().__init__()
+        _, markdown = read_card(card)
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(MarkdownIt("commonmark").enable("table").render(markdown))
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+class TestMetadata:
+    def test_of_the_source_survives(self):
+        data = metadata(card(README))
+        assert data["license"] == "cc-by-4.0"
+        assert data["language"] == "no"  # Norwegian, not false
+        assert data["tags"] == ["birds", "hf-ecif", "data-valuation"]
+
+    def test_is_what_the_loaders_need(self):
+        data = yaml.safe_load(card().split("---\n")[1])
+        assert data["configs"] == [
+            {
+                "config_name": "default",
+                "data_files": [
+                    {"split": "train", "path": "data/train/*.parquet"},
+                    {"split": "test", "path": "data/test/*.parquet"},
+                ],
+            },
+            {
+                "config_name": "removed",
+                "data_files": [{"split": "train", "path": "removed/train/*.parquet"}],
+            },
+        ]
+        assert data["size_categories"] == ["1K<n<10K"]
+        assert data["source_datasets"] == ["me/birds"]
+
+    def test_what_the_source_says_of_its_files_goes(self):
+        data = metadata(card(README))
+        assert [config["config_name"] for config in data["configs"]] == ["default", "removed"]
+        assert "dataset_info" not in data
+
+    def test_what_the_repository_says_of_its_other_files_stays(self):
+        data = metadata(card(README, own=True))
+        names = [config["config_name"] for config in data["configs"]]
+        assert names == ["default", "removed", "extra"]
+
+    def test_no_removed_rows(self):
+        data = metadata(card(README, removed=0))
+        assert [config["config_name"] for config in data["configs"]] == ["default"]
+
+    @pytest.mark.parametrize(
+        ("given", "tags"),
+        [
+            ("tags: one", ["one"]),
+            ("tags:", []),
+            ("tags: [hf-ecif, 7]", ["hf-ecif", "7"]),
+            ("", []),
+            ("configs: default\ndataset_info: 3\n1: 2\ntrue: x", []),
+        ],
+    )
+    def test_odd_values(self, given, tags):
+        data = metadata(card(f"---\n{given}\n---\nText\n"))
+        assert set(data["tags"]) == {*tags, "hf-ecif", "data-valuation"}
+        assert len(data["tags"]) == len(set(data["tags"]))
+
+    @pytest.mark.parametrize(
+        "broken", ["a: [1", "- a\n- b", "just text", "a: b: c", "a: !!python/x"]
+    )
+    def test_no_mapping(self, broken):
+        with pytest.raises(UserError, match="the metadata between the lines"):
+            card(f"---\n{broken}\n---\nText\n")
+
+    @pytest.mark.parametrize(
+        ("rows", "category"),
+        [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (10**5, "100K<n<1M"), (10**9, "1B<n<10B")],
+    )
+    def test_size(self, rows, category):
+        assert _size_category(rows) == category
+
+
+class TestText:
+    def test_of_the_source_survives(self):
+        assert card(README).endswith("# Birds of Oslo\n\nTaken by **Kari**. Please cite her.\n")
+
+    def test_new_card_has_a_title(self):
+        assert "\n# clean\n" in card()
+
+    def test_is_replaced_where_it_stands(self):
+        first = card(README)
+        moved = first.replace("# Birds of Oslo", "# Birds of Bergen") + "\nAdded.\n"
+        second = card(moved, own=True, warnings=["New warning"])
+        assert second.count(BEGIN) == second.count(END) == 1
+        assert "New warning" in _Page(second).text
+        assert "everything is a guess" not in _Page(second).text
+        assert "# Birds of Bergen" in second
+        assert second.endswith("Added.\n")
+
+    @pytest.mark.parametrize(
+        "before", [None, README, "Text only", "\ufeff---\r\na: b\r\n---\r\nx\r\n"]
+    )
+    def test_again_is_the_same(self, before):
+        first = card(before)
+        assert card(first, own=True) == first
+
+    def test_stray_marks_cost_no_text(self):
+        stray = f"Before\n\n{BEGIN}\n\nlost end\n\n{BEGIN}\nold\n{END}\n\nAfter\n"
+        text = card(stray)
+        for kept in ("Before", "lost end", "After"):
+            assert kept in text
+        assert "\nold\n" not in text
+        assert card(text, own=True) == text
+
+    def test_numbers_add_up(self):
+        text = _Page(card()).text
+        cells = [cell.strip() for cell in text.split("\n") if cell.strip()]
+        for name, count in (("audited", 1200), ("kept", 1043), ("removed", 157)):
+            assert cells[cells.index(name) + 1] == f"{count:,}"
+
+    def test_names_every_column_and_setting(self):
+        text = _Page(card()).text
+        for name, meaning in COLUMNS.items():
+            assert name in text
+            assert meaning in text
+        for fact in ("some/clip (fingerprint e115)", "8.0e-04", "hf_ecif 0.1.0", "0.5 (30 mean"):
+            assert fact in text
+
+    def test_strangers_text_stays_text(self):
+        picture = Picture("hf_ecif/removed/00.webp", b"", NASTY, 0.93, f"because {NASTY}")
+        page = _Page(card(pictures=[picture], warnings=[NASTY], dataset=NASTY, model=NASTY))
+        assert page.text.count(NASTY) == 6
+        plain = _Page(card(pictures=[Picture(picture.path, b"", "a", 0.93, "b")]))
+        assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
+        images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+        assert images == ["hf_ecif/histogram.png", "hf_ecif/removed/00.webp"]
+
+    def test_a_caption_cannot_end_the_section(self):
+        picture = Picture("hf_ecif/removed/00.webp", b"", f"{END} {BEGIN}", 0.9, "x")
+        text = card(pictures=[picture])
+        assert text.count(END) == 1
+        assert card(text, own=True, pictures=[picture]) == text
+
+    def test_a_caption_stays_on_its_line(self):
+        shown = str(escape("one\n\n# two\u202e\x00three"))
+        assert shown == "one &#35; two three"
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=60) | st.text("-1.) #*`<w\n|&"))
+def test_any_text_shows_as_itself(text):
+    shown = " ".join(_INVISIBLE.sub(" ", text).split())
+    for place in ("{}", "- {}", "a {} b", "| x |\n|---|\n| {} |"):
+        plain, escaped = (_Page(place.format(inside)) for inside in ("placeholder", escape(text)))
+        expected = " ".join(plain.text.replace("placeholder", shown).split())
+        assert " ".join(escaped.text.split()) == expected
+        assert escaped.tags == plain.tags or not shown
+
+
+class TestFolders:
+    def test_only_their_names_are_told(self, tmp_path):
+        folder = str(tmp_path / "secret" / "birds")
+        facts = {
+            "model": folder,
+            "n": 3,
+            "query": {"source": f"{folder}, split test"},
+            "l": [folder],
+        }
+        hidden = hide_folders(facts)
+        assert str(tmp_path) not in json.dumps(hidden)
+        assert hidden == {
+            "model": "birds",
+            "n": 3,
+            "query": {"source": "birds, split test"},
+            "l": ["birds"],
+        }
+
+    def test_names_on_the_hub_stay(self):
+        assert hide_folders("me/birds@v1") == "me/birds@v1"
+        assert hide_folders("hf://datasets/me/birds/a") == "hf://datasets/me/birds/a"
+
+    def test_of_the_report(self):
+        summary = fake_summary("/home/me/a & b", 10, 1, 0)
+        page = "<dd>/home/me/a &amp; b</dd> <dd>/home/me/a &amp; b, split validation</dd>"
+        assert (
+            public_report(page, summary)
+            == "<dd>a &amp; b</dd> <dd>a &amp; b, split validation</dd>"
+        )
+
+
+REMOVAL = {
+    "rows": 1200,
+    "removal": {"removed": 150, "change": 0.1, "solvers": []},
+    "query": {"before": 1.5, "predicted": 1.4, "after": 1.41},
+    "model": "openai/clip-vit-base-patch32@abc",
+    "config": {"damping": 30.0},
+}
+
+
+class TestModelCard:
+    def test_edited(self):
+        text = write_model_card(None, "me/edited", EDITED, REMOVAL)
+        data, body = read_card(text)
+        assert data["base_model"] == ["openai/clip-vit-base-patch32"]
+        assert data["library_name"] == "transformers"
+        assert "hf-ecif" in data["tags"]
+        page = _Page(body).text
+        assert "without 150 of 1,200 image-text pairs" in page
+        assert "1.41" in page
+        assert 'from_pretrained("me/edited")' in page
+
+    def test_local_base_is_no_metadata(self):
+        data, _ = read_card(
+            write_model_card(None, "me/x", EDITED, REMOVAL | {"model": "spaces_demo/model"})
+        )
+        assert "base_model" not in data
+
+    def test_influence(self):
+        text = write_model_card(
+            "---\nlicense: mit\n---\nMine\n", "me/x", INFLUENCE, {"model": "a/b", "seed": 0}
+        )
+        data, body = read_card(text)
+        assert data["license"] == "mit"
+        assert data["library_name"] == "hf_ecif"
+        assert "InfluenceModel.from_pretrained" in body
+        assert body.endswith("Mine\n")
+        assert write_model_card(text, "me/x", INFLUENCE, {"model": "a/b", "seed": 0}) == text
+
+
+def test_merge_card_keeps_the_order_of_metadata():
+    text = merge_card(
+        "---\nz: 1\na: 2\n---\n", "s", "t", lambda data: data | {"b": 3}, DatasetCardData
+    )
+    assert list(read_card(text)[0]) == ["z", "a", "b"]
