@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_ecif import processes
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import read_flags
 from hf_ecif.errors import UserError
@@ -55,7 +56,7 @@ def run_validate(
         raise UserError(f"--removed-share {request.removed_share}: must be between 0 and 1.")
     if config.fit_epochs == 0:
         raise UserError("--fit-epochs 0 retrains nothing, so there is nothing to compare with.")
-    _require_new(request.output)
+    processes.decide(lambda: _require_new(request.output))
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
     opened.model.fit(rows, query, progress)
@@ -68,10 +69,11 @@ def run_validate(
         repeats=request.repeats,
         progress=progress,
     )
-    request.output.mkdir(parents=True, exist_ok=True)
-    _plot(result, request.output / "validation.png")
-    summary = asdict(result) | {"verdict": result.verdict, "config": config.to_dict()}
-    write_json(summary, request.output / "validation.json")
+    if processes.is_main():
+        request.output.mkdir(parents=True, exist_ok=True)
+        _plot(result, request.output / "validation.png")
+        summary = asdict(result) | {"verdict": result.verdict, "config": config.to_dict()}
+        write_json(summary, request.output / "validation.json")
     return result
 
 
@@ -87,7 +89,7 @@ def run_remove(
     Raises:
         UserError: something in the request cannot be.
     """
-    _require_new(request.output)
+    processes.decide(lambda: _require_new(request.output))
     opened = open_sources(request, config)
     model = opened.model
     wanted = read_flags(opened.dataset, request.where, "--where", "is to be removed")
@@ -98,6 +100,10 @@ def run_remove(
     start = time.perf_counter()
     theta, report = model.remove(rows, members, steps=request.steps, progress=progress)
     summary = {
+        "model": request.model,
+        "dataset": request.dataset,
+        "split": request.split,
+        "where": request.where,
         "rows": len(rows),
         "removal": asdict(report),
         "seconds": time.perf_counter() - start,
@@ -110,8 +116,9 @@ def run_remove(
     }
     if request.retrain:
         summary["retrained"] = _retrain(opened, rows.select((~members).nonzero()[:, 0]), query)
-    model.save_edited(theta, request.output)
-    write_json(summary, request.output / "removal.json")
+    if processes.is_main():
+        model.save_edited(theta, request.output)
+        write_json(summary, request.output / "removal.json")
     return summary
 
 

@@ -16,21 +16,24 @@ from typing import Any
 import numpy as np
 import xxhash
 from datasets import Dataset
+from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from hf_ecif import processes
 from hf_ecif.checkpoints import Checkpoints
-from hf_ecif.cleaning import clean, write_shards
+from hf_ecif.cleaning import CleanResult, clean, write_shards
 from hf_ecif.columns import add_columns, read_groups
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import image_bytes, read_flags
 from hf_ecif.detection import SMALLEST_GROUP, Detection, auroc, detect
 from hf_ecif.errors import UserError
 from hf_ecif.evidence import MARGIN, Evidence, find_evidence, read_vocabulary, signal_errors
+from hf_ecif.features import Rows
 from hf_ecif.files import write_json
 from hf_ecif.fitted import Fitted
 from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.sources import Sources, open_sources
+from hf_ecif.scoring import Scores
+from hf_ecif.sources import Opened, Sources, open_sources
 from hf_ecif.viz import write_report
 
 PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "scikit-learn", "pillow")
@@ -69,99 +72,24 @@ def run_audit(
     Raises:
         UserError: something in the request cannot be; nothing has been written then.
     """
-    bar = progress or silent
     processes.decide(lambda: _check_output(request))
     watch = _Stopwatch()
-
     with watch("load"):
         opened = open_sources(request, config)
-        model, dataset, query_set = opened.model, opened.plain, opened.query_set
-        # The method never sees it; it is read early so that a typo shows early.
-        truth = (
-            None
-            if request.truth_column is None
-            else read_flags(dataset, request.truth_column, "--truth-column", "is known to be wrong")
-        )
-        groups = read_groups(dataset, request.group_column) if request.group_column else None
-        vocabulary = read_vocabulary(request.vocabulary) if request.vocabulary else None
+        given = _read_given(request, opened.plain)
         fingerprints = opened.fingerprints()
-        known = Checkpoints.open(
-            request.output / CHECKPOINTS, config.to_dict() | fingerprints, resume=request.resume
-        )
-    with watch("embed"):
-        rows, query = opened.read(bar, known)
-    with watch("fit"):
-        fitted = model.fit(rows, query, bar, known)
-    with watch("score"):
-        scores, given = model.score(rows, bar, known), model.score_as_given(rows)
-    with watch("detect"):
-        reference, planted = model.plant(rows, query, bar, known.within("planting"))
-        detection = detect(
-            model.signals(scores),
-            reference,
-            planted,
-            errors=signal_errors(scores),
-            groups=groups and [groups[row] for row in rows.positions.tolist()],
-        )
-    with watch("compare"):
-        evidence = (
-            find_evidence(
-                model,
-                rows,
-                detection,
-                vocabulary=vocabulary,
-                margin=request.suggest_margin,
-                progress=bar,
-            )
-            if request.suggest
-            else None
-        )
+    manifest = config.to_dict() | fingerprints | {"columns": request.columns}
+    known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
+    try:
+        found = _analyse(request, opened, given, known, watch, progress or silent)
+    except UserError:  # to go on would lead to the same error
+        known.clear()
+        raise
 
     def write() -> dict[str, Any]:
         with watch("write"):
-            scored = add_columns(dataset, rows, scores, given, detection, config.relative, evidence)
-            result = clean(scored)
-            request.output.mkdir(parents=True, exist_ok=True)
-            _clear_output(request.output)
-            for name, part in (
-                ("scored", scored),
-                ("kept", result.kept),
-                ("removed", result.removed),
-            ):
-                write_shards(part, request.output / name)
-
-        summary = {
-            "rows": len(dataset),
-            "scored": len(rows),
-            "unreadable": len(rows.reasons),
-            "unreadable_reasons": dict(Counter(rows.reasons.values())),
-            "flagged": int(detection.flag.sum()),
-            "kept": len(result.kept),
-            "removed": len(result.removed),
-            "noise": _describe_noise(detection, reference, planted),
-            "groups": _describe_groups(request, detection),
-            "suggestions": _describe_suggestions(request, evidence),
-            "duplicates": evidence.describe_duplicates() if evidence else None,
-            "query": _describe_query(request, dataset, query_set, len(query), fitted),
-            "fit": asdict(fitted.fit)
-            | {"parameters": config.parameters, "count": model.encoder.count},
-            "solvers": [
-                {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
-            ],
-            "config": config.to_dict(),
-            "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-            "fingerprints": fingerprints | {"config": config.fingerprint()},
-            "seed": config.seed,
-            "columns": {"image": request.image_column, "text": request.text_column},
-            "model": request.model,
-            "dataset": request.dataset,
-            "split": request.split,
-        }
-        if truth is not None:
-            summary["truth"] = _judge(
-                truth, request.truth_column, rows.positions.numpy(), detection
-            )
-        summary["warnings"] = list(_warnings(summary, fitted, detection))
+            summary, scored = _write_rows(request, found)
+        summary["fingerprints"] = fingerprints | {"config": config.fingerprint()}
         summary["seconds"] = watch.seconds()
         write_report(scored, summary, request.output / "report.html")
         # Written last: a folder with a summary is a finished run.
@@ -170,6 +98,121 @@ def run_audit(
         return summary
 
     return processes.decide(write)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the user knows beside the pairs.
+
+    Attributes:
+        truth: ``(N,)``, which rows are wrong. The method never sees it.
+        groups: the group of every row.
+        vocabulary: captions to suggest.
+    """
+
+    truth: NDArray[np.bool_] | None
+    groups: list[str | None] | None
+    vocabulary: list[str] | None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Everything that an audit finds out, before it is written."""
+
+    opened: Opened
+    given: _Given
+    rows: Rows
+    query: Rows
+    fitted: Fitted
+    scores: Scores
+    scores_as_given: Scores
+    reference: NDArray[np.float64]
+    planted: NDArray[np.float64]
+    detection: Detection
+    evidence: Evidence | None
+
+
+def _read_given(request: AuditRequest, dataset: Dataset) -> _Given:
+    """Read early, so that a typo shows early."""
+    truth, group, file = request.truth_column, request.group_column, request.vocabulary
+    wrong = "is known to be wrong"
+    return _Given(
+        read_flags(dataset, truth, "--truth-column", wrong) if truth else None,
+        read_groups(dataset, group) if group else None,
+        read_vocabulary(file) if file else None,
+    )
+
+
+def _analyse(
+    request: AuditRequest,
+    opened: Opened,
+    given: _Given,
+    known: Checkpoints,
+    watch: _Stopwatch,
+    progress: ProgressFactory,
+) -> _Found:
+    """All of the computing; every process takes part."""
+    model = opened.model
+    with watch("embed"):
+        rows, query = opened.read(progress, known)
+    with watch("fit"):
+        fitted = model.fit(rows, query, progress, known)
+    with watch("score"):
+        scores, as_given = model.score(rows, progress, known), model.score_as_given(rows)
+    with watch("detect"):
+        planting = known.within("planting")
+        reference, planted = model.plant(rows, query, progress, planting)
+        detection = detect(
+            model.signals(scores),
+            reference,
+            planted,
+            errors=signal_errors(scores),
+            groups=given.groups and [given.groups[row] for row in rows.positions.tolist()],
+        )
+    evidence = None
+    if request.suggest:
+        with watch("compare"):
+            evidence = find_evidence(
+                model,
+                rows,
+                detection,
+                vocabulary=given.vocabulary,
+                margin=request.suggest_margin,
+                progress=progress,
+            )
+    return _Found(
+        opened,
+        given,
+        rows,
+        query,
+        fitted,
+        scores,
+        as_given,
+        reference,
+        planted,
+        detection,
+        evidence,
+    )
+
+
+def _write_rows(request: AuditRequest, found: _Found) -> tuple[dict[str, Any], Dataset]:
+    """Write scored, kept and removed rows; what is to be said of them, and the scored rows."""
+    config = found.opened.model.config
+    scored = add_columns(
+        found.opened.plain,
+        found.rows,
+        found.scores,
+        found.scores_as_given,
+        found.detection,
+        config.relative,
+        found.evidence,
+    )
+    result = clean(scored)
+    request.output.mkdir(parents=True, exist_ok=True)
+    _clear_output(request.output)
+    for name, part in (("scored", scored), ("kept", result.kept), ("removed", result.removed)):
+        write_shards(part, request.output / name)
+    return _summarise(request, found, result), scored
 
 
 # ------------------------------------------------------------------------------ before the run
@@ -187,7 +230,7 @@ def _check_output(request: AuditRequest) -> None:
         raise UserError(
             f"--output {output} holds other files ({', '.join(foreign[:3])}). Give a new folder."
         )
-    if request.resume and "summary.json" in present:
+    if request.resume and "summary.json" in present and CHECKPOINTS not in present:
         raise UserError(f"The run in --output {output} is finished. Give --overwrite to repeat it.")
     if CHECKPOINTS in present and not (request.resume or request.overwrite):
         raise UserError(
@@ -221,6 +264,43 @@ def _clear_output(output: Path) -> None:
 
 
 # ------------------------------------------------------------------------------- what was found
+
+
+def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dict[str, Any]:
+    """The content of ``summary.json``, without times and fingerprints."""
+    opened, rows, detection, fitted = found.opened, found.rows, found.detection, found.fitted
+    config, evidence = opened.model.config, found.evidence
+    summary = {
+        "rows": len(opened.dataset),
+        "scored": len(rows),
+        "unreadable": len(rows.reasons),
+        "unreadable_reasons": dict(Counter(rows.reasons.values())),
+        "flagged": int(detection.flag.sum()),
+        "kept": len(result.kept),
+        "removed": len(result.removed),
+        "noise": _describe_noise(detection, found.reference, found.planted),
+        "groups": _describe_groups(request, detection),
+        "suggestions": _describe_suggestions(request, evidence),
+        "duplicates": evidence.describe_duplicates() if evidence else None,
+        "query": _describe_query(request, opened.plain, opened.query_set, len(found.query), fitted),
+        "fit": asdict(fitted.fit)
+        | {"parameters": config.parameters, "count": opened.model.encoder.count},
+        "solvers": [
+            {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
+        ],
+        "config": config.to_dict(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "seed": config.seed,
+        "columns": {"image": request.image_column, "text": request.text_column},
+        "model": request.model,
+        "dataset": request.dataset,
+        "split": request.split,
+    }
+    if found.given.truth is not None:
+        positions = rows.positions.numpy()
+        summary["truth"] = _judge(found.given.truth, request.truth_column, positions, detection)
+    summary["warnings"] = list(_warnings(summary, fitted, detection))
+    return summary
 
 
 def _describe_noise(

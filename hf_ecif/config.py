@@ -151,8 +151,16 @@ class InfluenceConfig:
         Raises:
             UserError: the file has a field that this version does not know.
         """
-        values = json.loads(path.read_text())
+        return cls.from_dict(json.loads(path.read_text()), str(path))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "config") -> InfluenceConfig:
+        """Read what `to_dict` gave.
+
+        Raises:
+            UserError: there is a field that this version does not know.
+        """
         unknown = set(values) - {option.name for option in fields(cls)}
         if unknown:
-            raise UserError(f"{path}: unknown fields {', '.join(sorted(unknown))}.")
+            raise UserError(f"{source}: unknown fields {', '.join(sorted(unknown))}.")
         return cls(**values)

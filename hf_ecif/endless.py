@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow.parquet as pq
-from datasets import Dataset, Image, IterableDataset, Value
+from datasets import Dataset, IterableDataset, Value
 from datasets.distributed import split_dataset_by_node
 
 from hf_ecif import processes
@@ -26,7 +26,7 @@ from hf_ecif.cleaning import write_rows
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, drop_influence_columns, load_rows, stream_rows
 from hf_ecif.errors import UserError
-from hf_ecif.files import read_json, write_json
+from hf_ecif.files import PARTIAL, read_json, sweep, write_json
 from hf_ecif.fitted import Fitted
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.pretrained import FIT
@@ -74,15 +74,13 @@ def run_fit(
     """
     processes.decide(lambda: _require_free(request))
     opened = open_sources(request, config)
-    known = Checkpoints.open(
-        request.output / CHECKPOINTS,
-        config.to_dict() | opened.fingerprints(),
-        resume=request.resume,
-    )
+    manifest = config.to_dict() | opened.fingerprints() | {"columns": request.columns}
+    known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
     rows, query = opened.read(progress, known)
     fitted = opened.model.fit(rows, query, progress, known)
     if processes.is_main():
         opened.model.save_pretrained(request.output)
+        sweep(request.output)
         known.clear()
     return fitted
 
@@ -116,6 +114,7 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
     summary = manifest | {name: counts[name] for name in ("rows", "unscored", "shards")}
     if processes.is_main():
         write_json(summary, request.output / SUMMARY)
+        sweep(request.output)
         (request.output / MANIFEST).unlink()
     return summary
 
@@ -214,7 +213,7 @@ def _with_tail(
     """The same batches, but a last one of few rows joins the one before it."""
     held: dict[str, list[Any]] | None = None
     for batch in batches:
-        few = len(next(iter(batch.values()))) < size // 2
+        few = len(next(iter(batch.values()))) <= size // 2
         if held is not None and few:
             held = {name: [*values, *batch[name]] for name, values in held.items()}
             continue
@@ -243,9 +242,7 @@ def _open(request: ScoreRequest) -> Dataset | IterableDataset:
     if not request.streaming:
         return check_columns(load_rows(request.dataset, request.split), *names)
     stream = stream_rows(request.dataset, request.split)
-    if request.image_column in (stream.features or {}):
-        return stream.cast_column(request.image_column, Image(decode=False))
-    return stream
+    return stream if stream.features is None else check_columns(stream, *names)
 
 
 def _require_free(request: FitRequest | ScoreRequest) -> None:
@@ -253,10 +250,12 @@ def _require_free(request: FitRequest | ScoreRequest) -> None:
     output = request.output
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file. Give a folder.")
-    present = {path.name for path in output.iterdir()} if output.exists() else set()
-    if present & {SUMMARY, FIT} and not request.overwrite:
+    names = {path.name for path in output.iterdir()} if output.exists() else set()
+    present = {name for name in names if not name.endswith(PARTIAL)}
+    interrupted = present & {MANIFEST, CHECKPOINTS}
+    if present & {SUMMARY, FIT} and not interrupted and not request.overwrite:
         raise UserError(f"The run in --output {output} is finished. --overwrite replaces it.")
-    if present & {MANIFEST, CHECKPOINTS} and not (request.resume or request.overwrite):
+    if interrupted and not (request.resume or request.overwrite):
         raise UserError(
             f"--output {output} holds an interrupted run: --resume goes on with it, --overwrite "
             "starts anew."
@@ -268,9 +267,11 @@ def _require_free(request: FitRequest | ScoreRequest) -> None:
 def _begin(request: ScoreRequest, manifest: dict[str, Any]) -> None:
     """Go on with a run of the same manifest, or start anew."""
     path = request.output / MANIFEST
-    if request.resume and path.exists():
-        require_same(read_json(path), manifest, request.output)
+    before = read_json(path) if request.resume and path.exists() else {}
+    if before:
+        require_same(before, manifest, request.output)
         return
+    write_json({}, path)  # until the old shards are gone, there is nothing to go on with
     shutil.rmtree(request.output / SHARDS, ignore_errors=True)
     (request.output / SUMMARY).unlink(missing_ok=True)
     write_json(manifest, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,17 +12,28 @@ from typing import Any
 
 from hf_ecif.errors import UserError
 
+PARTIAL = ".partial"  # what a run that was killed leaves behind ends like this
+
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes ``path`` at the end; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what runs that were killed left half-written, in a folder and below."""
+    for path in list(folder.rglob(f".*{PARTIAL}")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text(text: str, path: Path) -> None:

@@ -40,7 +40,7 @@ from hf_ecif.inverse import InverseCurvature
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.parameters import add_lora, has_adapters
 from hf_ecif.planting import plant
-from hf_ecif.pretrained import load_fit, load_model, save_fit
+from hf_ecif.pretrained import FIT, SavedFit, load_fit, load_model, save_fit
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.queries import Query
 from hf_ecif.removal import RemovalReport, remove
@@ -63,6 +63,7 @@ class InfluenceModel:
         config: everything that decides a score.
 
     Attributes:
+        name: where the model came from; empty if it was given.
         fitted: result of `fit`; None before.
         inverse: the inverse curvature there, for further queries; None where the fit was loaded.
     """
@@ -74,6 +75,7 @@ class InfluenceModel:
         if self._adapters_are_ours:
             model = add_lora(model, rank=self.config.lora_rank, seed=self.config.seed)
         self.encoder = DualEncoder(model, self.config.parameters, self.config.micro_batch_size)
+        self.name = ""
         self.fitted: Fitted | None = None
         self.inverse: InverseCurvature | None = None
 
@@ -92,14 +94,13 @@ class InfluenceModel:
         Raises:
             UserError: nothing there, or no contrastive dual encoder.
         """
-        model, processor = load_model(str(name_or_path))
-        if config is not None:
-            return cls(model, processor, config)
-        saved = load_fit(str(name_or_path))
-        if saved is None:
-            return cls(model, processor)
-        result = cls(model, processor, saved.config)
-        result.fitted = Fitted.from_state(saved.fitted, like=result.encoder.theta)
+        name = str(name_or_path)
+        model, processor = load_model(name)
+        saved = load_fit(name) if config is None else None
+        result = cls(model, processor, saved.config if saved else config)
+        result.name = saved.model if saved else name
+        if saved is not None:
+            result.fitted = Fitted.from_state(saved.fitted, like=result.encoder.theta)
         return result
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -118,9 +119,11 @@ class InfluenceModel:
             )
         if self._adapters_are_ours:  # as added they are zero, so that merging changes nothing
             model = deepcopy(model).merge_and_unload()
-        save_fit(Path(folder), self.config, self._require_fit().to_state())
+        fit = SavedFit(self.name, self.config, self._require_fit().to_state())
+        Path(folder, FIT).unlink(missing_ok=True)
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        save_fit(Path(folder), fit)  # last: where there is a fit, the rest is whole
 
     def scorer(
         self,

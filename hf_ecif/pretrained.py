@@ -12,13 +12,23 @@ from hf_ecif import processes
 from hf_ecif.checkpoints import State, read_state, write_state
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
+from hf_ecif.files import read_json, write_json
+from hf_ecif.hub_errors import explain_hub_error
+from hf_ecif.hub_paths import parse_hub_path
 
 FIT, CONFIG = "influence.safetensors", "influence_config.json"
 
 
 class SavedFit(NamedTuple):
-    """A fit as it was saved, beside its model."""
+    """A fit as it was saved, beside its model.
 
+    Attributes:
+        model: name of the model that was fitted; empty if it had none.
+        config: of the fit.
+        fitted: what `Fitted.from_state` reads.
+    """
+
+    model: str
     config: InfluenceConfig
     fitted: State
 
@@ -36,7 +46,8 @@ def load_model(name: str) -> tuple[Any, Any]:
         ).to(processes.device())
         processor = AutoProcessor.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        on_hub = None if Path(name).exists() else explain_hub_error(error)
+        reason = on_hub or str(error).strip().splitlines()[0]
         raise UserError(
             f"--model {name!r} cannot be loaded: {reason} Give a folder written by save_pretrained "
             "(model and processor) or a Hub id, such as openai/clip-vit-base-patch32."
@@ -56,19 +67,20 @@ def load_fit(name: str) -> SavedFit | None:
     files = [cached_file(path, file, **quiet) for file in (CONFIG, FIT)]
     if None in files:
         return None
-    return SavedFit(InfluenceConfig.load(Path(files[0])), read_state(Path(files[1])))
+    values = read_json(Path(files[0]))
+    model = values.pop("model", "")
+    return SavedFit(model, InfluenceConfig.from_dict(values), read_state(Path(files[1])))
 
 
-def save_fit(folder: Path, config: InfluenceConfig, fitted: State) -> None:
+def save_fit(folder: Path, fit: SavedFit) -> None:
     """Write a fit into a folder, beside its model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save(folder / CONFIG)
-    write_state(fitted, folder / FIT)
+    write_json({"model": fit.model} | fit.config.to_dict(), folder / CONFIG)
+    write_state(fit.fitted, folder / FIT)
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
     """Path or name, and the revision where one is named."""
-    if Path(name).exists():
+    place = parse_hub_path(name)
+    if place is None or place.revision is None:
         return name, {}
-    path, _, revision = name.partition("@")
-    return path, {"revision": revision} if revision else {}
+    return place.repo_id, {"revision": place.revision}

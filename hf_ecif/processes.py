@@ -140,5 +140,7 @@ def decide(choose: Callable[[], T]) -> T:
 
 def _state() -> PartialState:
     """What accelerate knows; unlike its `Accelerator`, it has to be told of processors alone."""
-    no_accelerator = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    no_accelerator = (
+        parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    )
     return PartialState(cpu=no_accelerator)

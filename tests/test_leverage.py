@@ -12,7 +12,7 @@ from torch.func import hessian, jacrev
 from torch.nn.functional import logsigmoid
 
 from hf_ecif.encoders import DualEncoder
-from hf_ecif.leverage import change_without, leverage, memorised
+from hf_ecif.leverage import change_without, leverage, leverage_along, memorised
 from hf_ecif.low_rank import DivergenceError, nystrom
 from hf_ecif.objectives import Contrastive, Embeddings, infonce, sigmoid
 from hf_ecif.operators import Objective, random_batches
@@ -291,6 +291,23 @@ def test_a_batch_of_two_has_no_loss_without_one() -> None:
     dense.objective = replace(dense.objective, batches=[torch.arange(8), torch.tensor([8, 9])])
     change = solved(dense, [dense.members(8)])[0]
     torch.testing.assert_close(change, dense.change(8), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_leverage_along_a_change(family: str) -> None:
+    """A quotient of dense matrices, and no more than the leverage of the pair."""
+    dense = Dense(family)
+    rows = [0, 3, 7]
+    members = torch.stack([dense.members(row) for row in rows])
+    changes = torch.stack([dense.change(row) for row in rows])
+    along = leverage_along(dense.objective, dense.theta, members, changes, DAMPING)
+    for row, change, share in zip(rows, changes, along, strict=True):
+        remaining = dense.without(row)[1]
+        close(share, 1 - change @ remaining @ change / (change @ dense.whole @ change))
+    result = leverage(
+        dense.objective, dense.theta, dense.gradient, dense.directions, DAMPING, dense.eye
+    )
+    assert (along <= result.leverage[rows] + 1e-9).all()
 
 
 @pytest.fixture(scope="module")
