@@ -28,8 +28,9 @@ run: install ## audit the demo: the report and the cleaned data go to runs/demo
 		--query spaces_demo/data --query-split validation --truth-column is_misaligned \
 		--output runs/demo --overwrite
 
+# Two at a time with a thread each: tiny models gain nothing from threads of their own.
 test: install ## run the tests and the examples in the docstrings, and print the coverage
-	$(BIN)/pytest --doctest-modules --cov --cov-report=term hf_ecif tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --doctest-modules --cov --cov-report=term hf_ecif tests
 
 lint: install ## check style, formatting and types
 	$(BIN)/ruff check

@@ -48,6 +48,7 @@ from hf_ecif.scoring import Batching, Directions, GroupScore, Scores, score_grou
 from hf_ecif.solvers import random_signs
 
 if TYPE_CHECKING:
+    from hf_ecif.hub import PushReport
     from hf_ecif.scorer import Scorer
 
 AnyQuery = Rows | Query
@@ -83,12 +84,13 @@ class InfluenceModel:
     def from_pretrained(
         cls, name_or_path: str | Path, config: InfluenceConfig | None = None
     ) -> InfluenceModel:
-        """Load a model and its processor from a folder or the Hub (``name@revision`` pins one).
+        """Load a model and its processor from a folder or the Hub.
 
         They go to the device and the precision that accelerate is configured for.
 
         Args:
-            name_or_path: of a model, or of what `save_pretrained` wrote.
+            name_or_path: of a model, or of what `save_pretrained` wrote: a folder, or a Hub id such
+                as ``owner/name``, ``owner/name@revision`` or ``hf://owner/name``.
             config: how influence is computed. If absent, a saved fit is taken up with its config.
 
         Raises:
@@ -124,6 +126,18 @@ class InfluenceModel:
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         save_fit(Path(folder), fit)  # last: where there is a fit, the rest is whole
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:
+        """Publish what `save_pretrained` saves, with a card; `hf_ecif.hub.push_model` has options.
+
+        Raises:
+            UserError: not fitted, not logged in, or not allowed.
+        """
+        from hf_ecif.hub import push_model  # with plots and templates, for few
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_model(folder, repo_id, **options)
 
     def scorer(
         self,

@@ -79,8 +79,11 @@ def save_fit(folder: Path, fit: SavedFit) -> None:
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
-    """Path or name, and the revision where one is named."""
-    place = parse_hub_path(name)
-    if place is None or place.revision is None:
+    """Path or repository, and the revision where one is named."""
+    if Path(name).exists():
         return name, {}
+    plain = name.removeprefix("hf://").removeprefix("models/")
+    place = parse_hub_path(plain)
+    if place is None or place.revision is None:
+        return plain, {}
     return place.repo_id, {"revision": place.revision}

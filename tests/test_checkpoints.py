@@ -188,6 +188,7 @@ def test_what_a_killed_run_leaves_is_whole(
     for _ in range(10):
         writer = kills.start(write_forever, folder, log=tmp_path / "log")
         while not known.has("step"):
+            assert writer.is_alive(), (tmp_path / "log").read_text()
             time.sleep(0.001)
         assert kills.kill(writer, after=random.uniform(0.01, 0.05))
         state = known.load("step")

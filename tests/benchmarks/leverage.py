@@ -40,7 +40,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import load_rows
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel, load_model
-from hf_ecif.leverage import change_without, leverage, memorised
+from hf_ecif.leverage import change_without, leverage, leverage_along, memorised
 from hf_ecif.low_rank import LowRank, nystrom
 from hf_ecif.objectives import infonce
 from hf_ecif.operators import Objective, random_batches
@@ -253,11 +253,12 @@ def predict(
     seconds("plain")
     linear, second = run(), run(query_products=[partial(query.ggn, theta)])
     seconds("leverage, twice")
+    members = torch.eye(PAIRS, dtype=torch.bool)[chosen]
     without = partial(
         change_without,
         objective,
         theta,
-        torch.eye(PAIRS, dtype=torch.bool)[chosen],
+        members,
         UNIT,
         relative_damping=DAMPING,
         max_iterations=1000,
@@ -275,10 +276,13 @@ def predict(
         "exact, roughly solved": moved_query(problem, theta, rough),
         "exact": moved_query(problem, theta, changes),
     }
-    shares = linear.leverage
+    along = leverage_along(objective, theta, members, rough, DAMPING)
     facts = {
-        "leverage quantiles": np.quantile(shares, [0.1, 0.5, 0.9]).tolist(),
-        "warning": memorised(shares),
+        "leverage quantiles": {
+            "in the subspace": np.quantile(linear.leverage, [0.1, 0.5, 0.9]).tolist(),
+            "along the changes": np.quantile(along, [0.1, 0.5, 0.9]).tolist(),
+        },
+        "warning": memorised(along),
         "iterations": {"roughly": rough_report.iterations, "exact": report.iterations},
     }
     return {name: values.numpy() for name, values in predictions.items()}, facts
@@ -394,7 +398,7 @@ def print_table(summary: dict[str, Any], results: list[Result], console: Console
     title = (
         f"{summary['fit']} (l2 {summary['l2']}): training loss {summary['training loss']:.3f}, "
         f"query {summary['query loss at the start']:.3f} -> {summary['query loss']:.3f}, "
-        f"median leverage {summary['leverage quantiles'][1]:.2f}"
+        f"median leverage {summary['leverage quantiles']['along the changes'][1]:.2f}"
     )
     table = Table("method", "rows", "Spearman", "95 %", "Pearson", "slope", title=title)
     for r in results:

@@ -39,7 +39,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import psutil
 from datasets import Image, IterableDataset, disable_progress_bars
 from rich.console import Console
 from rich.table import Table as Printed
@@ -62,6 +61,7 @@ CONFIG = InfluenceConfig(probes=4, partitions=2, fit_epochs=3)
 WORKERS = (0, 2)
 LIMIT = 2048  # MiB above the model
 MIB = 2**20
+PAGE = os.sysconf("SC_PAGE_SIZE")
 Figures = dict[str, Any]
 
 
@@ -112,7 +112,7 @@ def grow(
     rate = float("inf")
     for size in sizes:
         expected = size / rate / 60
-        result = {"way": way, "rows": size}
+        result: Figures = {"way": way, "rows": size}
         if expected > minutes:
             yield result | {"left out": f"about {expected:.0f} minutes"}
             continue
@@ -146,7 +146,7 @@ def provenance() -> Figures:
             "system": platform.system(),
             "architecture": platform.machine(),
             "cores": os.cpu_count(),
-            "memory GiB": round(psutil.virtual_memory().total / 2**30, 1),
+            "memory GiB": round(PAGE * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "load before": os.getloadavg()[0],
         },
     }
@@ -172,7 +172,7 @@ def score(way: str, folder: str, count: str) -> Figures:
     source = link_files(Path(folder), int(count))
     scorer = saved_scorer(folder)
     scorer(next(iter(stream(source).iter(batch_size=2))))
-    loaded = psutil.Process().memory_info().rss / MIB
+    loaded = resident_memory()
     blocks: list[tuple[float, int]] = []
     start = time.perf_counter()
     with sampled_memory() as curve, TemporaryDirectory(dir=folder) as output:
@@ -352,11 +352,11 @@ def saved_scorer(folder: str) -> Scorer:
 def sampled_memory() -> Iterator[list[tuple[float, float]]]:
     """Seconds and resident MiB, ten times a second."""
     curve: list[tuple[float, float]] = []
-    process, start, end = psutil.Process(), time.perf_counter(), Event()
+    start, end = time.perf_counter(), Event()
 
     def sample() -> None:
         while not end.wait(0.1):
-            curve.append((time.perf_counter() - start, process.memory_info().rss / MIB))
+            curve.append((time.perf_counter() - start, resident_memory()))
 
     thread = Thread(target=sample, daemon=True)
     thread.start()
@@ -365,6 +365,11 @@ def sampled_memory() -> Iterator[list[tuple[float, float]]]:
     finally:
         end.set()
         thread.join()
+
+
+def resident_memory() -> float:
+    """Of this process now, in MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / MIB
 
 
 def peak_memory() -> float:

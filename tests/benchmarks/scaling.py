@@ -28,7 +28,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,10 +35,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from datasets import concatenate_datasets, disable_progress_bars
+from datasets import Dataset, disable_progress_bars
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_ecif import processes
 from hf_ecif.config import InfluenceConfig
@@ -49,7 +48,7 @@ from hf_ecif.influence import InfluenceModel
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.scoring import Batching, Directions, score_rows
 from tests.benchmarks.detection import DEMO, RESULTS
-from tests.benchmarks.engine import repeat, vit_b_32
+from tests.benchmarks.engine import vit_b_32
 from tests.benchmarks.rows import provenance
 
 GOAL = 0.85
@@ -173,26 +172,162 @@ def measure(model: str, sizes: dict[str, Size], repeats: int, output: Path) -> N
 
 
 def scaling(case: Case, repeats: int) -> Figures:
-    alone = in_turn(lambda: apart(case, case.rows), lambda: None)
-    difference = case.run(case.rows)
+    """Compare the results of one process and two, then the times."""
+    shared, alone = case.run(case.rows), only_main(lambda: apart(case, case.rows))
     if alone is not None:
-        difference = difference - alone
-        assert difference.norm() < 1e-3 * alone.norm(), "one process and two differ"
-    one, n = partial(apart, case, case.rows), case.rows
+        assert (shared - alone).norm() < 1e-3 * alone.norm(), "one process and two differ"
+    del shared, alone
     runs: dict[str, Callable[[], object]] = {
-        "one": lambda: in_turn(one, lambda: None),
-        "each": one,
-        "two": lambda: case.run(n),
-        "double": lambda: case.run(2 * n),
+        "one": lambda: only_main(lambda: apart(case, case.rows)),
+        "each": lambda: apart(case, case.rows),
+        "two": lambda: case.run(case.rows),
+        "double": lambda: case.run(2 * case.rows),
     }
-    times = {name: [timed(run) for _ in range(0)] for name, run in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            times[name].append(timed(run))
+            times[name].append(seconds_of(run))
     best = {name: min(seconds) for name, seconds in times.items()}
     return {
-        "seconds": times,
         "strong": best["one"] / (2 * best["two"]),
         "weak": best["one"] / best["double"],
         "floor": best["one"] / best["each"],
+        "seconds": times,
     }
+
+
+def apart(case: Case, rows: int) -> Tensor:
+    """As a process that knows of no other."""
+    with processes.alone():
+        return case.run(rows)
+
+
+def only_main(work: Callable[[], Tensor]) -> Tensor | None:
+    return work() if processes.is_main() else None
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Until the last process is done."""
+    torch.distributed.barrier()
+    start = time.perf_counter()
+    run()
+    torch.distributed.barrier()
+    return time.perf_counter() - start
+
+
+# ------------------------------------------------------------------------------------ cases
+
+
+def cases(name: str, sizes: dict[str, Size]) -> Iterator[Case]:
+    """Of every choice of attributed parameters; and from files, where there are any."""
+    if name == "embedded":
+        wrapped = InfluenceModel.from_pretrained(DEMO / "model", InfluenceConfig(parameters="all"))
+        dataset = load_rows(str(DEMO / "data"), "train")
+        with processes.alone():
+            raw = wrapped.read(dataset.select(range(256))).features
+        model = wrapped.encoder.model
+        yield reading(dataset, sizes["all"])
+    else:
+        model, raw = vit_b_32()
+    for parameters, size in sizes.items():
+        encoder = DualEncoder(model, parameters, size.micro)
+        features = repeated(encoder.freeze(raw), 2 * size.rows)
+        yield Case(f"score, {parameters}", size.rows, scoring(encoder, features, size))
+        yield Case(f"GGN product, {parameters}", size.rows, product(encoder, features, size))
+
+
+def scoring(encoder: DualEncoder, features: Features, size: Size) -> Callable[[int], Tensor]:
+    theta, directions = encoder.theta, random_directions(encoder)
+    batching = Batching(size.batch, 2, seed=0)
+
+    def run(rows: int) -> Tensor:
+        held = share_of(features, rows)
+        return score_rows(encoder, theta, held, directions, batching, train_count=rows).task
+
+    return run
+
+
+def product(encoder: DualEncoder, features: Features, size: Size) -> Callable[[int], Tensor]:
+    theta, directions = encoder.theta, random_directions(encoder)
+    vectors = torch.cat([directions.query[None], directions.probes])
+
+    def run(rows: int) -> Tensor:
+        batches = random_batches(rows, size.batch, torch.Generator().manual_seed(0))
+        return Objective(encoder, share_of(features, rows), batches).ggn(theta, vectors)
+
+    return run
+
+
+def reading(dataset: Dataset, size: Size) -> Case:
+    """Decode, preprocess, embed and score by the projections."""
+    config = InfluenceConfig(batch_size=size.batch, micro_batch_size=size.micro)
+    model = InfluenceModel.from_pretrained(DEMO / "model", config)
+    theta, directions = model.encoder.theta, random_directions(model.encoder)
+    batching = Batching(size.batch, 2, seed=0)
+
+    def run(rows: int) -> Tensor:
+        read = model.read(dataset.select(np.arange(rows) % len(dataset)))
+        found = model.encoder, theta, read.features, directions, batching
+        return score_rows(*found, train_count=rows).task
+
+    return Case("read and score, projections", size.rows, run)
+
+
+def random_directions(encoder: DualEncoder) -> Directions:
+    """A query, with probes where the attributed parameters are a part of the model."""
+    whole = encoder.count == sum(value.numel() for value in encoder.model.parameters())
+    count = 0 if whole else PROBES
+    generator = torch.Generator().manual_seed(0)
+    rows = 1e-3 * torch.randn(1 + 2 * count, encoder.count, generator=generator)
+    return Directions(rows[0], rows[1 : 1 + count], rows[1 + count :])
+
+
+def repeated(features: Features, count: int) -> Features:
+    """As many rows as asked for, from fewer."""
+    chosen = features[torch.arange(count) % len(features)]
+    return Features(chosen.text, chosen.image)
+
+
+def share_of(features: Features, rows: int) -> Features:
+    """The first rows; of several processes, each holds a part."""
+    if processes.count() == 1:
+        return features[:rows]
+    own = processes.share(rows)
+    part = features[own.start : own.stop]
+    return Features(part.text, part.image, own, rows)
+
+
+# ----------------------------------------------------------------------------------- output
+
+
+def print_table(results: list[Figures]) -> None:
+    table = Table(
+        "model", "case", "rows", "one, s", "strong", "weak", "floor",
+        title=f"Efficiency of two processes of one thread; goal {GOAL}",
+    )  # fmt: skip
+    for one in results:
+        figures = (min(one["seconds"]["one"]), one["strong"], one["weak"], one["floor"])
+        row = one["model"], one["case"], f"{one['rows']:,}"
+        table.add_row(*row, *(f"{value:.2f}" for value in figures))
+    Console(width=110).print(table)
+
+
+def draw(results: list[Figures], path: Path) -> None:
+    """Strong, weak and floor of every case as bars."""
+    names = [f"{one['model']}\n{one['case']}".replace(", ", "\n") for one in results]
+    figure, axis = plt.subplots(figsize=(1.2 + 0.9 * len(results), 3.8))
+    places = np.arange(len(results))
+    for number, kind in enumerate(("strong", "weak", "floor")):
+        heights = [one[kind] for one in results]
+        axis.bar(places + 0.27 * (number - 1), heights, 0.25, label=kind)
+    axis.axhline(GOAL, color="grey", linestyle="--", linewidth=0.8, label="goal")
+    axis.set_xticks(places, names, fontsize=7)
+    axis.set(ylabel="efficiency of two processes")
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
