@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_ecif.detection import Detection, Floats
-from hf_ecif.encoders import Features
 from hf_ecif.errors import UserError
 from hf_ecif.features import BLANK, Preprocessor, Rows
+from hf_ecif.inputs import Features
 from hf_ecif.neighbours import count_better, find_best, group_near, link
 from hf_ecif.objectives import Embeddings
 from hf_ecif.progress import ProgressFactory, silent

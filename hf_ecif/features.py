@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader
 from hf_ecif import processes
 from hf_ecif.checkpoints import Checkpoints, State
 from hf_ecif.data import Pair, read_pair
-from hf_ecif.encoders import DualEncoder, Features, Side
+from hf_ecif.encoders import DualEncoder
 from hf_ecif.errors import UserError
+from hf_ecif.inputs import Features, Side
 from hf_ecif.objectives import sigmoid
 from hf_ecif.towers import Inputs
 
@@ -129,17 +130,21 @@ def read_rows(
     mine = processes.share(len(cells))
     preprocess = Preprocessor(encoder, processor, lambda: _chunks(cells, mine, text_column))
     parts = {_name(part): part for part in _split(mine, PART)}
+    done = {name for name in parts if known.has(name, own=True)}
     missing = [
         rows
         for name, part in parts.items()
-        if not known.has(name, own=True)
+        if name not in done
         for rows in _split(part, encoder.micro_batch_size)
     ]
     read = _MicroBatches(cells, (image_column, text_column), missing, preprocess, max_pixels)
     ahead = _load_ahead(read, workers)
     store = _Store(len(mine), memory_limit)
+    if done:
+        # The towers find their frozen part by raw inputs, and there may be none to come.
+        encoder.freeze(preprocess([BLANK]))
     for name, part in parts.items():
-        if known.has(name, own=True):
+        if name in done:
             advance(len(part))
 
         def compute(part: range = part) -> State:

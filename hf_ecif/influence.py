@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ from hf_ecif.parameters import add_lora, has_adapters
 from hf_ecif.planting import plant
 from hf_ecif.pretrained import FIT, SavedFit, load_fit, load_model, save_fit
 from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.queries import Query
+from hf_ecif.queries import ContrastiveLoss, Query, Several, Target
 from hf_ecif.removal import RemovalReport, remove
 from hf_ecif.scoring import Batching, Directions, GroupScore, Scores, score_group, score_rows
 from hf_ecif.solvers import random_signs
@@ -418,7 +418,7 @@ class InfluenceModel:
     def _solve(
         self,
         inverse: InverseCurvature,
-        target: _Target,
+        target: Target,
         start: Tensor,
         generator: torch.Generator,
         report: FitReport,
@@ -499,12 +499,12 @@ class InfluenceModel:
         config = self.config
         return Batching(config.batch_size, config.partitions, config.seed + 1, self._same(rows))
 
-    def _target(self, query: AnyQuery | Sequence[AnyQuery], generator: torch.Generator) -> _Target:
+    def _target(self, query: AnyQuery | Sequence[AnyQuery], generator: torch.Generator) -> Target:
         if isinstance(query, Query):
             return query
         if isinstance(query, Rows):
-            return _ContrastiveLoss(self._objective(query, generator))
-        return _Several([self._target(one, generator) for one in query])
+            return ContrastiveLoss(self._objective(query, generator))
+        return Several([self._target(one, generator) for one in query])
 
     def _objective(
         self,
@@ -539,39 +539,6 @@ class InfluenceModel:
 
     def _same(self, rows: Rows) -> Tensor | None:
         return rows.same_text if self.config.mask_repeated else None
-
-
-class _Target(Protocol):
-    """What the scores predict the change of: one value, or several."""
-
-    def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor: ...
-
-    def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class _ContrastiveLoss:
-    """Of any number of rows, batch by batch."""
-
-    objective: Objective
-
-    def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
-        return self.objective.value(theta)
-
-    def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
-        return self.objective.gradient(theta)
-
-
-@dataclass(frozen=True)
-class _Several:
-    targets: list[_Target]
-
-    def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
-        return torch.cat([target.values(encoder, theta).reshape(-1) for target in self.targets])
-
-    def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
-        gradients = [target.gradients(encoder, theta) for target in self.targets]
-        return torch.cat([gradient.reshape(-1, len(theta)) for gradient in gradients])
 
 
 def _check_rows(name: str, rows: Rows) -> None:

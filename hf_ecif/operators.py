@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hf_ecif import processes
-from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.encoders import DualEncoder
+from hf_ecif.inputs import Features
 from hf_ecif.objectives import Contrastive, Embeddings
 
 Curvature = Literal["ggn", "hessian"]

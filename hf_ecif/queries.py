@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 from torch.nn.functional import cross_entropy
 
-from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.encoders import DualEncoder
 from hf_ecif.features import Rows
+from hf_ecif.inputs import Features
 from hf_ecif.objectives import Embeddings
+from hf_ecif.operators import Objective
 from hf_ecif.planting import cluster
 
 Direction = Literal["text_to_image", "image_to_text"]
@@ -51,6 +53,41 @@ class Query:
             for part in basis.split(CHUNK)
         ]
         return torch.cat(rows).view(*values.shape, len(theta))
+
+
+class Target(Protocol):
+    """What the scores predict the change of: one value, or several."""
+
+    def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor: ...
+
+    def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ContrastiveLoss:
+    """Of any number of rows, batch by batch."""
+
+    objective: Objective
+
+    def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        return self.objective.value(theta)
+
+    def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        return self.objective.gradient(theta)
+
+
+@dataclass(frozen=True)
+class Several:
+    """Queries side by side, their values and gradients one after the other."""
+
+    targets: list[Target]
+
+    def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        return torch.cat([target.values(encoder, theta).reshape(-1) for target in self.targets])
+
+    def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        gradients = [target.gradients(encoder, theta) for target in self.targets]
+        return torch.cat([gradient.reshape(-1, len(theta)) for gradient in gradients])
 
 
 def zero_shot(rows: Rows, *, each: bool = False) -> Query:

@@ -1,13 +1,15 @@
 """The fitted influence as a small function of a batch of rows, for any engine that maps batches.
 
     scorer = model.scorer()
+    dataset = dataset.cast_column("image", Image(decode=False))
     features = scorer.features(dataset)
     dataset.map(scorer, batched=True, batch_size=scorer.rows, features=features)   # or streaming
     ray.data.from_huggingface(dataset).map_batches(scorer, batch_size=scorer.rows)
 
 A batch is scored on its own: the rows of a batch, in its order, have the same scores in every
 engine, process and machine. In another batch a row meets other rows, and its score moves by about
-``ecif_stderr``. Rows that are sorted, by class for instance, should be shuffled first.
+``ecif_stderr``. Rows that are sorted, by class for instance, should be shuffled first. Images are
+cast so as not to be decoded, since ``map`` encodes what it has decoded anew: other bytes.
 """
 
 from __future__ import annotations
@@ -61,6 +63,12 @@ class Scorer:
             The new columns alone. A batch of NumPy arrays, as Ray Data gives, comes back whole,
             since there the result takes its place.
         """
+        for name in (self.image_column, self.text_column):
+            if name not in batch:
+                raise UserError(
+                    f"The batch has no column {name!r}, but {', '.join(batch)}. Name the columns: "
+                    "scorer(image_column=..., text_column=...)."
+                )
         with processes.alone():
             columns = self._columns(batch)
         if not isinstance(batch[self.text_column], np.ndarray):

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hf_ecif import processes
 from hf_ecif.checkpoints import Checkpoints, State
-from hf_ecif.encoders import DualEncoder, Features, TangentForm
+from hf_ecif.encoders import DualEncoder, TangentForm
+from hf_ecif.inputs import Features
 from hf_ecif.objectives import Embeddings, RoleForm
 from hf_ecif.operators import random_batches
 
@@ -276,7 +277,7 @@ def score_chunk(
 ) -> Scores:
     """Scores of rows that are pushed together, as in `score_rows`."""
     queries = directions.query.reshape(-1, len(theta)).shape[0]
-    table = _Table(queries, len(directions.probes), len(features), theta)
+    table = _Table(queries, len(directions.probes), len(features))
     for batch in _pushed(encoder, theta, features, directions.stack(), batching, tangents):
         table.add(batch.rows, *_score_batch(encoder, batch, queries, form, train_count))
     return table.scores(directions.query.shape[:-1], encoder)
@@ -401,20 +402,24 @@ def _score_batch(
 
 
 class _Table:
-    """Sums over the visits of every row."""
+    """Sums over the visits of every row.
 
-    def __init__(self, queries: int, probes: int, rows: int, like: Tensor) -> None:
-        self.parts = torch.zeros(queries, 2, rows, dtype=like.dtype)
-        self.squares = torch.zeros(queries, rows, dtype=like.dtype)
-        self.products = torch.zeros(probes, 4, rows, dtype=like.dtype)
-        self.plain = torch.zeros(2, rows, dtype=like.dtype)
-        self.visits = torch.zeros(rows, dtype=like.dtype)
+    In float64, whatever the scores are: standard errors are small differences of large numbers.
+    """
+
+    def __init__(self, queries: int, probes: int, rows: int) -> None:
+        self.parts = torch.zeros(queries, 2, rows, dtype=torch.float64)
+        self.squares = torch.zeros(queries, rows, dtype=torch.float64)
+        self.products = torch.zeros(probes, 4, rows, dtype=torch.float64)
+        self.plain = torch.zeros(2, rows, dtype=torch.float64)
+        self.visits = torch.zeros(rows, dtype=torch.float64)
 
     def add(self, rows: Tensor, parts: Tensor, products: Tensor, plain: Tensor) -> None:
-        self.parts.index_add_(2, rows, parts.cpu())
-        self.squares.index_add_(1, rows, parts.sum(dim=1).square().cpu())
-        self.products.index_add_(2, rows, products.cpu())
-        self.plain.index_add_(1, rows, plain.cpu())
+        here = parts.cpu().double()
+        self.parts.index_add_(2, rows, here)
+        self.squares.index_add_(1, rows, here.sum(dim=1).square())
+        self.products.index_add_(2, rows, products.cpu().double())
+        self.plain.index_add_(1, rows, plain.cpu().double())
         self.visits.index_add_(0, rows, torch.ones_like(self.visits[rows]))
 
     def scores(self, shape: torch.Size, encoder: DualEncoder) -> Scores:
@@ -429,21 +434,21 @@ class _Table:
         (positive, negative, size, own), errors = self._over_probes()
         loss, cosine = self.plain / self.visits
         rows = (*shape, -1)
-        return Scores(
-            positive=parts[:, 0].reshape(rows),
-            negative=parts[:, 1].reshape(rows),
-            stderr=stderr.reshape(rows),
-            positive_size=positive.sqrt(),
-            negative_size=negative.sqrt(),
-            size=size.sqrt(),
-            size_stderr=errors[2] / (2 * size.sqrt()),  # of a root, to first order
-            self_influence=own,
-            self_stderr=errors[3],
-            loss=loss,
-            clip_score=cosine,
-            scale=encoder.scale,
-            terms=encoder.contrastive.TERMS,
-        )
+        values = {
+            "positive": parts[:, 0].reshape(rows),
+            "negative": parts[:, 1].reshape(rows),
+            "stderr": stderr.reshape(rows),
+            "positive_size": positive.sqrt(),
+            "negative_size": negative.sqrt(),
+            "size": size.sqrt(),
+            "size_stderr": errors[2] / (2 * size.sqrt()),  # of a root, to first order
+            "self_influence": own,
+            "self_stderr": errors[3],
+            "loss": loss,
+            "clip_score": cosine,
+        }
+        rounded = {name: value.to(encoder.dtype) for name, value in values.items()}
+        return Scores(**rounded, scale=encoder.scale, terms=encoder.contrastive.TERMS)
 
     def _over_probes(self) -> tuple[Tensor, Tensor]:
         """Means ``(4, N)`` over the probes, and their standard errors."""

@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 
-from hf_ecif.encoders import Features
+from hf_ecif.inputs import Features
 from hf_ecif.objectives import Embeddings
 
 VOCABULARY, TOKENS, PIXELS = 50, 12, 16

@@ -27,7 +27,7 @@ from transformers import (
     ViTConfig,
 )
 
-from hf_ecif.encoders import Features
+from hf_ecif.inputs import Features
 from hf_ecif.objectives import Embeddings
 
 WORDS, TOKENS, PIXELS, PATCH = 50, 7, 16, 8

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.encoders import DualEncoder
 from hf_ecif.errors import UserError
+from hf_ecif.inputs import Features
 from hf_ecif.objectives import Embeddings, infonce, sigmoid
 from tests.families import (
     FAMILIES,

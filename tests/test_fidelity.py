@@ -9,7 +9,8 @@ from torch.func import grad, hessian
 from transformers import CLIPConfig, CLIPModel
 
 from hf_ecif import scoring
-from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.encoders import DualEncoder
+from hf_ecif.inputs import Features
 from hf_ecif.objectives import RoleForm
 from hf_ecif.operators import Objective
 from hf_ecif.scoring import Batching, Directions, Scores, score_rows

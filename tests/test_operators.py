@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import logsigmoid
 
 from hf_ecif import encoders
-from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.encoders import DualEncoder
+from hf_ecif.inputs import Features
 from hf_ecif.operators import Objective, random_batches
 from tests.families import SIGMOID, build, build_inputs, gaussian
 

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hf_ecif.encoders import Features
 from hf_ecif.features import Rows
+from hf_ecif.inputs import Features
 from hf_ecif.planting import Planting, cluster, plant
 
 

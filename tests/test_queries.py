@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_ecif import queries
-from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.encoders import DualEncoder
 from hf_ecif.features import Rows
+from hf_ecif.inputs import Features
 from hf_ecif.objectives import Embeddings
 from hf_ecif.queries import Query, choose_query, retrieval_margin, zero_shot
 from tests.families import build, build_inputs, forward, gaussian

@@ -11,7 +11,8 @@ from torch.func import functional_call, jacrev
 from torch.nn.functional import logsigmoid
 
 from hf_ecif import encoders, scoring
-from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.encoders import DualEncoder
+from hf_ecif.inputs import Features
 from hf_ecif.objectives import RoleForm
 from hf_ecif.scoring import Batching, Directions, Scores, score_group, score_rows
 from tests.families import SIGMOID, build, build_inputs, gaussian

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.encoders import DualEncoder
+from hf_ecif.inputs import Features
 from hf_ecif.towers import Tower
 from tests.families import (
     FAMILIES,

@@ -41,8 +41,9 @@ from transformers import CLIPConfig, CLIPModel
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import load_rows
-from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.encoders import DualEncoder
 from hf_ecif.influence import InfluenceModel
+from hf_ecif.inputs import Features
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.parameters import add_lora
 from hf_ecif.scoring import Batching, Directions, score_rows

@@ -45,10 +45,10 @@ from rich.table import Table as Printed
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, load_rows, read_pair, stream_rows
-from hf_ecif.encoders import Features
 from hf_ecif.endless import ScoreRequest, run_score
 from hf_ecif.features import Preprocessor, Rows, Table
 from hf_ecif.influence import InfluenceModel
+from hf_ecif.inputs import Features
 from hf_ecif.progress import Advance
 from hf_ecif.scorer import Scorer, scored_columns
 from tests.benchmarks.detection import DEMO, RESULTS

@@ -1,7 +1,7 @@
 """What a second process brings: strong and weak scaling of scoring and of curvature products.
 
     python -m tests.benchmarks.scaling            # both models, about half an hour
-    python -m tests.benchmarks.scaling --quick    # the embedded model, few rows
+    python -m tests.benchmarks.scaling --quick    # few rows, two repeats
 
 Two processes of one thread each, started by `torchrun` and joined by gloo. Four runs take turns,
 so that what else the machine does disturbs all of them alike, and the smallest time of each counts:
@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,8 +43,9 @@ from torch import Tensor
 from hf_ecif import processes
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import load_rows
-from hf_ecif.encoders import DualEncoder, Features
+from hf_ecif.encoders import DualEncoder
 from hf_ecif.influence import InfluenceModel
+from hf_ecif.inputs import Features
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.scoring import Batching, Directions, score_rows
 from tests.benchmarks.detection import DEMO, RESULTS
@@ -52,7 +53,6 @@ from tests.benchmarks.engine import vit_b_32
 from tests.benchmarks.rows import provenance
 
 GOAL = 0.85
-PROBES = 4
 Figures = dict[str, Any]
 
 
@@ -64,11 +64,13 @@ class Size:
         rows: ``n``, which a single process has.
         batch: rows of a contrastive batch.
         micro: rows encoded at a time.
+        probes: beside the query; scoring has two directions of each, a product one vector.
     """
 
     rows: int
     batch: int
     micro: int
+    probes: int
 
 
 @dataclass(frozen=True)
@@ -90,21 +92,26 @@ class Case:
 # Of the embedded model and of one like ViT-B/32, by attributed parameters.
 SIZES = {
     "embedded": {
-        "all": Size(1024, 256, 64),
-        "last_block": Size(2048, 256, 64),
-        "projections": Size(16384, 256, 64),
+        "all": Size(512, 128, 64, probes=0),
+        "last_block": Size(512, 128, 64, probes=1),
+        "projections": Size(16384, 256, 64, probes=4),
     },
     "vit-b-32": {
-        "all": Size(8, 8, 4),
-        "last_block": Size(64, 16, 8),
-        "projections": Size(4096, 256, 64),
+        "all": Size(8, 8, 4, probes=0),
+        "last_block": Size(16, 8, 4, probes=1),
+        "projections": Size(4096, 256, 64, probes=4),
     },
 }
 QUICK = {
     "embedded": {
-        "all": Size(128, 64, 32),
-        "last_block": Size(256, 64, 32),
-        "projections": Size(4096, 256, 64),
+        "all": Size(64, 32, 16, probes=0),
+        "last_block": Size(128, 32, 16, probes=1),
+        "projections": Size(4096, 256, 64, probes=4),
+    },
+    "vit-b-32": {
+        "all": Size(2, 2, 1, probes=0),
+        "last_block": Size(8, 4, 2, probes=1),
+        "projections": Size(2048, 256, 64, probes=4),
     },
 }
 
@@ -114,7 +121,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--models", nargs="+", choices=SIZES)
+    parser.add_argument("--models", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--output", type=Path, default=RESULTS / "scaling.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a model, in one of two processes
@@ -127,7 +134,7 @@ def main() -> None:
     content = provenance() | {"threads of a process": 1, "repeats": repeats, "goal": GOAL}
     content["results"] = [
         result
-        for model in args.models or sizes
+        for model in args.models
         for result in in_two_processes(model, repeats, quick=args.quick)
     ]
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +233,7 @@ def cases(name: str, sizes: dict[str, Size]) -> Iterator[Case]:
         with processes.alone():
             raw = wrapped.read(dataset.select(range(256))).features
         model = wrapped.encoder.model
-        yield reading(dataset, sizes["all"])
+        yield reading(dataset, replace(sizes["projections"], rows=2 * sizes["all"].rows))
     else:
         model, raw = vit_b_32()
     for parameters, size in sizes.items():
@@ -237,7 +244,7 @@ def cases(name: str, sizes: dict[str, Size]) -> Iterator[Case]:
 
 
 def scoring(encoder: DualEncoder, features: Features, size: Size) -> Callable[[int], Tensor]:
-    theta, directions = encoder.theta, random_directions(encoder)
+    theta, directions = encoder.theta, random_directions(encoder, size.probes)
     batching = Batching(size.batch, 2, seed=0)
 
     def run(rows: int) -> Tensor:
@@ -248,7 +255,7 @@ def scoring(encoder: DualEncoder, features: Features, size: Size) -> Callable[[i
 
 
 def product(encoder: DualEncoder, features: Features, size: Size) -> Callable[[int], Tensor]:
-    theta, directions = encoder.theta, random_directions(encoder)
+    theta, directions = encoder.theta, random_directions(encoder, size.probes)
     vectors = torch.cat([directions.query[None], directions.probes])
 
     def run(rows: int) -> Tensor:
@@ -262,7 +269,7 @@ def reading(dataset: Dataset, size: Size) -> Case:
     """Decode, preprocess, embed and score by the projections."""
     config = InfluenceConfig(batch_size=size.batch, micro_batch_size=size.micro)
     model = InfluenceModel.from_pretrained(DEMO / "model", config)
-    theta, directions = model.encoder.theta, random_directions(model.encoder)
+    theta, directions = model.encoder.theta, random_directions(model.encoder, size.probes)
     batching = Batching(size.batch, 2, seed=0)
 
     def run(rows: int) -> Tensor:
@@ -273,13 +280,10 @@ def reading(dataset: Dataset, size: Size) -> Case:
     return Case("read and score, projections", size.rows, run)
 
 
-def random_directions(encoder: DualEncoder) -> Directions:
-    """A query, with probes where the attributed parameters are a part of the model."""
-    whole = encoder.count == sum(value.numel() for value in encoder.model.parameters())
-    count = 0 if whole else PROBES
+def random_directions(encoder: DualEncoder, probes: int) -> Directions:
     generator = torch.Generator().manual_seed(0)
-    rows = 1e-3 * torch.randn(1 + 2 * count, encoder.count, generator=generator)
-    return Directions(rows[0], rows[1 : 1 + count], rows[1 + count :])
+    rows = 1e-3 * torch.randn(1 + 2 * probes, encoder.count, generator=generator)
+    return Directions(rows[0], rows[1 : 1 + probes], rows[1 + probes :])
 
 
 def repeated(features: Features, count: int) -> Features:

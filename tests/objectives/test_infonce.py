@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import jacrev
 from transformers import CLIPModel
 
-from hf_ecif.encoders import Features
+from hf_ecif.inputs import Features
 from hf_ecif.objectives import Embeddings, RoleForm, infonce, similarity
 from hf_ecif.objectives.infonce import (
     ggn_product,
