@@ -93,11 +93,11 @@ class Scorer:
 def scored_columns(model: InfluenceModel, rows: Rows) -> dict[str, list[Any]]:
     """The scores of rows as columns, and why a row has none."""
     every = range(rows.total)
-    if len(rows) > 1:
+    if len(set(rows.texts)) > 1:
         given = model.score_as_given(rows)
         scores = score_columns(rows, model.score(rows), given, model.config.relative)
         return scores | {REASON: [rows.reasons.get(row) for row in every]}
-    alone = "alone in its batch: there was no other pair to compare it with"
+    alone = "no other caption in its batch to compare it with"
     nothing: list[Any] = [None] * rows.total
     return dict.fromkeys(SCORES, nothing) | {
         REASON: [rows.reasons.get(row, alone) for row in every]

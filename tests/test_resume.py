@@ -11,16 +11,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Dataset
 
 from hf_ecif import audit as audit_module
 from hf_ecif import features
 from hf_ecif.audit import CHECKPOINTS, AuditRequest, run_audit
-from hf_ecif.checkpoints import MANIFEST
+from hf_ecif.checkpoints import MANIFEST, Checkpoints
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.endless import FitRequest, ScoreRequest, run_fit, run_score
 from hf_ecif.errors import UserError
 from hf_ecif.files import write_text
+from hf_ecif.influence import InfluenceModel
 from tests import kills
 
 DEMO = Path(__file__).parents[1] / "spaces_demo"
@@ -235,9 +237,8 @@ def test_overwriting_run_that_was_killed_goes_on(
 def halves(jobs: dict[str, Job], folder: Path) -> dict[str, Job]:
     """Jobs that were killed after some steps."""
     found = {}
-    for name in ("audit", "fit", "score", "stream"):
+    for name, events in {"audit": 19, "fit": 10, "score": 15, "stream": 15}.items():
         job = jobs[name].into(folder / f"half {name}")
-        events = {"score": 6, "stream": 6}.get(name, 3)
         assert kills.was_killed(kills.start(dying, job, events, log=folder / "log"))
         found[name] = job
     return found
@@ -334,12 +335,27 @@ def test_other_fit_is_refused(half: Job, folder: Path, finish: Callable[[Job], J
 
 @TWO_STEPS
 def test_other_model_is_refused(half: Job, tmp_path: Path) -> None:
-    from hf_ecif.influence import InfluenceModel
-
     model = InfluenceModel.from_pretrained(DEMO / "model")
     model.save_edited(model.encoder.theta * 1.01, tmp_path / "model")
     with pytest.raises(UserError, match=r"model was '[0-9a-f]{16}' and is '[0-9a-f]{16}'"):
         half.again(resume=True, model=str(tmp_path / "model"))()
+
+
+@pytest.mark.parametrize("parameters", ["projections", "last_block", "all"])
+def test_rows_that_were_read_serve_a_model_that_has_seen_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parameters: str
+) -> None:
+    monkeypatch.setattr(features, "PART", 6)
+    dataset = Dataset.load_from_disk(folder / "query")
+    known = Checkpoints.open(tmp_path / "known", {}, resume=False)
+    losses = []
+    for _ in range(2):
+        model = InfluenceModel.from_pretrained(
+            DEMO / "model", replace(CONFIG, parameters=parameters)
+        )
+        losses.append(model.score_as_given(model.read(dataset, checkpoints=known)).loss)
+    assert len(list((tmp_path / "known").glob("*.safetensors"))) == 3
+    assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("name", ["audit", "fit", "score"])

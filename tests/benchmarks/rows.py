@@ -83,6 +83,7 @@ def main() -> None:
         print(json.dumps(JOBS[job](*arguments)))
         return
     sizes = [size for size in (QUICK_SIZES if args.quick else SIZES) if size <= args.most]
+    facts = provenance()
     with TemporaryDirectory(prefix="rows-") as folder:
         run = partial(in_own_process, args.threads)
         run("prepare", folder)
@@ -91,8 +92,8 @@ def main() -> None:
             for way in args.ways
             for result in grow(way, sizes, args.minutes, partial(run, "score", way, folder))
         ]
-        shares = run("shares", folder, *(("1", "2") if args.quick else ("4", "3")))
-    content = provenance() | {
+        shares = run("shares", folder, *(("1", "1") if args.quick else ("4", "3")))
+    content = facts | {
         "threads": args.threads,
         "config": CONFIG.to_dict(),
         "sizes run": sorted({result["rows"] for result in ways if "seconds" in result}),

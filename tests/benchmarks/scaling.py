@@ -326,7 +326,7 @@ def draw(results: list[Figures], path: Path) -> None:
         axis.bar(places + 0.27 * (number - 1), heights, 0.25, label=kind)
     axis.axhline(GOAL, color="grey", linestyle="--", linewidth=0.8, label="goal")
     axis.set_xticks(places, names, fontsize=7)
-    axis.set(ylabel="efficiency of two processes")
+    axis.set(ylabel="efficiency of two processes", ylim=(0, 1.3))
     axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
