@@ -78,7 +78,7 @@ def run_audit(
         opened = open_sources(request, config)
         given = _read_given(request, opened.plain)
         fingerprints = opened.fingerprints()
-    manifest = config.to_dict() | fingerprints | {"columns": request.columns}
+    manifest = config.deciding() | fingerprints | {"columns": request.columns}
     known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
     try:
         found = _analyse(request, opened, given, known, watch, progress or silent)

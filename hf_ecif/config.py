@@ -11,8 +11,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from hf_ecif.errors import UserError
 
 
-def _option(default: Any, help: str, *, at_least: float | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "at_least": at_least})
+def _option(
+    default: Any, help: str, *, at_least: float | None = None, is_resource: bool = False
+) -> Any:
+    metadata = {"help": help, "at_least": at_least, "is_resource": is_resource}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class InfluenceConfig:
         8, "of the adapters that lora adds to a model that has none", at_least=1
     )
     batch_size: int = _option(256, "pairs of a contrastive batch", at_least=2)
-    micro_batch_size: int = _option(64, "rows encoded at a time; memory only", at_least=1)
+    micro_batch_size: int = _option(
+        64, "rows encoded at a time; memory only", at_least=1, is_resource=True
+    )
     partitions: int = _option(6, "random partitions that scores are averaged over", at_least=2)
     role: Literal["exact", "first_order"] = _option(
         "exact", "the negative role: exact for a deletion, or the paper's first-order form"
@@ -98,9 +103,13 @@ class InfluenceConfig:
         4.0,
         "GiB of activations at the frozen boundary; more go to a temporary file",
         at_least=0,
+        is_resource=True,
     )
     workers: int = _option(
-        0, "processes that decode and tokenise ahead of the model; 0: it does it itself", at_least=0
+        0,
+        "processes that decode and tokenise ahead of the model; 0: it does it itself",
+        at_least=0,
+        is_resource=True,
     )
     seed: int = _option(0, "of everything random", at_least=0)
 
@@ -135,9 +144,17 @@ class InfluenceConfig:
         """Plain values, for JSON."""
         return asdict(self)
 
+    def deciding(self) -> dict[str, Any]:
+        """The values that decide a score; those of memory and workers move it by rounding alone."""
+        return {
+            option.name: getattr(self, option.name)
+            for option in fields(self)
+            if not option.metadata["is_resource"]
+        }
+
     def fingerprint(self) -> str:
-        """A short hash of all values."""
-        values = json.dumps(self.to_dict(), sort_keys=True)
+        """A short hash of the values that decide a score."""
+        values = json.dumps(self.deciding(), sort_keys=True)
         return sha256(values.encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:

@@ -74,7 +74,7 @@ def run_fit(
     """
     processes.decide(lambda: _require_free(request))
     opened = open_sources(request, config)
-    manifest = config.to_dict() | opened.fingerprints() | {"columns": request.columns}
+    manifest = config.deciding() | opened.fingerprints() | {"columns": request.columns}
     known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
     rows, query = opened.read(progress, known)
     fitted = opened.model.fit(rows, query, progress, known)

@@ -76,3 +76,10 @@ def test_file_with_some_fields_leaves_the_others_at_their_defaults(tmp_path: Pat
     path = tmp_path / "config.json"
     path.write_text('{"seed": 3}')
     assert InfluenceConfig.load(path) == InfluenceConfig(seed=3)
+
+
+def test_memory_and_workers_decide_nothing() -> None:
+    frugal = InfluenceConfig(micro_batch_size=1, memory_limit=0.5, workers=2)
+    assert frugal.deciding() == InfluenceConfig().deciding()
+    assert frugal.fingerprint() == InfluenceConfig().fingerprint()
+    assert InfluenceConfig(damping=1.0).fingerprint() != InfluenceConfig().fingerprint()

@@ -13,7 +13,7 @@ from hf_ecif import features as features_module
 from hf_ecif.data import read_pair
 from hf_ecif.encoders import DualEncoder
 from hf_ecif.errors import UserError
-from hf_ecif.features import Preprocessor, Rows, read_rows
+from hf_ecif.features import Preprocessor, Rows, read_rows, require_rows
 from hf_ecif.pretrained import load_model
 from hf_ecif.towers import PIXELS
 from tests.families import build
@@ -191,7 +191,7 @@ def test_unreadable_rows_are_left_out_with_a_reason(parameters: str) -> None:
 
 def test_large_images_are_refused() -> None:
     with pytest.raises(UserError, match=f"None of the {COUNT} rows can be read. The first row: "):
-        read(data(), "projections", max_pixels=64 * 64 - 1)
+        require_rows(read(data(), "projections", max_pixels=64 * 64 - 1))
 
 
 def test_progress_counts_every_row() -> None:

@@ -8,7 +8,7 @@ from datasets import Image
 from huggingface_hub import HfApi
 
 from hf_ecif import InfluenceModel
-from hf_ecif.data import image_bytes, load_rows, load_splits
+from hf_ecif.data import image_bytes, load_rows, load_splits, stream_rows
 from hf_ecif.errors import UserError
 from hf_ecif.hub_errors import explain_hub_error, is_transient
 from hf_ecif.hub_paths import HubPath, parse_hub_path, public_name
@@ -49,6 +49,16 @@ class TestPlaces:
         loaded = load_rows(source, "train").cast_column("image", Image(decode=False))
         assert loaded["text"][:] == [f"bird number {first + row}" for row in range(count)]
         assert image_bytes(loaded[1]["image"]) == picture(first + 1)
+
+    def test_stream(self, birds):
+        stream = stream_rows(f"{REPO}@v1", "train").cast_column("image", Image(decode=False))
+        rows = list(stream)
+        assert [row["text"] for row in rows] == [f"bird number {row}" for row in range(12)]
+        assert image_bytes(rows[1]["image"]) == picture(1)
+
+    def test_stream_of_a_missing_split(self, birds):
+        with pytest.raises(UserError, match="dev"):
+            stream_rows(REPO, "dev")
 
     def test_all_splits(self, birds):
         splits = load_splits(f"{REPO}@v1")
