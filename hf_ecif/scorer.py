@@ -9,7 +9,9 @@
 A batch is scored on its own: the rows of a batch, in its order, have the same scores in every
 engine, process and machine. In another batch a row meets other rows, and its score moves by about
 ``ecif_stderr``. Rows that are sorted, by class for instance, should be shuffled first. Images are
-cast so as not to be decoded, since ``map`` encodes what it has decoded anew: other bytes.
+cast so as not to be decoded, since ``map`` encodes what it has decoded anew: other bytes. The cache
+of ``map`` does not look at ``num_proc``: with another number of processes it gives the batches of
+the first run, unless ``new_fingerprint`` is given.
 """
 
 from __future__ import annotations

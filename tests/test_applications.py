@@ -35,7 +35,7 @@ def test_validate(run: Run, data: Path, tmp_path: Path) -> None:  # noqa: F811
     assert "Rank correlation" in output
     result = json.loads((out / "validation.json").read_text())
     assert len(result["predicted"]) == len(result["actual"]) == 5
-    assert result["verdict"] in output.replace("\n", " ")
+    assert result["verdict"] in " ".join(output.split())
     with Image.open(out / "validation.png") as picture:
         assert np.ptp(np.asarray(picture.convert("L"))) > 100
 
