@@ -32,9 +32,9 @@ from hf_ecif.features import Rows
 from hf_ecif.files import write_json
 from hf_ecif.fitted import Fitted
 from hf_ecif.progress import ProgressFactory, silent
+from hf_ecif.report import write_report
 from hf_ecif.scoring import Scores
 from hf_ecif.sources import Opened, Sources, open_sources
-from hf_ecif.viz import write_report
 
 PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "scikit-learn", "pillow")
 CHECKPOINTS = ".checkpoints"

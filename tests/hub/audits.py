@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from hf_ecif.cleaning import clean, write_shards
 from hf_ecif.columns import COLUMNS
 from hf_ecif.files import write_json, write_text
-from hf_ecif.viz import write_report
+from hf_ecif.report import write_report
 
 README = """---
 license: cc-by-4.0

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_ecif import viz
+from hf_ecif import pages, report, viz, words
 
 FLOATS = (
     "ecif_score",
@@ -101,14 +101,14 @@ def make_summary(scored: datasets.Dataset, **parts: Any) -> dict[str, Any]:
 
 def render(scored: datasets.Dataset, folder: Path, **parts: Any) -> str:
     path = folder / "report.html"
-    viz.write_report(scored, make_summary(scored, **parts), path)
+    report.write_report(scored, make_summary(scored, **parts), path)
     return path.read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the figures out, which take most of the time, where a test is not about them."""
-    monkeypatch.setattr(viz, "_plots", lambda *_: {"score": "figure"})
+    monkeypatch.setattr(report, "_plots", lambda *_: {"score": "figure"})
 
 
 class Page(HTMLParser):
@@ -193,10 +193,12 @@ def test_counts_are_those_of_the_summary(tmp_path: Path) -> None:
     scored = make_scored(6)
     counts = {"rows": 1506, "scored": 1498, "flagged": 290, "unreadable": 8}
     counts |= {"kept": 1208, "removed": 298}
-    viz.write_report(scored, make_summary(scored, truth=truth) | counts, tmp_path / "report.html")
+    report.write_report(
+        scored, make_summary(scored, truth=truth) | counts, tmp_path / "report.html"
+    )
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "About 19.5 % of the 1,506 pairs look misaligned; 290 are flagged" in page.text
-    for words in (
+    for sentence in (
         "Pairs 1,506 1,498 scored",
         "Flagged 290",
         "Estimated noise 19.5 % 3 borderline",
@@ -207,7 +209,7 @@ def test_counts_are_those_of_the_summary(tmp_path: Path) -> None:
         "did not converge",
         "The query is small.",
     ):
-        assert words in page.text
+        assert sentence in page.text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -260,7 +262,7 @@ def test_unreadable_image_gets_a_placeholder_with_its_reason(tmp_path: Path) -> 
 def test_thumbnails_are_small(tmp_path: Path, size: tuple[int, int], mode: str, kind: str) -> None:
     path = tmp_path / "picture"
     path.write_bytes(picture(size, mode, kind))
-    uri, problem = viz._thumbnail({"bytes": None, "path": str(path)})
+    uri, problem = pages.thumbnail({"bytes": None, "path": str(path)})
     assert problem is None
     assert uri is not None
     with Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2]))) as thumbnail:
@@ -380,7 +382,9 @@ def test_a_bare_summary_is_enough(tmp_path: Path) -> None:
     scored = make_scored(3)
     summary = make_summary(scored)
     needed = ("rows", "scored", "unreadable", "flagged", "columns", "model", "dataset")
-    viz.write_report(scored, {name: summary[name] for name in needed}, tmp_path / "new" / "a.html")
+    report.write_report(
+        scored, {name: summary[name] for name in needed}, tmp_path / "new" / "a.html"
+    )
     page = Page((tmp_path / "new" / "a.html").read_text(encoding="utf-8"))
     assert "1 of the 3 pairs is flagged for review." in page.text
 
@@ -397,7 +401,7 @@ def test_a_failure_leaves_the_old_report_and_nothing_else(
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        viz.write_report(scored, make_summary(scored), tmp_path / "report.html")
+        report.write_report(scored, make_summary(scored), tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
@@ -424,7 +428,7 @@ def test_the_same_audit_gives_the_same_page(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_are_written_for_people(value: float | None, text: str) -> None:
-    assert viz._number(value) == text
+    assert words.number(value) == text
 
 
 def test_histograms_lose_no_pair() -> None:

@@ -1,0 +1,1 @@
+"""Tasks on top of the engine, one module each: from sources to files."""

@@ -1,0 +1,72 @@
+"""Do predictions hold on these data? From sources to files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hf_ecif import processes
+from hf_ecif.applications.outputs import require_new
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.errors import UserError
+from hf_ecif.files import write_json
+from hf_ecif.progress import ProgressFactory, silent
+from hf_ecif.sources import Sources, open_sources
+from hf_ecif.validation import Validation, validate
+from hf_ecif.viz import validation_scatter
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateRequest(Sources):
+    """What to validate; the fields are the options of ``hf-ecif validate``."""
+
+    output: Path
+    subsets: int = 32
+    removed_share: float = 0.5
+    repeats: int = 2
+
+
+def run_validate(
+    request: ValidateRequest, config: InfluenceConfig, progress: ProgressFactory = silent
+) -> Validation:
+    """Compare predicted with true retrainings; writes ``validation.json`` and ``.png``.
+
+    Raises:
+        UserError: something in the request cannot be.
+    """
+    if request.subsets < 4:
+        raise UserError(f"--subsets {request.subsets}: a rank correlation needs at least 4.")
+    if not 0 < request.removed_share < 1:
+        raise UserError(f"--removed-share {request.removed_share}: must be between 0 and 1.")
+    if config.fit_epochs == 0:
+        raise UserError("--fit-epochs 0 retrains nothing, so there is nothing to compare with.")
+    processes.decide(lambda: require_new(request.output))
+    opened = open_sources(request, config)
+    rows, query = opened.read(progress)
+    opened.model.fit(rows, query, progress)
+    result = validate(
+        opened.model,
+        rows,
+        query,
+        subsets=request.subsets,
+        removed_share=request.removed_share,
+        repeats=request.repeats,
+        progress=progress,
+    )
+    if processes.is_main():
+        request.output.mkdir(parents=True, exist_ok=True)
+        _plot(result, request.output / "validation.png")
+        summary = asdict(result) | {"verdict": result.verdict, "config": config.to_dict()}
+        write_json(summary, request.output / "validation.json")
+    return result
+
+
+def _plot(result: Validation, path: Path) -> None:
+    figure = validation_scatter(
+        np.array(result.predicted),
+        np.array(result.actual),
+        f"rank correlation {result.spearman:.2f} ({result.low:.2f} to {result.high:.2f})",
+    )
+    figure.savefig(path, dpi=150, facecolor="white")

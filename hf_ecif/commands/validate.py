@@ -1,0 +1,53 @@
+"""``hf-ecif validate``: predictions against retrainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_ecif.commands.options import Quiet, bars, command
+from hf_ecif.config import InfluenceConfig
+
+
+@command
+def validate(
+    *,
+    sources: dict[str, Any],
+    output: Annotated[Path, typer.Option(help="New folder for the results.")],
+    subsets: Annotated[int, typer.Option(help="Random subsets that are retrained on.")] = 32,
+    removed_share: Annotated[
+        float, typer.Option(help="Share of the rows that each subset goes without.")
+    ] = 0.5,
+    repeats: Annotated[int, typer.Option(help="Retrainings of each subset, averaged.", min=1)] = 2,
+    quiet: Quiet = False,
+    config: InfluenceConfig,
+) -> None:
+    """Do the scores hold on your data? Compare them with true retrainings.
+
+    The attributed parameters are retrained without random parts of the data. The rank correlation
+    of the query's true and predicted loss (with half of the rows gone: the linear datamodeling
+    score) says how far to trust the scores.
+
+    OUTPUT gets `validation.json` and a plot.
+    """
+    from hf_ecif.applications.validate import ValidateRequest, run_validate
+
+    request = ValidateRequest(
+        **sources,
+        output=output,
+        subsets=subsets,
+        removed_share=removed_share,
+        repeats=repeats,
+    )
+    with bars(quiet) as (console, progress):
+        result = run_validate(request, config, progress)
+    console.print(
+        f"Rank correlation of predicted and true changes: {result.spearman:.2f} "
+        f"(95 % interval {result.low:.2f} to {result.high:.2f}) over {subsets} subsets that go "
+        f"without {removed_share:.0%} of the rows; order right for {result.sign_agreement:.0%} of "
+        f"the pairs of subsets; slope {result.slope:.2f}."
+    )
+    console.print(result.verdict)
+    console.print(f"Plot: {output / 'validation.png'}", highlight=False, soft_wrap=True)

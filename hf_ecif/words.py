@@ -1,0 +1,76 @@
+"""Numbers and texts as people read them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def number(value: Any) -> str:
+    """Three significant digits, thousands separated, tiny and huge values as powers of ten."""
+    if value is None or isinstance(value, jinja2.Undefined):
+        return "–"
+    if isinstance(value, (bool, str)):
+        return str(value)
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}".replace("-", "−")
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+    size = abs(value)
+    if size and not 1e-3 <= size < 1e6:
+        mantissa, power = f"{value:.2e}".split("e")
+        text = f"{mantissa} × 10{superscript(int(power))}"
+    else:
+        text = f"{value:,.0f}" if size >= 999.5 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def percent(value: Any) -> str:
+    """A share as a percentage of three significant digits."""
+    text = number(value if value is None or isinstance(value, jinja2.Undefined) else 100.0 * value)
+    return text if text == "–" else f"{text} %"
+
+
+def estimate(value: float, stderr: float, exponent: int = 0) -> str:
+    """A value with its standard error, both to the same decimal place, in units of a power of ten.
+
+    >>> estimate(0.00123, 0.0004, exponent=-3)
+    '1.23 ± 0.40'
+    """
+    scaled = value / 10.0**exponent
+    decimals = 2 - math.floor(math.log10(abs(scaled))) if scaled else 0
+    decimals = min(max(decimals, 0), 4)
+    text = f"{scaled:,.{decimals}f}"
+    if math.isfinite(stderr):
+        text += f" ± {stderr / 10.0**exponent:,.{decimals}f}"
+    return text.replace("-", "−")
+
+
+def readable_exponent(values: Floats) -> int:
+    """A power of ten, a multiple of three, in which typical values are easy to read.
+
+    >>> readable_exponent(np.array([2e-5, -7e-5]))
+    -6
+    """
+    sizes = np.abs(values[np.isfinite(values)])
+    sizes = sizes[sizes > 0.0]
+    if not sizes.size:
+        return 0
+    power = math.floor(math.log10(float(np.quantile(sizes, 0.9))))
+    return 0 if -2 < power < 3 else 3 * math.floor(power / 3)
+
+
+def superscript(power: int) -> str:
+    return str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def shorten(text: str, length: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
