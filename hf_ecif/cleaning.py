@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,11 @@ from numpy.typing import NDArray
 
 from hf_ecif.data import image_bytes, load_rows
 from hf_ecif.errors import UserError
-from hf_ecif.files import aside, write_json
+from hf_ecif.files import aside, read_json, write_json
+from hf_ecif.progress import ProgressFactory, silent
+
+if TYPE_CHECKING:
+    from hf_ecif.comparison import Comparison
 
 Bools = NDArray[np.bool_]
 
@@ -44,14 +47,25 @@ class CleanRequest:
         output: New folder for `kept`, `removed` and `cleaning.json`; None writes nothing.
         strategy: As in `clean`.
         share: As in `clean`.
+        beside: Further strategies, which are counted and compared, but not written.
         text_column: Of the captions; the one that was audited, if absent.
+        test: Data that nothing was decided by, on which to compare models fine-tuned on the rows
+            before and after; None compares nothing.
+        test_split: Split of them.
+        repeats: Of every fine-tuning, each with its own order of batches.
+        model: What is fine-tuned; the audited one, if absent.
     """
 
     audit: Path
     output: Path | None = None
     strategy: Strategy = "drop"
     share: float | None = None
+    beside: tuple[Strategy, ...] = ()
     text_column: str | None = None
+    test: str | None = None
+    test_split: str = "test"
+    repeats: int = 3
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,24 @@ class CleanResult:
             "removed_not_flagged": sum(flag is False for flag in flags),
             "removed_unreadable": sum(flag is None for flag in flags),
         }
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What `run_clean` made.
+
+    Attributes:
+        results: By strategy, the one that is written first.
+        comparison: Of models fine-tuned on the rows before and after; None without a test.
+    """
+
+    results: dict[Strategy, CleanResult]
+    comparison: Comparison | None
+
+    @property
+    def result(self) -> CleanResult:
+        """Of the strategy that is written."""
+        return next(iter(self.results.values()))
 
 
 def clean(
@@ -122,29 +154,28 @@ def clean(
     return _part(scored, suspicious)
 
 
-def run_clean(request: CleanRequest) -> CleanResult:
+def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Cleaning:
     """Clean an audit's rows; writes `kept`, `removed` and `cleaning.json` if there is an output.
 
     Raises:
-        UserError: The audit or a column is missing, or the output has something in it.
+        UserError: The audit or a column is missing, the output has something in it, or the test
+            cannot be read.
     """
     output = request.output
     if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists and is not empty. Give a new folder.")
-    scored, text_column = _open_audit(request.audit)
-    result = clean(
-        scored,
-        request.strategy,
-        share=request.share,
-        text_column=request.text_column or text_column,
-    )
+    scored, summary = _open_audit(request.audit)
+    text_column = request.text_column or summary.get("columns", {}).get("text", "text")
+    results = _clean_by_all(scored, request, text_column)
+    comparison = None
+    if request.test:
+        from hf_ecif.comparison import compare_cleanings  # with torch, which the rest does without
+
+        comparison = compare_cleanings(request, scored, results, summary, text_column, progress)
+    cleaning = Cleaning(results, comparison)
     if output:
-        for name, part in (("kept", result.kept), ("removed", result.removed)):
-            write_shards(part, output / name)
-        summary: dict[str, Any] = {"audit": str(request.audit), "strategy": request.strategy}
-        summary |= {"share": request.share, "counts": result.counts()}
-        write_json(summary, output / "cleaning.json")
-    return result
+        _write(cleaning, request, output)
+    return cleaning
 
 
 def write_shards(dataset: Dataset, folder: Path, max_shard_bytes: int = 256 * 2**20) -> None:
@@ -210,14 +241,40 @@ def _check(scored: Dataset, strategy: str, share: float | None, text_column: str
         raise UserError(f"share = {share}: only the strategy worst takes one.")
 
 
-def _open_audit(folder: Path) -> tuple[Dataset, str]:
-    """The scored rows of an audit, and the name of its text column."""
+def _open_audit(folder: Path) -> tuple[Dataset, dict[str, Any]]:
+    """The scored rows of an audit, and its summary; empty where there is none."""
     inside = (folder / "scored").is_dir()
-    summary = (folder if inside else folder.parent) / "summary.json"
-    text_column = "text"
-    if summary.is_file():
-        text_column = json.loads(summary.read_text(encoding="utf-8"))["columns"]["text"]
-    return load_rows(str(folder / "scored" if inside else folder), "train"), text_column
+    path = (folder if inside else folder.parent) / "summary.json"
+    summary = read_json(path) if path.is_file() else {}
+    return load_rows(str(folder / "scored" if inside else folder), "train"), summary
+
+
+def _clean_by_all(
+    scored: Dataset, request: CleanRequest, text_column: str
+) -> dict[Strategy, CleanResult]:
+    strategies = dict.fromkeys((request.strategy, *request.beside))
+    # A share without the one strategy that takes it is passed on, to be refused.
+    takers = [strategy for strategy in strategies if strategy == "worst"] or strategies
+    return {
+        strategy: clean(
+            scored,
+            strategy,
+            share=request.share if strategy in takers else None,
+            text_column=text_column,
+        )
+        for strategy in strategies
+    }
+
+
+def _write(cleaning: Cleaning, request: CleanRequest, output: Path) -> None:
+    result = cleaning.result
+    for name, part in (("kept", result.kept), ("removed", result.removed)):
+        write_shards(part, output / name)
+    summary: dict[str, Any] = {"audit": str(request.audit), "strategy": request.strategy}
+    summary |= {"share": request.share, "counts": result.counts()}
+    if cleaning.comparison:
+        summary["comparison"] = cleaning.comparison.to_dict()
+    write_json(summary, output / "cleaning.json")
 
 
 def _part(scored: Dataset, remove: Bools) -> CleanResult:

@@ -37,6 +37,8 @@ from hf_ecif.features import Rows, Table, read_rows, require_rows
 from hf_ecif.fitted import Fitted
 from hf_ecif.fitting import FitReport, fit_parameters
 from hf_ecif.inverse import InverseCurvature
+from hf_ecif.leverage import change_without, implied_penalty, sample_leverage
+from hf_ecif.low_rank import CHUNK
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.parameters import add_lora, has_adapters
 from hf_ecif.planting import plant
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from hf_ecif.scorer import Scorer
 
 AnyQuery = Rows | Query
+ROUGH = 0.1  # residual of a solve whose answer is a step to a place, not a number
+LEAST_DAMPING = 1e-3  # in units of the mean eigenvalue
 
 
 class InfluenceModel:
@@ -286,6 +290,60 @@ class InfluenceModel:
             train_count=fitted.train_count,
         )
 
+    def score_without(
+        self, rows: Rows, sets: Tensor, query: AnyQuery, progress: ProgressFactory = silent
+    ) -> Tensor:
+        """Predicted change of the query if sets of rows were removed, each on its own; ``(K,)``.
+
+        With the curvature without the set, and the query itself at the changed parameters: where
+        a fit has memorised its pairs, `score` and `score_group` are too small. A solve for each
+        set; for the rows that matter.
+
+        Args:
+            rows: the training rows of the last `fit`.
+            sets: ``(K, n)`` booleans, true for rows that leave; ``torch.eye(n)[chosen].bool()`` for
+                single ones.
+            query: what is asked.
+            progress: makes a progress bar.
+        """
+        fitted, config = self._require_fit(), self.config
+        objective = self._fitted_objective(rows)
+        before = self.query_value(query, fitted.theta)
+        advance, scores = progress("Score without", len(sets)), []
+        for some in sets.split(CHUNK):
+            changes, _ = change_without(
+                objective,
+                fitted.theta,
+                some,
+                fitted.spectrum,
+                curvature=config.curvature,
+                relative_damping=config.damping,
+                tolerance=ROUGH,
+                max_iterations=config.max_iterations,
+            )
+            after = [self.query_value(query, fitted.theta + change) for change in changes]
+            scores += [value - before for value in after]
+            advance(len(some))
+        return torch.stack(scores).cpu()
+
+    def sample_leverage(self, count: int = 16) -> Tensor | None:
+        """Leverages ``(count,)`` of random training rows; None of a model that was not fitted here.
+
+        How much of what holds a row's fit is the row itself, in [0, 1): a lower bound. The damping
+        is the `implied_penalty` of the fit, not that of the scores: `memorised` of it says whether
+        they are too small to predict.
+        """
+        inverse, theta = self._require_inverse(), self.theta
+        start = self.encoder.theta
+        if torch.equal(theta, start):
+            return None
+        objective, spectrum = inverse.objective, inverse.spectrum
+        penalty = implied_penalty(objective, theta, start)
+        generator = torch.Generator().manual_seed(self.config.seed + 4)
+        rows = torch.randperm(len(objective.features), generator=generator)[:count]
+        damping = max(penalty, LEAST_DAMPING * spectrum.mean_eigenvalue)
+        return sample_leverage(objective, theta, spectrum, rows, damping)
+
     def refit(self, rows: Rows, *, seed: int | None = None) -> Tensor:
         """Attributed parameters ``(P,)`` fitted to ``rows`` from the model's own, as `fit` does.
 
@@ -321,10 +379,8 @@ class InfluenceModel:
                 f"{int(members.sum())} of {len(rows)} rows are to be removed: choose at least one "
                 "row, and leave at least two."
             )
-        generator = torch.Generator().manual_seed(config.seed)
-        objective = self._objective(rows, generator, config.l2, self.encoder.theta)
         return remove(
-            objective,
+            self._fitted_objective(rows),
             fitted.theta,
             members,
             fitted.spectrum,
@@ -505,6 +561,11 @@ class InfluenceModel:
         if isinstance(query, Rows):
             return ContrastiveLoss(self._objective(query, generator))
         return Several([self._target(one, generator) for one in query])
+
+    def _fitted_objective(self, rows: Rows) -> Objective:
+        """That of `fit`, which draws its batches first."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return self._objective(rows, generator, self.config.l2, self.encoder.theta)
 
     def _objective(
         self,

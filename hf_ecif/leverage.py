@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -149,15 +150,9 @@ def change_without(
         whole = objective.curvature(curvature, theta, vectors)
         return whole - _leaving_products(touched, theta, members, vectors, curvature)
 
-    gradients = theta.new_zeros(len(members), len(theta))
-    for one, sets in touched:
-        gradients[sets] += one.gradient(theta)
-        for number in sets:
-            for rest in _remaining(one, members[number]):
-                gradients[number] -= rest.gradient(theta)
     return solve(
         product,
-        gradients,
+        _leaving_gradients(touched, theta, members),
         spectrum,
         relative_damping=relative_damping,
         tolerance=tolerance,
@@ -191,6 +186,59 @@ def leverage_along(
     return ((changes * leaving).sum(dim=1) / (changes * whole).sum(dim=1)).cpu()
 
 
+def implied_penalty(objective: Objective, theta: Tensor, start: Tensor) -> float:
+    """Weight of ``|theta - start|^2 / 2`` that would hold a fit where it stopped; at least zero.
+
+    A fit that is stopped early is as regular as one with a penalty: it ends where the slope towards
+    its start is ``grad J . (start - theta)``, as that penalty would have it. Fitted to convergence,
+    the slope is zero, and there is no penalty but that of ``J``.
+
+    Args:
+        objective: that was fitted.
+        theta: ``(P,)``, where the fit stopped.
+        start: ``(P,)``, where it began; another point.
+    """
+    way = theta - start
+    return max(0.0, -(objective.gradient(theta) @ way / way.square().sum()).item())
+
+
+def sample_leverage(
+    objective: Objective,
+    theta: Tensor,
+    spectrum: Spectrum,
+    rows: Tensor,
+    damping: float,
+    *,
+    tolerance: float = 0.3,
+    max_iterations: int = 30,
+) -> Tensor:
+    """Leverages of some pairs ``(n,)``, each along its own plain influence; lower bounds.
+
+    Dear, a solve for each, but far above the bounds of the subspace that `leverage` takes for all
+    rows: what a pair holds up is off the large eigenvalues that all pairs share.
+
+    Args:
+        objective: that the model was trained on, ``N`` rows.
+        theta: ``(P,)``, the trained parameters.
+        spectrum: of the objective's curvature.
+        rows: ``(n,)``, their numbers.
+        damping: absolute; `implied_penalty` for what is true of the fit itself.
+        tolerance: relative residual of the solve. Any direction gives a bound, so it may be large.
+        max_iterations: of the solve.
+    """
+    members = torch.zeros(len(rows), len(objective.features), dtype=torch.bool)
+    members[torch.arange(len(rows)), rows] = True
+    changes, _ = solve(
+        partial(objective.ggn, theta),
+        _leaving_gradients(_touched_batches(objective, members), theta, members),
+        spectrum,
+        relative_damping=damping / spectrum.mean_eigenvalue,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    return leverage_along(objective, theta, members, changes, damping)
+
+
 def memorised(leverage: Tensor) -> str | None:
     """A warning where most pairs hold up their own fit; None elsewhere.
 
@@ -203,9 +251,9 @@ def memorised(leverage: Tensor) -> str | None:
         return None
     return (
         f"{share:.0%} of the pairs make more than half of the curvature along some direction "
-        "themselves (ecif_leverage): the fit has memorised them. Their plain scores rank, but are "
-        "too small to predict. Regularise the fit (l2) or fit for fewer epochs, or take the scores "
-        "with the curvature without the pair."
+        "themselves: the fit has memorised them. Their plain scores rank, but are too small to "
+        "predict. Regularise the fit (l2) or fit for fewer epochs, or take the scores with the "
+        "curvature without the pair (score_without)."
     )
 
 
@@ -307,6 +355,19 @@ def _touched_batches(objective: Objective, members: Tensor) -> list[tuple[Object
             one = replace(objective, batches=[batch], weights=[weight], l2=0.0, center=None)
             touched.append((one, sets))
     return touched
+
+
+def _leaving_gradients(
+    touched: list[tuple[Objective, list[int]]], theta: Tensor, members: Tensor
+) -> Tensor:
+    """``r_E`` of every set ``E``, ``(K, P)``."""
+    total = theta.new_zeros(len(members), len(theta))
+    for one, sets in touched:
+        total[sets] += one.gradient(theta)
+        for number in sets:
+            for rest in _remaining(one, members[number]):
+                total[number] -= rest.gradient(theta)
+    return total
 
 
 def _leaving_products(

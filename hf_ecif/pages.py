@@ -54,14 +54,16 @@ def inline_svg(figure: Figure, name: str) -> Markup:
     return Markup(svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1))
 
 
-def thumbnail(cell: dict[str, Any] | None) -> tuple[str | None, str | None]:
+def thumbnail(
+    cell: dict[str, Any] | None, side: int = THUMBNAIL_SIDE
+) -> tuple[str | None, str | None]:
     """A small copy of an image as a data URI, or None and the reason why there is none."""
     if not cell or not (cell.get("bytes") or cell.get("path")):
         return None, "no image in this row"
     try:
         source = io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"]
         with Image.open(source) as image:
-            return _encode(image), None
+            return _encode(image, side), None
     except UnidentifiedImageError:
         return None, "not a known image format"
     except FileNotFoundError:
@@ -70,12 +72,12 @@ def thumbnail(cell: dict[str, Any] | None) -> tuple[str | None, str | None]:
         return None, shorten(f"{error}", PROBLEM_LENGTH) or type(error).__name__
 
 
-def _encode(image: Image.Image) -> str:
+def _encode(image: Image.Image, side: int) -> str:
     small: Image.Image = image
     if "transparency" in image.info or image.mode in ("P", "PA", "LA", "RGBA"):
         small = image.convert("RGBA")
     # Before anything else touches the pixels: a JPEG is then decoded at a reduced size.
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    small.thumbnail((side, side))
     small = ImageOps.exif_transpose(small)
     stream = io.BytesIO()
     small.convert("RGBA" if small.mode == "RGBA" else "RGB").save(stream, "WEBP", quality=82)

@@ -98,15 +98,39 @@ def zero_shot(rows: Rows, *, each: bool = False) -> Query:
         each: one query for every image, or their mean.
     """
     labels = rows.same_text
-    prompts = torch.tensor([rows.texts.index(text) for text in dict.fromkeys(rows.texts)])
-    features = rows.features[prompts].paired_with(rows.features)
 
     def function(embeddings: Embeddings) -> Tensor:
         logits = embeddings.scale * embeddings.image @ embeddings.text.T
         target = labels.to(logits.device)
         return cross_entropy(logits, target, reduction="none" if each else "mean")
 
-    return Query(features, function)
+    return Query(rows.features[first_rows(rows)].paired_with(rows.features), function)
+
+
+def zero_shot_margin(rows: Rows, images: Sequence[int]) -> Query:
+    """By how much the other classes together beat the right one; one query per image.
+
+    ``logsumexp_{c != label} S_c - S_label``, in nats: the logarithm of the odds against the class.
+
+    Args:
+        rows: labelled images; the distinct captions are the classes, two at least.
+        images: numbers of the rows in question.
+    """
+    chosen = torch.tensor(list(images))
+    labels = rows.same_text[chosen, None]
+
+    def function(embeddings: Embeddings) -> Tensor:
+        logits = embeddings.scale * embeddings.image @ embeddings.text.T
+        target = labels.to(logits.device)
+        others = logits.scatter(1, target, -torch.inf)
+        return others.logsumexp(dim=1) - logits.gather(1, target)[:, 0]
+
+    return Query(rows.features[first_rows(rows)].paired_with(rows.features[chosen]), function)
+
+
+def first_rows(rows: Rows) -> Tensor:
+    """``(C,)``, the first row of every distinct caption, in order."""
+    return torch.tensor([rows.texts.index(text) for text in dict.fromkeys(rows.texts)])
 
 
 def retrieval_margin(

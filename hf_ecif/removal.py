@@ -5,6 +5,13 @@ where ``r`` vanishes: just as far from its optimum as the given one is from its 
 from ``theta_0`` with the curvature of the *remaining* pairs is the influence function of the whole
 set in its exact group form, and without the shrinkage that a pair's own curvature causes; further
 steps, each with fresh curvature, follow the loss where it is not quadratic.
+
+``r`` is the gradient of ``M(theta) = J_without(theta) - <grad J(theta_0), theta>``. Every step must
+go down on that, not on ``|r|``: where a fit has memorised its pairs, the way to the minimum makes
+``|r|`` larger first. There the softmax, saturated at the start, gains curvature along the way, so
+that a whole Newton step leads too far, though not equally so in all directions. A step that does
+not go down is therefore taken again with more damping (Levenberg and Marquardt), rather than made
+shorter.
 """
 
 from __future__ import annotations
@@ -18,6 +25,10 @@ from torch import Tensor
 from hf_ecif.operators import Curvature, Objective
 from hf_ecif.solvers import SolveReport, Spectrum, solve
 
+# Of the decrease that the gradient promises, how much a step must bring (Armijo).
+SUFFICIENT = 0.1
+MORE_DAMPING, MOST_TRIALS = 3.0, 8
+
 
 @dataclass(frozen=True)
 class RemovalReport:
@@ -27,16 +38,16 @@ class RemovalReport:
         removed: pairs that left.
         change: ``|theta - theta_0|``.
         residuals: ``|r|`` before the first step and after every step.
-        steps: length of every step, one unless it had to be shortened; fewer than asked for where
-            no step made ``r`` smaller.
-        solvers: report of every step's solve.
+        solvers: report of every step's solve, with the damping that the step took; fewer than the
+            steps asked for where ``|r|`` is down to the tolerance, or where no step leads down.
+        trials: solves in all; more than steps where some led too far.
     """
 
     removed: int
     change: float
     residuals: list[float]
-    steps: list[float]
     solvers: list[SolveReport]
+    trials: int
 
 
 def remove(
@@ -61,8 +72,8 @@ def remove(
         spectrum: of the objective's curvature; sets the damping.
         steps: Newton steps at most.
         curvature: of the steps.
-        relative_damping: in units of the mean eigenvalue.
-        tolerance: relative residual of every solve.
+        relative_damping: in units of the mean eigenvalue; the least that a step takes.
+        tolerance: relative residual of every solve, and of ``|r|`` at which to stop.
         max_iterations: of every solve.
         advance: called after every step, for a progress bar.
     """
@@ -73,42 +84,66 @@ def remove(
         return remaining.gradient(theta) - given
 
     current, residual = theta, residual_at(theta)
-    norms, lengths, reports = [residual.norm().item()], [], []
+    norms, reports, trials = [residual.norm().item()], [], 0
     for _ in range(steps):
-        direction, report = solve(
+        newton = partial(
+            solve,
             partial(remaining.curvature, curvature, current),
             residual[None],
             spectrum,
-            relative_damping=relative_damping,
             tolerance=tolerance,
             max_iterations=max_iterations,
         )
-        reports.append(report)
-        length, current, residual = _step(residual_at, current, -direction[0], residual)
+        step = _step_down(newton, residual_at, current, residual, spectrum, relative_damping)
+        trials += step.trials
         advance(1)
-        if length == 0:
+        if step.solver is None:
             break
-        lengths.append(length)
+        current, residual = step.theta, step.residual
+        reports.append(step.solver)
         norms.append(residual.norm().item())
+        if norms[-1] <= tolerance * norms[0]:
+            break
     return current, RemovalReport(
         removed=int(members.sum()),
         change=(current - theta).norm().item(),
         residuals=norms,
-        steps=lengths,
         solvers=reports,
+        trials=trials,
     )
 
 
-def _step(
-    residual_at: Callable[[Tensor], Tensor], theta: Tensor, direction: Tensor, residual: Tensor
-) -> tuple[float, Tensor, Tensor]:
-    """The longest of some steps that makes the residual smaller; length zero if none does.
+@dataclass(frozen=True)
+class _Step:
+    """Where a step leads; ``solver`` is None where none leads down."""
 
-    A softmax saturates, so that a whole Newton step may lead too far.
+    theta: Tensor
+    residual: Tensor
+    solver: SolveReport | None
+    trials: int
+
+
+def _step_down(
+    newton: Callable[..., tuple[Tensor, SolveReport]],
+    residual_at: Callable[[Tensor], Tensor],
+    theta: Tensor,
+    residual: Tensor,
+    spectrum: Spectrum,
+    relative_damping: float,
+) -> _Step:
+    """A Newton step with the least damping, of some, that leads down.
+
+    How far down is taken from the slopes at both ends, by the trapezoid rule: values of ``M``
+    differ by less than rounding where the set is small. After a step that leads too far, the
+    damping is a few times the curvature, damping included, that was found along it.
     """
-    for length in (1.0, 0.5, 0.25, 0.125):
-        there = theta + length * direction
+    for trial in range(1, MOST_TRIALS + 1):
+        solution, report = newton(relative_damping=relative_damping)
+        there = theta - solution[0]
         moved = residual_at(there)
-        if moved.norm() < residual.norm():
-            return length, there, moved
-    return 0.0, theta, residual
+        slope, slope_there = residual @ solution[0], moved @ solution[0]
+        if (slope + slope_there) / 2 > SUFFICIENT * slope:
+            return _Step(there, moved, report, trial)
+        along = (slope / solution.square().sum()).item()
+        relative_damping = MORE_DAMPING * along / spectrum.mean_eigenvalue
+    return _Step(theta, residual, None, MOST_TRIALS)

@@ -6,6 +6,10 @@ have a dark theme, too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,6 +18,15 @@ from matplotlib.ticker import MaxNLocator
 from hf_ecif.words import Bools, Floats, number, superscript
 
 INK, MUTED, RULE, KEPT, FLAGGED = "#1d2329", "#5c6671", "#e1ddd3", "#4a7a96", "#c1501b"
+
+# Told apart without colours, too.
+CURVE_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": FLAGGED, "marker": "o", "linestyle": "-"},
+    {"color": MUTED, "marker": "s", "linestyle": "--"},
+    {"color": KEPT, "marker": "^", "linestyle": "-"},
+    {"color": INK, "marker": "v", "linestyle": ":"},
+    {"color": INK, "marker": "D", "linestyle": "-."},
+)
 
 
 def probability_histogram(probability: Floats, flag: Bools, threshold: float | None) -> Figure:
@@ -142,6 +155,29 @@ def validation_scatter(predicted: Floats, actual: Floats, caption: str) -> Figur
     return figure
 
 
+def removal_figure(shares: Sequence[float], curves: Mapping[str, Floats], label: str) -> Figure:
+    """Draws what becomes of a measure when more and more pairs are removed.
+
+    Args:
+        shares: Of the pairs that are removed, `M` of them.
+        curves: The measure by the name of the order of removal, `(M, R)` with `R` refits; bars
+            are the standard error of their mean.
+        label: Of the measure.
+    """
+    figure, axes = _blank_figure(height=4.0)
+    for (name, values), style in zip(curves.items(), cycle(CURVE_STYLES)):
+        count = values.shape[1]
+        error = values.std(axis=1, ddof=1) / count**0.5 if count > 1 else None
+        percents = [100 * share for share in shares]
+        axes.errorbar(
+            percents, values.mean(axis=1), error, label=name, capsize=2.5, markersize=5, **style
+        )
+    axes.set_xlabel("pairs removed, in %")
+    axes.set_ylabel(label)
+    _legend(axes, columns=min(len(curves), 3))
+    return figure
+
+
 # --- Pieces --------------------------------------------------------------------------------------
 
 
@@ -174,11 +210,11 @@ def _stacked(axes: Axes, values: Floats, flag: Bools, edges: Floats) -> None:
     _legend(axes)
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, columns: int = 2) -> None:
     axes.legend(
         loc="lower right",
         bbox_to_anchor=(1.0, 1.0),
-        ncols=2,
+        ncols=columns,
         frameon=False,
         labelcolor=INK,
         fontsize=10,

@@ -277,8 +277,8 @@ def build_tokenizer(concepts: list[Concept]):
     from tokenizers.trainers import BpeTrainer
     from transformers import PreTrainedTokenizerFast
 
-    # [EOS] must not be 2: for that one number, CLIPModel takes the text's embedding where the largest
-    # number stands instead, as the first CLIP checkpoints need it.
+    # [EOS] must not be 2: for that one number, CLIPModel takes the text's embedding where the
+    # largest number stands instead, as the first CLIP checkpoints need it.
     specials = {"bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}
     bpe = Tokenizer(models.BPE(unk_token=None))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])

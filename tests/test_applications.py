@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import CLIPModel
 
 from hf_ecif.influence import InfluenceModel
-from tests.test_cli import MODEL, Run, data, own_cache, run  # noqa: F401
+from tests.test_cli import DEMO, MODEL, Run, data, own_cache, run  # noqa: F401
 
 QUICK = ["--batch-size", 16, "--probes", 1, "--partitions", 2, "--fit-epochs", 2, "--quiet"]
 
@@ -44,19 +44,36 @@ def test_remove(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "edited"
     status, output = run(
         "remove", "--model", MODEL, "--dataset", marked, "--where", "gone", "--output", out,
-        "--retrain", *QUICK,
+        "--retrain", "--test", DEMO / "data", *QUICK,
     )  # fmt: skip
     assert status == 0, output
     assert "3 of 30 rows removed" in output
-    assert "Retrained without them" in output
+    assert "retrained without them" in output
     summary = json.loads((out / "removal.json").read_text())
     assert summary["removal"]["removed"] == 3
-    assert summary["retrained"]["query"] > 0
+    assert [*summary["measures"]] == ["query", "test"]
+    for states in summary["measures"].values():
+        assert [*states] == ["before", "after", "retrained"]
+        assert states["before"] != states["after"]
+        assert f"{states['after']['text_to_image_recall@1']:.1%}" in output
     edited, given = CLIPModel.from_pretrained(out), CLIPModel.from_pretrained(MODEL)
     weights = edited.state_dict()
     for name, value in given.state_dict().items():
         assert (weights[name] != value).any() == ("projection" in name), name
     InfluenceModel.from_pretrained(out)  # the processor came along
+
+
+def test_remove_prints_json_alone(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "edited"
+    status, output = run(
+        "remove", "--model", MODEL, "--dataset", marked, "--where", "gone", "--output", out,
+        "--json", *QUICK,
+    )  # fmt: skip
+    assert status == 0, output
+    printed = json.loads(output)
+    assert printed == json.loads((out / "removal.json").read_text())
+    assert [*printed["measures"]["query"]] == ["before", "after"]
+    assert "retrain" not in printed["seconds"]
 
 
 def test_adapters_are_merged_into_the_edited_model(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -77,6 +94,7 @@ def test_adapters_are_merged_into_the_edited_model(run: Run, marked: Path, tmp_p
     [
         ("remove", ["--where", "nowhere"], "--where 'nowhere' is not in the data set. It has: "),
         ("remove", ["--where", "number"], "must be boolean"),
+        ("remove", ["--where", "gone", "--test", "nowhere"], "nowhere"),
         ("validate", ["--subsets", 3], "at least 4"),
         ("validate", ["--removed-share", 1.5], "between 0 and 1"),
         ("validate", ["--fit-epochs", 0], "retrains nothing"),

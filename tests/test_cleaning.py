@@ -208,7 +208,7 @@ class TestRunClean:
     @pytest.mark.parametrize("inside", ["", "scored"])
     def test_files(self, audit, tmp_path, inside):
         request = CleanRequest(audit=audit / inside, output=tmp_path / "new", strategy="relabel")
-        result = run_clean(request)
+        result = run_clean(request).result
         kept, removed = (reload(tmp_path / "new" / part) for part in ("kept", "removed"))
         assert kept["caption"][:] == ["a cat", "1", "3", "4"]
         assert removed["caption"][:] == ["2", "5"]
@@ -218,8 +218,23 @@ class TestRunClean:
 
     def test_without_output_nothing_is_written(self, audit, tmp_path):
         before = sorted(tmp_path.rglob("*"))
-        assert run_clean(CleanRequest(audit=audit)).counts()["removed"] == 3
+        assert run_clean(CleanRequest(audit=audit)).result.counts()["removed"] == 3
         assert sorted(tmp_path.rglob("*")) == before
+
+    def test_further_strategies_are_counted_and_not_written(self, audit, tmp_path):
+        request = CleanRequest(
+            audit=audit, output=tmp_path / "new", beside=("worst", "relabel"), share=0.2
+        )
+        cleaning = run_clean(request)
+        removed = {name: result.counts()["removed"] for name, result in cleaning.results.items()}
+        assert removed == {"drop": 3, "worst": 2, "relabel": 2}
+        assert len(reload(tmp_path / "new" / "kept")) == 3
+        summary = json.loads((tmp_path / "new" / "cleaning.json").read_text())
+        assert (summary["strategy"], "comparison" in summary) == ("drop", False)
+
+    def test_a_share_that_no_strategy_takes(self, audit):
+        with pytest.raises(UserError, match="only the strategy worst takes one"):
+            run_clean(CleanRequest(audit=audit, beside=("relabel",), share=0.2))
 
     def test_output_in_use(self, audit, tmp_path):
         with pytest.raises(UserError, match="not empty"):

@@ -14,7 +14,7 @@ from hf_ecif.encoders import DualEncoder
 from hf_ecif.features import Rows
 from hf_ecif.inputs import Features
 from hf_ecif.objectives import Embeddings
-from hf_ecif.queries import Query, choose_query, retrieval_margin, zero_shot
+from hf_ecif.queries import Query, choose_query, retrieval_margin, zero_shot, zero_shot_margin
 from tests.families import build, build_inputs, forward, gaussian
 
 COUNT, GROUPS = 144, 3  # as many rows as make choose_query form three clusters
@@ -104,6 +104,30 @@ def test_zero_shot(family: str, each: bool) -> None:
         return torch.stack(losses) if each else torch.stack(losses).mean()
 
     asked.check(query, function)
+
+
+@FAMILIES
+def test_zero_shot_margin(family: str) -> None:
+    """Log odds against the class of some images, by hand; of all, the odds that zero_shot sees."""
+    asked, images = Asked(family), [6, 1, 4]
+    query = zero_shot_margin(asked.rows, images)
+
+    def function(embeddings: Embeddings) -> Tensor:
+        classes = list(dict.fromkeys(CAPTIONS))
+        margins = []
+        for n in images:
+            logits = {
+                c: embeddings.scale * embeddings.image[n] @ embeddings.text[CAPTIONS.index(c)]
+                for c in classes
+            }
+            own = logits.pop(CAPTIONS[n])
+            margins.append(torch.stack([*logits.values()]).logsumexp(dim=0) - own)
+        return torch.stack(margins)
+
+    asked.check(query, function)
+    values = query.values(asked.encoder, asked.theta)
+    losses = zero_shot(asked.rows, each=True).values(asked.encoder, asked.theta)
+    torch.testing.assert_close(torch.nn.functional.softplus(values), losses[images])
 
 
 @FAMILIES

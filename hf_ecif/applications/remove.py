@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from torch import Tensor
 
 from hf_ecif import processes
 from hf_ecif.applications.outputs import require_new
+from hf_ecif.comparison import measure
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import read_flags
+from hf_ecif.data import check_columns, load_rows, read_flags
 from hf_ecif.features import Rows
 from hf_ecif.files import write_json
+from hf_ecif.leverage import memorised
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.sources import Opened, Sources, open_sources
 
@@ -27,6 +31,8 @@ class RemoveRequest(Sources):
     output: Path
     steps: int = 2
     retrain: bool = False
+    test: str | None = None
+    test_split: str = "test"
 
 
 def run_remove(
@@ -35,8 +41,9 @@ def run_remove(
     """Save a model without the influence of some rows, and ``removal.json``.
 
     Returns:
-        The content of ``removal.json``: the query before and after, the predicted change, how the
-        removal went and, if asked for, what a retraining gives.
+        The content of ``removal.json``: the predicted change of the query's loss, how the removal
+        went, and under ``measures`` the query and the test set, before, after and, if asked for,
+        after a retraining without the rows.
 
     Raises:
         UserError: something in the request cannot be.
@@ -45,37 +52,53 @@ def run_remove(
     opened = open_sources(request, config)
     model = opened.model
     wanted = read_flags(opened.dataset, request.where, "--where", "is to be removed")
+    test_set = _open_test(request)
     rows, query = opened.read(progress)
+    judges = {"query": query}
+    if test_set is not None:
+        judges["test"] = model.read(test_set, *request.columns)
     members = torch.from_numpy(wanted)[rows.positions]
     fitted = model.fit(rows, query, progress)
     predicted = model.score_group(rows, members).task.item()
     start = time.perf_counter()
     theta, report = model.remove(rows, members, steps=request.steps, progress=progress)
+    seconds = {"remove": time.perf_counter() - start}
+    states = {"before": fitted.theta, "after": theta}
+    if request.retrain:
+        start = time.perf_counter()
+        states["retrained"] = model.refit(rows.select((~members).nonzero()[:, 0]))
+        seconds["retrain"] = time.perf_counter() - start
     summary = {
         "model": request.model,
         "dataset": request.dataset,
         "split": request.split,
         "where": request.where,
         "rows": len(rows),
+        "predicted_change": predicted,
+        "measures": {name: _measure(opened, states, judge) for name, judge in judges.items()},
         "removal": asdict(report),
-        "seconds": time.perf_counter() - start,
-        "query": {
-            "before": fitted.query_loss,
-            "predicted": fitted.query_loss + predicted,
-            "after": model.query_value(query, theta).item(),
-        },
+        "seconds": seconds,
+        "warnings": _warnings(opened),
         "config": config.to_dict(),
     }
-    if request.retrain:
-        summary["retrained"] = _retrain(opened, rows.select((~members).nonzero()[:, 0]), query)
     if processes.is_main():
         model.save_edited(theta, request.output)
         write_json(summary, request.output / "removal.json")
     return summary
 
 
-def _retrain(opened: Opened, remaining: Rows, query: Rows) -> dict[str, float]:
-    start = time.perf_counter()
-    theta = opened.model.refit(remaining)
-    seconds = time.perf_counter() - start
-    return {"query": opened.model.query_value(query, theta).item(), "seconds": seconds}
+def _open_test(request: RemoveRequest) -> Dataset | None:
+    """Early, so that a typo shows early."""
+    if request.test is None:
+        return None
+    return check_columns(load_rows(request.test, request.test_split), *request.columns)
+
+
+def _measure(opened: Opened, states: dict[str, Tensor], judge: Rows) -> dict[str, dict[str, float]]:
+    return {name: measure(opened.model, theta, judge) for name, theta in states.items()}
+
+
+def _warnings(opened: Opened) -> list[str]:
+    leverage = opened.model.sample_leverage()
+    warning = None if leverage is None else memorised(leverage)
+    return [] if warning is None else [warning]

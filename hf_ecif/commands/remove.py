@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from hf_ecif.commands.options import Quiet, bars, command
+from hf_ecif.commands.options import Json, Quiet, bars, command, print_json
 from hf_ecif.config import InfluenceConfig
+
+NAMES = {"before": "before", "after": "rows removed", "retrained": "retrained without them"}
 
 
 @command
@@ -25,8 +30,13 @@ def remove(
     output: Annotated[Path, typer.Option(help="New folder for the edited model.")],
     steps: Annotated[int, typer.Option(help="Newton steps, each with fresh curvature.", min=1)] = 2,
     retrain: Annotated[
-        bool, typer.Option(help="Retrain without the rows, too, to compare the query.")
+        bool, typer.Option(help="Retrain without the rows, too, to compare.")
     ] = False,
+    test: Annotated[
+        str | None, typer.Option(help="Further pairs to measure the models on, beside the query.")
+    ] = None,
+    test_split: Annotated[str, typer.Option(help="Split of the test.")] = "test",
+    as_json: Json = False,
     quiet: Quiet = False,
     config: InfluenceConfig,
 ) -> None:
@@ -44,17 +54,35 @@ def remove(
         output=output,
         steps=steps,
         retrain=retrain,
+        test=test,
+        test_split=test_split,
     )
-    with bars(quiet) as (console, progress):
+    with bars(quiet, as_json) as (console, progress):
         summary = run_remove(request, config, progress)
-    values = summary["query"]
+    _print_summary(console, summary)
+    console.print(f"Model: {output}", highlight=False, soft_wrap=True, markup=False)
+    print_json(as_json, summary)
+
+
+def _print_summary(console: Console, summary: dict[str, Any]) -> None:
+    seconds = summary["seconds"]
     console.print(
         f"{summary['removal']['removed']:,} of {summary['rows']:,} rows removed in "
-        f"{summary['seconds']:.1f} s. The query's loss: {values['before']:.4f} before, "
-        f"{values['after']:.4f} after (predicted {values['predicted']:.4f})."
+        f"{seconds['remove']:.1f} s."
+        + (f" Retrained in {seconds['retrain']:.1f} s." if "retrain" in seconds else "")
     )
-    if retrained := summary.get("retrained"):
-        console.print(
-            f"Retrained without them in {retrained['seconds']:.1f} s: {retrained['query']:.4f}."
-        )
-    console.print(f"Model: {output}", highlight=False, soft_wrap=True, markup=False)
+    for judge, states in summary["measures"].items():
+        table = Table(judge, "loss", "R@1 text to image", "R@1 image to text", "zero-shot accuracy")
+        for state, values in states.items():
+            table.add_row(
+                NAMES[state],
+                f"{values['loss']:.4f}",
+                f"{values['text_to_image_recall@1']:.1%}",
+                f"{values['image_to_text_recall@1']:.1%}",
+                f"{values['zero_shot_accuracy']:.1%}",
+            )
+        console.print(table)
+    predicted = summary["measures"]["query"]["before"]["loss"] + summary["predicted_change"]
+    console.print(f"By the scores alone, the query's loss would be {predicted:.4f}.")
+    for warning in summary["warnings"]:
+        console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False)

@@ -80,6 +80,28 @@ class Contrastive(Protocol):
         predicted change of the query ``F`` when pair ``n`` is removed.
         """
 
+    def partner_tangents(
+        self,
+        embeddings: Embeddings,
+        tangents: Embeddings,
+        pairs: Tensor,
+        *,
+        form: RoleForm = "exact",
+        same: Tensor | None = None,
+    ) -> Tensor:
+        """Derivatives of the negative role of some pairs by partner, ``(K, B, n)``.
+
+        A partner of a pair is another one in whose terms it is a negative. Over the partners they
+        add up to the negative part of `role_tangents`.
+
+        Args:
+            embeddings: the batch.
+            tangents: ``K`` of it.
+            pairs: ``(n,)``, their places in the batch.
+            form: of the negative role.
+            same: as everywhere.
+        """
+
     def group_roles(
         self, embeddings: Embeddings, members: Tensor, same: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

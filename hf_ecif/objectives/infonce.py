@@ -124,6 +124,32 @@ def role_tangents(
     return Roles(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
 
+def partner_tangents(
+    embeddings: Embeddings,
+    tangents: Embeddings,
+    pairs: Tensor,
+    *,
+    form: RoleForm = "exact",
+    same: Tensor | None = None,
+) -> Tensor:
+    """Derivatives of the negative role of some pairs by partner, ``(K, B, n)``.
+
+    Partner ``k`` of pair ``n`` has ``d p_kn / (1 - p_kn) + d q_nk / (1 - q_nk)``, or the same
+    without the denominators in the first-order form.
+    """
+    ways = zip(similarity.two_ways(embeddings), similarity.two_ways(tangents), strict=True)
+    return similarity.total(
+        torch.cat(
+            [
+                _partner_tangents(direction, moved, rows, pairs, form, same)
+                for rows in similarity.blocks(len(embeddings.text))
+            ],
+            dim=1,
+        )
+        for direction, moved in ways
+    )
+
+
 def group_roles(
     embeddings: Embeddings, members: Tensor, same: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -296,6 +322,28 @@ def _negative_parts(row: _Row, means: _Means, rows: slice, form: RoleForm) -> tu
     # Only the largest entry of a row can exceed one half: `means.rest` goes without that one.
     rest = torch.where(large, 0, others / (1 - row.p))
     return rest + top, means.all @ rest + means.rest @ top
+
+
+def _partner_tangents(
+    direction: Direction,
+    moved: Direction,
+    rows: slice,
+    pairs: Tensor,
+    form: RoleForm,
+    same: Tensor | None,
+) -> Tensor:
+    """Of one direction and the partners of a block, ``(K, r, n)``."""
+    row = _Row.of(_logits(direction, rows, same))
+    means = _Means.of(row, FactorTangents(direction, moved), rows)
+    columns = direction._replace(keys=direction.keys[pairs])
+    change = similarity.logits_tangent(columns, moved._replace(keys=moved.keys[:, pairs]), rows)
+    p, all_mean, rest_mean = row.p[:, pairs], means.all[..., None], means.rest[..., None]
+    own = similarity.own_columns(pairs, rows)[:, None] == pairs
+    if form == "first_order":
+        return torch.where(own, 0, p * (change - all_mean))
+    # Only the largest entry of a row can exceed one half: `rest_mean` goes without that one.
+    small = p / (1 - p).clamp_min(0.5) * (change - all_mean)
+    return torch.where(own, 0, torch.where(p > 0.5, p * (change - rest_mean), small))
 
 
 def _leaving_curvature(logits: Tensor, values: Tensor) -> Tensor:

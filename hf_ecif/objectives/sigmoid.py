@@ -114,6 +114,35 @@ def role_tangents(
     )
 
 
+def partner_tangents(
+    embeddings: Embeddings,
+    tangents: Embeddings,
+    pairs: Tensor,
+    *,
+    form: RoleForm = "exact",
+    same: Tensor | None = None,
+) -> Tensor:
+    """Derivatives of the negative role of some pairs by partner, ``(K, B, n)``.
+
+    Partner ``k`` of pair ``n`` has the cells ``(k, n)`` and ``(n, k)``; ``form`` makes no
+    difference.
+    """
+    direction, moved = similarity.one_way(embeddings), similarity.one_way(tangents)
+    flipped = direction._replace(anchors=direction.keys, keys=direction.anchors)
+    moved_flipped = moved._replace(anchors=moved.keys, keys=moved.anchors)
+    ways = ((direction, moved), (flipped, moved_flipped))
+    return similarity.total(
+        torch.cat(
+            [
+                _partner_tangents(way, pushed, rows, pairs, same)
+                for rows in similarity.blocks(len(embeddings.text))
+            ],
+            dim=1,
+        )
+        for way, pushed in ways
+    )
+
+
 def group_roles(
     embeddings: Embeddings, members: Tensor, same: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -186,6 +215,17 @@ def _slopes(margins: Tensor, rows: slice) -> Tensor:
     slopes = (-margins).sigmoid()
     similarity.own_cells(slopes, rows).neg_()
     return slopes
+
+
+def _partner_tangents(
+    direction: Direction, moved: Direction, rows: slice, pairs: Tensor, same: Tensor | None
+) -> Tensor:
+    """Of the cells in the columns of the pairs and a block of rows, ``(K, r, n)``."""
+    slopes = _slopes(_margins(direction, rows, same), rows)
+    similarity.own_cells(slopes, rows).zero_()
+    columns = direction._replace(keys=direction.keys[pairs])
+    change = similarity.logits_tangent(columns, moved._replace(keys=moved.keys[:, pairs]), rows)
+    return slopes[:, pairs] * change
 
 
 def _derivatives(direction: Direction, rows: slice, same: Tensor | None) -> Derivatives:

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.detection              # the shipped captions, and none wrong
     python -m tests.benchmarks.detection --seeds 5    # and freshly exchanged ones, 10-40 %
+    python -m tests.benchmarks.detection --quick      # the shipped captions alone
 
 Every signal has its own row, higher meaning more suspicious. CLIPScore and NegCLIPLoss are given
 before and after the attributed parameters are fitted to the noisy data.
@@ -9,31 +10,33 @@ before and after the attributed parameters are fitted to the noisy data.
 
 from __future__ import annotations
 
-import argparse
-import json
-import random
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from datasets import Dataset, disable_progress_bars
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import f1_score
 
-from hf_ecif import metrics
-from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import check_columns, load_rows
-from hf_ecif.detection import detect
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 
-DEMO = Path(__file__).parents[2] / "spaces_demo"
-RESULTS = Path(__file__).parent / "results"
+# Other benchmarks take the folders from here.
+from tests.benchmarks.shared import (
+    DEMO,  # noqa: F401
+    RESULTS,  # noqa: F401
+    Embedded,
+    embedded,
+    exchange,
+    find_wrong,
+    judge,
+    parser,
+    save,
+)
+
 RATES = (0.1, 0.2, 0.4)
+KINDS = ("random", "cat")
 
 
 @dataclass(frozen=True)
@@ -46,62 +49,39 @@ class Case:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=0, help="freshly exchanged captions, too")
-    parser.add_argument("--output", type=Path, default=RESULTS / "detection.json")
-    args = parser.parse_args()
-    disable_progress_bars()
-
-    model = InfluenceModel.from_pretrained(DEMO / "model", InfluenceConfig())
-    train = check_columns(load_rows(str(DEMO / "data"), "train"), "image", "text")
-    query = model.read(load_rows(str(DEMO / "data"), "validation"))
+    options = parser(__doc__, "detection")
+    options.add_argument("--seeds", type=int, default=0, help="freshly exchanged captions, too")
+    args = options.parse_args()
+    data = embedded()
     results = []
-    for case in cases(model, train, args.seeds):
-        result = evaluate(model, case, query)
+    for case in cases(data, args.seeds, args.quick):
+        result = evaluate(data.model, case, data.query)
         print_table(result)
         results.append(result)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(results, indent=1) + "\n")
+    settings = {"seeds": args.seeds, "rates": RATES, "kinds": KINDS}
+    save(args.output, settings | {"config": data.model.config.to_dict()}, results)
 
 
-def cases(model: InfluenceModel, train: Dataset, seeds: int) -> list[Case]:
+def cases(data: Embedded, seeds: int, quick: bool) -> Iterator[Case]:
     """The shipped captions, the original ones, and for every seed, rate and kind exchanged ones."""
-    original = model.read(train, text_column="original_text")
-    shipped = Case("as shipped", model.read(train), np.array(train["is_misaligned"][:]))
-    made = [
-        exchange(original, train["category"][:], rate, kind, seed)
-        for seed in range(seeds)
-        for rate in RATES
-        for kind in ("random", "cat")
-    ]
-    clean = Case("nothing wrong", original, np.zeros(len(original), dtype=bool))
-    return [shipped, clean, *made]
-
-
-def exchange(rows: Rows, categories: list[str], rate: float, kind: str, seed: int) -> Case:
-    """Give a share of the rows the caption of another row, for ``cat`` one of the same category."""
-    rng = random.Random(f"{rate} {kind} {seed}")
-    donors = list(range(len(rows)))
-    for i in rng.sample(donors, round(rate * len(rows))):
-        donors[i] = rng.choice(
-            [
-                j
-                for j, text in enumerate(rows.texts)
-                if text != rows.texts[i] and (kind == "random" or categories[j] == categories[i])
-            ]
-        )
-    chosen = torch.tensor(donors)
-    wrong = (chosen != torch.arange(len(rows))).numpy()
-    return Case(f"{rate:.0%} {kind}, seed {seed}", rows.with_texts_of(chosen), wrong)
+    shipped = data.model.read(data.train)
+    yield Case("as shipped", shipped, np.array(data.train["is_misaligned"][:]))
+    if quick:
+        return
+    original = data.model.read(data.train, text_column="original_text")
+    yield Case("nothing wrong", original, np.zeros(len(original), dtype=bool))
+    categories = data.train["category"][:]
+    for seed in range(seeds):
+        for rate in RATES:
+            for kind in KINDS:
+                made = exchange(original, categories, rate, kind, seed)
+                yield Case(f"{rate:.0%} {kind}, seed {seed}", made.rows, made.wrong)
 
 
 def evaluate(model: InfluenceModel, case: Case, query: Rows) -> dict:
     """All signals of a case, and what the detector makes of them."""
-    model.fit(case.rows, query)
-    scores, given = model.score(case.rows), model.score_as_given(case.rows)
-    detection = detect(model.signals(scores), *model.plant(case.rows, query))
+    scores, detection = find_wrong(model, case.rows, query)
+    given = model.score_as_given(case.rows)
     signals = {
         "CLIPScore, before the fit": -given.clip_score,
         "CLIPScore, after": -scores.clip_score,
@@ -133,10 +113,6 @@ def rank(wrong: NDArray[np.bool_], signal: NDArray[np.float32]) -> dict[str, flo
     result = judge(wrong, signal)
     names = {"AUROC": "auroc", "AUPRC": "auprc", "P@20": "precision_at_k", "best F1": "best_f1"}
     return {label: result[name] for label, name in names.items()}
-
-
-def judge(wrong: NDArray[np.bool_], signal: NDArray[np.floating]) -> dict[str, Any]:
-    return metrics.load("misalignment_detection").compute(predictions=signal, references=wrong)
 
 
 def print_table(result: dict) -> None:

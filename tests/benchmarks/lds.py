@@ -34,7 +34,7 @@ from hf_ecif.influence import InfluenceModel
 from hf_ecif.inputs import Features
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.pretrained import load_model
-from tests.benchmarks.detection import DEMO
+from tests.benchmarks.shared import DEMO
 
 CONFIG = InfluenceConfig()
 CHECKPOINTS = (2, 4, 6, 8, 10)  # epochs after which the fit is looked at

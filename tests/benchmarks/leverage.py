@@ -14,14 +14,10 @@ origin: two where predictions are half of what they should be.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +35,15 @@ from torch import Tensor
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import load_rows
 from hf_ecif.features import Rows
-from hf_ecif.influence import InfluenceModel, load_model
+from hf_ecif.influence import InfluenceModel
 from hf_ecif.leverage import change_without, leverage, leverage_along, memorised
 from hf_ecif.low_rank import LowRank, nystrom
 from hf_ecif.objectives import infonce
 from hf_ecif.operators import Objective, random_batches
+from hf_ecif.pretrained import load_model
 from hf_ecif.removal import remove
 from hf_ecif.solvers import Spectrum, solve
-from tests.benchmarks.detection import DEMO, RESULTS
+from tests.benchmarks.shared import DEMO, parser, save
 
 Floats = NDArray[np.float64]
 FITS = {"well-regularised": 0.3, "intermediate": 0.03, "memorised": 0.001}
@@ -367,30 +364,17 @@ class Seconds:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="8 pairs of each fit, not 40")
-    parser.add_argument("--fits", nargs="*", default=list(FITS), choices=list(FITS))
-    parser.add_argument("--output", type=Path, default=RESULTS / "leverage.json")
-    args = parser.parse_args()
+    options = parser(__doc__, "leverage")
+    options.add_argument("--fits", nargs="*", default=list(FITS), choices=list(FITS))
+    args = options.parse_args()
     disable_progress_bars()
     torch.set_num_threads(1)
     console = Console(width=100)
     problem = read_problem()
     count, newton = (8, 4) if args.quick else (40, 12)
     fits = [study(problem, name, count, newton, console) for name in args.fits]
-    versions = {name: version(name) for name in ("torch", "transformers", "scipy", "numpy")}
-    content = {
-        "pairs": PAIRS,
-        "batch size": BATCH,
-        "rank": RANK,
-        "seed": SEED,
-        "versions": {"python": platform.python_version()} | versions,
-        "fits": fits,
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(content, indent=1) + "\n")
+    settings = {"pairs": PAIRS, "batch size": BATCH, "rank": RANK, "seed": SEED}
+    save(args.output, settings, fits)
     draw(fits, args.output.with_suffix(".png"))
 
 

@@ -26,6 +26,7 @@ from tests.objectives.dense import (
     flat,
     random_tangents,
     removal,
+    sigmoid_terms,
     unflat,
     with_bias,
 )
@@ -55,7 +56,7 @@ def mean_loss(dense: Dense, batch: Embeddings, same: Tensor | None) -> Tensor:
 @LOSSES
 def test_modules_have_the_functions_of_the_protocol(dense: Dense) -> None:
     declared = [f for f in vars(Contrastive).values() if inspect.isfunction(f) and f.__doc__]
-    assert len(declared) == 9
+    assert len(declared) == 10
     for function in declared:
         offered = inspect.signature(getattr(dense.loss, function.__name__))
         expected = inspect.signature(function)
@@ -109,6 +110,57 @@ def test_hessian_product_is_the_change_of_the_gradient(
 
 
 # -------------------------------------------------------------------------- the roles of a pair
+
+
+def terms_with_and_without(dense: Dense, logits: Tensor, same: Tensor | None, pair: int) -> Tensor:
+    """What every partner's terms gain by a pair: ``(B,)`` by deletion, the pair's own zero."""
+    stay = [n for n in range(len(logits)) if n != pair]
+    rest_same = None if same is None else same[stay]
+    if dense is INFONCE:
+        change = dense.own(logits, same)[stay] - dense.own(logits[stay][:, stay], rest_same)
+    else:
+        terms = sigmoid_terms(logits, same)
+        change = (terms[pair] + terms[:, pair])[stay]
+    return torch.zeros(len(logits)).to(logits).index_add(0, torch.tensor(stay), change)
+
+
+@LOSSES
+@MASKS
+@pytest.mark.parametrize("scale", [6.0, 200.0])
+def test_partner_tangents(
+    dense: Dense, make_batch: MakeBatch, same: Tensor | None, scale: float
+) -> None:
+    """Every partner's share of a negative role, by deletion; also where one answer has all."""
+    batch, pairs = with_bias(make_batch(scale=scale)), torch.tensor([6, 0, 3])
+    tangents = random_tangents(batch)
+
+    def gains(b: Embeddings) -> Tensor:
+        columns = [terms_with_and_without(dense, dense_logits(b), same, n) for n in pairs.tolist()]
+        return torch.stack(columns, dim=1)
+
+    actual = dense.loss.partner_tangents(batch, tangents, pairs, same=same)
+    oracle = central_difference(gains, batch, tangents)
+    torch.testing.assert_close(actual, oracle, rtol=1e-5, atol=1e-6)
+
+
+@LOSSES
+@MASKS
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("block", [3, 8])
+def test_partners_add_up(
+    dense: Dense,
+    batch: Embeddings,
+    same: Tensor | None,
+    form: RoleForm,
+    block: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(similarity, "BLOCK", block)
+    tangents, pairs = random_tangents(batch), torch.tensor([6, 0, 3])
+    partners = dense.loss.partner_tangents(batch, tangents, pairs, form=form, same=same)
+    whole = dense.loss.role_tangents(batch, tangents, form=form, same=same).negative
+    torch.testing.assert_close(partners.sum(dim=1), whole[:, pairs], rtol=1e-10, atol=1e-12)
+    assert not partners[:, pairs, torch.arange(3)].any()
 
 
 @LOSSES

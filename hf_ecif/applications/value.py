@@ -1,0 +1,486 @@
+"""Which pairs help, which hurt, for whom, and what would new ones bring? From sources to files."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, Image, Value, concatenate_datasets
+from torch import Tensor
+
+from hf_ecif import processes
+from hf_ecif.applications.outputs import require_new
+from hf_ecif.cleaning import write_shards
+from hf_ecif.columns import read_groups
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.data import check_columns, drop_influence_columns, load_rows
+from hf_ecif.errors import UserError
+from hf_ecif.features import Rows
+from hf_ecif.files import write_json
+from hf_ecif.pages import inline_svg, thumbnail, write_page
+from hf_ecif.progress import ProgressFactory, silent
+from hf_ecif.scoring import Scores
+from hf_ecif.sources import Opened, Sources, open_sources
+from hf_ecif.valuation import (
+    Additions,
+    Curve,
+    Valuation,
+    find_conflicts,
+    removal_curves,
+    removal_orders,
+    value_additions,
+    value_by_slice,
+)
+from hf_ecif.viz import removal_figure
+from hf_ecif.words import readable_exponent, shorten
+
+PACKAGES = ("hf_ecif", "torch", "transformers", "datasets")
+TOP, TOP_OF_SLICE = 12, 6  # pairs of a ranking that are named and shown
+SHOWN_SLICES = 12  # slices whose rankings are shown
+SMALL_SLICE = 20
+CAPTION_LENGTH = 280
+ADDED = "ecif_added"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueRequest(Sources):
+    """What to value; the fields are the options of ``hf-ecif value``."""
+
+    output: Path
+    slice_column: str | None = None
+    curves: bool = False
+    repeats: int = 3
+    test: str | None = None
+    test_split: str = "test"
+    candidates: str | None = None
+    candidates_split: str = "train"
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What is read beside the model, the rows and the query."""
+
+    names: list[str | None] | None
+    test: Dataset | None
+    candidates: Dataset | None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Everything that is written."""
+
+    request: ValueRequest
+    opened: Opened
+    rows: Rows
+    query: Rows
+    valuation: Valuation
+    curves: list[Curve]
+    given: _Given
+    candidates: Rows | None
+    additions: Additions | None
+
+
+def run_value(
+    request: ValueRequest, config: InfluenceConfig, progress: ProgressFactory = silent
+) -> dict[str, Any]:
+    """Value all rows; writes ``value.parquet``, ``summary.json`` and ``value.html``.
+
+    Given candidates, ``candidates.parquet``, too.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        UserError: something in the request cannot be.
+    """
+    start = time.perf_counter()
+    _check(request, config)
+    processes.decide(lambda: require_new(request.output))
+    opened = open_sources(request, config)
+    given = _read_given(request, opened)
+    found = _analyse(request, opened, given, progress)
+
+    def write() -> dict[str, Any]:
+        _write_rows(found)
+        summary = _summarise(found)
+        summary["seconds"] = round(time.perf_counter() - start, 2)
+        _write_page(found, summary)
+        # Written last: a folder with a summary is a finished run.
+        write_json(summary, request.output / "summary.json")
+        return summary
+
+    return processes.decide(write)
+
+
+def _check(request: ValueRequest, config: InfluenceConfig) -> None:
+    if request.test and not request.curves:
+        raise UserError("--test is what removal curves are judged by: give --curves, too.")
+    if request.curves and request.repeats < 1:
+        raise UserError(f"--repeats {request.repeats}: a curve needs at least one refit per point.")
+    if request.curves and config.fit_epochs == 0:
+        raise UserError("--fit-epochs 0 refits nothing, so there are no --curves.")
+
+
+def _read_given(request: ValueRequest, opened: Opened) -> _Given:
+    """Before anything is computed, so that a typo shows early."""
+
+    def load(source: str | None, split: str) -> Dataset | None:
+        return check_columns(load_rows(source, split), *request.columns) if source else None
+
+    return _Given(
+        _read_slices(request, opened),
+        load(request.test, request.test_split),
+        load(request.candidates, request.candidates_split),
+    )
+
+
+def _read_slices(request: ValueRequest, opened: Opened) -> list[str | None] | None:
+    """The slice of every row that the query is of, or is chosen from."""
+    if request.slice_column is None:
+        return None
+    source = opened.dataset if opened.query_set is None else opened.query_set
+    try:
+        return read_groups(source, request.slice_column)
+    except UserError as error:
+        message = str(error).replace("--group-column", "--slice-column")
+        raise UserError(message.replace("the data set", "the query")) from error
+
+
+def _analyse(
+    request: ValueRequest, opened: Opened, given: _Given, progress: ProgressFactory
+) -> _Found:
+    """All of the computing; every process takes part."""
+    model = opened.model
+
+    def read(name: str, dataset: Dataset) -> Rows:
+        advance = progress(f"Read {name}", len(processes.share(len(dataset))))
+        return model.read(dataset, *request.columns, advance)
+
+    rows, query = opened.read(progress)
+    test = read("test rows", given.test) if given.test else None
+    candidates = read("candidates", given.candidates) if given.candidates else None
+    names = given.names and [given.names[row] for row in query.positions.tolist()]
+    valuation = value_by_slice(model, rows, query, names, progress)
+    curves: list[Curve] = []
+    if request.curves:
+        whole = valuation.scores.task[0]
+        orders = removal_orders(whole, request.repeats, model.config.seed)
+        curves = removal_curves(model, rows, test or query, orders, progress=progress)
+    additions = value_additions(model, rows, candidates, progress) if candidates else None
+    return _Found(request, opened, rows, query, valuation, curves, given, candidates, additions)
+
+
+# ------------------------------------------------------------------------------------------ rows
+
+
+def _write_rows(found: _Found) -> None:
+    output, slices = found.request.output, found.valuation.slices
+    suffixes = ["", *(f":{one.name}" for one in slices[1:])]
+    columns = _columns("ecif", found.rows, found.valuation.scores, suffixes)
+    write_shards(_named_rows(found.opened.plain, found.rows, columns), output / "value.parquet")
+    if found.candidates and found.additions and found.given.candidates:
+        dataset = drop_influence_columns(found.given.candidates)
+        columns = _columns(ADDED, found.candidates, found.additions, suffixes)
+        rows = _named_rows(dataset, found.candidates, columns)
+        write_shards(rows, output / "candidates.parquet")
+
+
+def _columns(
+    prefix: str, rows: Rows, scores: Scores | Additions, suffixes: Sequence[str]
+) -> dict[str, list[float | None]]:
+    """Scores with their parts for the whole query and every slice."""
+    parts = {
+        "_score": scores.task,
+        "_positive": scores.positive,
+        "_negative": scores.negative,
+        "_stderr": scores.stderr,
+    }
+    return {
+        f"{prefix}{part}{suffix}": _spread(values[number], rows)
+        for number, suffix in enumerate(suffixes)
+        for part, values in parts.items()
+    }
+
+
+def _spread(values: Tensor, rows: Rows) -> list[float | None]:
+    """A value for every row, null for those that could not be read."""
+    spread: list[float | None] = [None] * rows.total
+    for position, value in zip(rows.positions.tolist(), values.tolist(), strict=True):
+        spread[position] = value
+    return spread
+
+
+def _named_rows(dataset: Dataset, rows: Rows, columns: dict[str, list[float | None]]) -> Dataset:
+    """All rows without their images, numbered, with new columns."""
+    images = [name for name, kind in dataset.features.items() if isinstance(kind, Image)]
+    new: dict[str, list[Any]] = {"ecif_row": list(range(len(dataset))), **columns}
+    new["ecif_reason"] = [rows.reasons.get(row) for row in range(len(dataset))]
+    kinds = {name: Value("float32") for name in columns}
+    kinds = {"ecif_row": Value("int64"), **kinds, "ecif_reason": Value("string")}
+    values = Dataset.from_dict(new, features=Features(kinds))
+    kept = dataset.remove_columns(images)
+    return concatenate_datasets([kept, values], axis=1) if kept.column_names else values
+
+
+# --------------------------------------------------------------------------------------- summary
+
+
+def _summarise(found: _Found) -> dict[str, Any]:
+    """The content of ``summary.json``, without the time."""
+    request, opened, valuation = found.request, found.opened, found.valuation
+    model, rows, scores = opened.model, found.rows, valuation.scores
+    fitted = model.fitted
+    assert fitted is not None
+    source = f"{request.query}, split {request.query_split}" if request.query else None
+    summary = {
+        "model": request.model,
+        "dataset": request.dataset,
+        "split": request.split,
+        "columns": {"image": request.image_column, "text": request.text_column},
+        "rows": rows.total,
+        "scored": len(rows),
+        "unreadable": len(rows.reasons),
+        "unreadable_reasons": dict(Counter(rows.reasons.values())),
+        "harmful": int((scores.task[0] < 0).sum()),
+        "query": {
+            "source": source or "chosen from the data",
+            "rows": len(found.query),
+            "chosen": source is None,
+            "slice_column": request.slice_column,
+            "unnamed": valuation.unnamed,
+        },
+        "slices": [
+            asdict(one) | {"rankings": dict(_rankings(scores, number, rows))}
+            for number, one in enumerate(valuation.slices)
+        ],
+        "skipped": valuation.skipped,
+        "conflicts": [asdict(one) for one in _conflicts(valuation, rows)],
+        "curves": _describe_curves(found),
+        "candidates": _describe_candidates(found),
+        "solvers": [
+            {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
+        ],
+        "config": model.config.to_dict(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "seed": model.config.seed,
+    }
+    summary["warnings"] = list(_warnings(summary))
+    return summary
+
+
+def _rankings(
+    scores: Scores | Additions, number: int, rows: Rows
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The pairs with the lowest and the highest values for one slice; for the whole, more."""
+    count = TOP_OF_SLICE if number else TOP
+    task = scores.task[number]
+    for name, values in (("lowest", task), ("highest", -task)):
+        chosen = values.argsort(stable=True)[:count]
+        yield name, [_entry(scores, number, int(i), rows) for i in chosen if values[i] < 0]
+
+
+def _entry(scores: Scores | Additions, number: int, i: int, rows: Rows) -> dict[str, Any]:
+    return {
+        "row": int(rows.positions[i]),
+        "score": float(scores.task[number, i]),
+        "positive": float(scores.positive[number, i]),
+        "negative": float(scores.negative[number, i]),
+        "stderr": float(scores.stderr[number, i]),
+    }
+
+
+@dataclass(frozen=True)
+class _Conflict:
+    """A pair of the data, and what it does to the slices that it helps and hurts most."""
+
+    row: int
+    strength: float
+    helps: dict[str, Any]
+    hurts: dict[str, Any]
+
+
+def _conflicts(valuation: Valuation, rows: Rows) -> Iterator[_Conflict]:
+    for one in find_conflicts(valuation.scores, TOP):
+        helps, hurts = (
+            {"slice": valuation.slices[number].name}
+            | _entry(valuation.scores, number, one.row, rows)
+            for number in (one.helps, one.hurts)
+        )
+        yield _Conflict(int(rows.positions[one.row]), one.strength, helps, hurts)
+
+
+def _describe_curves(found: _Found) -> dict[str, Any] | None:
+    if not found.curves:
+        return None
+    request = found.request
+    return {
+        "judge": f"{request.test}, split {request.test_split}" if request.test else "the query",
+        "held_out": request.test is not None,
+        "repeats": request.repeats,
+        "curves": [asdict(curve) for curve in found.curves],
+    }
+
+
+def _describe_candidates(found: _Found) -> dict[str, Any] | None:
+    if found.additions is None or found.candidates is None:
+        return None
+    request, additions, rows = found.request, found.additions, found.candidates
+    clear = additions.task[0] + 2 * additions.stderr[0] < 0
+    return {
+        "source": f"{request.candidates}, split {request.candidates_split}",
+        "rows": rows.total,
+        "valued": len(rows),
+        "unreadable": len(rows.reasons),
+        "worth_having": int(clear.sum()),
+        "rankings": dict(_rankings(additions, 0, rows)),
+        "slices": {
+            one.name: dict(_rankings(additions, number, rows))
+            for number, one in enumerate(found.valuation.slices[1:], 1)
+        },
+    }
+
+
+def _warnings(summary: dict[str, Any]) -> Iterator[str]:
+    if summary["query"]["chosen"]:
+        yield (
+            f"No query was given: {summary['query']['rows']} pairs were chosen from the data, "
+            "those best aligned under the model. A clean set of your own judges better."
+        )
+    if summary["curves"] and not summary["curves"]["held_out"]:
+        yield (
+            "The removal curves are judged by the query itself, which the scores were made for. "
+            "Give held-out pairs (--test) to see what is gained beyond it."
+        )
+    small = [one["name"] for one in summary["slices"][1:] if one["rows"] < SMALL_SLICE]
+    if small:
+        yield (
+            f"These slices have fewer than {SMALL_SLICE} rows, and their rankings hang on few "
+            f"pairs: {', '.join(small)}."
+        )
+    for solver in summary["solvers"]:
+        if not solver["converged"]:
+            yield (
+                f"The solve for the {solver['purpose']} reached a relative residual of "
+                f"{solver['relative_residual']:.1e}, not {solver['tolerance']:.0e}."
+            )
+
+
+# ------------------------------------------------------------------------------------------ page
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A pair as the page shows it; `effects` are named values with their errors."""
+
+    row: int
+    caption: str
+    thumbnail: str | None
+    problem: str | None
+    effects: list[dict[str, Any]]
+    positive: float
+    negative: float
+
+
+@dataclass(frozen=True)
+class _Gallery:
+    """Pairs of one ranking; values are in units of ten to `exponent`."""
+
+    title: str
+    cards: list[_Card]
+    exponent: int
+
+    @property
+    def reach(self) -> float:
+        """The largest part of any card: the bars of one gallery share a scale."""
+        return max(
+            (abs(p) for card in self.cards for p in (card.positive, card.negative)), default=1
+        )
+
+
+class _Cards:
+    """Makes cards of entries; a picture is made once."""
+
+    def __init__(self, dataset: Dataset, columns: dict[str, str]) -> None:
+        self._dataset, self._columns = dataset, columns
+        self._pictures: dict[int, tuple[str, str | None, str | None]] = {}
+
+    def gallery(self, title: str, entries: list[dict[str, Any]], name: str = "score") -> _Gallery:
+        cards = [self.card(entry, [entry | {"name": name}]) for entry in entries]
+        return _Gallery(title, cards, _exponent(entry["score"] for entry in entries))
+
+    def card(self, entry: dict[str, Any], effects: list[dict[str, Any]]) -> _Card:
+        row = entry["row"]
+        if row not in self._pictures:
+            cells = self._dataset[row]
+            caption = shorten(str(cells[self._columns["text"]] or ""), CAPTION_LENGTH)
+            self._pictures[row] = (caption, *thumbnail(cells[self._columns["image"]]))
+        return _Card(row, *self._pictures[row], effects, entry["positive"], entry["negative"])
+
+
+def _write_page(found: _Found, summary: dict[str, Any]) -> None:
+    cards = _Cards(found.opened.dataset, summary["columns"])
+    slices = [
+        (one["name"], list(_galleries(cards, one["rankings"], HARM)))
+        for one in summary["slices"][: SHOWN_SLICES + 1]
+    ]
+    bought: list[_Gallery] = []
+    if found.given.candidates:
+        market = _Cards(found.given.candidates, summary["columns"])
+        bought = list(_galleries(market, summary["candidates"]["rankings"], WORTH))
+    write_page(
+        found.request.output / "value.html",
+        "value.html.j2",
+        summary=summary,
+        whole=slices[0][1],
+        slices=slices[1:],
+        conflicts=_conflict_gallery(cards, summary["conflicts"]),
+        bought=bought,
+        plots=_plots(found.curves),
+    )
+
+
+HARM = ("Most harmful", "Most valuable")
+WORTH = ("Most worth having", "Better left out")
+
+
+def _galleries(
+    cards: _Cards, rankings: dict[str, list[dict[str, Any]]], titles: tuple[str, str]
+) -> Iterator[_Gallery]:
+    for title, entries in zip(titles, rankings.values(), strict=True):
+        yield cards.gallery(title, entries)
+
+
+def _conflict_gallery(cards: _Cards, conflicts: list[dict[str, Any]]) -> _Gallery:
+    made = [
+        cards.card(
+            one["helps"], [side | {"name": side["slice"]} for side in (one["helps"], one["hurts"])]
+        )
+        for one in conflicts
+    ]
+    values = [one[side]["score"] for one in conflicts for side in ("helps", "hurts")]
+    return _Gallery("Pairs that help one slice and hurt another", made, _exponent(values))
+
+
+def _exponent(values: Iterable[float]) -> int:
+    return readable_exponent(np.array(list(values), dtype=np.float64))
+
+
+def _plots(curves: list[Curve]) -> dict[str, Any]:
+    if not curves:
+        return {}
+    return {
+        name: inline_svg(
+            removal_figure(
+                curves[0].shares, {c.name: np.array(getattr(c, name)) for c in curves}, label
+            ),
+            name,
+        )
+        for name, label in (("losses", "loss, in nats"), ("recalls", "recall at 1"))
+    }

@@ -1,0 +1,102 @@
+"""The app as a whole: what is shown, in which order, and how it is served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from hf_ecif.errors import UserError
+from hf_ecif.space import overview, publishing, reviewing, running, tracing, what_if
+from hf_ecif.space.audits import open_audit
+from hf_ecif.space.html import KEYS, STYLE
+from hf_ecif.space.limits import Limits, find_limits
+from hf_ecif.space.session import STORAGE_KEY, Session
+from hf_ecif.space.theme import make_theme
+
+TITLE = "hf_ecif: which pairs help, which hurt"
+
+
+def make_app(
+    folder: str, limits: Limits | None = None, *, model: str = "", dataset: str | None = None
+) -> gr.Blocks:
+    """The app on an audit.
+
+    Args:
+        folder: of the audit that a session starts with.
+        limits: of what a visitor may ask for; those of where this runs, if absent.
+        model: that the tab for new audits proposes.
+        dataset: that it proposes; the app then starts with that tab.
+
+    Raises:
+        UserError: there is no audit in the folder.
+    """
+    audit, limits = open_audit(folder), limits or find_limits()
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as app:
+        title = gr.Markdown(elem_id="title")
+        with gr.Tabs(selected="run" if dataset else "overview") as tabs:
+            session = Session(
+                folder=gr.State(folder),
+                reviews=gr.BrowserState({}, storage_key=STORAGE_KEY, secret="hf_ecif"),
+                threshold=gr.Slider(
+                    0.0,
+                    1.0,
+                    audit.threshold,
+                    step=0.005,
+                    label="Threshold of the probability",
+                    elem_id="threshold",
+                    render=False,
+                ),
+                span=gr.State(None),
+                row=gr.State(None),
+                tabs=tabs,
+                changed=[app.load],
+            )
+            session.changed.append(session.folder.change)
+            with gr.Tab("Overview", id="overview"):
+                overview.build(session)
+            with gr.Tab("Review", id="review"):
+                reviewing.build(session)
+            with gr.Tab("Trace", id="trace"):
+                tracing.build(session)
+            with gr.Tab("What if", id="what-if"):
+                what_if.build(session)
+            with gr.Tab("Run", id="run"):
+                running.build(session, limits, model, dataset)
+            with gr.Tab("Publish", id="publish"):
+                publishing.build(session, limits)
+        gr.on(session.changed, _say_title, session.folder, title, show_progress="hidden")
+        session.folder.change(
+            lambda path: (open_audit(path).threshold, None, None),
+            session.folder,
+            [session.threshold, session.span, session.row],
+        )
+    return app.queue(max_size=limits.waiting)
+
+
+def launch(app: gr.Blocks, limits: Limits | None = None, **options: Any) -> Any:
+    """Serve the app.
+
+    Args:
+        app: by `make_app`.
+        limits: of uploads.
+        options: of `gradio.Blocks.launch`.
+    """
+    limits = limits or find_limits()
+    return app.launch(
+        theme=make_theme(),
+        css=STYLE,
+        head=KEYS,
+        max_file_size=limits.upload,
+        footer_links=["gradio", "settings"],
+        ssr_mode=False,
+        **options,
+    )
+
+
+def _say_title(folder: str) -> str:
+    summary = open_audit(folder).summary
+    try:
+        return f"# Which pairs help, which hurt\n`{summary['model']}` on `{summary['dataset']}`"
+    except KeyError as error:
+        raise UserError(f"summary.json lacks {error}.") from error

@@ -1,0 +1,35 @@
+"""What a shared Space grants a visitor; at home there are no such limits."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of what one visitor may ask for.
+
+    Attributes:
+        shared: whether strangers share this machine: then nothing on its disk may be named, and
+            its own login is never used.
+        rows: of an audit.
+        upload: bytes of a file, and of what is in it.
+        seconds: of an audit.
+        waiting: visitors in the queue.
+    """
+
+    shared: bool
+    rows: int
+    upload: int
+    seconds: float
+    waiting: int
+
+
+HOME = Limits(shared=False, rows=10_000_000, upload=2**40, seconds=float("inf"), waiting=20)
+SPACE = Limits(shared=True, rows=5_000, upload=200 * 2**20, seconds=900.0, waiting=20)
+
+
+def find_limits() -> Limits:
+    """Those of where this runs."""
+    return SPACE if os.environ.get("SPACE_ID") else HOME

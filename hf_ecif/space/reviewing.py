@@ -1,0 +1,260 @@
+"""The second tab: pair by pair, keep it, remove it or give it another caption; undo; export."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from hf_ecif.errors import UserError
+from hf_ecif.pages import thumbnail
+from hf_ecif.review import Action, Decision, Review, apply_review
+from hf_ecif.space.audits import Audit, Span, Which, open_audit
+from hf_ecif.space.html import PICK, render
+from hf_ecif.space.overview import WORDS
+from hf_ecif.space.session import Session, keep_review, pressed_row, read_review
+
+PAGE = 24
+LARGE_SIDE = 512
+WHICH: list[Which] = ["flagged", "borderline", "not flagged", "decided", "all"]
+Reviews = dict[str, str]
+
+
+class Page(NamedTuple):
+    """Values of the list's components."""
+
+    cards: str
+    number: gr.Slider
+    progress: str
+
+
+class Pair(NamedTuple):
+    """Values of the components that show one pair."""
+
+    detail: str
+    caption: str
+
+
+class Step(NamedTuple):
+    """What a decision changes: the decisions, and the pair to look at next."""
+
+    reviews: Reviews
+    row: int | None
+
+
+def build(session: Session) -> None:
+    """Lay out the tab and connect it."""
+    with gr.Row():
+        with gr.Column(scale=5, min_width=320):
+            which = gr.Radio(WHICH, value="flagged", label="Pairs", elem_id="review-which")
+            progress = gr.HTML()
+            cards = gr.HTML(js_on_load=PICK, elem_id="review-cards")
+            page = gr.Slider(1, 1, 1, step=1, label="Page", elem_id="review-page")
+        with gr.Column(scale=6, min_width=320):
+            detail = gr.HTML(elem_id="review-detail")
+            with gr.Row():
+                keep = gr.Button("Keep (k)", elem_id="review-keep", min_width=90)
+                remove = gr.Button("Remove (r)", elem_id="review-remove", min_width=90)
+                undo = gr.Button("Undo (u)", elem_id="review-undo", min_width=90)
+                previous = gr.Button("◂ (p)", elem_id="review-previous", min_width=60)
+                following = gr.Button("▸ (j)", elem_id="review-next", min_width=60)
+            caption = gr.Textbox(label="Caption", lines=2, elem_id="review-caption")
+            recaption = gr.Button("Keep with this caption", elem_id="review-recaption")
+            with gr.Accordion("The nearest pairs", open=False) as near:
+                neighbours = gr.HTML(js_on_load=PICK, elem_id="review-near")
+            export = gr.Button("Export the cleaned data and the decisions")
+            exported = gr.File(label="Export", visible=False)
+
+    place = [session.folder, session.reviews, session.threshold, session.span, which]
+    quiet: dict[str, Any] = {"show_progress": "hidden"}
+    paged = [*place, page, session.row]
+    list_outputs = [cards, page, progress]
+    changes = [*session.changed, session.threshold.change, session.span.change, which.change]
+    gr.on(changes, show_first_page, place, list_outputs, **quiet)
+    page.release(show_page, paged, list_outputs, **quiet)
+    gr.on([session.row.change, session.reviews.change], show_page, paged, list_outputs, **quiet)
+    pair_inputs = [session.folder, session.reviews, session.threshold, session.row]
+    pair_changes = [session.row.change, session.reviews.change, *session.changed]
+    gr.on(pair_changes, show_pair, pair_inputs, [detail, caption], **quiet)
+    for pressed in (cards, neighbours):
+        pressed.select(pressed_row, None, session.row)
+
+    def decide_by(action: Action, event: Any, *more: Any) -> None:
+        inputs = [*place, session.row, *more]
+        event(partial(decide, action), inputs, [session.reviews, session.row], **quiet)
+
+    decide_by("keep", keep.click)
+    decide_by("remove", remove.click)
+    decide_by("recaption", recaption.click, caption)
+    undo.click(take_back, place[:2], [session.reviews, session.row], **quiet)
+    for button, by in ((previous, -1), (following, 1)):
+        button.click(partial(step, by=by), [*place, session.row], session.row, **quiet)
+    near.expand(show_neighbours, [session.folder, session.row], neighbours)
+    session.row.change(lambda: "", None, neighbours, **quiet)
+    exports = [session.folder, session.reviews, session.threshold]
+    export.click(write_export, exports, exported)
+
+
+def show_first_page(
+    folder: str, reviews: Reviews, threshold: float, span: Span | None, which: Which
+) -> Page:
+    """The list from its start."""
+    return show_page(folder, reviews, threshold, span, which, 1, None)
+
+
+def show_page(
+    folder: str,
+    reviews: Reviews,
+    threshold: float,
+    span: Span | None,
+    which: Which,
+    page: int,
+    row: int | None,
+) -> Page:
+    """A page of the list; of a row that is in the list, the page that it is on."""
+    audit = open_audit(folder)
+    review = read_review(reviews, audit)
+    rows = audit.pick(which, threshold, review, span)
+    pages = max(1, -(-len(rows) // PAGE))
+    number = rows.index(row) // PAGE + 1 if row in rows else min(int(page), pages)
+    shown = rows[(number - 1) * PAGE : number * PAGE]
+    cards = render(
+        "cards",
+        cards=[audit.rows.card(one) for one in shown],
+        chosen=row,
+        decisions=review.current,
+        words=WORDS,
+        nothing=_nothing(which),
+    )
+    slider = gr.Slider(minimum=1, maximum=max(pages, 2), value=number, visible=pages > 1)
+    return Page(cards, slider, _say_progress(audit, review, rows))
+
+
+def show_pair(folder: str, reviews: Reviews, threshold: float, row: int | None) -> Pair:
+    """One pair at full length, and its caption to be edited."""
+    audit = open_audit(folder)
+    if row is None or row >= len(audit.rows.readable):
+        return Pair(render("pair", card=None), "")
+    decision = read_review(reviews, audit).current.get(row)
+    card, text = audit.rows.card(row), audit.rows.text(row)
+    detail = render(
+        "pair",
+        card=card,
+        text=text,
+        picture=thumbnail(audit.rows.cell(row), LARGE_SIDE)[0],
+        flagged=bool(audit.flags(threshold)[row]),
+        decision=decision,
+        words=WORDS,
+        exponent=audit.rows.exponent,
+        reach=max(abs(card.positive), abs(card.negative)) or 1.0,
+    )
+    new = decision.text if decision else None
+    return Pair(detail, new or card.suggestion or text)
+
+
+def decide(
+    action: Action,
+    folder: str,
+    reviews: Reviews,
+    threshold: float,
+    span: Span | None,
+    which: Which,
+    row: int | None,
+    caption: str | None = None,
+) -> Step:
+    """Note a decision and go on to the next pair of the list."""
+    audit = open_audit(folder)
+    if row is None:
+        gr.Info("Choose a pair first.")
+        return Step(reviews, None)
+    review = read_review(reviews, audit)
+    try:
+        review = review.decide(Decision(row, action, caption))
+    except UserError as error:
+        gr.Warning(str(error))
+        return Step(reviews, row)
+    after = step(folder, reviews, threshold, span, which, row, 1)
+    return Step(keep_review(reviews, audit, review), after)
+
+
+def take_back(folder: str, reviews: Reviews) -> Step:
+    """Undo the last decision and show its pair again."""
+    audit = open_audit(folder)
+    review = read_review(reviews, audit)
+    if not review.log:
+        gr.Info("There is nothing to undo.")
+        return Step(reviews, None)
+    return Step(keep_review(reviews, audit, review.undo()), review.log[-1].row)
+
+
+def step(
+    folder: str,
+    reviews: Reviews,
+    threshold: float,
+    span: Span | None,
+    which: Which,
+    row: int | None,
+    by: int,
+) -> int | None:
+    """The pair that stands some places further in the list."""
+    audit = open_audit(folder)
+    rows = audit.pick(which, threshold, read_review(reviews, audit), span)
+    if not rows:
+        return row
+    here = rows.index(row) if row in rows else -by
+    return rows[max(0, min(here + by, len(rows) - 1))]
+
+
+def show_neighbours(folder: str, row: int | None) -> str:
+    """The pairs with the nearest images: those whose captions agree, and those that contradict."""
+    from hf_ecif.space.engine import find_neighbours, prepare  # with torch, for few
+
+    if row is None:
+        return "<p>Choose a pair first.</p>"
+    audit = open_audit(folder)
+    agreeing, contradicting = find_neighbours(prepare(folder), row)
+    groups = [
+        ("Like images with like captions", [audit.rows.card(one) for one in agreeing]),
+        ("Like images with other captions", [audit.rows.card(one) for one in contradicting]),
+    ]
+    return render("neighbours", groups=groups)
+
+
+def write_export(folder: str, reviews: Reviews, threshold: float) -> gr.File:
+    """A zip of the audit by the decisions: kept, removed and scored rows, report and decisions."""
+    audit = open_audit(folder)
+    review = reviewed(audit, reviews, threshold)
+    place = Path(mkdtemp(prefix="hf-ecif-export-"))
+    apply_review(audit.folder, review, place / "cleaned")
+    (place / "cleaned" / "decisions.json").write_text(review.to_json())
+    archive = shutil.make_archive(str(place / "cleaned"), "zip", place / "cleaned")
+    shutil.rmtree(place / "cleaned")
+    return gr.File(archive, visible=True)
+
+
+def reviewed(audit: Audit, reviews: Reviews, threshold: float) -> Review:
+    """The decisions, with the threshold where somebody moved it."""
+    review = read_review(reviews, audit)
+    moved = abs(threshold - audit.threshold) > 1e-9
+    return Review(review.log, threshold if moved else None)
+
+
+def _say_progress(audit: Audit, review: Review, rows: list[int]) -> str:
+    done = sum(row in review.current for row in rows)
+    counts = review.counts()
+    words = ", ".join(f"{counts[action]:,} × {word}" for action, word in WORDS.items())
+    return f"<p>{len(rows):,} pairs, {done:,} decided. In all: {words}.</p>"
+
+
+def _nothing(which: Which) -> str:
+    return {
+        "flagged": "No pair is flagged. Move the threshold on the overview to see more.",
+        "borderline": "No pair is close to the threshold.",
+        "not flagged": "Every pair is flagged.",
+        "decided": "You have not decided on any pair yet.",
+        "all": "No pair could be read.",
+    }[which]

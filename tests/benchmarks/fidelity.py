@@ -1,0 +1,314 @@
+"""Do scores foretell true retrainings? Single pairs, a tenth of the rows, halves of them.
+
+    python -m tests.benchmarks.fidelity            # hours: all that is below
+    python -m tests.benchmarks.fidelity --quick    # minutes: projections, a few retrainings of each
+    python -m tests.benchmarks.fidelity --parts lora "leave one out"
+
+Three kinds of truth, all for the contrastive loss of the validation split as the query:
+
+* *leave one out*: 100 single pairs of 512. The order of Adam's batches moves the query by more than
+  one pair does, so the fits are those of `tests.benchmarks.leverage`: a regularised objective in
+  float64, minimised to convergence, again without each pair. Two weights of the penalty.
+* *leave a tenth out* and *halves*: 50 random sets of rows each, by the model's own recipe from the
+  pretrained weights, averaged over seeds that are common to all sets. Projections on all rows, the
+  last block and LoRA on 400 of them. The rank correlation over halves is the linear datamodeling
+  score (LDS). Its ceiling is what a perfect prediction would be expected to reach, from how far
+  the seeds agree.
+
+A set's predicted change is the sum of its rows' scores, by several dampings in units of the mean
+eigenvalue, and for the default damping also the group form, in which the pairs leave together.
+Scores are those of one fit; its own seed decides a part of them, so there are several fits, each
+scored on its own: given are mean and standard error over the fits, and for the first fit the 95 %
+interval over bootstrap samples of the sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.features import Rows
+from hf_ecif.influence import InfluenceModel
+from hf_ecif.leverage import change_without
+from hf_ecif.solvers import Spectrum, estimate_spectrum, solve
+from tests.benchmarks import leverage
+from tests.benchmarks.lds import Truth
+from tests.benchmarks.lds import compare as compare_sets
+from tests.benchmarks.leverage import Problem, minimise, moved_query, plain_scores
+from tests.benchmarks.shared import embedded, parser, save
+
+Floats = NDArray[np.float64]
+DEFAULT = InfluenceConfig().damping
+DAMPINGS = (0.01, 1.0, DEFAULT, 1000.0)
+PENALTIES = (0.3, 0.03)
+ALONE = "leave one out"
+# Fewer rows in smaller batches where every retraining goes through a transformer.
+CUT = 400
+MODELS = {
+    "projections": InfluenceConfig(probes=1),
+    "last_block": InfluenceConfig(probes=1, parameters="last_block", batch_size=64),
+    "lora": InfluenceConfig(probes=1, parameters="lora", batch_size=64),
+}
+SHARES = {"a tenth": 0.1, "halves": 0.5}
+SEEDS_OF_TRUTH = {"projections": {"a tenth": 8, "halves": 4}}  # two elsewhere
+QUICK = "projections"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many retrainings and fits."""
+
+    pairs: int
+    sets: int
+    fits: int
+    seeds: int | None  # as above where None
+
+
+def main() -> None:
+    options = parser(__doc__, "fidelity")
+    options.add_argument("--parts", nargs="*", choices=[ALONE, *MODELS])
+    args = options.parse_args()
+    torch.set_num_threads(1)
+    parts = args.parts or ([ALONE, QUICK] if args.quick else [ALONE, *MODELS])
+    effort = Effort(10, 12, 2, 2) if args.quick else Effort(100, 50, 3, None)
+    console, results = Console(width=110), []
+    for part in parts:
+        if part == ALONE:
+            found = leave_one_out(PENALTIES[:1] if args.quick else PENALTIES, effort.pairs)
+        else:
+            found = leave_sets_out(part, effort)
+        print_table(part, found, console)
+        results += found
+        settings = {"effort": asdict(effort), "dampings": DAMPINGS, "rows of the cut": CUT}
+        configs = {name: config.to_dict() for name, config in MODELS.items()}
+        save(args.output, settings | {"configs": configs}, results)  # what is done is not lost
+        draw(results, args.output.with_suffix(".png"))
+
+
+# -------------------------------------------------------------------------------- single pairs
+
+
+def leave_one_out(penalties: tuple[float, ...], count: int) -> list[dict[str, Any]]:
+    """Every method on the converged fits."""
+    problem = leverage.read_problem()
+    generator = torch.Generator().manual_seed(leverage.SEED + 1)
+    chosen = torch.randperm(leverage.PAIRS, generator=generator)[:count]
+    return [_leave_one_out(problem, l2, chosen) for l2 in penalties]
+
+
+def _leave_one_out(problem: Problem, l2: float, chosen: Tensor) -> dict[str, Any]:
+    theta, pairs = leverage.fit(problem, l2)
+    at = problem.query_loss(theta)
+
+    def true_change(row: int) -> float:
+        loss = partial(problem.loss, l2=l2, gone=row)
+        refitted = minimise(loss, theta, tolerance=1e-8, scaling=pairs)
+        return problem.query_loss(refitted) - at
+
+    true = np.array([true_change(row) for row in bar(chosen.tolist(), f"Leave one out, l2 {l2:g}")])
+    objective = problem.objective(l2)
+    product = partial(objective.ggn, theta)
+    spectrum = estimate_spectrum(product, theta)
+    query = problem.query_objective().gradient(theta)[None]
+
+    def scores(damping: float, spectrum: Spectrum = spectrum) -> Floats:
+        settings = {"tolerance": 1e-6, "max_iterations": 2000, "preconditioner": pairs}
+        direction, _ = solve(product, query, spectrum, relative_damping=damping, **settings)
+        return plain_scores(problem, objective, theta, direction)[chosen].numpy()
+
+    changes, _ = change_without(
+        objective,
+        theta,
+        torch.eye(leverage.PAIRS, dtype=torch.bool)[chosen],
+        leverage.UNIT,
+        relative_damping=leverage.DAMPING,
+        tolerance=1e-2,
+        max_iterations=1000,
+        preconditioner=pairs,
+    )
+    predictions = {
+        "next to no damping": scores(leverage.DAMPING, leverage.UNIT),
+        **{f"damping {damping:g}": scores(damping) for damping in DAMPINGS},
+        "curvature without the pair": moved_query(problem, theta, changes).numpy(),
+    }
+    return {
+        "part": ALONE,
+        "truth": f"single pairs, l2 {l2:g}",
+        "rows": chosen.tolist(),
+        "true": true.tolist(),
+        "predicted": {name: values.tolist() for name, values in predictions.items()},
+        "query": {"start": problem.query_loss(problem.start), "fit": at},
+        "methods": {name: _single(values, true) for name, values in predictions.items()},
+    }
+
+
+def _single(predicted: Floats, true: Floats) -> dict[str, Any]:
+    result = leverage.compare("", predicted, true)
+    figures = {name: getattr(result, name) for name in ("spearman", "low", "high", "slope")}
+    return figures | {"stderr": None}
+
+
+# ------------------------------------------------------------------------------- sets of rows
+
+
+def leave_sets_out(name: str, effort: Effort) -> list[dict[str, Any]]:
+    """Every method on sets of rows, for one choice of attributed parameters."""
+    data = embedded(MODELS[name])
+    rows = data.model.read(data.train)
+    if name != QUICK:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+        rows = rows.select(order[:CUT])
+    results = []
+    for kind, part in SHARES.items():
+        seeds = effort.seeds or SEEDS_OF_TRUTH.get(name, {}).get(kind, 2)
+        truth = retrain(data.model, rows, data.query, part, effort.sets, seeds, f"{name}, {kind}")
+        results.append(judge(name, kind, data.model, rows, data.query, truth, effort.fits))
+    return results
+
+
+def retrain(
+    model: InfluenceModel, rows: Rows, query: Rows, gone: float, sets: int, seeds: int, label: str
+) -> Truth:
+    """The query's loss after training without random sets of rows."""
+    generator = torch.Generator().manual_seed(17)
+    away = round(gone * len(rows))
+    kept = torch.stack(
+        [torch.randperm(len(rows), generator=generator) >= away for _ in range(sets)]
+    )
+
+    def losses(members: Tensor) -> list[float]:
+        part = rows.select(members.nonzero()[:, 0])
+        thetas = (model.refit(part, seed=100 + seed) for seed in range(seeds))
+        return [model.query_value(query, theta).item() for theta in thetas]
+
+    found = [losses(members) for members in bar(list(kept), label)]
+    return Truth(kept.numpy(), np.array(found))
+
+
+def judge(
+    name: str,
+    kind: str,
+    model: InfluenceModel,
+    rows: Rows,
+    query: Rows,
+    truth: Truth,
+    fits: int,
+) -> dict[str, Any]:
+    """What every method foretells of the losses."""
+    by_fit = [predict(model, rows, query, truth, seed) for seed in bar(range(fits), "Score")]
+    return {
+        "part": name,
+        "truth": kind,
+        "rows": len(rows),
+        "seeds": truth.losses.shape[1],
+        "ceiling": truth.reliability,
+        "kept": ["".join("01"[k] for k in members.tolist()) for members in truth.kept],
+        "losses": truth.losses.tolist(),
+        "predicted": {method: by_fit[0][method].tolist() for method in by_fit[0]},
+        "methods": {
+            method: _over_fits([found[method] for found in by_fit], truth) for method in by_fit[0]
+        },
+    }
+
+
+def predict(
+    model: InfluenceModel, rows: Rows, query: Rows, truth: Truth, seed: int
+) -> dict[str, Floats]:
+    """Predicted change of the query for every set, by every method, at one fit."""
+    gone = ~truth.kept
+    given = model.config
+    found = {}
+    for damping in DAMPINGS:
+        model.config = replace(given, damping=damping, seed=seed)
+        model.fit(rows, query)
+        found[f"damping {damping:g}"] = gone @ model.score(rows).task.double().numpy()
+        if damping == DEFAULT:
+            groups = [model.score_group(rows, torch.from_numpy(members)) for members in gone]
+            found["group form"] = np.array([group.task.item() for group in groups])
+    model.config = given
+    return found
+
+
+def _over_fits(predictions: list[Floats], truth: Truth) -> dict[str, Any]:
+    first, *_ = results = [compare_sets(predicted, truth) for predicted in predictions]
+    scores = [result["lds"] for result in results]
+    centred = predictions[0] - predictions[0].mean()
+    return {
+        "spearman": float(np.mean(scores)),
+        "stderr": float(np.std(scores, ddof=1) / np.sqrt(len(scores))),
+        "low": first["ci_low"],
+        "high": first["ci_high"],
+        "slope": float(centred @ (truth.mean - truth.mean.mean()) / (centred @ centred)),
+    }
+
+
+# ---------------------------------------------------------------------------------- the report
+
+
+def bar(items: Any, label: str) -> Any:
+    return track(items, label, console=Console(stderr=True))
+
+
+def print_table(part: str, found: list[dict[str, Any]], console: Console) -> None:
+    heading = ("truth", "method", "Spearman", "95 % of the first fit", "slope", "ceiling")
+    table = Table(*heading, title=part)
+    for one in found:
+        for method, figures in one["methods"].items():
+            error = "" if figures["stderr"] is None else f" ± {figures['stderr']:.3f}"
+            ceiling = one.get("ceiling")
+            table.add_row(
+                one["truth"],
+                method,
+                f"{figures['spearman']:.3f}{error}",
+                f"{figures['low']:.2f} to {figures['high']:.2f}",
+                f"{figures['slope']:.2f}",
+                "" if ceiling is None else f"{ceiling:.2f}",
+            )
+    console.print(table)
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """True on predicted changes of the query by the method that suits, a panel for each truth."""
+    canvas, axes = plt.subplots(
+        1, len(results), figsize=(3.6 * len(results), 3.5), squeeze=False, layout="constrained"
+    )
+    shown: dict[bool, Callable[[dict[str, Any]], tuple[str, Any]]] = {
+        True: lambda one: ("next to no damping", one["true"]),
+        False: lambda one: (f"damping {DEFAULT:g}", _centred(one["losses"])),
+    }
+    for axis, one in zip(axes[0], results, strict=True):
+        method, true = shown[one["part"] == ALONE](one)
+        predicted = np.array(one["predicted"][method])
+        if one["part"] != ALONE:
+            predicted = predicted - predicted.mean()
+        axis.plot(1000 * predicted, 1000 * np.array(true), ".", alpha=0.7)
+        axis.axline((0, 0), slope=1, color="grey", linewidth=0.8)
+        spearman = one["methods"][method]["spearman"]
+        title = f"{one['part']}\n{one['truth']}\n{method}: {spearman:.2f}"
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("predicted, millinats")
+    axes[0, 0].set_ylabel("true change, millinats")
+    canvas.savefig(path, dpi=110)
+    plt.close(canvas)
+
+
+def _centred(losses: list[list[float]]) -> Floats:
+    means = np.array(losses).mean(axis=1)
+    return means - means.mean()
+
+
+if __name__ == "__main__":
+    main()

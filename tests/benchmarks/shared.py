@@ -1,0 +1,158 @@
+"""What the benchmarks share: the embedded data, exchanged captions, the detector, and records.
+
+A record is one JSON file: where its figures come from (commit, versions, machine, settings), and
+the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, disable_progress_bars
+from numpy.typing import NDArray
+
+from hf_ecif import metrics
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.data import check_columns, load_rows
+from hf_ecif.detection import Detection, detect
+from hf_ecif.features import Rows
+from hf_ecif.influence import InfluenceModel
+from hf_ecif.scoring import Scores
+
+DEMO = Path(__file__).parents[2] / "spaces_demo"
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "numpy", "scipy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The embedded model and data.
+
+    Attributes:
+        model: not fitted.
+        train: the rows as shipped, a fifth of them with a wrong caption (``is_misaligned``; what it
+            was: ``original_text``; its ``category`` and ``subcategory``).
+        query: the validation split, read.
+        test: the test split, read; nothing in the method sees it.
+    """
+
+    model: InfluenceModel
+    train: Dataset
+    query: Rows
+    test: Rows
+
+
+def embedded(config: InfluenceConfig | None = None) -> Embedded:
+    """Load them."""
+    disable_progress_bars()
+    model = InfluenceModel.from_pretrained(DEMO / "model", config or InfluenceConfig())
+    splits = {name: load_rows(str(DEMO / "data"), name) for name in ("train", "validation", "test")}
+    train = check_columns(splits["train"], "image", "text")
+    return Embedded(model, train, model.read(splits["validation"]), model.read(splits["test"]))
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """Rows some of which have the caption of another row.
+
+    Attributes:
+        rows: with the captions as they are then.
+        donors: ``(N,)``, the row that each caption was taken from; its own where it stayed.
+    """
+
+    rows: Rows
+    donors: NDArray[np.int64]
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """``(N,)``, which rows are misaligned."""
+        return self.donors != np.arange(len(self.donors))
+
+    @property
+    def index(self) -> str:
+        """The noise for a record, ``row:donor`` of each wrong row."""
+        rows = np.flatnonzero(self.wrong).tolist()
+        return " ".join(f"{row}:{self.donors[row]}" for row in rows)
+
+
+def exchange(rows: Rows, categories: list[str], rate: float, kind: str, seed: int) -> Exchanged:
+    """Give a share of the rows the caption of another row, for ``cat`` one of the same category."""
+    rng = random.Random(f"{rate} {kind} {seed}")
+    donors = list(range(len(rows)))
+    for i in rng.sample(donors, round(rate * len(rows))):
+        donors[i] = rng.choice(
+            [
+                j
+                for j, text in enumerate(rows.texts)
+                if text != rows.texts[i] and (kind == "random" or categories[j] == categories[i])
+            ]
+        )
+    return Exchanged(rows.with_texts_of(torch.tensor(donors)), np.array(donors))
+
+
+def find_wrong(model: InfluenceModel, rows: Rows, query: Rows) -> tuple[Scores, Detection]:
+    """What an audit makes of the rows; the model is fitted to them."""
+    model.fit(rows, query)
+    scores = model.score(rows)
+    return scores, detect(model.signals(scores), *model.plant(rows, query))
+
+
+def judge(wrong: NDArray[np.bool_], suspicion: NDArray[np.floating]) -> dict[str, Any]:
+    """How well a signal ranks the wrong rows, by our metric."""
+    return metrics.load("misalignment_detection").compute(predictions=suspicion, references=wrong)
+
+
+def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
+    """Options of every benchmark: ``--quick``, and where the record goes.
+
+    Args:
+        doc: of the benchmark's module.
+        name: of its record.
+    """
+    result = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--quick", action="store_true", help="minutes, with larger errors")
+    result.add_argument("--output", type=Path, default=RESULTS / f"{name}.json")
+    return result
+
+
+def save(path: Path, settings: Mapping[str, Any], results: Any) -> None:
+    """Write a record.
+
+    Args:
+        path: of the JSON file.
+        settings: all that decides the figures: seeds, numbers, indices.
+        results: the figures.
+    """
+    record = {"origin": origin(), "settings": settings, "results": results}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def origin() -> dict[str, Any]:
+    """Where figures come from."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, cwd=DEMO, check=False)
+    return {
+        "commit": commit.stdout.strip() or None,
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "machine": {
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+    }
