@@ -293,6 +293,7 @@ def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dic
         "seed": config.seed,
         "columns": {"image": request.image_column, "text": request.text_column},
         "model": request.model,
+        "loaded": _describe_loading(opened),
         "dataset": request.dataset,
         "split": request.split,
     }
@@ -301,6 +302,16 @@ def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dic
         summary["truth"] = _judge(found.given.truth, request.truth_column, positions, detection)
     summary["warnings"] = list(_warnings(summary, fitted, detection))
     return summary
+
+
+def _describe_loading(opened: Opened) -> dict[str, str | None]:
+    """What else scores depend on: the commit of a model of the Hub, dtype, image processor."""
+    model = opened.model
+    return {
+        "revision": getattr(model.encoder.model.config, "_commit_hash", None),
+        "dtype": str(model.encoder.input_dtype).removeprefix("torch."),
+        "image_processor": type(model.processor.image_processor).__name__,
+    }
 
 
 def _describe_noise(

@@ -14,7 +14,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
 from hf_ecif.files import read_json, write_json
 from hf_ecif.hub_errors import explain_hub_error
-from hf_ecif.hub_paths import parse_hub_path
+from hf_ecif.hub_paths import parse_model_path
 
 FIT, CONFIG = "influence.safetensors", "influence_config.json"
 
@@ -82,8 +82,7 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     """Path or repository, and the revision where one is named."""
     if Path(name).exists():
         return name, {}
-    plain = name.removeprefix("hf://").removeprefix("models/")
-    place = parse_hub_path(plain)
-    if place is None or place.revision is None:
-        return plain, {}
-    return place.repo_id, {"revision": place.revision}
+    place = parse_model_path(name)
+    if place is None:
+        return name, {}
+    return place.repo_id, {"revision": place.revision} if place.revision else {}

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from datasets import Image
+from datasets import Image, load_dataset
 from huggingface_hub import HfApi
 
 from hf_ecif import InfluenceModel
@@ -161,6 +161,12 @@ class TestNoNetwork:
         assert len(said) == 1
         assert "Looking for a copy from an earlier run" in said[0]
         assert "'v1'" in said[0]
+
+    def test_of_several_copies_the_default_one_is_taken(self, birds, monkeypatch):
+        for config in ("default", "extra"):  # both of one commit
+            load_dataset(REPO, config, revision="v1")
+        _disconnect(monkeypatch)
+        assert len(load_rows(f"{REPO}@v1", "train")) == 12
 
     def test_without_a_copy(self, birds, monkeypatch):
         _disconnect(monkeypatch)

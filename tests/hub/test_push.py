@@ -24,9 +24,11 @@ from transformers import CLIPModel
 from hf_ecif import AuditRequest, InfluenceConfig, push, push_model, run_audit
 from hf_ecif.audit_folder import AuditFolder, CardMaker
 from hf_ecif.cards import read_card
+from hf_ecif.cleaning import CleanRequest, run_clean
 from hf_ecif.cli import main
 from hf_ecif.commits import Target, publish, retried
 from hf_ecif.errors import UserError
+from hf_ecif.review import Decision, Review, apply_review
 from tests.conftest import build_clip
 from tests.hub.audits import picture, rows, write_audit, write_source
 from tests.hub.server import ANN, ANN_READ_ONLY, BOB, HubServer
@@ -50,6 +52,13 @@ def other_audit(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
     """Of the same source, with nothing to remove and so with fewer files."""
     folder = tmp_path_factory.mktemp("other-audit")
     return write_audit(folder, str(source), flagged=(), unreadable=())
+
+
+@pytest.fixture(scope="session")
+def suggested(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    """An audit with another caption for one of the flagged rows."""
+    folder = tmp_path_factory.mktemp("suggested")
+    return write_audit(folder, str(source), suggestions={1: "a crow"}, report=True)
 
 
 @pytest.fixture
@@ -125,8 +134,11 @@ class TestAudit:
     def test_without_removed_rows(self, hub, audit):
         push(audit, REPO, removed=False)
         assert get_dataset_config_names(REPO) == ["default"]
-        assert not any(path.startswith("removed/") for path in hub.files(REPO))
-        assert "were not published" in hub.files(REPO)["README.md"].decode()
+        files = hub.files(REPO)
+        assert not any(path.startswith("removed/") for path in files)
+        assert "hf_ecif/report.html" not in files  # it shows them
+        assert "were not published" in files["README.md"].decode()
+        assert "report.html" not in files["README.md"].decode()
 
     def test_nothing_removed(self, hub, other_audit):
         push(other_audit, REPO)
@@ -158,6 +170,75 @@ class TestAudit:
         assert metadata["source_datasets"] == ["bob/birds"]
         assert metadata["license"] == "cc-by-4.0"
         assert "Taken by **Kari**." in text
+
+
+class TestDecisions:
+    """What `clean` or a person made of an audit is pushed like the audit."""
+
+    @pytest.mark.parametrize(
+        ("strategy", "share", "kept", "says"),
+        [
+            ("drop", None, 9, "were taken out of"),
+            ("worst", 0.1, 10, "The 10.0% of the pairs that look most misaligned"),
+            ("weight", None, 12, "None was taken out of"),
+            ("relabel", None, 10, "got a caption that fits better"),
+        ],
+    )
+    def test_cleaning(self, hub, suggested, tmp_path, strategy, share, kept, says):
+        request = CleanRequest(
+            audit=suggested, output=tmp_path / "new", strategy=strategy, share=share
+        )
+        run_clean(request)
+        report = push(tmp_path / "new", REPO)
+        assert report.rows["default/train"] == len(load()) == kept
+        assert report.rows.get("removed/train", 0) == 12 - kept
+        assert len(load(split="test")) == 3
+        card = hub.files(REPO)["README.md"].decode()
+        assert says in " ".join(card.split())
+        assert f"| kept | {kept} |" in card
+        assert f"| removed | {12 - kept} |" in card
+        summary = json.loads(hub.files(REPO)["hf_ecif/summary.json"])
+        assert summary["kept"] + summary["removed"] == summary["rows"]
+        assert summary["cleaning"]["strategy"] == strategy
+        assert str(suggested).encode() not in hub.files(REPO)["hf_ecif/summary.json"]
+
+    def test_relabelled_rows_keep_their_old_caption(self, hub, suggested, tmp_path):
+        run_clean(CleanRequest(audit=suggested, output=tmp_path / "new", strategy="relabel"))
+        push(tmp_path / "new", REPO)
+        row = load()[1]
+        assert (row["text"], row["ecif_original_text"]) == ("a crow", "bird number 1")
+        assert load(split="test")["ecif_original_text"][:] == [None] * 3
+        card = hub.files(REPO)["README.md"].decode()
+        assert "| `ecif_original_text` |" in card
+        assert "| … with another caption | 1 |" in card
+
+    def test_review(self, hub, audit, tmp_path):
+        review = Review()
+        for decision in (
+            Decision(0, "remove"),
+            Decision(1, "keep"),
+            Decision(2, "recaption", "a tit"),
+        ):
+            review = review.decide(decision)
+        apply_review(audit, review, tmp_path / "new")
+        push(tmp_path / "new", REPO)
+        kept, removed = load(), load("removed")
+        assert [row["text"] for row in removed] == [f"bird number {n}" for n in (0, 5, 7)]
+        assert kept[1]["text"] == "a tit"
+        assert kept[0]["ecif_decision"] == "keep"
+        assert len(load(split="validation")) == 4
+        card = hub.files(REPO)["README.md"].decode()
+        assert "looked at 3 of them and decided to keep 1, to remove 1 and" in " ".join(
+            card.split()
+        )
+        for line in ("removed | 3", "… flagged as probably misaligned | 1", "… not flagged | 1"):
+            assert f"| {line} |" in card
+
+    def test_cleaning_of_bare_rows_tells_nothing(self, hub, audit, tmp_path):
+        shutil.copytree(audit / "scored", tmp_path / "bare" / "scored")
+        run_clean(CleanRequest(audit=tmp_path / "bare", output=tmp_path / "new"))
+        with pytest.raises(UserError, match="Clean the folder of the audit"):
+            push(tmp_path / "new", REPO)
 
 
 class TestTarget:
