@@ -52,7 +52,10 @@ class ModelKind:
 EDITED = ModelKind(
     "edited",
     evidence="removal.json",
-    needed=("model", "dataset", "split", "rows", "predicted_change", "measures", "removal"),
+    needed=(
+        *("model", "dataset", "split", "where", "rows", "predicted_change", "measures"),
+        *("removal", "warnings", "config"),
+    ),
     title="Remove pairs",
     library="transformers",
     tags=("hf-ecif", "data-removal"),
@@ -187,31 +190,20 @@ def base_model(facts: dict[str, Any]) -> HubPath | None:
 
 def _settings(facts: dict[str, Any]) -> dict[str, Any]:
     """What goes into the table of how it was done: sources, solves, and the config."""
-    config = facts.get("config", facts)
-    fitted = facts.get("fitted", {})
-    if fitted:
+    if "fitted" in facts:
+        fitted = facts["fitted"]
+        # The file of a fit is its config, and the model's name.
+        config = {name: value for name, value in facts.items() if name not in ("model", "fitted")}
         settings = {
-            "rows fitted on": fitted["train_count"],
+            "rows fitted on": f"{fitted['train_count']:,}",
             "query's loss, before and after the fit": f"{fitted['query_loss_before']:.4g}, "
             f"{fitted['query_loss']:.4g} nats",
         }
         solves = {f"solver for the {purpose}": one for purpose, one in fitted["solvers"].items()}
     else:
+        config = facts["config"]
         settings = {name: facts[name] for name in ("dataset", "split", "where", "rows")}
         steps = facts["removal"]["solvers"]
         solves = {f"solver, step {step}": one for step, one in enumerate(steps, 1)}
     settings |= {name: describe_solve(report, config) for name, report in solves.items()}
-    return {"model": facts["model"]} | settings | _flatten(config)
-
-
-def _flatten(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every single value under a name such as ``config damping``; long lists are left out."""
-    flat: dict[str, Any] = {}
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name} ")
-        elif isinstance(value, float):
-            flat[f"{prefix}{name}"] = f"{value:.4g}"
-        elif isinstance(value, str | int | bool):
-            flat[f"{prefix}{name}"] = value
-    return flat
+    return {"model": facts["model"]} | settings | config

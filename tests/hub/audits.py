@@ -169,6 +169,7 @@ def fake_summary(source: str, count: int, flagged: int, unreadable: int) -> dict
         "seed": 0,
         "columns": {"image": "image", "text": "text"},
         "model": "some/clip",
+        "loaded": {"revision": "c0ffee", "dtype": "float32"},
         "dataset": source,
         "split": "train",
         "warnings": ["With 11 rows, everything is a guess."],

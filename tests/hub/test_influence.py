@@ -45,6 +45,9 @@ def test_round_trip(
     card = ModelCard.load(REPO)
     assert card.data.library_name == "hf_ecif"
     assert str(DEMO) not in str(card)
+    assert "| rows fitted on | 30 |" in str(card)
+    residual = model.fitted.solvers["task score"].relative_residual
+    assert f"relative residual {residual:.1e}" in str(card)
 
 
 def test_scorer_of_a_repository(

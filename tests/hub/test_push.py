@@ -16,12 +16,13 @@ from datasets import (
     get_dataset_config_names,
     load_dataset,
 )
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from transformers import CLIPModel
 
 from hf_ecif import AuditRequest, InfluenceConfig, push, push_model, run_audit
+from hf_ecif.applications.remove import RemoveRequest, run_remove
 from hf_ecif.audit_folder import AuditFolder, CardMaker
 from hf_ecif.cards import read_card
 from hf_ecif.cleaning import CleanRequest, run_clean
@@ -29,10 +30,10 @@ from hf_ecif.cli import main
 from hf_ecif.commits import Target, publish, retried
 from hf_ecif.errors import UserError
 from hf_ecif.review import Decision, Review, apply_review
-from tests.conftest import build_clip
 from tests.hub.audits import picture, rows, write_audit, write_source
 from tests.hub.server import ANN, ANN_READ_ONLY, BOB, HubServer
 
+DEMO = Path(__file__).parents[2] / "spaces_demo"
 REPO = "ann/birds-clean"
 TEXT = (".json", ".html")
 
@@ -585,19 +586,21 @@ def recover(hub: HubServer) -> None:
 
 @pytest.fixture(scope="session")
 def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder as `hf-ecif remove` leaves it."""
+    """A model folder as `hf-ecif remove` leaves it, with a file that is nobody's business."""
     folder = tmp_path_factory.mktemp("edited")
-    build_clip().save_pretrained(folder)
-    removal = {
-        "rows": 12,
-        "removal": {"removed": 2, "change": 0.1, "residuals": [1.0, 0.1]},
-        "query": {"before": 1.5, "predicted": 1.4, "after": 1.41},
-        "config": {"damping": 30.0},
-        "model": "/home/me/secret/clip",
-    }
-    (folder / "removal.json").write_text(json.dumps(removal))
-    (folder / ".env").write_text("SECRET=1")
-    return folder
+    data = load_dataset("parquet", data_files=f"{DEMO}/data/test.parquet", split="train")
+    data = data.select(range(30)).add_column("gone", [row < 2 for row in range(30)])
+    data.to_parquet(folder / "secret.parquet")
+    request = RemoveRequest(
+        model=f"{DEMO}/model",
+        dataset=str(folder / "secret.parquet"),
+        where="gone",
+        output=folder / "model",
+        steps=1,
+    )
+    run_remove(request, InfluenceConfig(fit_epochs=1, probes=1, partitions=2))
+    (folder / "model" / ".env").write_text("SECRET=1")
+    return folder / "model"
 
 
 class TestModel:
@@ -617,11 +620,14 @@ class TestModel:
             "config.json",
             "hf_ecif/manifest.json",
             "model.safetensors",
+            "processor_config.json",
             "removal.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
         }
-        assert b"secret" not in files["removal.json"]
-        assert b"secret" not in files["README.md"]
-        assert b"without 2 of 12 image" in files["README.md"]
+        assert str(edited.parent).encode() not in files["removal.json"] + files["README.md"]
+        assert b"without 2 of 30 image" in files["README.md"]
+        ModelCard(files["README.md"].decode()).data.to_dict()
 
     def test_again_and_changed(self, hub, edited, tmp_path):
         push(edited, "ann/edited")
@@ -634,17 +640,33 @@ class TestModel:
         assert "other.safetensors" in files
         assert "model.safetensors" not in files
 
-    def test_influence(self, hub, edited, tmp_path):
+    def test_base_on_the_hub_gives_its_licence(self, hub, api, edited, tmp_path):
         shutil.copytree(edited, tmp_path, dirs_exist_ok=True)
-        (tmp_path / "removal.json").unlink()
+        removal = json.loads((tmp_path / "removal.json").read_text())
+        (tmp_path / "removal.json").write_text(json.dumps(removal | {"model": "ann/clip@main"}))
+        with pytest.raises(UserError, match=r"README\.md of ann/clip, for its licence: .*no such"):
+            push(tmp_path, "ann/edited")
+        api.create_repo("ann/clip")
+        push(tmp_path, "ann/bare")  # the base has no card
+        readme = b"---\nlicense: mit\n---\n# CLIP\n"
+        api.upload_file(path_or_fileobj=readme, path_in_repo="README.md", repo_id="ann/clip")
+        push(tmp_path, "ann/edited")
+        data, text = read_card(hub.files("ann/edited", "model")["README.md"].decode())
+        assert (data["license"], data["base_model"]) == ("mit", ["ann/clip"])
+        assert "# CLIP" not in text
+
+    def test_of_another_version(self, hub, edited, tmp_path):
+        shutil.copytree(edited, tmp_path, dirs_exist_ok=True)
+        (tmp_path / "removal.json").write_text('{"model": "a/b", "rows": 3}')
+        with pytest.raises(UserError, match=r"removal\.json lacks 'dataset'"):
+            push(tmp_path, "ann/edited")
+
+    def test_damaged_fit(self, hub, edited, tmp_path):
+        shutil.copytree(edited, tmp_path, dirs_exist_ok=True)
         (tmp_path / "influence.safetensors").write_bytes(b"weights")
-        (tmp_path / "influence_config.json").write_text('{"model": "openai/clip", "seed": 3}')
-        push(tmp_path, "ann/influence", private=True)
-        files = hub.files("ann/influence", "model")
-        assert files["influence.safetensors"] == b"weights"
-        metadata, text = read_card(files["README.md"].decode())
-        assert metadata["base_model"] == ["openai/clip"]
-        assert 'InfluenceModel.from_pretrained("ann/influence")' in text
+        (tmp_path / "influence_config.json").write_text('{"model": "a/b", "curvature": "ggn"}')
+        with pytest.raises(UserError, match=r"influence\.safetensors cannot be read.*Fit again"):
+            push(tmp_path, "ann/influence")
 
     def test_pickles_are_refused(self, hub, edited, tmp_path):
         shutil.copytree(edited, tmp_path, dirs_exist_ok=True)
