@@ -17,7 +17,7 @@ from huggingface_hub.repocard_data import CardData
 from markupsafe import Markup
 
 from hf_ecif.errors import UserError
-from hf_ecif.hub_errors import explain_hub_error, find_answer
+from hf_ecif.hub_errors import explain_hub_error, find_answer, is_transient
 from hf_ecif.hub_paths import HubPath, public_name
 
 BEGIN = "<!-- hf-ecif:begin. The next push replaces what is between these marks. -->"
@@ -107,7 +107,8 @@ def hub_card(
     """The README of a repository, None if there is none.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: It cannot be read, and another try would not help; errors that pass are raised
+            as they are.
     """
     try:
         file = HfApi(token=token).hf_hub_download(
@@ -118,7 +119,7 @@ def hub_card(
         if isinstance(find_answer(error), EntryNotFoundError):
             return None
         reason = explain_hub_error(error)
-        if reason is None:
+        if reason is None or is_transient(error):
             raise
         raise UserError(f"it cannot be read. {reason}") from error
 

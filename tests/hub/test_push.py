@@ -456,6 +456,31 @@ class TestFailures:
         publish_to_hub(contents)
         assert published(hub) == expected(contents)
 
+    @pytest.mark.parametrize("route", ["resolve", "discussions", "branch"])
+    @pytest.mark.parametrize("kind", ["500", "429", "cut"])
+    def test_a_passing_failure_of_an_update_is_survived(
+        self, hub, waits, contents, earlier, route, kind
+    ):
+        publish_to_hub(earlier)
+        options = {"revision": "cleaner"} if route == "branch" else {"create_pr": True}
+        hub.fail(route, kind=kind, times=2)
+        publish_to_hub(contents, **options)
+        assert not [failure for failure in hub._failures if failure.times]
+        assert published(hub, options.get("revision", "refs/pr/1")) == expected(contents)
+
+    @pytest.mark.parametrize("kind", ["500", "429", "cut"])
+    def test_a_passing_failure_of_the_source_is_survived(
+        self, hub, api, waits, tmp_path, source, kind
+    ):
+        """Where its card is read."""
+        api.create_repo("ann/birds", repo_type="dataset")
+        api.upload_folder(folder_path=source, repo_id="ann/birds", repo_type="dataset")
+        folder = write_audit(tmp_path, "ann/birds")
+        hub.fail("resolve", kind=kind, times=2)
+        push(folder, REPO, other_splits=False)
+        assert not hub._failures[0].times
+        assert b"Taken by **Kari**" in hub.files(REPO)["README.md"]
+
     @pytest.mark.parametrize("kind", ["500", "429", "cut"])
     def test_login(self, hub, waits, audit, kind):
         hub.fail("whoami", kind=kind, times=2)
