@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from transformers import AutoModel, AutoProcessor
 from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from hf_ecif import processes
 from hf_ecif.checkpoints import State, read_state, write_state
@@ -70,6 +71,15 @@ def load_fit(name: str) -> SavedFit | None:
     values = read_json(Path(files[0]))
     model = values.pop("model", "")
     return SavedFit(model, InfluenceConfig.from_dict(values), read_state(Path(files[1])))
+
+
+def find_commit(name: str) -> str | None:
+    """The commit of a model of the Hub that was loaded; None of a folder."""
+    path, options = _locate(name)
+    if Path(path).exists():
+        return None
+    file = cached_file(path, "config.json", local_files_only=True, **options)
+    return cast(str | None, extract_commit_hash(file, None))
 
 
 def save_fit(folder: Path, fit: SavedFit) -> None:

@@ -137,9 +137,15 @@ class TestErrors:
         monkeypatch.setenv("HF_TOKEN", ANN_READ_ONLY)
         assert len(load_rows(REPO, "train")) == 2
         assert len(load_rows(f"hf://datasets/{REPO}/train.parquet", "train")) == 2
+        monkeypatch.delenv("HF_TOKEN")
+        login = tmp_path / "token"  # as `hf auth login` keeps it
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(login))
+        login.write_text(ANN_READ_ONLY)
+        assert len(load_rows(REPO, "train")) == 2
+        login.unlink()
         for token in (BOB, None):
             if token is None:
-                monkeypatch.delenv("HF_TOKEN")
+                monkeypatch.delenv("HF_TOKEN", raising=False)
             else:
                 monkeypatch.setenv("HF_TOKEN", token)
             with pytest.raises(UserError, match="private and not yours to see") as error:

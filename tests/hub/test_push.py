@@ -732,12 +732,14 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return 0
 
 
-def test_a_real_audit(hub, tmp_path):
+def test_a_real_audit(hub, api, tmp_path):
     """What `run_audit` writes is what a push reads."""
-    data = load_dataset("parquet", data_files="spaces_demo/data/test.parquet", split="train")
+    data = load_dataset("parquet", data_files=f"{DEMO}/data/test.parquet", split="train")
     data.select(range(40)).to_parquet(tmp_path / "train.parquet")
+    api.create_repo("ann/clip")
+    api.upload_folder(folder_path=DEMO / "model", repo_id="ann/clip")
     request = AuditRequest(
-        model="spaces_demo/model",
+        model="ann/clip",
         dataset=str(tmp_path / "train.parquet"),
         output=tmp_path / "out",
         suggest=False,
@@ -747,6 +749,9 @@ def test_a_real_audit(hub, tmp_path):
     report = push(tmp_path / "out", REPO)
     assert report.rows["default/train"] == summary["kept"]
     assert len(load()) == summary["kept"]
+    commit = api.model_info("ann/clip").sha
+    assert summary["loaded"]["revision"] == commit
+    assert f"ann/clip (revision {commit}, dtype float32" in hub.files(REPO)["README.md"].decode()
     for path, content in hub.files(REPO).items():
         assert str(tmp_path).encode() not in content, path
 
