@@ -79,6 +79,20 @@ def test_private_is_for_its_owner(
         InfluenceModel.from_pretrained("ann/influence@main")
 
 
+def test_without_network_the_copy_of_an_earlier_run_does(
+    hub: HubServer, fitted: tuple[InfluenceModel, Rows], caplog: pytest.LogCaptureFixture
+) -> None:
+    fitted[0].push_to_hub(REPO)
+    before = InfluenceModel.from_pretrained(REPO)
+    for route in ("info", "resolve", "tree"):
+        hub.fail(route, kind="cut", times=1000)
+    after = InfluenceModel.from_pretrained(REPO)
+    assert after.fingerprint == before.fingerprint
+    assert "Taking the copy from an earlier run" in caplog.text
+    with pytest.raises(UserError, match=r"ann/other.*cannot be reached"):
+        InfluenceModel.from_pretrained("ann/other")
+
+
 def test_read_only_token_is_refused(hub: HubServer, fitted: tuple[InfluenceModel, Rows]) -> None:
     with pytest.raises(UserError) as raised:
         fitted[0].push_to_hub(REPO, token=ANN_READ_ONLY)
