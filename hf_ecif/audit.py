@@ -31,6 +31,7 @@ from hf_ecif.evidence import MARGIN, Evidence, find_evidence, read_vocabulary, s
 from hf_ecif.features import Rows
 from hf_ecif.files import write_json
 from hf_ecif.fitted import Fitted
+from hf_ecif.pretrained import find_commit
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.report import write_report
 from hf_ecif.scoring import Scores
@@ -293,6 +294,7 @@ def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dic
         "seed": config.seed,
         "columns": {"image": request.image_column, "text": request.text_column},
         "model": request.model,
+        "loaded": _describe_loading(opened),
         "dataset": request.dataset,
         "split": request.split,
     }
@@ -301,6 +303,16 @@ def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dic
         summary["truth"] = _judge(found.given.truth, request.truth_column, positions, detection)
     summary["warnings"] = list(_warnings(summary, fitted, detection))
     return summary
+
+
+def _describe_loading(opened: Opened) -> dict[str, str | None]:
+    """What else scores depend on: the commit of a model of the Hub, dtype, image processor."""
+    model = opened.model
+    return {
+        "revision": find_commit(opened.sources.model),
+        "dtype": str(model.encoder.input_dtype).removeprefix("torch."),
+        "image_processor": type(model.processor.image_processor).__name__,
+    }
 
 
 def _describe_noise(

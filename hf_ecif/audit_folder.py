@@ -12,15 +12,14 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, concatenate_datasets
-from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError
 
-from hf_ecif.cards import hide_folders, local_card
+from hf_ecif.cards import hide_folders, hub_card, local_card
 from hf_ecif.cleaning import write_shards
-from hf_ecif.columns import COLUMNS
+from hf_ecif.columns import ADDED_LATER, COLUMNS
 from hf_ecif.data import (
     check_columns,
     drop_influence_columns,
+    is_influence_column,
     load_splits,
 )
 from hf_ecif.dataset_card import (
@@ -28,6 +27,7 @@ from hf_ecif.dataset_card import (
     REPORT,
     SUMMARY,
     Layout,
+    count_rows,
     draw_histogram,
     public_report,
     show_removed,
@@ -35,7 +35,6 @@ from hf_ecif.dataset_card import (
 )
 from hf_ecif.errors import UserError
 from hf_ecif.files import read_json
-from hf_ecif.hub_errors import explain_hub_error, find_answer
 from hf_ecif.hub_paths import parse_hub_path
 from hf_ecif.progress import ProgressFactory, silent
 
@@ -44,7 +43,7 @@ _FACTS = ("rows", "kept", "removed", "columns", "noise", "query", "dataset", "sp
 
 
 class AuditFolder:
-    """What ``hf-ecif audit`` wrote.
+    """What ``hf-ecif audit`` wrote, or ``hf-ecif clean`` or a review made of it.
 
     Args:
         path: The folder.
@@ -94,10 +93,19 @@ class AuditFolder:
             folders = {self.split: self.path / "kept"}
             if other_splits:
                 folders |= self._write_other_splits(Path(aside), progress)
+            meanings = COLUMNS | ADDED_LATER
             layout = Layout(
                 {split: _count(folder) for split, folder in folders.items()},
                 self.summary["removed"] if removed else 0,
-                {name: COLUMNS[name] for name in _features(self.path / "kept") if name in COLUMNS},
+                {
+                    name: meanings[name]
+                    for name in _features(self.path / "kept")
+                    if name in meanings
+                },
+                count_rows(_shards(self.path / "kept"), _shards(self.path / "removed")),
+                # The report shows removed pairs.
+                has_report=(self.path / "report.html").is_file()
+                and (removed or not self.summary["removed"]),
             )
             files: dict[str, Path | bytes] = {}
             for split, folder in folders.items():
@@ -107,32 +115,38 @@ class AuditFolder:
                 shards = _shards(self.path / "removed")
                 files |= {f"{place}/{path.name}": path for path in shards}
             card = CardMaker(self, repo_id, layout, token)
-            yield files | self._evidence() | card.files, card
+            yield files | self._evidence(layout) | card.files, card
 
-    def _evidence(self) -> dict[str, Path | bytes]:
-        summary = hide_folders(self.summary)
-        page = (self.path / "report.html").read_text(encoding="utf-8")
-        return {
-            SUMMARY: (json.dumps(summary, indent=2) + "\n").encode(),
-            REPORT: public_report(page, self.summary).encode(),
-            HISTOGRAM: draw_histogram(
-                _shards(self.path / "scored"), self.summary["noise"]["threshold"]
-            ),
+    @property
+    def shards(self) -> list[Path]:
+        """Files of all rows."""
+        return [path for name in ("kept", "removed") for path in _shards(self.path / name)]
+
+    def _evidence(self, layout: Layout) -> dict[str, Path | bytes]:
+        files: dict[str, Path | bytes] = {
+            SUMMARY: (json.dumps(hide_folders(self.summary), indent=2) + "\n").encode(),
+            HISTOGRAM: draw_histogram(self.shards, self.summary["noise"]["threshold"]),
         }
+        if layout.has_report:
+            page = (self.path / "report.html").read_text(encoding="utf-8")
+            files[REPORT] = public_report(page, self.summary).encode()
+        return files
 
     def _check_counts(self) -> None:
-        for name, expected in (
-            ("scored", self.summary["rows"]),
-            ("kept", self.summary["kept"]),
-            ("removed", self.summary["removed"]),
-        ):
-            folder = self.path / name
+        for name in ("kept", "removed"):
+            folder, expected = self.path / name, self.summary[name]
             found = _count(folder) if folder.is_dir() else 0
             if found != expected:
                 raise UserError(
                     f"{folder} has {found:,} rows, but the audit wrote {expected:,}. Something has "
                     "changed it since: run the audit again."
                 )
+        parts, rows = self.summary["kept"] + self.summary["removed"], self.summary["rows"]
+        if parts != rows:
+            raise UserError(
+                f"{self.path} has {parts:,} rows kept and removed, but {rows:,} were audited. Run "
+                "the audit again."
+            )
         if not self.summary["kept"]:
             raise UserError(f"{self.path} has nothing to publish: the audit kept no row.")
 
@@ -166,7 +180,7 @@ class AuditFolder:
         images, texts = self.summary["columns"]["image"], self.summary["columns"]["text"]
         rows = drop_influence_columns(check_columns(rows, images, texts))
         features[images] = Image(mode=features[images].mode, decode=False)
-        own = {column: kind for column, kind in features.items() if column not in COLUMNS}
+        own = {column: kind for column, kind in features.items() if not is_influence_column(column)}
         if set(rows.column_names) != set(own):
             odd = sorted(set(rows.column_names) ^ set(own))
             raise UserError(
@@ -220,20 +234,7 @@ class CardMaker:
 
     def _source_card(self) -> str | None:
         place = parse_hub_path(self._source)
-        if place is None:
-            return local_card(self._source)
-        try:
-            file = HfApi(token=self._token).hf_hub_download(
-                place.repo_id, "README.md", repo_type="dataset", revision=place.revision
-            )
-            return Path(file).read_text(encoding="utf-8", errors="replace")
-        except Exception as error:
-            if isinstance(find_answer(error), EntryNotFoundError):
-                return None
-            reason = explain_hub_error(error)
-            if reason is None:
-                raise
-            raise UserError(f"it cannot be read. {reason}") from error
+        return hub_card(place, "dataset", self._token) if place else local_card(self._source)
 
 
 def _shards(folder: Path) -> list[Path]:

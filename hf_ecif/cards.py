@@ -7,15 +7,18 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import yaml  # type: ignore[import-untyped]
+from huggingface_hub import HfApi
+from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.repocard_data import CardData
 from markupsafe import Markup
 
 from hf_ecif.errors import UserError
-from hf_ecif.hub_paths import public_name
+from hf_ecif.hub_errors import explain_hub_error, find_answer, is_transient
+from hf_ecif.hub_paths import HubPath, public_name
 
 BEGIN = "<!-- hf-ecif:begin. The next push replaces what is between these marks. -->"
 END = "<!-- hf-ecif:end -->"
@@ -98,6 +101,29 @@ def local_card(source: str) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
+def hub_card(
+    place: HubPath, repo_type: Literal["dataset", "model"], token: str | None
+) -> str | None:
+    """The README of a repository, None if there is none.
+
+    Raises:
+        UserError: It cannot be read, and another try would not help; errors that pass are raised
+            as they are.
+    """
+    try:
+        file = HfApi(token=token).hf_hub_download(
+            place.repo_id, "README.md", repo_type=repo_type, revision=place.revision
+        )
+        return Path(file).read_text(encoding="utf-8", errors="replace")
+    except Exception as error:
+        if isinstance(find_answer(error), EntryNotFoundError):
+            return None
+        reason = explain_hub_error(error)
+        if reason is None or is_transient(error):
+            raise
+        raise UserError(f"it cannot be read. {reason}") from error
+
+
 def hide_folders(value: Any) -> Any:
     """The same values with the mere names of folders of this machine, at any depth."""
     if isinstance(value, dict):
@@ -110,6 +136,15 @@ def hide_folders(value: Any) -> Any:
     path = Path(source).expanduser()
     local = path.is_absolute() or path.exists() or source.startswith(".")
     return f"{public_name(source) if local else source}{comma}{split}"
+
+
+def describe_solve(report: dict[str, Any], config: dict[str, Any]) -> str:
+    """A solve in a line, of a `SolveReport` and the config as JSON keeps them."""
+    return (
+        f"{report['method']}, {config['curvature']}: relative residual "
+        f"{report['relative_residual']:.1e} (asked for {report['tolerance']:.0e}), damping "
+        f"{report['damping']:.3g} ({report['relative_damping']:g} mean eigenvalues)"
+    )
 
 
 def render(template: str, **values: Any) -> str:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -122,6 +122,12 @@ def read_state(path: Path) -> State:
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return State(tensors, json.loads(file.metadata()["values"]))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The values of what `write_state` wrote, without its tensors."""
+    with safe_open(path, "pt") as file:
+        return cast(dict[str, Any], json.loads(file.metadata()["values"]))
 
 
 def write_state(state: State, path: Path) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, Value
 from numpy.typing import NDArray
 
-from hf_ecif.data import image_bytes, load_rows
+from hf_ecif.data import check_columns, image_bytes, load_rows
 from hf_ecif.errors import UserError
 from hf_ecif.files import aside, read_json, write_json
 from hf_ecif.progress import ProgressFactory, silent
@@ -44,7 +44,8 @@ class CleanRequest:
 
     Attributes:
         audit: Folder of an audit, or its `scored` folder.
-        output: New folder for `kept`, `removed` and `cleaning.json`; None writes nothing.
+        output: New folder for `kept`, `removed` and `cleaning.json`, and for the audit's summary
+            and report with the new counts, for `push`; None writes nothing.
         strategy: As in `clean`.
         share: As in `clean`.
         beside: Further strategies, which are counted and compared, but not written.
@@ -155,7 +156,7 @@ def clean(
 
 
 def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Cleaning:
-    """Clean an audit's rows; writes `kept`, `removed` and `cleaning.json` if there is an output.
+    """Clean an audit's rows, and write what `CleanRequest.output` says.
 
     Raises:
         UserError: The audit or a column is missing, the output has something in it, or the test
@@ -164,7 +165,7 @@ def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Clea
     output = request.output
     if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists and is not empty. Give a new folder.")
-    scored, summary = _open_audit(request.audit)
+    home, scored, summary = _open_audit(request.audit)
     text_column = request.text_column or summary.get("columns", {}).get("text", "text")
     results = _clean_by_all(scored, request, text_column)
     comparison = None
@@ -174,7 +175,9 @@ def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Clea
         comparison = compare_cleanings(request, scored, results, summary, text_column, progress)
     cleaning = Cleaning(results, comparison)
     if output:
-        _write(cleaning, request, output)
+        told = _write(cleaning, request, output)
+        if summary:
+            _write_evidence(home, scored, summary | {"cleaning": told}, output)
     return cleaning
 
 
@@ -241,12 +244,13 @@ def _check(scored: Dataset, strategy: str, share: float | None, text_column: str
         raise UserError(f"share = {share}: only the strategy worst takes one.")
 
 
-def _open_audit(folder: Path) -> tuple[Dataset, dict[str, Any]]:
-    """The scored rows of an audit, and its summary; empty where there is none."""
+def _open_audit(folder: Path) -> tuple[Path, Dataset, dict[str, Any]]:
+    """The folder of an audit, its scored rows, and its summary; empty where there is none."""
     inside = (folder / "scored").is_dir()
-    path = (folder if inside else folder.parent) / "summary.json"
+    home = folder if inside else folder.parent
+    path = home / "summary.json"
     summary = read_json(path) if path.is_file() else {}
-    return load_rows(str(folder / "scored" if inside else folder), "train"), summary
+    return home, load_rows(str(folder / "scored" if inside else folder), "train"), summary
 
 
 def _clean_by_all(
@@ -266,7 +270,8 @@ def _clean_by_all(
     }
 
 
-def _write(cleaning: Cleaning, request: CleanRequest, output: Path) -> None:
+def _write(cleaning: Cleaning, request: CleanRequest, output: Path) -> dict[str, Any]:
+    """The rows, and what is told of them in ``cleaning.json``."""
     result = cleaning.result
     for name, part in (("kept", result.kept), ("removed", result.removed)):
         write_shards(part, output / name)
@@ -275,6 +280,20 @@ def _write(cleaning: Cleaning, request: CleanRequest, output: Path) -> None:
     if cleaning.comparison:
         summary["comparison"] = cleaning.comparison.to_dict()
     write_json(summary, output / "cleaning.json")
+    return summary
+
+
+def _write_evidence(home: Path, scored: Dataset, summary: dict[str, Any], output: Path) -> None:
+    """Summary and report of the audit with the new counts, so that the rows can be published."""
+    counts = summary["cleaning"]["counts"]
+    summary |= {name: counts[name] for name in ("kept", "removed")}
+    if (home / "report.html").is_file():
+        from hf_ecif.report import write_report  # with plots
+
+        columns = summary["columns"]
+        rows = check_columns(scored, columns["image"], columns["text"])
+        write_report(rows, summary, output / "report.html")
+    write_json(summary, output / "summary.json")
 
 
 def _part(scored: Dataset, remove: Bools) -> CleanResult:

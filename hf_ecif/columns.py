@@ -35,6 +35,11 @@ COLUMNS = {
     "caption, also by way of other rows; null where a row is alone",
     "ecif_reason": "why the pair was flagged, or could not be scored",
 }
+ADDED_LATER = {
+    "ecif_weight": "1 - ecif_noise_probability, for a weighted loss; 0 where a row has none",
+    "ecif_original_text": "the caption before it was replaced; null where it was not",
+    "ecif_decision": "what a person decided in a review: keep, remove or recaption",
+}
 SCORES = tuple(COLUMNS)[: tuple(COLUMNS).index("ecif_noise_probability")]
 NAMES = (
     "string",

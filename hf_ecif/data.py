@@ -153,13 +153,12 @@ def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Data
 
 def drop_influence_columns(dataset: Dataset) -> Dataset:
     """Remove the columns that an earlier run added, so that a second run starts clean."""
-    return dataset.remove_columns(
-        [
-            name
-            for name in dataset.column_names
-            if name.startswith("ecif_") or name in ("clip_score", "neg_clip_loss")
-        ]
-    )
+    return dataset.remove_columns(list(filter(is_influence_column, dataset.column_names)))
+
+
+def is_influence_column(name: str) -> bool:
+    """Whether a column is none of the source's own."""
+    return name.startswith("ecif_") or name in ("clip_score", "neg_clip_loss")
 
 
 def read_flags(dataset: Dataset, column: str, option: str, meaning: str) -> NDArray[np.bool_]:
@@ -320,8 +319,9 @@ def _loader_of(source: str) -> _Loader:
 
 def _loader_on_hub(place: HubPath) -> _Loader:
     """All of a repository, a folder in it, or one parquet file."""
-    _ask_hub(place)
     options: dict[str, Any] = {"revision": place.revision}
+    if not _ask_hub(place) and not place.path:
+        options |= _default_of_copy(place)
     if place.path.endswith(".parquet"):
         options["data_files"] = {_split_of(Path(place.path)): place.path}
     elif place.path:
@@ -329,10 +329,11 @@ def _loader_on_hub(place: HubPath) -> _Loader:
     return place.repo_id, options
 
 
-def _ask_hub(place: HubPath) -> None:
-    """Tell the user where the Hub cannot be asked, and the copy of an earlier run must do."""
+def _ask_hub(place: HubPath) -> bool:
+    """Whether the Hub answers; tell the user where the copy of an earlier run must do."""
     try:
         HfApi().dataset_info(place.repo_id, revision=place.revision)
+        return True
     except Exception as error:
         if not is_unreachable(error):
             raise
@@ -342,6 +343,17 @@ def _ask_hub(place: HubPath) -> None:
             explain_hub_error(error),
             f", whether it is {place.revision!r} or not" if place.revision else "",
         )
+        return False
+
+
+def _default_of_copy(place: HubPath) -> dict[str, str]:
+    """Names the default configuration: of several copies, `datasets` does not know which it is."""
+    default = {"name": "default"}
+    try:
+        load_dataset_builder(place.repo_id, **default, revision=place.revision)
+    except Exception:  # no copy, or one of a repository where it has another name
+        return {}
+    return default
 
 
 def _prepare(name: str, options: dict[str, Any]) -> _Splits:

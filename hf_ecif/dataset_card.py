@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from huggingface_hub import DatasetCardData
@@ -14,7 +14,14 @@ from markupsafe import escape as escape_html
 from PIL import Image
 from pyarrow.dataset import dataset as parquet
 
-from hf_ecif.cards import Metadata, as_list, hide_folders, merge_card, render
+from hf_ecif.cards import (
+    Metadata,
+    as_list,
+    describe_solve,
+    hide_folders,
+    merge_card,
+    render,
+)
 from hf_ecif.data import read_pair
 from hf_ecif.hub_paths import parse_hub_path
 from hf_ecif.viz import probability_histogram
@@ -63,11 +70,15 @@ class Layout:
         splits: Rows of every split of the default configuration; the audited one is first.
         removed: Rows of the configuration `removed`; zero where there is none.
         columns: Influence columns of the kept and the removed rows, and what they mean.
+        counts: Rows by what became of them, as `count_rows` says.
+        has_report: Whether the report is there.
     """
 
     splits: dict[str, int]
     removed: int
     columns: dict[str, str]
+    counts: dict[str, int]
+    has_report: bool = True
 
     @property
     def audited(self) -> str:
@@ -106,11 +117,15 @@ def write_card(
         repo_id=repo_id,
         split=layout.audited,
         source=summary["dataset"],
-        counts={name: summary[name] for name in ("rows", "kept", "removed", "flagged")}
-        | {"unreadable": summary["unreadable"]},
+        rows=summary["rows"],
+        counts=layout.counts,
+        cleaning=summary.get("cleaning"),
+        review=summary.get("review"),
         noise=summary["noise"],
+        groups=summary.get("groups"),
         others={name: rows for name, rows in layout.splits.items() if name != layout.audited},
         removed_config=layout.removed > 0,
+        has_report=layout.has_report,
         histogram=HISTOGRAM,
         pictures=pictures,
         columns=layout.columns,
@@ -123,6 +138,29 @@ def write_card(
 
     title = repo_id.partition("/")[2]
     return merge_card(card, section, title, change, DatasetCardData)
+
+
+def count_rows(kept: Sequence[Path], removed: Sequence[Path]) -> dict[str, int]:
+    """Rows by what became of them; what is the case of none is left out, but for the sums.
+
+    Args:
+        kept: Parquet files of the kept rows.
+        removed: Of the removed ones.
+    """
+    counts: dict[str, int] = {}
+    for name, shards in (("kept", kept), ("removed", removed)):
+        flags = _read_column(shards, "ecif_flag")
+        parts = {
+            "flagged as probably misaligned": sum(flag is True for flag in flags),
+            "not flagged": sum(flag is False for flag in flags) if name == "removed" else 0,
+            "unreadable": sum(flag is None for flag in flags),
+            "with another caption": sum(
+                text is not None for text in _read_column(shards, "ecif_original_text")
+            ),
+        }
+        counts[name] = len(flags)
+        counts |= {f"{name}, {part}": count for part, count in parts.items() if count}
+    return counts
 
 
 def show_removed(
@@ -150,7 +188,7 @@ def show_removed(
                 content=_small(pair.image),
                 caption=_shorten(pair.text),
                 probability=cells["ecif_noise_probability"],
-                reason=_shorten(cells["ecif_reason"]),
+                reason=_shorten(cells["ecif_reason"], "; "),
             )
         )
     return pictures
@@ -230,7 +268,7 @@ def _configs(layout: Layout) -> list[dict[str, Any]]:
 def _settings(summary: dict[str, Any]) -> dict[str, Any]:
     config, marks, query = summary["config"], summary["fingerprints"], summary["query"]
     settings: dict[str, Any] = {
-        "model": f"{summary['model']} (fingerprint {marks['model']})",
+        "model": f"{summary['model']} ({_loaded(summary)}fingerprint {marks['model']})",
         "data": f"{summary['dataset']}, split {summary['split']} (fingerprint {marks['data']})",
         "query": f"{query['source']}: {query['rows']} rows (fingerprint {marks['query']})",
         "parameters attributed": f"{config['parameters']} ({summary['fit']['count']:,})",
@@ -238,17 +276,19 @@ def _settings(summary: dict[str, Any]) -> dict[str, Any]:
         f"{summary['fit']['loss_after']:.3g}",
     }
     for report in summary["solvers"]:
-        settings[f"solver for the {report['purpose']}"] = (
-            f"{report['method']}, {config['curvature']}: relative residual "
-            f"{report['relative_residual']:.1e} (asked for {report['tolerance']:.0e}), damping "
-            f"{report['damping']:.3g} ({report['relative_damping']:g} mean eigenvalues)"
-        )
+        settings[f"solver for the {report['purpose']}"] = describe_solve(report, config)
     versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
     return settings | {
         "seed": summary["seed"],
         "config": f"fingerprint {marks['config']}; every value is in summary.json",
         "versions": versions,
     }
+
+
+def _loaded(summary: dict[str, Any]) -> str:
+    """How the model was loaded, where that is known; the revision of one on the Hub."""
+    loaded = {name: value for name, value in summary.get("loaded", {}).items() if value is not None}
+    return "".join(f"{name.replace('_', ' ')} {value}, " for name, value in loaded.items())
 
 
 def _size_category(rows: int) -> str:
@@ -262,6 +302,18 @@ def _small(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def _shorten(text: str) -> str:
+def _read_column(shards: Sequence[Path], name: str) -> list[Any]:
+    """Values of a column; none where there is no such column."""
+    rows = parquet([str(shard) for shard in shards])
+    if name not in rows.schema.names:
+        return []
+    return cast(list[Any], rows.to_table(columns=[name])[name].to_pylist())
+
+
+def _shorten(text: str, between: str = "") -> str:
+    """The text, or its beginning; up to the last mark between its parts, if there is one."""
     text = " ".join(text.split())
-    return text if len(text) <= CAPTION_LENGTH else text[: CAPTION_LENGTH - 1].rstrip() + "…"
+    if len(text) <= CAPTION_LENGTH:
+        return text
+    start = text[: CAPTION_LENGTH - 1].rstrip()
+    return (start.rpartition(between)[0] if between in start and between else start) + "…"

@@ -12,11 +12,17 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from rich import filesize
 
 from hf_ecif.audit_folder import AuditFolder
-from hf_ecif.cards import hide_folders, local_card
-from hf_ecif.commits import Publication, Target, publish, retried
+from hf_ecif.cards import hub_card, local_card
+from hf_ecif.commits import MakeCard, Publication, Target, publish, retried
 from hf_ecif.errors import UserError
-from hf_ecif.files import read_json
-from hf_ecif.model_card import find_kind, model_files, write_model_card
+from hf_ecif.model_card import (
+    ModelKind,
+    base_model,
+    find_kind,
+    model_files,
+    read_facts,
+    write_model_card,
+)
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.version import __version__
 
@@ -75,10 +81,11 @@ def push(
     Of an audit, the kept rows become the default configuration, under the name of the audited
     split, and the removed ones the configuration `removed`, with their reasons and scores. The
     other splits of the source come along as they are. The card is merged into the source's own.
-    Pushing again replaces the earlier push; unchanged results make no commit.
+    Pushing again replaces the earlier push; unchanged results make no commit. What `clean` or a
+    review made of an audit is published in the same way.
 
     Args:
-        output: An audit's folder; any other goes to `push_model`.
+        output: Folder of an audit, or of a cleaning of one; any other goes to `push_model`.
         repo_id: ``owner/name``. The repository is made if it is missing.
         private: Make it private. One that exists must be so already.
         create_pr: Open a pull request rather than change the repository.
@@ -96,6 +103,11 @@ def push(
     folder = Path(output).expanduser()
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}. Name the --output of an earlier command.")
+    if (folder / "cleaning.json").is_file() and not (folder / "summary.json").is_file():
+        raise UserError(
+            f"{folder} does not tell how its rows were audited. Clean the folder of the audit, "
+            "with its summary.json, and push what comes out."
+        )
     if not (folder / "summary.json").is_file():
         if not (removed and other_splits):
             raise UserError(f"{folder} is no audit, so there are no rows to leave out.")
@@ -167,13 +179,8 @@ def push_model(
         )
     target = _target(repo_id, "model", revision, create_pr, private)
     files = model_files(folder)
-    facts = hide_folders(read_json(folder / kind.evidence))
+    make_card = _model_card_maker(folder, repo_id, kind, token)
     api = _log_in(target, token)
-
-    def make_card(card: str | None) -> str:
-        given = card if card is not None else local_card(str(folder))
-        return write_model_card(given, repo_id, kind, facts)
-
     publication = publish(
         api,
         target,
@@ -184,6 +191,27 @@ def push_model(
         progress=progress,
     )
     return PushReport(repo_id, _url(api, target, publication), {}, publication, dry_run)
+
+
+def _model_card_maker(folder: Path, repo_id: str, kind: ModelKind, token: str | None) -> MakeCard:
+    """Makes the card out of the one in the repository or in the folder, or else a new one."""
+    facts = read_facts(folder, kind)
+    base = base_model(facts)
+
+    def make_card(card: str | None) -> str:
+        given = card if card is not None else local_card(str(folder))
+        if base is None or given is not None:
+            return write_model_card(given, repo_id, kind, facts)
+        try:
+            theirs = hub_card(base, "model", token)
+        except UserError as error:
+            raise UserError(
+                f"README.md of {base.repo_id}, for its licence: {error} Or put a README.md of your "
+                f"own into {folder} first."
+            ) from error
+        return write_model_card(None, repo_id, kind, facts, base_card=theirs)
+
+    return make_card
 
 
 def _target(

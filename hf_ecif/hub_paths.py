@@ -45,6 +45,18 @@ def parse_hub_path(source: str) -> HubPath | None:
     return HubPath(match["repo_id"], revision and unquote(revision), match["path"] or "")
 
 
+def parse_model_path(name: str) -> HubPath | None:
+    """The same for a model, which may be named ``hf://owner/name``, too.
+
+    Example:
+        >>> parse_model_path("hf://models/openai/clip-vit-base-patch32").repo_id
+        'openai/clip-vit-base-patch32'
+    """
+    if Path(name).expanduser().exists():
+        return None
+    return parse_hub_path(name.removeprefix("hf://").removeprefix("models/"))
+
+
 def public_name(source: str) -> str:
     """The name of a source as others may know it: on the Hub in full, else the folder's own.
 

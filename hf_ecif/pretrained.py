@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 from transformers import AutoModel, AutoProcessor
 from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from hf_ecif import processes
 from hf_ecif.checkpoints import State, read_state, write_state
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
 from hf_ecif.files import read_json, write_json
-from hf_ecif.hub_errors import explain_hub_error
-from hf_ecif.hub_paths import parse_hub_path
+from hf_ecif.hub_errors import explain_hub_error, is_unreachable
+from hf_ecif.hub_paths import HubPath, parse_model_path
 
+_log = logging.getLogger(__name__)
 FIT, CONFIG = "influence.safetensors", "influence_config.json"
 
 
@@ -40,12 +46,14 @@ def load_model(name: str) -> tuple[Any, Any]:
         UserError: nothing there, or not loadable.
     """
     path, options = _locate(name)
+    if path != name and Path(path).is_dir():
+        _log.warning("%s: The Hub cannot be reached. Taking the copy from an earlier run.", name)
     try:
         model = AutoModel.from_pretrained(
             path, dtype=processes.dtype(), use_safetensors=True, **options
         ).to(processes.device())
         processor = AutoProcessor.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, httpx.TransportError) as error:
         on_hub = None if Path(name).exists() else explain_hub_error(error)
         reason = on_hub or str(error).strip().splitlines()[0]
         raise UserError(
@@ -72,6 +80,14 @@ def load_fit(name: str) -> SavedFit | None:
     return SavedFit(model, InfluenceConfig.from_dict(values), read_state(Path(files[1])))
 
 
+def find_commit(name: str) -> str | None:
+    """The commit of a model of the Hub that was loaded; None of a folder."""
+    path, options = _locate(name)
+    options |= {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    file = cached_file(path, "config.json", **options)  # in the cache, its folder's name tells
+    return cast(str | None, extract_commit_hash(file, None))
+
+
 def save_fit(folder: Path, fit: SavedFit) -> None:
     """Write a fit into a folder, beside its model."""
     write_json({"model": fit.model} | fit.config.to_dict(), folder / CONFIG)
@@ -80,10 +96,26 @@ def save_fit(folder: Path, fit: SavedFit) -> None:
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
     """Path or repository, and the revision where one is named."""
-    if Path(name).exists():
+    place = parse_model_path(name)
+    if place is None:
         return name, {}
-    plain = name.removeprefix("hf://").removeprefix("models/")
-    place = parse_hub_path(plain)
-    if place is None or place.revision is None:
-        return plain, {}
-    return place.repo_id, {"revision": place.revision}
+    copy = None if _is_reachable(place) else _find_copy(place)
+    if copy is not None:
+        return copy, {}
+    return place.repo_id, {"revision": place.revision} if place.revision else {}
+
+
+def _is_reachable(place: HubPath) -> bool:
+    try:
+        HfApi().model_info(place.repo_id, revision=place.revision)
+    except Exception as error:  # of any other kind: loading says what it is
+        return not is_unreachable(error)
+    return True
+
+
+def _find_copy(place: HubPath) -> str | None:
+    """The folder of an earlier run in the cache: the loaders ask the Hub for minutes, and fail."""
+    try:
+        return snapshot_download(place.repo_id, revision=place.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None

@@ -1,8 +1,11 @@
 """Cards: what of the source survives, what is ours, and that strangers' text stays text."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
@@ -12,18 +15,36 @@ from markdown_it import MarkdownIt
 
 from hf_ecif.cards import _INVISIBLE, BEGIN, END, escape, hide_folders, merge_card, read_card
 from hf_ecif.columns import COLUMNS
-from hf_ecif.dataset_card import Layout, Picture, _size_category, public_report, write_card
+from hf_ecif.dataset_card import (
+    Layout,
+    Picture,
+    _shorten,
+    _size_category,
+    count_rows,
+    public_report,
+    write_card,
+)
 from hf_ecif.errors import UserError
 from hf_ecif.model_card import EDITED, INFLUENCE, write_model_card
 from tests.hub.audits import README, fake_summary
 
 SUMMARY = fake_summary("me/birds@v1", 1200, 150, 7)
-LAYOUT = Layout({"train": 1043, "test": 300}, 157, COLUMNS)
+COUNTS = {
+    "kept": 1043,
+    "removed": 157,
+    "removed, flagged as probably misaligned": 150,
+    "removed, unreadable": 7,
+}
+LAYOUT = Layout({"train": 1043, "test": 300}, 157, COLUMNS, COUNTS)
 NASTY = "<script>alert(1)</script> | **bold** ![x](http://e.vil/p.png) `code` [l](javascript:a) $x$"
 
 
 def card(before: str | None = None, own: bool = False, **changes) -> str:
-    layout = Layout(LAYOUT.splits, changes.pop("removed", LAYOUT.removed), COLUMNS)
+    layout = replace(
+        LAYOUT,
+        removed=changes.pop("removed", LAYOUT.removed),
+        has_report=changes.pop("has_report", True),
+    )
     pictures = changes.pop("pictures", [])
     return write_card(before, "me/clean", SUMMARY | changes, layout, pictures, own=own)
 
@@ -161,8 +182,21 @@ class TestText:
         for name, meaning in COLUMNS.items():
             assert name in text
             assert meaning in text
-        for fact in ("some/clip (fingerprint e115)", "8.0e-04", "hf_ecif 0.1.0", "0.5 (30 mean"):
+        for fact in (
+            "some/clip (revision c0ffee, dtype float32, fingerprint e115)",
+            "8.0e-04",
+            "hf_ecif 0.1.0",
+            "0.5 (30 mean",
+        ):
             assert fact in text
+
+    def test_report_that_is_not_there_is_not_named(self):
+        assert "report.html" in card()
+        assert "report.html" not in card(has_report=False)
+
+    def test_groups_have_thresholds_of_their_own(self):
+        groups = {"column": "language", "table": [{"group": "no"}]}
+        assert "above the threshold of their group by language." in card(groups=groups)
 
     def test_strangers_text_stays_text(self):
         picture = Picture("hf_ecif/removed/00.webp", b"", NASTY, 0.93, f"because {NASTY}")
@@ -225,12 +259,59 @@ class TestFolders:
         )
 
 
+class TestCounts:
+    def test_every_row_is_in_one_part(self, tmp_path):
+        flags = {
+            "kept": [True, False, False, None],
+            "removed": [True, True, False, None, None],
+        }
+        for name, values in flags.items():
+            pq.write_table(pa.table({"ecif_flag": values}), tmp_path / name)
+        assert count_rows([tmp_path / "kept"], [tmp_path / "removed"]) == {
+            "kept": 4,
+            "kept, flagged as probably misaligned": 1,
+            "kept, unreadable": 1,
+            "removed": 5,
+            "removed, flagged as probably misaligned": 2,
+            "removed, not flagged": 1,
+            "removed, unreadable": 2,
+        }
+
+    def test_reasons_end_with_a_whole_part(self):
+        long = f"misaligned: {'a' * 150}; {'b' * 100}"
+        assert _shorten(long, "; ") == f"misaligned: {'a' * 150}…"
+        assert len(_shorten("c" * 300, "; ")) == 200
+        assert _shorten("short; text", "; ") == "short; text"
+
+
+SOLVE = fake_summary("", 1, 0, 0)["solvers"][0]
 REMOVAL = {
-    "rows": 1200,
-    "removal": {"removed": 150, "change": 0.1, "solvers": []},
-    "query": {"before": 1.5, "predicted": 1.4, "after": 1.41},
     "model": "openai/clip-vit-base-patch32@abc",
-    "config": {"damping": 30.0},
+    "dataset": "me/birds",
+    "split": "train",
+    "where": "ecif_flag",
+    "rows": 1200,
+    "predicted_change": -0.1,
+    "measures": {
+        "query": {
+            "before": {"loss": 1.5, "zero_shot_accuracy": 0.25},
+            "after": {"loss": 1.41, "zero_shot_accuracy": 0.75},
+        }
+    },
+    "removal": {"removed": 150, "change": 0.1, "solvers": [SOLVE]},
+    "warnings": ["memorised"],
+    "config": {"damping": 30.0, "curvature": "ggn"},
+}
+FIT = {
+    "model": "a/b",
+    "seed": 0,
+    "curvature": "ggn",
+    "fitted": {
+        "train_count": 1200,
+        "query_loss_before": 1.5,
+        "query_loss": 1.25,
+        "solvers": {"task score": SOLVE},
+    },
 }
 
 
@@ -243,7 +324,15 @@ class TestModelCard:
         assert "hf-ecif" in data["tags"]
         page = _Page(body).text
         assert "without 150 of 1,200 image-text pairs" in page
-        assert "1.41" in page
+        cells = [cell.strip() for cell in page.split("\n") if cell.strip()]
+        start = cells.index("query: loss (nats)")
+        assert cells[start - 2 : start + 6] == [
+            *("before", "after", "query: loss (nats)", "1.5", "1.41"),
+            *("query: zero shot accuracy", "0.25", "0.75"),
+        ]
+        assert "by -0.1 nats" in page
+        assert "relative residual 8.0e-04" in page
+        assert "memorised" in page
         assert 'from_pretrained("me/edited")' in page
 
     def test_local_base_is_no_metadata(self):
@@ -253,15 +342,26 @@ class TestModelCard:
         assert "base_model" not in data
 
     def test_influence(self):
-        text = write_model_card(
-            "---\nlicense: mit\n---\nMine\n", "me/x", INFLUENCE, {"model": "a/b", "seed": 0}
-        )
+        text = write_model_card("---\nlicense: mit\n---\nMine\n", "me/x", INFLUENCE, FIT)
         data, body = read_card(text)
         assert data["license"] == "mit"
         assert data["library_name"] == "hf_ecif"
         assert "InfluenceModel.from_pretrained" in body
         assert body.endswith("Mine\n")
-        assert write_model_card(text, "me/x", INFLUENCE, {"model": "a/b", "seed": 0}) == text
+        for fact in ("1,200", "1.5, 1.25 nats", "relative residual 8.0e-04"):
+            assert fact in _Page(body).text
+        assert write_model_card(text, "me/x", INFLUENCE, FIT) == text
+
+    def test_new_card_inherits_the_licence(self):
+        theirs = "---\nlicense: other\nlicense_name: own\ntags: [x]\n---\nTheirs\n"
+        data, body = read_card(write_model_card(None, "me/x", EDITED, REMOVAL, base_card=theirs))
+        assert (data["license"], data["license_name"]) == ("other", "own")
+        assert "x" not in data["tags"]
+        assert "Theirs" not in body
+
+    def test_base_named_as_a_path_on_the_hub(self):
+        text = write_model_card(None, "me/x", EDITED, REMOVAL | {"model": "hf://models/a/b@v1"})
+        assert read_card(text)[0]["base_model"] == ["a/b"]
 
 
 def test_merge_card_keeps_the_order_of_metadata():

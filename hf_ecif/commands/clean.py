@@ -57,8 +57,8 @@ def clean(
 ) -> None:
     """Part an audit's rows into those to keep and those to remove, without a new audit.
 
-    OUTPUT gets `kept/` and `removed/`, which together are all rows, and `cleaning.json`. With
-    `--test`, a table says whether it helps.
+    OUTPUT gets `kept/` and `removed/`, which together are all rows, and `cleaning.json`; `hf-ecif
+    push` publishes it like an audit. With `--test`, a table says whether it helps.
     """
     from hf_ecif.cleaning import CleanRequest, run_clean
 

@@ -14,7 +14,9 @@ from hf_ecif.commands.options import Quiet, app, bars
 def push(
     output: Annotated[
         Path,
-        typer.Argument(help="What `audit` wrote; or a folder of an edited model or an influence."),
+        typer.Argument(
+            help="What `audit` or `clean` wrote; or the folder of `remove` or of `fit`."
+        ),
     ],
     repo_id: Annotated[str, typer.Argument(help="Where to: owner/name.")],
     *,

@@ -85,6 +85,7 @@ def write_audit(
     flagged: Sequence[int] = (1, 5),
     unreadable: Sequence[int] = (7,),
     captions: dict[int, str] | None = None,
+    suggestions: dict[int, str] | None = None,
     report: bool = False,
 ) -> Path:
     """What an audit of the split `train` leaves behind."""
@@ -98,6 +99,8 @@ def write_audit(
     random = np.random.default_rng(3)
     for name in COLUMNS:
         kind, values = _fake(name, count, flagged, random)
+        if name == "ecif_suggested_text":
+            values = [(suggestions or {}).get(row) for row in range(count)]
         hidden = [
             None if row in unreadable and name != "ecif_reason" else value
             for row, value in enumerate(values)
@@ -166,6 +169,7 @@ def fake_summary(source: str, count: int, flagged: int, unreadable: int) -> dict
         "seed": 0,
         "columns": {"image": "image", "text": "text"},
         "model": "some/clip",
+        "loaded": {"revision": "c0ffee", "dtype": "float32"},
         "dataset": source,
         "split": "train",
         "warnings": ["With 11 rows, everything is a guess."],

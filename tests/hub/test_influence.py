@@ -45,6 +45,9 @@ def test_round_trip(
     card = ModelCard.load(REPO)
     assert card.data.library_name == "hf_ecif"
     assert str(DEMO) not in str(card)
+    assert "| rows fitted on | 30 |" in str(card)
+    residual = model.fitted.solvers["task score"].relative_residual
+    assert f"relative residual {residual:.1e}" in str(card)
 
 
 def test_scorer_of_a_repository(
@@ -74,6 +77,20 @@ def test_private_is_for_its_owner(
     monkeypatch.setenv("HF_TOKEN", BOB)
     with pytest.raises(UserError, match="no such repository"):
         InfluenceModel.from_pretrained("ann/influence@main")
+
+
+def test_without_network_the_copy_of_an_earlier_run_does(
+    hub: HubServer, fitted: tuple[InfluenceModel, Rows], caplog: pytest.LogCaptureFixture
+) -> None:
+    fitted[0].push_to_hub(REPO)
+    before = InfluenceModel.from_pretrained(REPO)
+    for route in ("info", "resolve", "tree"):
+        hub.fail(route, kind="cut", times=1000)
+    after = InfluenceModel.from_pretrained(REPO)
+    assert after.fingerprint == before.fingerprint
+    assert "Taking the copy from an earlier run" in caplog.text
+    with pytest.raises(UserError, match=r"ann/other.*cannot be reached"):
+        InfluenceModel.from_pretrained("ann/other")
 
 
 def test_read_only_token_is_refused(hub: HubServer, fitted: tuple[InfluenceModel, Rows]) -> None:

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from datasets import Image
+from datasets import Image, load_dataset
 from huggingface_hub import HfApi
 
 from hf_ecif import InfluenceModel
@@ -137,9 +137,15 @@ class TestErrors:
         monkeypatch.setenv("HF_TOKEN", ANN_READ_ONLY)
         assert len(load_rows(REPO, "train")) == 2
         assert len(load_rows(f"hf://datasets/{REPO}/train.parquet", "train")) == 2
+        monkeypatch.delenv("HF_TOKEN")
+        login = tmp_path / "token"  # as `hf auth login` keeps it
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(login))
+        login.write_text(ANN_READ_ONLY)
+        assert len(load_rows(REPO, "train")) == 2
+        login.unlink()
         for token in (BOB, None):
             if token is None:
-                monkeypatch.delenv("HF_TOKEN")
+                monkeypatch.delenv("HF_TOKEN", raising=False)
             else:
                 monkeypatch.setenv("HF_TOKEN", token)
             with pytest.raises(UserError, match="private and not yours to see") as error:
@@ -161,6 +167,12 @@ class TestNoNetwork:
         assert len(said) == 1
         assert "Looking for a copy from an earlier run" in said[0]
         assert "'v1'" in said[0]
+
+    def test_of_several_copies_the_default_one_is_taken(self, birds, monkeypatch):
+        for config in ("default", "extra"):  # both of one commit
+            load_dataset(REPO, config, revision="v1")
+        _disconnect(monkeypatch)
+        assert len(load_rows(f"{REPO}@v1", "train")) == 12
 
     def test_without_a_copy(self, birds, monkeypatch):
         _disconnect(monkeypatch)

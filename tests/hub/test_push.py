@@ -16,21 +16,24 @@ from datasets import (
     get_dataset_config_names,
     load_dataset,
 )
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from transformers import CLIPModel
 
 from hf_ecif import AuditRequest, InfluenceConfig, push, push_model, run_audit
+from hf_ecif.applications.remove import RemoveRequest, run_remove
 from hf_ecif.audit_folder import AuditFolder, CardMaker
 from hf_ecif.cards import read_card
+from hf_ecif.cleaning import CleanRequest, run_clean
 from hf_ecif.cli import main
 from hf_ecif.commits import Target, publish, retried
 from hf_ecif.errors import UserError
-from tests.conftest import build_clip
+from hf_ecif.review import Decision, Review, apply_review
 from tests.hub.audits import picture, rows, write_audit, write_source
 from tests.hub.server import ANN, ANN_READ_ONLY, BOB, HubServer
 
+DEMO = Path(__file__).parents[2] / "spaces_demo"
 REPO = "ann/birds-clean"
 TEXT = (".json", ".html")
 
@@ -50,6 +53,13 @@ def other_audit(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
     """Of the same source, with nothing to remove and so with fewer files."""
     folder = tmp_path_factory.mktemp("other-audit")
     return write_audit(folder, str(source), flagged=(), unreadable=())
+
+
+@pytest.fixture(scope="session")
+def suggested(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    """An audit with another caption for one of the flagged rows."""
+    folder = tmp_path_factory.mktemp("suggested")
+    return write_audit(folder, str(source), suggestions={1: "a crow"}, report=True)
 
 
 @pytest.fixture
@@ -125,8 +135,11 @@ class TestAudit:
     def test_without_removed_rows(self, hub, audit):
         push(audit, REPO, removed=False)
         assert get_dataset_config_names(REPO) == ["default"]
-        assert not any(path.startswith("removed/") for path in hub.files(REPO))
-        assert "were not published" in hub.files(REPO)["README.md"].decode()
+        files = hub.files(REPO)
+        assert not any(path.startswith("removed/") for path in files)
+        assert "hf_ecif/report.html" not in files  # it shows them
+        assert "were not published" in files["README.md"].decode()
+        assert "report.html" not in files["README.md"].decode()
 
     def test_nothing_removed(self, hub, other_audit):
         push(other_audit, REPO)
@@ -158,6 +171,75 @@ class TestAudit:
         assert metadata["source_datasets"] == ["bob/birds"]
         assert metadata["license"] == "cc-by-4.0"
         assert "Taken by **Kari**." in text
+
+
+class TestDecisions:
+    """What `clean` or a person made of an audit is pushed like the audit."""
+
+    @pytest.mark.parametrize(
+        ("strategy", "share", "kept", "says"),
+        [
+            ("drop", None, 9, "were taken out of"),
+            ("worst", 0.1, 10, "The 10.0% of the pairs that look most misaligned"),
+            ("weight", None, 12, "None was taken out of"),
+            ("relabel", None, 10, "got a caption that fits better"),
+        ],
+    )
+    def test_cleaning(self, hub, suggested, tmp_path, strategy, share, kept, says):
+        request = CleanRequest(
+            audit=suggested, output=tmp_path / "new", strategy=strategy, share=share
+        )
+        run_clean(request)
+        report = push(tmp_path / "new", REPO)
+        assert report.rows["default/train"] == len(load()) == kept
+        assert report.rows.get("removed/train", 0) == 12 - kept
+        assert len(load(split="test")) == 3
+        card = hub.files(REPO)["README.md"].decode()
+        assert says in " ".join(card.split())
+        assert f"| kept | {kept} |" in card
+        assert f"| removed | {12 - kept} |" in card
+        summary = json.loads(hub.files(REPO)["hf_ecif/summary.json"])
+        assert summary["kept"] + summary["removed"] == summary["rows"]
+        assert summary["cleaning"]["strategy"] == strategy
+        assert str(suggested).encode() not in hub.files(REPO)["hf_ecif/summary.json"]
+
+    def test_relabelled_rows_keep_their_old_caption(self, hub, suggested, tmp_path):
+        run_clean(CleanRequest(audit=suggested, output=tmp_path / "new", strategy="relabel"))
+        push(tmp_path / "new", REPO)
+        row = load()[1]
+        assert (row["text"], row["ecif_original_text"]) == ("a crow", "bird number 1")
+        assert load(split="test")["ecif_original_text"][:] == [None] * 3
+        card = hub.files(REPO)["README.md"].decode()
+        assert "| `ecif_original_text` |" in card
+        assert "| … with another caption | 1 |" in card
+
+    def test_review(self, hub, audit, tmp_path):
+        review = Review()
+        for decision in (
+            Decision(0, "remove"),
+            Decision(1, "keep"),
+            Decision(2, "recaption", "a tit"),
+        ):
+            review = review.decide(decision)
+        apply_review(audit, review, tmp_path / "new")
+        push(tmp_path / "new", REPO)
+        kept, removed = load(), load("removed")
+        assert [row["text"] for row in removed] == [f"bird number {n}" for n in (0, 5, 7)]
+        assert kept[1]["text"] == "a tit"
+        assert kept[0]["ecif_decision"] == "keep"
+        assert len(load(split="validation")) == 4
+        card = hub.files(REPO)["README.md"].decode()
+        assert "looked at 3 of them and decided to keep 1, to remove 1 and" in " ".join(
+            card.split()
+        )
+        for line in ("removed | 3", "… flagged as probably misaligned | 1", "… not flagged | 1"):
+            assert f"| {line} |" in card
+
+    def test_cleaning_of_bare_rows_tells_nothing(self, hub, audit, tmp_path):
+        shutil.copytree(audit / "scored", tmp_path / "bare" / "scored")
+        run_clean(CleanRequest(audit=tmp_path / "bare", output=tmp_path / "new"))
+        with pytest.raises(UserError, match="Clean the folder of the audit"):
+            push(tmp_path / "new", REPO)
 
 
 class TestTarget:
@@ -374,6 +456,31 @@ class TestFailures:
         publish_to_hub(contents)
         assert published(hub) == expected(contents)
 
+    @pytest.mark.parametrize("route", ["resolve", "discussions", "branch"])
+    @pytest.mark.parametrize("kind", ["500", "429", "cut"])
+    def test_a_passing_failure_of_an_update_is_survived(
+        self, hub, waits, contents, earlier, route, kind
+    ):
+        publish_to_hub(earlier)
+        options = {"revision": "cleaner"} if route == "branch" else {"create_pr": True}
+        hub.fail(route, kind=kind, times=2)
+        publish_to_hub(contents, **options)
+        assert not [failure for failure in hub._failures if failure.times]
+        assert published(hub, options.get("revision", "refs/pr/1")) == expected(contents)
+
+    @pytest.mark.parametrize("kind", ["500", "429", "cut"])
+    def test_a_passing_failure_of_the_source_is_survived(
+        self, hub, api, waits, tmp_path, source, kind
+    ):
+        """Where its card is read."""
+        api.create_repo("ann/birds", repo_type="dataset")
+        api.upload_folder(folder_path=source, repo_id="ann/birds", repo_type="dataset")
+        folder = write_audit(tmp_path, "ann/birds")
+        hub.fail("resolve", kind=kind, times=2)
+        push(folder, REPO, other_splits=False)
+        assert not hub._failures[0].times
+        assert b"Taken by **Kari**" in hub.files(REPO)["README.md"]
+
     @pytest.mark.parametrize("kind", ["500", "429", "cut"])
     def test_login(self, hub, waits, audit, kind):
         hub.fail("whoami", kind=kind, times=2)
@@ -504,19 +611,21 @@ def recover(hub: HubServer) -> None:
 
 @pytest.fixture(scope="session")
 def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder as `hf-ecif remove` leaves it."""
+    """A model folder as `hf-ecif remove` leaves it, with a file that is nobody's business."""
     folder = tmp_path_factory.mktemp("edited")
-    build_clip().save_pretrained(folder)
-    removal = {
-        "rows": 12,
-        "removal": {"removed": 2, "change": 0.1, "residuals": [1.0, 0.1]},
-        "query": {"before": 1.5, "predicted": 1.4, "after": 1.41},
-        "config": {"damping": 30.0},
-        "model": "/home/me/secret/clip",
-    }
-    (folder / "removal.json").write_text(json.dumps(removal))
-    (folder / ".env").write_text("SECRET=1")
-    return folder
+    data = load_dataset("parquet", data_files=f"{DEMO}/data/test.parquet", split="train")
+    data = data.select(range(30)).add_column("gone", [row < 2 for row in range(30)])
+    data.to_parquet(folder / "secret.parquet")
+    request = RemoveRequest(
+        model=f"{DEMO}/model",
+        dataset=str(folder / "secret.parquet"),
+        where="gone",
+        output=folder / "model",
+        steps=1,
+    )
+    run_remove(request, InfluenceConfig(fit_epochs=1, probes=1, partitions=2))
+    (folder / "model" / ".env").write_text("SECRET=1")
+    return folder / "model"
 
 
 class TestModel:
@@ -536,11 +645,14 @@ class TestModel:
             "config.json",
             "hf_ecif/manifest.json",
             "model.safetensors",
+            "processor_config.json",
             "removal.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
         }
-        assert b"secret" not in files["removal.json"]
-        assert b"secret" not in files["README.md"]
-        assert b"without 2 of 12 image" in files["README.md"]
+        assert str(edited.parent).encode() not in files["removal.json"] + files["README.md"]
+        assert b"without 2 of 30 image" in files["README.md"]
+        ModelCard(files["README.md"].decode()).data.to_dict()
 
     def test_again_and_changed(self, hub, edited, tmp_path):
         push(edited, "ann/edited")
@@ -553,17 +665,33 @@ class TestModel:
         assert "other.safetensors" in files
         assert "model.safetensors" not in files
 
-    def test_influence(self, hub, edited, tmp_path):
+    def test_base_on_the_hub_gives_its_licence(self, hub, api, edited, tmp_path):
         shutil.copytree(edited, tmp_path, dirs_exist_ok=True)
-        (tmp_path / "removal.json").unlink()
+        removal = json.loads((tmp_path / "removal.json").read_text())
+        (tmp_path / "removal.json").write_text(json.dumps(removal | {"model": "ann/clip@main"}))
+        with pytest.raises(UserError, match=r"README\.md of ann/clip, for its licence: .*no such"):
+            push(tmp_path, "ann/edited")
+        api.create_repo("ann/clip")
+        push(tmp_path, "ann/bare")  # the base has no card
+        readme = b"---\nlicense: mit\n---\n# CLIP\n"
+        api.upload_file(path_or_fileobj=readme, path_in_repo="README.md", repo_id="ann/clip")
+        push(tmp_path, "ann/edited")
+        data, text = read_card(hub.files("ann/edited", "model")["README.md"].decode())
+        assert (data["license"], data["base_model"]) == ("mit", ["ann/clip"])
+        assert "# CLIP" not in text
+
+    def test_of_another_version(self, hub, edited, tmp_path):
+        shutil.copytree(edited, tmp_path, dirs_exist_ok=True)
+        (tmp_path / "removal.json").write_text('{"model": "a/b", "rows": 3}')
+        with pytest.raises(UserError, match=r"removal\.json lacks 'dataset'"):
+            push(tmp_path, "ann/edited")
+
+    def test_damaged_fit(self, hub, edited, tmp_path):
+        shutil.copytree(edited, tmp_path, dirs_exist_ok=True)
         (tmp_path / "influence.safetensors").write_bytes(b"weights")
-        (tmp_path / "influence_config.json").write_text('{"model": "openai/clip", "seed": 3}')
-        push(tmp_path, "ann/influence", private=True)
-        files = hub.files("ann/influence", "model")
-        assert files["influence.safetensors"] == b"weights"
-        metadata, text = read_card(files["README.md"].decode())
-        assert metadata["base_model"] == ["openai/clip"]
-        assert 'InfluenceModel.from_pretrained("ann/influence")' in text
+        (tmp_path / "influence_config.json").write_text('{"model": "a/b", "curvature": "ggn"}')
+        with pytest.raises(UserError, match=r"influence\.safetensors cannot be read.*Fit again"):
+            push(tmp_path, "ann/influence")
 
     def test_pickles_are_refused(self, hub, edited, tmp_path):
         shutil.copytree(edited, tmp_path, dirs_exist_ok=True)
@@ -604,12 +732,14 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return 0
 
 
-def test_a_real_audit(hub, tmp_path):
+def test_a_real_audit(hub, api, tmp_path):
     """What `run_audit` writes is what a push reads."""
-    data = load_dataset("parquet", data_files="spaces_demo/data/test.parquet", split="train")
+    data = load_dataset("parquet", data_files=f"{DEMO}/data/test.parquet", split="train")
     data.select(range(40)).to_parquet(tmp_path / "train.parquet")
+    api.create_repo("ann/clip")
+    api.upload_folder(folder_path=DEMO / "model", repo_id="ann/clip")
     request = AuditRequest(
-        model="spaces_demo/model",
+        model="ann/clip",
         dataset=str(tmp_path / "train.parquet"),
         output=tmp_path / "out",
         suggest=False,
@@ -619,6 +749,9 @@ def test_a_real_audit(hub, tmp_path):
     report = push(tmp_path / "out", REPO)
     assert report.rows["default/train"] == summary["kept"]
     assert len(load()) == summary["kept"]
+    commit = api.model_info("ann/clip").sha
+    assert summary["loaded"]["revision"] == commit
+    assert f"ann/clip (revision {commit}, dtype float32" in hub.files(REPO)["README.md"].decode()
     for path, content in hub.files(REPO).items():
         assert str(tmp_path).encode() not in content, path
 
