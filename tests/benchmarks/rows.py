@@ -1,11 +1,13 @@
 """Time and memory of scoring a thousand to a million rows with a saved fit.
 
-    python -m tests.benchmarks.rows                      # sizes that take 25 minutes at most, each
-    python -m tests.benchmarks.rows --minutes 60         # a million rows, on two cores
+    python -m tests.benchmarks.rows                      # a million rows with a tiny CLIP
+    python -m tests.benchmarks.rows --model embedded     # the demo's; sizes of 25 minutes at most
     python -m tests.benchmarks.rows --quick              # up to 4,000 rows
 
 The embedded pairs are streamed again and again from parquet files that are links to one, so that
-nothing but the stream knows how many rows there are. They take two ways: *scorer* maps the fit over
+nothing but the stream knows how many rows there are. What is asked is whether memory grows with them,
+so by default the model is tiny: with the demo's CLIP, two thirds of the time are its forward pass.
+The rows take two ways: *scorer* maps the fit over
 an `IterableDataset`, *run_score* writes shards, as `hf-ecif score --streaming` does.
 
 Every size has a process of its own. Its memory is counted from where the model is loaded and has
@@ -39,9 +41,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from datasets import Image, IterableDataset, disable_progress_bars
 from rich.console import Console
 from rich.table import Table as Printed
+from transformers import AutoConfig, AutoProcessor, CLIPConfig, CLIPModel
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, load_rows, read_pair, stream_rows
@@ -70,6 +74,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--most", type=int, default=SIZES[-1], help="rows")
     parser.add_argument("--minutes", type=float, default=25, help="of a size; longer is left out")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
@@ -86,7 +91,7 @@ def main() -> None:
     facts = provenance()
     with TemporaryDirectory(prefix="rows-") as folder:
         run = partial(in_own_process, args.threads)
-        run("prepare", folder)
+        run("prepare", folder, args.model)
         ways = [
             result
             for way in args.ways
@@ -94,6 +99,7 @@ def main() -> None:
         ]
         shares = run("shares", folder, *(("1", "1") if args.quick else ("4", "3")))
     content = facts | {
+        "model": args.model,
         "threads": args.threads,
         "config": CONFIG.to_dict(),
         "sizes run": sorted({result["rows"] for result in ways if "seconds" in result}),
@@ -156,16 +162,48 @@ def provenance() -> Figures:
 # --------------------------------------------------------------------- jobs, each in a process
 
 
-def prepare(folder: str) -> Figures:
+def prepare(folder: str, name: str) -> Figures:
     """A saved fit, and a file of rows."""
     rows = check_columns(load_rows(str(DEMO / "data"), "train"), "image", "text")
-    model = InfluenceModel.from_pretrained(DEMO / "model", CONFIG)
+    model = MODELS[name]()
     model.fit(model.read(rows), model.read(load_rows(str(DEMO / "data"), "validation")))
     scorer = model.scorer(Path(folder, "fit"))
     Path(folder, "scorer.json").write_text(json.dumps(asdict(scorer)))
     cells = rows.select_columns(["image", "text"]).select(range(FILE_ROWS))
     cells.cast_column("image", Image(decode=False)).to_parquet(Path(folder, "rows.parquet"))
     return {}
+
+
+def embedded() -> InfluenceModel:
+    """The demo's CLIP."""
+    return InfluenceModel.from_pretrained(DEMO / "model", CONFIG)
+
+
+def tiny() -> InfluenceModel:
+    """One narrow layer a tower, random weights, the demo's words and a picture of four patches."""
+    processor = AutoProcessor.from_pretrained(DEMO / "model")
+    processor.image_processor.size = {"height": 16, "width": 16}
+    processor.image_processor.crop_size = {"height": 16, "width": 16}
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "projection_dim": 32}
+    demo = AutoConfig.from_pretrained(DEMO / "model").text_config
+    words = (
+        "vocab_size",
+        "max_position_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    )
+    config = CLIPConfig(
+        text_config=tower | heads | {name: getattr(demo, name) for name in words},
+        vision_config=tower | heads | {"image_size": 16, "patch_size": 8},
+        projection_dim=32,
+    )
+    torch.manual_seed(0)
+    return InfluenceModel(CLIPModel(config).eval(), processor, CONFIG)
+
+
+MODELS: dict[str, Callable[[], InfluenceModel]] = {"tiny": tiny, "embedded": embedded}
 
 
 def score(way: str, folder: str, count: str) -> Figures:
