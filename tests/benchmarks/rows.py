@@ -5,16 +5,16 @@
     python -m tests.benchmarks.rows --quick              # up to 4,000 rows
 
 The embedded pairs are streamed again and again from parquet files that are links to one, so that
-nothing but the stream knows how many rows there are. What is asked is whether memory grows with them,
-so by default the model is tiny: with the demo's CLIP, two thirds of the time are its forward pass.
-The rows take two ways: *scorer* maps the fit over
-an `IterableDataset`, *run_score* writes shards, as `hf-ecif score --streaming` does.
+nothing but the stream knows how many rows there are. Whether memory grows with them is the question,
+so by default the model is tiny; with the demo's CLIP, two thirds of the time are its forward pass.
+The rows take two ways: *run_score* writes shards, as `hf-ecif score --streaming` does, and *scorer*
+maps the fit over an `IterableDataset`. What is known is written after every size.
 
 Every size has a process of its own. Its memory is counted from where the model is loaded and has
 scored two rows; the working memory of a block is still to come then, and counts. The peak is the
 kernel's own of that process (`VmHWM`), since `ru_maxrss` goes over to a child from its parent.
 
-A block is then taken apart: *reading* (stream, decode, preprocess) and *model* (embed, tangents,
+A block of the demo's CLIP is taken apart: *reading* (stream, decode, preprocess) and *model* (embed, tangents,
 scores) are timed alone, and both together with and without workers. ``overlap`` is the sum of the
 two over the time together: one where nothing overlaps.
 """
@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
@@ -88,45 +88,46 @@ def main() -> None:
         print(json.dumps(JOBS[job](*arguments)))
         return
     sizes = [size for size in (QUICK_SIZES if args.quick else SIZES) if size <= args.most]
-    facts = provenance()
     with TemporaryDirectory(prefix="rows-") as folder:
         run = partial(in_own_process, args.threads)
-        run("prepare", folder, args.model)
-        ways = [
-            result
-            for way in args.ways
-            for result in grow(way, sizes, args.minutes, partial(run, "score", way, folder))
-        ]
-        shares = run("shares", folder, *(("1", "1") if args.quick else ("4", "3")))
-    content = facts | {
-        "model": args.model,
-        "threads": args.threads,
-        "config": CONFIG.to_dict(),
-        "sizes run": sorted({result["rows"] for result in ways if "seconds" in result}),
-        "results": ways,
-        "shares": shares,
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(content, indent=1) + "\n")
+        for name in {args.model, "embedded"}:
+            run("prepare", str(Path(folder, name)), name)
+        content = provenance() | {
+            "model": args.model,
+            "threads": args.threads,
+            "config": CONFIG.to_dict(),
+            "shares": run("shares", f"{folder}/embedded", *("11" if args.quick else "43")),
+            "results": [],
+        }
+        score = partial(run, "score", f"{folder}/{args.model}")
+        for result in grow(args.ways, sizes, args.minutes, score):
+            content["results"].append(result)
+            write(content, args.output)
     print_tables(content)
-    draw(content, args.output.with_suffix(".png"))
 
 
 def grow(
-    way: str, sizes: list[int], minutes: float, run: Callable[[str], Figures]
+    ways: list[str], sizes: list[int], minutes: float, run: Callable[[str, str], Figures]
 ) -> Iterator[Figures]:
     """One size after the other, as long as the last one's rate lets hope for an end in time."""
-    rate = float("inf")
-    for size in sizes:
-        expected = size / rate / 60
+    rates = dict.fromkeys(ways, float("inf"))
+    for size, way in product(sizes, ways):
+        expected = size / rates[way] / 60
         result: Figures = {"way": way, "rows": size}
         if expected > minutes:
             yield result | {"left out": f"about {expected:.0f} minutes"}
             continue
-        result |= run(str(size))
-        rate = result["rows/s"]
+        result |= run(way, str(size))
+        rates[way] = result["rows/s"]
         print(result | {"curve": "..."}, file=sys.stderr, flush=True)
         yield result
+
+
+def write(content: Figures, path: Path) -> None:
+    """The record and its figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    draw(content, path.with_suffix(".png"))
 
 
 def in_own_process(threads: int, *job: str) -> Figures:
@@ -164,6 +165,7 @@ def provenance() -> Figures:
 
 def prepare(folder: str, name: str) -> Figures:
     """A saved fit, and a file of rows."""
+    Path(folder).mkdir()
     rows = check_columns(load_rows(str(DEMO / "data"), "train"), "image", "text")
     model = MODELS[name]()
     model.fit(model.read(rows), model.read(load_rows(str(DEMO / "data"), "validation")))
@@ -206,7 +208,7 @@ def tiny() -> InfluenceModel:
 MODELS: dict[str, Callable[[], InfluenceModel]] = {"tiny": tiny, "embedded": embedded}
 
 
-def score(way: str, folder: str, count: str) -> Figures:
+def score(folder: str, way: str, count: str) -> Figures:
     """Score ``count`` rows; seconds, and MiB above the loaded model."""
     source = link_files(Path(folder), int(count))
     scorer = saved_scorer(folder)
@@ -301,8 +303,8 @@ def with_run_score(scorer: Scorer, source: Path, output: Path, advance: Advance)
 
 
 WAYS: dict[str, Callable[[Scorer, Path, Path, Advance], None]] = {
-    "scorer": with_scorer,
     "run_score": with_run_score,
+    "scorer": with_scorer,
 }
 
 
