@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +28,9 @@ from torch import Tensor
 from hf_ecif.errors import UserError
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# A process that ends is noticed at once. One that is merely slow, or writes a large result while
+# the others wait, is no failure.
+PATIENCE = timedelta(days=1)
 T = TypeVar("T")
 
 _alone = ContextVar("alone", default=False)
@@ -122,19 +126,23 @@ def collect(thing: T) -> list[T]:
 def decide(choose: Callable[[], T]) -> T:
     """What the main process chooses, in every process; the others do not call ``choose``.
 
-    An error of the main process is raised in all of them.
+    An error of the main process is raised in all of them: as it is in the main one, and by its
+    message in the others, since not every error survives pickling.
     """
     if count() == 1:
         return choose()
     outcome: list[Any] = [None, None]
+    own: Exception | None = None
     if is_main():
         try:
             outcome[0] = choose()
         except Exception as error:
-            outcome[1] = error
+            own = error
+            kind = UserError if isinstance(error, UserError) else RuntimeError
+            outcome[1] = kind(f"{error}")
     result, failure = broadcast_object_list(outcome)
     if failure is not None:
-        raise failure
+        raise own or failure
     return result
 
 
@@ -143,4 +151,4 @@ def _state() -> PartialState:
     no_accelerator = (
         parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     )
-    return PartialState(cpu=no_accelerator)
+    return PartialState(cpu=no_accelerator, timeout=PATIENCE)

@@ -276,6 +276,17 @@ def test_overwrite_starts_anew(half: Job, jobs: dict[str, Job], request: Any) ->
     assert_same(job, jobs[name])
 
 
+@ALL
+def test_what_a_crash_has_cut_short_is_done_again(
+    half: Job, jobs: dict[str, Job], request: Any, finish: Callable[[Job], Job]
+) -> None:
+    parts = [p for p in sorted(half.output.rglob("[!.]*")) if p.suffix != ".json" and p.is_file()]
+    assert len(parts) > 2
+    for path in parts[::2]:
+        path.write_bytes(path.read_bytes()[:-9])
+    assert_same(finish(half.again(resume=True)), jobs[request.node.callspec.params["half"]])
+
+
 @TWO_STEPS
 def test_other_config_is_refused(half: Job) -> None:
     before = results(half.output)
@@ -320,6 +331,19 @@ def test_other_rows_or_columns_are_refused(half: Job, folder: Path) -> None:
     message = str(caught.value)
     assert f"dataset was {str(folder / 'rows')!r} and is {other['dataset']!r}" in message
     assert "columns was" in message
+
+
+@SCORES
+def test_other_rows_of_the_same_name_are_refused(half: Job, folder: Path, tmp_path: Path) -> None:
+    rows = folder / "rows"
+    rows.rename(tmp_path / "rows")
+    try:
+        shutil.copytree(folder / "other", rows)
+        with pytest.raises(UserError, match=r"data was '[0-9a-f]{32}' and is '[0-9a-f]{32}'"):
+            half.again(resume=True)()
+    finally:
+        shutil.rmtree(rows)
+        (tmp_path / "rows").rename(rows)
 
 
 @SCORES

@@ -5,8 +5,8 @@
     python -m tests.benchmarks.rows --quick              # up to 4,000 rows
 
 The embedded pairs are streamed again and again from parquet files that are links to one, so that
-nothing but the stream knows how many rows there are. Whether memory grows with them is the question,
-so by default the model is tiny; with the demo's CLIP, two thirds of the time are its forward pass.
+nothing but the stream knows how many rows there are. The question is whether memory grows with
+them, so by default the model is tiny; with the demo's CLIP, most of the time is its forward pass.
 The rows take two ways: *run_score* writes shards, as `hf-ecif score --streaming` does, and *scorer*
 maps the fit over an `IterableDataset`. What is known is written after every size.
 
@@ -14,9 +14,9 @@ Every size has a process of its own. Its memory is counted from where the model 
 scored two rows; the working memory of a block is still to come then, and counts. The peak is the
 kernel's own of that process (`VmHWM`), since `ru_maxrss` goes over to a child from its parent.
 
-A block of the demo's CLIP is taken apart: *reading* (stream, decode, preprocess) and *model* (embed, tangents,
-scores) are timed alone, and both together with and without workers. ``overlap`` is the sum of the
-two over the time together: one where nothing overlaps.
+A block of the demo's CLIP is taken apart: *reading* (stream, decode, preprocess) and *model*
+(embed, tangents, scores) are timed alone, and both together with and without workers. ``overlap``
+is the sum of the two over the time together: one where nothing overlaps.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def main() -> None:
             "model": args.model,
             "threads": args.threads,
             "config": CONFIG.to_dict(),
-            "shares": run("shares", f"{folder}/embedded", *("11" if args.quick else "43")),
+            "shares": run(
+                "shares", f"{folder}/embedded", *(("1", "1") if args.quick else ("4", "3"))
+            ),
             "results": [],
         }
         score = partial(run, "score", f"{folder}/{args.model}")
@@ -110,15 +112,15 @@ def grow(
     ways: list[str], sizes: list[int], minutes: float, run: Callable[[str, str], Figures]
 ) -> Iterator[Figures]:
     """One size after the other, as long as the last one's rate lets hope for an end in time."""
-    rates = dict.fromkeys(ways, float("inf"))
+    pace = dict.fromkeys(ways, float("inf"))
     for size, way in product(sizes, ways):
-        expected = size / rates[way] / 60
+        expected = size / pace[way] / 60
         result: Figures = {"way": way, "rows": size}
         if expected > minutes:
             yield result | {"left out": f"about {expected:.0f} minutes"}
             continue
         result |= run(way, str(size))
-        rates[way] = result["rows/s"]
+        pace[way] = result["rows/s"]
         print(result | {"curve": "..."}, file=sys.stderr, flush=True)
         yield result
 

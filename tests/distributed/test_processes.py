@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+# Its name for several processes, on CPUs, too, where the plain command needs MPI.
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
 SECONDS = 600
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 # Standard errors are roots of differences of nearly equal numbers.
@@ -79,12 +82,28 @@ def compare(several: Path, one: dict[str, Tensor], tolerance: float) -> None:
         )
 
 
-@pytest.mark.parametrize(("count", "dtype"), [(2, "float64"), (2, "float32"), (3, "float64")])
+def torchrun(count: int) -> list[str]:
+    return [*TORCHRUN, f"--nproc_per_node={count}", *rendezvous()]
+
+
+def accelerate(count: int) -> list[str]:
+    plain = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    return [*ACCELERATE, f"--num_processes={count}", f"--main_process_port={free_port()}", *plain]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "count", "dtype"),
+    [(torchrun, 2, "float64"), (accelerate, 2, "float32"), (torchrun, 3, "float64")],
+)
 def test_processes_agree_with_one(
-    single: dict[str, dict[str, Tensor]], tmp_path: Path, count: int, dtype: str
+    single: dict[str, dict[str, Tensor]],
+    tmp_path: Path,
+    launcher: Callable[[int], list[str]],
+    count: int,
+    dtype: str,
 ) -> None:
     output = tmp_path / "results.safetensors"
-    finish(program([*TORCHRUN, f"--nproc_per_node={count}", *rendezvous()], output, dtype))
+    finish(program(launcher(count), output, dtype))
     compare(output, single[dtype], TOLERANCE[dtype])
 
 
@@ -95,6 +114,15 @@ def test_two_nodes_agree_with_one(single: dict[str, dict[str, Tensor]], tmp_path
     for agent in agents:
         finish(agent)
     compare(output, single["float64"], TOLERANCE["float64"])
+
+
+@pytest.mark.parametrize("where", ["everywhere", "elsewhere"])
+def test_error_is_told_once_and_ends_all(where: str) -> None:
+    process = start(torchrun(2), "-m", "tests.distributed.failing", where)
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode != 0
+    assert output.count("Error: the file is missing: bring it here.") == 1, output
+    assert "exitcode  : 2" in output
 
 
 def rendezvous() -> list[str]:
