@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import time
 from typing import Annotated
 
 import typer
@@ -18,15 +17,14 @@ from hf_ecif.commands.options import app
 from hf_ecif.errors import UserError
 from hf_ecif.version import __version__
 
-PATIENCE = 5.0  # seconds
-
 
 def main() -> None:
     """Entry point: a user's mistake is a message and status 2, never a stack trace."""
     try:
         app()
     except Exception as error:
-        _let_the_main_process_speak()
+        if not _has_to_tell(error):
+            sys.exit(2)
         message = _message(error)
         if message is None:
             raise
@@ -36,13 +34,14 @@ def main() -> None:
         sys.exit(2)
 
 
-def _let_the_main_process_speak() -> None:
-    """Of several processes, one says what is wrong with all of them; its end is theirs, too.
+def _has_to_tell(error: Exception) -> bool:
+    """Of several processes, the first to fail: the others share its error, or have lost it."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from hf_ecif import processes
 
-    `torchrun` sees to that. Who is still there afterwards is the only one to know.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        time.sleep(PATIENCE)
+    elsewhere = isinstance(error, processes.MainProcessError)
+    return not elsewhere and processes.is_first("to fail")
 
 
 def _message(error: Exception) -> str | None:

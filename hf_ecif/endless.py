@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset, Value
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 from datasets.distributed import split_dataset_by_node
 
 from hf_ecif import processes
@@ -174,11 +174,10 @@ def _scored(model: InfluenceModel, rows: Dataset, request: ScoreRequest) -> Data
     """The rows with their influence columns."""
     names = request.image_column, request.text_column
     checked = check_columns(drop_influence_columns(rows), *names)
-    read = model.read_any(checked, *names)
-    for name, values in scored_columns(model, read).items():
-        kind = "string" if name == REASON else "float32"
-        checked = checked.add_column(name, values, feature=Value(kind))
-    return checked
+    columns = scored_columns(model, model.read_any(checked, *names))
+    types = {name: Value("string" if name == REASON else "float32") for name in columns}
+    scored = Dataset.from_dict(columns, features=Features(types))
+    return concatenate_datasets([checked, scored], axis=1)
 
 
 def _my_ranges(count: int, size: int) -> list[range]:

@@ -242,7 +242,7 @@ def test_full_disk_is_a_message(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
 def test_other_errors_of_the_system_keep_their_trace(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hf_ecif.audit, "run_audit", lambda *_: open("no/such/file"))
+    monkeypatch.setattr(hf_ecif.audit, "run_audit", lambda *_: Path("no/such/file").read_text())
     with pytest.raises(FileNotFoundError):
         run("audit", "--model", "m", "--dataset", "d", "--output", "o", "--quiet")
 

@@ -30,14 +30,14 @@ ROWS, PART = 60, 16
 UNREADABLE = 5
 CONFIG = InfluenceConfig(
     batch_size=16,
-    micro_batch_size=8,
+    micro_batch_size=16,
     fit_epochs=3,
     partitions=2,
     plantings=1,
     probes=1,
     max_iterations=2,
 )
-SCORING = replace(CONFIG, batch_size=2)  # blocks of 8 rows
+SCORING = replace(CONFIG, batch_size=2, fit_epochs=0, solver="identity")  # blocks of 8 rows
 KILLS = {"audit": 24, "score": 13, "stream": 13}
 SEED = 0
 
@@ -142,13 +142,15 @@ def jobs(folder: Path, finish: Callable[[Job], Job]) -> dict[str, Job]:
         **sources, output=folder / "audit", truth_column="is_misaligned", suggest=False
     )
     fit = FitRequest(**sources, output=folder / "fit")
+    scoring = replace(fit, output=folder / "scoring fit")
+    finish(Job(run_fit, scoring, SCORING))
     score = ScoreRequest(
-        influence=str(fit.output), dataset=sources["dataset"], output=folder / "score"
+        influence=str(scoring.output), dataset=sources["dataset"], output=folder / "score"
     )
     stream = replace(score, output=folder / "stream", streaming=True)
     return {
         "audit": finish(Job(run_audit, audit, CONFIG)),
-        "fit": finish(Job(run_fit, fit, SCORING)),
+        "fit": finish(Job(run_fit, fit, CONFIG)),
         "score": finish(Job(run_score, score)),
         "stream": finish(Job(run_score, stream)),
     }
@@ -281,7 +283,7 @@ def test_what_a_crash_has_cut_short_is_done_again(
     half: Job, jobs: dict[str, Job], request: Any, finish: Callable[[Job], Job]
 ) -> None:
     parts = [p for p in sorted(half.output.rglob("[!.]*")) if p.suffix != ".json" and p.is_file()]
-    assert len(parts) > 2
+    assert len(parts) > 1
     for path in parts[::2]:
         path.write_bytes(path.read_bytes()[:-9])
     assert_same(finish(half.again(resume=True)), jobs[request.node.callspec.params["half"]])
@@ -352,7 +354,7 @@ def test_other_fit_is_refused(half: Job, folder: Path, finish: Callable[[Job], J
     fit = FitRequest(
         model=str(DEMO / "model"), dataset=str(folder / "other"), output=half.output.parent / "fit"
     )
-    finish(Job(run_fit, fit, replace(SCORING, fit_epochs=0, solver="identity")))
+    finish(Job(run_fit, fit, SCORING))
     with pytest.raises(UserError, match=r"fit was '[0-9a-f]{16}' and is '[0-9a-f]{16}'"):
         half.again(resume=True, influence=str(fit.output))()
 

@@ -26,6 +26,12 @@ def everywhere() -> None:
 
 
 @app.command()
+def unexpectedly() -> None:
+    """The main process finds out, and it is no mistake of the user's."""
+    processes.decide(lambda: {}["the file"])
+
+
+@app.command()
 def elsewhere() -> None:
     """Another process finds out, while the main one waits for its numbers."""
     if not processes.is_main():
