@@ -13,12 +13,12 @@ so that what else the machine does disturbs all of them alike, and the smallest 
 * *two*: both share ``n`` rows;
 * *double*: both share ``2 n`` rows.
 
-Strong scaling is ``one / (2 two)``, weak scaling ``one / double``, the floor ``one / each``. The same
-is said of processor time, that of the busier process: it leaves out the waiting for each other, but
-work that is done twice or unevenly counts, and so does the exchange. It still tells something where
-the machine has other things to do. Before the clock runs, the results of *one* and *two* are
-compared. Rows are at the frozen boundary, but in *read and score*, which is all that a user waits
-for; the processes then hold a part of them each.
+Strong scaling is ``one / (2 two)``, weak scaling ``one / double``, the floor ``one / each``. All
+three are taken of processor time, too, that of the busier process: it leaves out the waiting for
+each other, but counts work that is done twice or unevenly, and the exchange. It still tells
+something where the machine has other things to do. Before the clock runs, the results of *one* and
+*two* are compared. Rows are at the frozen boundary, but in *read and score*, which is all that a
+user waits for; the processes then hold a part of them each.
 """
 
 from __future__ import annotations
