@@ -341,7 +341,7 @@ def draw(results: list[Figures], path: Path) -> None:
     axis.axhline(GOAL, color="grey", linestyle="--", linewidth=0.8, label="goal")
     axis.set_xticks(places, names, fontsize=7)
     axis.set(ylabel="efficiency of two processes", ylim=(0, 1.3))
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper center", ncols=4)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
