@@ -1,26 +1,30 @@
 """Results of finished steps in a folder, so that an interrupted run need not do them again.
 
 A step is known by its name. Its result is written aside and renamed, so that a run may be killed at
-any moment, and whatever is found later is whole. A manifest says what the results belong to; those
-of another model, data set or config are refused.
+any moment, and whatever is found later is whole; what a crash of the machine has cut short is as
+good as missing. A manifest says what the results belong to; those of another model, data set or
+config are refused.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_ecif import processes
 from hf_ecif.errors import UserError
-from hf_ecif.files import aside, write_json
+from hf_ecif.files import aside, read_json, write_json
 
 MANIFEST = "manifest.json"
 
@@ -64,7 +68,7 @@ class Checkpoints:
         def prepare() -> None:
             path = folder / MANIFEST
             if resume and path.exists():
-                require_same(json.loads(path.read_text()), manifest, folder.parent)
+                require_same(read_manifest(path), manifest, folder.parent)
                 return
             shutil.rmtree(folder, ignore_errors=True)
             write_json(manifest, path)
@@ -95,11 +99,11 @@ class Checkpoints:
         return read_state(self._path(name)) if self.has(name, own=own) else None
 
     def has(self, name: str, *, own: bool = False) -> bool:
-        """Whether there is a state of that name."""
+        """Whether there is a state of that name, whole."""
         if self._folder is None:
             return False
-        path = self._path(name)
-        return path.exists() if own else processes.decide(path.exists)
+        look = partial(_is_whole, self._path(name))
+        return look() if own else processes.decide(look)
 
     def save(self, name: str, state: State, *, own: bool = False) -> None:
         """Keep a state in place of an earlier one of that name."""
@@ -117,6 +121,15 @@ class Checkpoints:
         return self._folder / f"{self._prefix}{name}.safetensors"
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a state is there; its header tells how long it must be."""
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
 def read_state(path: Path) -> State:
     """Read what `write_state` wrote."""
     with safe_open(path, "pt") as file:
@@ -131,10 +144,35 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def write_state(state: State, path: Path) -> None:
-    """Write a state as one safetensors file, in one step."""
+    """Write a state as one safetensors file, in one step.
+
+    Raises:
+        OSError: the disk is full.
+    """
     tensors = {key: value.contiguous() for key, value in state.tensors.items()}
-    with aside(path) as partial:
-        save_file(tensors, partial, {"values": json.dumps(state.values)})
+    with aside(path) as unfinished:
+        try:
+            save_file(tensors, unfinished, {"values": json.dumps(state.values)})
+        except SafetensorError as error:  # its type does not tell what the system said
+            reason = os.strerror(errno.ENOSPC)
+            if reason not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, reason, str(path)) from error
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What an interrupted run belongs to.
+
+    Raises:
+        UserError: nobody can tell any more.
+    """
+    try:
+        return read_json(path)
+    except UserError as error:
+        raise UserError(
+            f"What the interrupted run in {path.parent} belongs to cannot be told: {error} "
+            "Start anew with --overwrite."
+        ) from error
 
 
 def require_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

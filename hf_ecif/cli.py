@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -21,12 +22,33 @@ def main() -> None:
     """Entry point: a user's mistake is a message and status 2, never a stack trace."""
     try:
         app()
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes, one says so
-            Console(stderr=True).print(
-                f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-            )
+    except Exception as error:
+        if not _has_to_tell(error):
+            sys.exit(2)
+        message = _message(error)
+        if message is None:
+            raise
+        Console(stderr=True).print(
+            f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True
+        )
         sys.exit(2)
+
+
+def _has_to_tell(error: Exception) -> bool:
+    """Of several processes, the first to fail: the others share its error, or have lost it."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from hf_ecif import processes
+
+    elsewhere = isinstance(error, processes.MainProcessError)
+    return not elsewhere and processes.is_first("to fail")
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell the user; None where the stack trace tells more."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error}. Make room; a run that was interrupted goes on with --resume."
+    return str(error) if isinstance(error, UserError) else None
 
 
 def _version(wanted: bool) -> None:

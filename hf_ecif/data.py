@@ -263,6 +263,28 @@ def fingerprint_rows(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
+def fingerprint_source(source: str) -> str:
+    """A hash of which files `load_rows` or `stream_rows` would read, without reading their rows.
+
+    Files count by name and time of their last change, those of the Hub by their commit, and a
+    folder of `save_to_disk` by the fingerprint that it was saved with.
+
+    Raises:
+        UserError: If the source does not exist or cannot be read.
+    """
+
+    def read() -> str:
+        path = Path(source).expanduser()
+        if _is_saved(path):
+            states = sorted(path.rglob("state.json"))
+            return xxhash.xxh3_128_hexdigest(b"".join(state.read_bytes() for state in states))
+        name, options = _loader_of(source)
+        builder = load_dataset_builder(name, **options)
+        return xxhash.xxh3_128_hexdigest(f"{builder.config_id} {builder.hash}".encode())
+
+    return _explained(source, read)
+
+
 class _RefusedError(Exception):
     """An image that will not be scored; the message is the reason."""
 

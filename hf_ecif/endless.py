@@ -13,20 +13,28 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset, Value
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 from datasets.distributed import split_dataset_by_node
 
 from hf_ecif import processes
-from hf_ecif.checkpoints import MANIFEST, Checkpoints, require_same
+from hf_ecif.checkpoints import MANIFEST, Checkpoints, read_manifest, require_same
 from hf_ecif.cleaning import write_rows
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import check_columns, drop_influence_columns, load_rows, stream_rows
+from hf_ecif.data import (
+    check_columns,
+    drop_influence_columns,
+    fingerprint_source,
+    load_rows,
+    stream_rows,
+)
 from hf_ecif.errors import UserError
-from hf_ecif.files import PARTIAL, read_json, sweep, write_json
+from hf_ecif.files import PARTIAL, sweep, write_json
 from hf_ecif.fitted import Fitted
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.pretrained import FIT
@@ -102,6 +110,7 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
     manifest = {
         "fit": model.fingerprint,
         "dataset": request.dataset,
+        "data": processes.decide(lambda: fingerprint_source(request.dataset)),
         "split": request.split,
         "streaming": request.streaming,
         "columns": {"image": request.image_column, "text": request.text_column},
@@ -152,7 +161,7 @@ def _score_blocks(
         advance = progress("Score rows", sum(len(rows) for rows in _my_ranges(len(dataset), size)))
     for block in blocks:
         path = folder / block.shard
-        if not path.exists():
+        if not _is_whole(path):
             with processes.alone():
                 write_rows(_scored(model, block.load(), request), path)
         done = _count(path)
@@ -165,11 +174,10 @@ def _scored(model: InfluenceModel, rows: Dataset, request: ScoreRequest) -> Data
     """The rows with their influence columns."""
     names = request.image_column, request.text_column
     checked = check_columns(drop_influence_columns(rows), *names)
-    read = model.read_any(checked, *names)
-    for name, values in scored_columns(model, read).items():
-        kind = "string" if name == REASON else "float32"
-        checked = checked.add_column(name, values, feature=Value(kind))
-    return checked
+    columns = scored_columns(model, model.read_any(checked, *names))
+    types = {name: Value("string" if name == REASON else "float32") for name in columns}
+    scored = Dataset.from_dict(columns, features=Features(types))
+    return concatenate_datasets([checked, scored], axis=1)
 
 
 def _my_ranges(count: int, size: int) -> list[range]:
@@ -188,7 +196,7 @@ def _blocks_of_stream(dataset: IterableDataset, size: int, folder: Path) -> Iter
     """Blocks that are done already, then those still to be read; one is read ahead."""
     rank = processes.rank()
     mine = split_dataset_by_node(dataset, rank, processes.count())
-    done = sorted(folder.glob(f"part-{rank:04d}-*.parquet"))
+    done = [*takewhile(_is_whole, sorted(folder.glob(f"part-{rank:04d}-*.parquet")))]
     for path in done:
         yield _Block(path.name, _never)
     rest = mine.skip(sum(_count(path)["rows"] for path in done))
@@ -226,6 +234,15 @@ def _with_tail(
 
 def _never() -> Dataset:
     raise AssertionError("A block that is done is not read again.")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a shard is there; its last bytes tell."""
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
 
 
 def _count(path: Path) -> Counter[str]:
@@ -267,7 +284,7 @@ def _require_free(request: FitRequest | ScoreRequest) -> None:
 def _begin(request: ScoreRequest, manifest: dict[str, Any]) -> None:
     """Go on with a run of the same manifest, or start anew."""
     path = request.output / MANIFEST
-    before = read_json(path) if request.resume and path.exists() else {}
+    before = read_manifest(path) if request.resume and path.exists() else {}
     if before:
         require_same(before, manifest, request.output)
         return

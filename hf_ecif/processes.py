@@ -7,9 +7,11 @@ objects. A process on its own exchanges nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -23,13 +25,21 @@ from accelerate.utils import (
     reduce,
 )
 from torch import Tensor
+from torch.distributed import TCPStore
 
 from hf_ecif.errors import UserError
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# A process that ends is noticed at once. One that is merely slow, or writes a large result while
+# the others wait, is no failure.
+PATIENCE = timedelta(days=1)
 T = TypeVar("T")
 
 _alone = ContextVar("alone", default=False)
+
+
+class MainProcessError(RuntimeError):
+    """What the main process failed at; it tells why itself."""
 
 
 @contextmanager
@@ -122,20 +132,39 @@ def collect(thing: T) -> list[T]:
 def decide(choose: Callable[[], T]) -> T:
     """What the main process chooses, in every process; the others do not call ``choose``.
 
-    An error of the main process is raised in all of them.
+    An error of the main process is raised in all of them. Not every error survives pickling, so the
+    others raise a `UserError` of the same message, or a `MainProcessError` in place of any other.
     """
     if count() == 1:
         return choose()
     outcome: list[Any] = [None, None]
+    own: Exception | None = None
     if is_main():
         try:
             outcome[0] = choose()
         except Exception as error:
-            outcome[1] = error
+            own = error
+            kind = UserError if isinstance(error, UserError) else MainProcessError
+            outcome[1] = kind(f"{error}")
     result, failure = broadcast_object_list(outcome)
     if failure is not None:
-        raise failure
+        raise own or failure
     return result
+
+
+def is_first(name: str) -> bool:
+    """Whether no process has asked this before, whatever state they are in.
+
+    It needs the launcher's store alone, and so works before the processes have met and after one of
+    them is gone. Where there is no store, the main process counts as the first.
+    """
+    address, port = (os.environ.get(f"MASTER_{part}", "") for part in ("ADDR", "PORT"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store = TCPStore(address, int(port), is_master=False, timeout=timedelta(seconds=10))
+        return store.add(f"hf_ecif, first {name}, attempt {attempt}", 1) == 1
+    except (ValueError, RuntimeError):
+        return os.environ.get("RANK", "0") == "0"
 
 
 def _state() -> PartialState:
@@ -143,4 +172,4 @@ def _state() -> PartialState:
     no_accelerator = (
         parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     )
-    return PartialState(cpu=no_accelerator)
+    return PartialState(cpu=no_accelerator, timeout=PATIENCE)

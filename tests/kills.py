@@ -18,7 +18,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 _CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "hf_ecif.audit", "hf_ecif.endless", __name__])
+LATE = ["transformers.models.clip.modeling_clip", "torch._decomp.decompositions_for_jvp"]
+_CONTEXT.set_forkserver_preload(["pytest", "hf_ecif.audit", "hf_ecif.endless", *LATE, __name__])
 SECONDS = 300
 
 

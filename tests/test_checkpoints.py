@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hf_ecif import checkpoints as module
@@ -81,6 +82,33 @@ class TestRemember:
         with pytest.raises(ZeroDivisionError):
             known.remember("step", lambda: number(1 / 0))
         assert not known.has("step")
+
+    @pytest.mark.parametrize("size", [0, 7, 100, -1])
+    @pytest.mark.parametrize("own", [False, True])
+    def test_a_damaged_state_is_computed_again(
+        self, known: Checkpoints, folder: Path, size: int, own: bool
+    ) -> None:
+        """As a crash of the machine may leave it; a killed process cannot."""
+        known.save("step", State({"value": torch.zeros(50)}), own=own)
+        path = folder / "step.safetensors"
+        path.write_bytes(path.read_bytes()[:size])
+        assert not known.has("step", own=own)
+        assert known.remember("step", lambda: number(1.0), own=own) == number(1.0)
+        assert known.load("step", own=own) == number(1.0)
+
+    def test_full_disk_is_an_error_and_leaves_nothing(
+        self, known: Checkpoints, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def write_half(tensors: Any, path: Path, metadata: Any) -> None:
+            path.write_bytes(b"half")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+        known.save("step", number(1.0))
+        monkeypatch.setattr(module, "save_file", write_half)
+        with pytest.raises(OSError, match=r"No space left on device: '.*step\.safetensors'"):
+            known.save("step", number(2.0))
+        assert known.load("step") == number(1.0)
+        assert {path.name for path in folder.iterdir()} == {MANIFEST, "step.safetensors"}
 
     def test_without_a_folder_computes_every_time(self) -> None:
         nowhere, values = Checkpoints(), iter([1.0, 2.0])
@@ -161,6 +189,11 @@ class TestOpen:
         assert "damping" not in message
         assert "--overwrite" in message
         assert Checkpoints.open(folder, RUN, resume=True).has("step"), "it was lost"
+
+    def test_a_damaged_manifest_is_refused(self, known: Checkpoints, folder: Path) -> None:
+        (folder / MANIFEST).write_text('{"seed": ')
+        with pytest.raises(UserError, match=r"cannot be told: .*manifest\.json.*--overwrite"):
+            Checkpoints.open(folder, RUN, resume=True)
 
     def test_clear_leaves_nothing(self, known: Checkpoints, folder: Path) -> None:
         known.save("step", number(1.0))

@@ -227,6 +227,26 @@ def test_square_brackets_survive(run: Run, monkeypatch: pytest.MonkeyPatch, text
     assert (status, output) == (2, f"Error: the folder {text} is wrong\n")
 
 
+def test_full_disk_is_a_message(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        with open("/dev/full", "w") as disk:
+            disk.write("a shard")
+
+    monkeypatch.setattr(hf_ecif.audit, "run_audit", fill)
+    status, output = run("audit", "--model", "m", "--dataset", "d", "--output", "o", "--quiet")
+    assert status == 2
+    assert "No space left on device. Make room" in output
+    assert "--resume" in output
+
+
+def test_other_errors_of_the_system_keep_their_trace(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf_ecif.audit, "run_audit", lambda *_: Path("no/such/file").read_text())
+    with pytest.raises(FileNotFoundError):
+        run("audit", "--model", "m", "--dataset", "d", "--output", "o", "--quiet")
+
+
 SUMMARY = {
     "rows": 3,
     "flagged": 1,

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hf_ecif.data import (
     check_columns,
     drop_influence_columns,
     fingerprint_rows,
+    fingerprint_source,
     image_bytes,
     load_rows,
     read_pair,
@@ -400,3 +402,29 @@ class TestFingerprint:
         one = Dataset.from_dict({"text": ["ab", "c"]})
         other = Dataset.from_dict({"text": ["a", "bc"]})
         assert fingerprint_rows(one) != fingerprint_rows(other)
+
+
+class TestFingerprintOfSource:
+    @pytest.mark.parametrize("place", ["saved", "splits", "train.parquet", "folder"])
+    def test_is_that_of_the_files(self, tmp_path, place):
+        def write(captions):
+            source = tmp_path / place
+            if place == "saved":
+                rows(captions).save_to_disk(source)
+            elif place == "splits":
+                DatasetDict(train=rows(captions)).save_to_disk(source)
+            else:
+                file = source / "train.parquet" if place == "folder" else source
+                file.parent.mkdir(exist_ok=True)
+                rows(captions).to_parquet(file)
+
+        write(("a", "b"))
+        first = fingerprint_source(str(tmp_path / place))
+        assert fingerprint_source(str(tmp_path / place)) == first
+        time.sleep(0.01)  # the times of files are coarse
+        write(("a", "c"))
+        assert fingerprint_source(str(tmp_path / place)) != first
+
+    def test_of_nothing(self):
+        with pytest.raises(UserError, match="no such file or folder"):
+            fingerprint_source("no/such/folder")

@@ -29,15 +29,15 @@ DEMO = Path(__file__).parents[1] / "spaces_demo"
 ROWS, PART = 60, 16
 UNREADABLE = 5
 CONFIG = InfluenceConfig(
-    batch_size=16,
-    micro_batch_size=8,
+    batch_size=32,
+    micro_batch_size=32,
     fit_epochs=3,
     partitions=2,
     plantings=1,
     probes=1,
     max_iterations=2,
 )
-SCORING = replace(CONFIG, batch_size=2)  # blocks of 8 rows
+SCORING = replace(CONFIG, batch_size=2, fit_epochs=0, solver="identity")  # blocks of 8 rows
 KILLS = {"audit": 24, "score": 13, "stream": 13}
 SEED = 0
 
@@ -142,13 +142,15 @@ def jobs(folder: Path, finish: Callable[[Job], Job]) -> dict[str, Job]:
         **sources, output=folder / "audit", truth_column="is_misaligned", suggest=False
     )
     fit = FitRequest(**sources, output=folder / "fit")
+    scoring = replace(fit, output=folder / "scoring fit")
+    finish(Job(run_fit, scoring, SCORING))
     score = ScoreRequest(
-        influence=str(fit.output), dataset=sources["dataset"], output=folder / "score"
+        influence=str(scoring.output), dataset=sources["dataset"], output=folder / "score"
     )
     stream = replace(score, output=folder / "stream", streaming=True)
     return {
         "audit": finish(Job(run_audit, audit, CONFIG)),
-        "fit": finish(Job(run_fit, fit, SCORING)),
+        "fit": finish(Job(run_fit, fit, CONFIG)),
         "score": finish(Job(run_score, score)),
         "stream": finish(Job(run_score, stream)),
     }
@@ -276,6 +278,17 @@ def test_overwrite_starts_anew(half: Job, jobs: dict[str, Job], request: Any) ->
     assert_same(job, jobs[name])
 
 
+@ALL
+def test_what_a_crash_has_cut_short_is_done_again(
+    half: Job, jobs: dict[str, Job], request: Any, finish: Callable[[Job], Job]
+) -> None:
+    parts = [p for p in sorted(half.output.rglob("[!.]*")) if p.suffix != ".json" and p.is_file()]
+    assert len(parts) > 1
+    for path in parts[::2]:
+        path.write_bytes(path.read_bytes()[:-9])
+    assert_same(finish(half.again(resume=True)), jobs[request.node.callspec.params["half"]])
+
+
 @TWO_STEPS
 def test_other_config_is_refused(half: Job) -> None:
     before = results(half.output)
@@ -323,12 +336,25 @@ def test_other_rows_or_columns_are_refused(half: Job, folder: Path) -> None:
 
 
 @SCORES
+def test_other_rows_of_the_same_name_are_refused(half: Job, folder: Path, tmp_path: Path) -> None:
+    rows = folder / "rows"
+    rows.rename(tmp_path / "rows")
+    try:
+        shutil.copytree(folder / "other", rows)
+        with pytest.raises(UserError, match=r"data was '[0-9a-f]{32}' and is '[0-9a-f]{32}'"):
+            half.again(resume=True)()
+    finally:
+        shutil.rmtree(rows)
+        (tmp_path / "rows").rename(rows)
+
+
+@SCORES
 def test_other_fit_is_refused(half: Job, folder: Path, finish: Callable[[Job], Job]) -> None:
     assert isinstance(half.request, ScoreRequest)
     fit = FitRequest(
         model=str(DEMO / "model"), dataset=str(folder / "other"), output=half.output.parent / "fit"
     )
-    finish(Job(run_fit, fit, replace(SCORING, fit_epochs=0, solver="identity")))
+    finish(Job(run_fit, fit, SCORING))
     with pytest.raises(UserError, match=r"fit was '[0-9a-f]{16}' and is '[0-9a-f]{16}'"):
         half.again(resume=True, influence=str(fit.output))()
 

@@ -1,20 +1,22 @@
 """Time and memory of scoring a thousand to a million rows with a saved fit.
 
-    python -m tests.benchmarks.rows                      # sizes that take 25 minutes at most, each
-    python -m tests.benchmarks.rows --minutes 60         # a million rows, on two cores
+    python -m tests.benchmarks.rows                      # a million rows with a tiny CLIP
+    python -m tests.benchmarks.rows --model embedded     # the demo's; sizes of 25 minutes at most
     python -m tests.benchmarks.rows --quick              # up to 4,000 rows
 
 The embedded pairs are streamed again and again from parquet files that are links to one, so that
-nothing but the stream knows how many rows there are. They take two ways: *scorer* maps the fit over
-an `IterableDataset`, *run_score* writes shards, as `hf-ecif score --streaming` does.
+nothing but the stream knows how many rows there are. The question is whether memory grows with
+them, so by default the model is tiny; with the demo's CLIP, most of the time is its forward pass.
+The rows take two ways: *run_score* writes shards, as `hf-ecif score --streaming` does, and *scorer*
+maps the fit over an `IterableDataset`. What is known is written after every size.
 
 Every size has a process of its own. Its memory is counted from where the model is loaded and has
 scored two rows; the working memory of a block is still to come then, and counts. The peak is the
 kernel's own of that process (`VmHWM`), since `ru_maxrss` goes over to a child from its parent.
 
-A block is then taken apart: *reading* (stream, decode, preprocess) and *model* (embed, tangents,
-scores) are timed alone, and both together with and without workers. ``overlap`` is the sum of the
-two over the time together: one where nothing overlaps.
+A block of the demo's CLIP is taken apart: *reading* (stream, decode, preprocess) and *model*
+(embed, tangents, scores) are timed alone, and both together with and without workers. ``overlap``
+is the sum of the two over the time together: one where nothing overlaps.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
@@ -39,9 +41,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from datasets import Image, IterableDataset, disable_progress_bars
 from rich.console import Console
 from rich.table import Table as Printed
+from transformers import AutoConfig, AutoProcessor, CLIPConfig, CLIPModel
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, load_rows, read_pair, stream_rows
@@ -70,6 +74,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--most", type=int, default=SIZES[-1], help="rows")
     parser.add_argument("--minutes", type=float, default=25, help="of a size; longer is left out")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
@@ -83,44 +88,48 @@ def main() -> None:
         print(json.dumps(JOBS[job](*arguments)))
         return
     sizes = [size for size in (QUICK_SIZES if args.quick else SIZES) if size <= args.most]
-    facts = provenance()
     with TemporaryDirectory(prefix="rows-") as folder:
         run = partial(in_own_process, args.threads)
-        run("prepare", folder)
-        ways = [
-            result
-            for way in args.ways
-            for result in grow(way, sizes, args.minutes, partial(run, "score", way, folder))
-        ]
-        shares = run("shares", folder, *(("1", "1") if args.quick else ("4", "3")))
-    content = facts | {
-        "threads": args.threads,
-        "config": CONFIG.to_dict(),
-        "sizes run": sorted({result["rows"] for result in ways if "seconds" in result}),
-        "results": ways,
-        "shares": shares,
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(content, indent=1) + "\n")
+        for name in {args.model, "embedded"}:
+            run("prepare", str(Path(folder, name)), name)
+        content = provenance() | {
+            "model": args.model,
+            "threads": args.threads,
+            "config": CONFIG.to_dict(),
+            "shares": run(
+                "shares", f"{folder}/embedded", *(("1", "1") if args.quick else ("4", "3"))
+            ),
+            "results": [],
+        }
+        score = partial(run, "score", f"{folder}/{args.model}")
+        for result in grow(args.ways, sizes, args.minutes, score):
+            content["results"].append(result)
+            write(content, args.output)
     print_tables(content)
-    draw(content, args.output.with_suffix(".png"))
 
 
 def grow(
-    way: str, sizes: list[int], minutes: float, run: Callable[[str], Figures]
+    ways: list[str], sizes: list[int], minutes: float, run: Callable[[str, str], Figures]
 ) -> Iterator[Figures]:
     """One size after the other, as long as the last one's rate lets hope for an end in time."""
-    rate = float("inf")
-    for size in sizes:
-        expected = size / rate / 60
+    pace = dict.fromkeys(ways, float("inf"))
+    for size, way in product(sizes, ways):
+        expected = size / pace[way] / 60
         result: Figures = {"way": way, "rows": size}
         if expected > minutes:
             yield result | {"left out": f"about {expected:.0f} minutes"}
             continue
-        result |= run(str(size))
-        rate = result["rows/s"]
+        result |= run(way, str(size))
+        pace[way] = result["rows/s"]
         print(result | {"curve": "..."}, file=sys.stderr, flush=True)
         yield result
+
+
+def write(content: Figures, path: Path) -> None:
+    """The record and its figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    draw(content, path.with_suffix(".png"))
 
 
 def in_own_process(threads: int, *job: str) -> Figures:
@@ -156,10 +165,11 @@ def provenance() -> Figures:
 # --------------------------------------------------------------------- jobs, each in a process
 
 
-def prepare(folder: str) -> Figures:
+def prepare(folder: str, name: str) -> Figures:
     """A saved fit, and a file of rows."""
+    Path(folder).mkdir()
     rows = check_columns(load_rows(str(DEMO / "data"), "train"), "image", "text")
-    model = InfluenceModel.from_pretrained(DEMO / "model", CONFIG)
+    model = MODELS[name]()
     model.fit(model.read(rows), model.read(load_rows(str(DEMO / "data"), "validation")))
     scorer = model.scorer(Path(folder, "fit"))
     Path(folder, "scorer.json").write_text(json.dumps(asdict(scorer)))
@@ -168,7 +178,39 @@ def prepare(folder: str) -> Figures:
     return {}
 
 
-def score(way: str, folder: str, count: str) -> Figures:
+def embedded() -> InfluenceModel:
+    """The demo's CLIP."""
+    return InfluenceModel.from_pretrained(DEMO / "model", CONFIG)
+
+
+def tiny() -> InfluenceModel:
+    """One narrow layer a tower, random weights, the demo's words and a picture of four patches."""
+    processor = AutoProcessor.from_pretrained(DEMO / "model")
+    processor.image_processor.size = {"height": 16, "width": 16}
+    processor.image_processor.crop_size = {"height": 16, "width": 16}
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "projection_dim": 32}
+    demo = AutoConfig.from_pretrained(DEMO / "model").text_config
+    words = (
+        "vocab_size",
+        "max_position_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    )
+    config = CLIPConfig(
+        text_config=tower | heads | {name: getattr(demo, name) for name in words},
+        vision_config=tower | heads | {"image_size": 16, "patch_size": 8},
+        projection_dim=32,
+    )
+    torch.manual_seed(0)
+    return InfluenceModel(CLIPModel(config).eval(), processor, CONFIG)
+
+
+MODELS: dict[str, Callable[[], InfluenceModel]] = {"tiny": tiny, "embedded": embedded}
+
+
+def score(folder: str, way: str, count: str) -> Figures:
     """Score ``count`` rows; seconds, and MiB above the loaded model."""
     source = link_files(Path(folder), int(count))
     scorer = saved_scorer(folder)
@@ -263,8 +305,8 @@ def with_run_score(scorer: Scorer, source: Path, output: Path, advance: Advance)
 
 
 WAYS: dict[str, Callable[[Scorer, Path, Path, Advance], None]] = {
-    "scorer": with_scorer,
     "run_score": with_run_score,
+    "scorer": with_scorer,
 }
 
 

@@ -1,4 +1,6 @@
-"""What every process of a distributed test runs: python -m tests.distributed.program OUTPUT DTYPE.
+"""What every process of a distributed test runs.
+
+    python -m tests.distributed.program OUTPUT float64 float32
 
 The main process writes all results. Rows are divided unevenly, and with three processes one of them
 has none.
@@ -38,15 +40,16 @@ CASES = {
 }
 
 
-def main(output: str, dtype: str) -> None:
+def main(output: str, *dtypes: str) -> None:
     torch.set_num_threads(1)
     assert processes.count() == int(os.environ.get("WORLD_SIZE", "1")), "they work apart"
     results: dict[str, Tensor] = {}
-    for family, parameters in CASES[dtype]:
-        for name, value in engine(family, parameters, getattr(torch, dtype)):
-            results[f"{family}/{parameters}/{name}"] = value
-    if dtype == "float32":
-        results |= {f"model/{name}": value for name, value in model()}
+    for dtype in dtypes:
+        for family, parameters in CASES[dtype]:
+            for name, value in engine(family, parameters, getattr(torch, dtype)):
+                results[f"{dtype}/{family}/{parameters}/{name}"] = value
+    if "float32" in dtypes:
+        results |= {f"float32/model/{name}": value for name, value in model()}
     everywhere = processes.collect({name: value.sum().item() for name, value in results.items()})
     assert all(own == everywhere[0] for own in everywhere), "the processes disagree"
     if processes.is_main():
