@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
 
 from hf_ecif import metrics
 from hf_ecif.config import InfluenceConfig
@@ -140,6 +142,14 @@ def save(path: Path, settings: Mapping[str, Any], results: Any) -> None:
     record = {"origin": origin(), "settings": settings, "results": results}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def print_table(title: str, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print what `write_table` writes."""
+    table = Table(*heading, title=title)
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(width=120).print(table)
 
 
 def write_table(
