@@ -53,7 +53,7 @@ def test_everything_at_once(
     out = tmp_path / "out"
     status, output = run(
         "value", *options, "--output", out, "--slice-column", "slice", "--curves", "--repeats", 1,
-        "--test", rows["new"], "--test-split", "train", "--candidates", rows["new"],
+        "--test", rows["new"], "--test-split", "train", "--candidates", rows["new"], "--leverage",
     )  # fmt: skip
     assert status == 0, output
     summary = json.loads((out / "summary.json").read_text())
@@ -72,6 +72,11 @@ def test_everything_at_once(
     assert all(
         row["ecif_score:hands"] != scores[row["ecif_row"]] for row in valued if row["ecif_score"]
     )
+    leverage = [row["ecif_leverage"] for row in valued if row["ecif_row"] != 4]
+    assert all(0 <= value < 1 for value in leverage)
+    assert valued[4]["ecif_leverage"] is None
+    assert all(0 < summary["leverage"][name] < 1 for name in ("median", "sample_median"))
+
     ranked = summary["slices"][0]["rankings"]["lowest"]
     harmful = sorted((row for row in scores if scores[row] < 0), key=scores.__getitem__)
     assert [entry["row"] for entry in ranked] == harmful
@@ -121,6 +126,7 @@ def test_what_was_not_asked_for_is_left_out(
         (["--test", "anywhere"], "give --curves"),
         (["--curves", "--repeats", 0], "--repeats 0"),
         (["--curves", "--fit-epochs", 0], "refits nothing"),
+        (["--leverage", "--fit-epochs", 0], "--leverage is of a fit"),
         (["--slice-column", "nowhere"], "--slice-column 'nowhere' is not in the query"),
         (["--candidates", "nowhere"], "nowhere"),
     ],

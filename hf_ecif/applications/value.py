@@ -23,6 +23,8 @@ from hf_ecif.data import check_columns, drop_influence_columns, load_rows
 from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
 from hf_ecif.files import write_json
+from hf_ecif.influence import InfluenceModel
+from hf_ecif.leverage import memorised
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.scoring import Scores
 from hf_ecif.sources import Opened, Sources, open_sources
@@ -56,6 +58,7 @@ class ValueRequest(Sources):
     test_split: str = "test"
     candidates: str | None = None
     candidates_split: str = "train"
+    leverage: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,16 @@ class _Found:
     given: _Given
     candidates: Rows | None
     additions: Additions | None
+    leverage: _Leverage | None
+
+
+@dataclass(frozen=True)
+class _Leverage:
+    """Of all rows, and whether a sample says that the fit is memorised."""
+
+    of_rows: Tensor
+    sample_median: float
+    warning: str | None
 
 
 def run_value(
@@ -122,6 +135,8 @@ def _check(request: ValueRequest, config: InfluenceConfig) -> None:
         raise UserError(f"--repeats {request.repeats}: a curve needs at least one refit per point.")
     if request.curves and config.fit_epochs == 0:
         raise UserError("--fit-epochs 0 refits nothing, so there are no --curves.")
+    if request.leverage and config.fit_epochs == 0:
+        raise UserError("--leverage is of a fit, and --fit-epochs 0 does none.")
 
 
 def _read_given(request: ValueRequest, opened: Opened) -> _Given:
@@ -170,7 +185,25 @@ def _analyse(
         orders = removal_orders(whole, request.repeats, model.config.seed)
         curves = removal_curves(model, rows, test or query, orders, progress=progress)
     additions = value_additions(model, rows, candidates, progress) if candidates else None
-    return _Found(request, opened, rows, query, valuation, curves, given, candidates, additions)
+    return _Found(
+        request,
+        opened,
+        rows,
+        query,
+        valuation,
+        curves,
+        given,
+        candidates,
+        additions,
+        _measure_leverage(opened.model) if request.leverage else None,
+    )
+
+
+def _measure_leverage(model: InfluenceModel) -> _Leverage | None:
+    of_rows, sample = model.leverage(), model.sample_leverage()
+    if of_rows is None or sample is None:
+        return None
+    return _Leverage(of_rows, sample.median().item(), memorised(sample))
 
 
 # ------------------------------------------------------------------------------------------ rows
@@ -180,6 +213,8 @@ def _write_rows(found: _Found) -> None:
     output, slices = found.request.output, found.valuation.slices
     suffixes = ["", *(f":{one.name}" for one in slices[1:])]
     columns = _columns("ecif", found.rows, found.valuation.scores, suffixes)
+    if found.leverage:
+        columns["ecif_leverage"] = _spread(found.leverage.of_rows, found.rows)
     write_rows(_named_rows(found.opened.plain, found.rows, columns), output / "value.parquet")
     if found.candidates and found.additions and found.given.candidates:
         dataset = drop_influence_columns(found.given.candidates)
@@ -260,6 +295,12 @@ def _summarise(found: _Found) -> dict[str, Any]:
         "conflicts": [asdict(one) for one in _conflicts(valuation, rows)],
         "curves": _describe_curves(found),
         "candidates": _describe_candidates(found),
+        "leverage": found.leverage
+        and {
+            "median": found.leverage.of_rows.median().item(),
+            "sample_median": found.leverage.sample_median,
+            "warning": found.leverage.warning,
+        },
         "solvers": [
             {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
         ],
@@ -360,6 +401,8 @@ def _warnings(summary: dict[str, Any]) -> Iterator[str]:
             f"These slices have fewer than {SMALL_SLICE} rows, and their rankings hang on few "
             f"pairs: {', '.join(small)}."
         )
+    if summary["leverage"] and summary["leverage"]["warning"]:
+        yield summary["leverage"]["warning"]
     for solver in summary["solvers"]:
         if not solver["converged"]:
             yield (
