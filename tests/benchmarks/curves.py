@@ -4,11 +4,12 @@
     python -m tests.benchmarks.curves --quick    # 2 seeds, two shares
 
 The embedded data with their wrong captions, projections attributed, scored for the validation split
-as the query. From 5 to 30 % of the pairs are removed and the projections refitted from the
-pretrained ones by the model's own recipe; what counts is the test split, which nothing else has
-seen. A seed is that of the fit that scores, of the random order and of the refits' batches. Beside
-the scores, in both directions, and a random order go the most harmful by gradients alone (TracIn's
-limit: no curvature, the same fit) and the pairs with the lowest CLIPScore under the model as given.
+as the query. From 5 to 30 % of the pairs are removed and the projections fitted again from the
+pretrained ones, with as many steps however many pairs are left; what counts is the test split,
+which nothing else has seen. A seed is that of the fit that scores, of the random order and of the
+batches. Beside the scores, in both directions, and a random order go the most harmful by gradients
+alone (TracIn's limit: no curvature, the same fit) and the pairs with the lowest CLIPScore under the
+model as given.
 
 Asked for: at every share the loss without the most harmful is below that of a random removal, and
 that below the loss without the most valuable (paired over the seeds); and the more is removed, the
