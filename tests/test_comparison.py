@@ -285,8 +285,8 @@ class TestCleanings:
         by_name = {one.version: one for one in cleaning.comparison.outcomes}
         # What is dropped here is what is wrong, so that both are one training.
         # The rows are read apart, in other micro-batches: equal to rounding.
-        for measure, values in by_name["all that are right"].values.items():
-            assert by_name["drop"].values[measure] == pytest.approx(values, rel=1e-5)
+        for name, values in by_name["all that are right"].values.items():
+            assert by_name["drop"].values[name] == pytest.approx(values, rel=1e-5)
         chance = by_name["random, as many as drop"].values["loss"]
         assert chance[0] != chance[1]
         assert cleaning.comparison.warnings == []
