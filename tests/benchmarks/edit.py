@@ -63,9 +63,11 @@ GOALS = {"gap": 0.5, "speed": 10.0}  # points of R@1, and a factor
 
 
 def main() -> None:
-    args = parser(__doc__, "edit").parse_args()
+    options = parser(__doc__, "edit")
+    options.add_argument("--seeds", type=int, default=SEEDS)
+    args = options.parse_args()
     torch.set_num_threads(1)
-    seeds, shares = (1, SHARES[1::2]) if args.quick else (SEEDS, SHARES)
+    seeds, shares = (1, SHARES[1::2]) if args.quick else (args.seeds, SHARES)
     data = embedded()
     rows = data.model.read(data.train)
     cells = [
