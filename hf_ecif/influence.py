@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,8 +38,8 @@ from hf_ecif.features import Rows, Table, read_rows, require_rows
 from hf_ecif.fitted import Fitted
 from hf_ecif.fitting import FitReport, fit_parameters
 from hf_ecif.inverse import InverseCurvature
-from hf_ecif.leverage import change_without, implied_penalty, sample_leverage
-from hf_ecif.low_rank import CHUNK
+from hf_ecif.leverage import change_without, implied_penalty, leverage, sample_leverage
+from hf_ecif.low_rank import CHUNK, nystrom
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.parameters import add_lora, has_adapters
 from hf_ecif.planting import plant
@@ -326,6 +327,27 @@ class InfluenceModel:
             advance(len(some))
         return torch.stack(scores).cpu()
 
+    def leverage(self, rank: int = 64) -> Tensor | None:
+        """Leverages ``(N,)`` of all training rows; None of a model that was not fitted here.
+
+        How much of what holds a row's fit is the row itself, in [0, 1): a lower bound, from the
+        subspace of the largest eigenvalues alone. Where there are many more rows than the rank, it
+        ranks them, and is several times too low: the size is told by `sample_leverage`, which takes
+        a solve for each row. The damping is the same.
+
+        Args:
+            rank: of the subspace; that many products with the curvature.
+        """
+        inverse, damping = self._require_inverse(), self._damping_of_fit()
+        if damping is None:
+            return None
+        objective, directions = inverse.objective, self._require_fit().directions.query
+        vectors = nystrom(partial(objective.ggn, self.theta), self.theta, rank).vectors
+        # Of the scores that come along, nothing is used: the query's directions are of another
+        # damping.
+        found = leverage(objective, self.theta, directions, directions, damping, vectors)
+        return found.leverage
+
     def sample_leverage(self, count: int = 16) -> Tensor | None:
         """Leverages ``(count,)`` of random training rows; None of a model that was not fitted here.
 
@@ -333,16 +355,12 @@ class InfluenceModel:
         is the `implied_penalty` of the fit, not that of the scores: `memorised` of it says whether
         they are too small to predict.
         """
-        inverse, theta = self._require_inverse(), self.theta
-        start = self.encoder.theta
-        if torch.equal(theta, start):
+        inverse, damping = self._require_inverse(), self._damping_of_fit()
+        if damping is None:
             return None
-        objective, spectrum = inverse.objective, inverse.spectrum
-        penalty = implied_penalty(objective, theta, start)
         generator = torch.Generator().manual_seed(self.config.seed + 4)
-        rows = torch.randperm(len(objective.features), generator=generator)[:count]
-        damping = max(penalty, LEAST_DAMPING * spectrum.mean_eigenvalue)
-        return sample_leverage(objective, theta, spectrum, rows, damping)
+        rows = torch.randperm(len(inverse.objective.features), generator=generator)[:count]
+        return sample_leverage(inverse.objective, self.theta, inverse.spectrum, rows, damping)
 
     def refit(self, rows: Rows, *, seed: int | None = None) -> Tensor:
         """Attributed parameters ``(P,)`` fitted to ``rows`` from the model's own, as `fit` does.
@@ -561,6 +579,14 @@ class InfluenceModel:
         if isinstance(query, Rows):
             return ContrastiveLoss(self._objective(query, generator))
         return Several([self._target(one, generator) for one in query])
+
+    def _damping_of_fit(self) -> float | None:
+        """What holds the fit where it stopped; None where there was no fit."""
+        inverse, start = self._require_inverse(), self.encoder.theta
+        if torch.equal(self.theta, start):
+            return None
+        penalty = implied_penalty(inverse.objective, self.theta, start)
+        return max(penalty, LEAST_DAMPING * inverse.spectrum.mean_eigenvalue)
 
     def _fitted_objective(self, rows: Rows) -> Objective:
         """That of `fit`, which draws its batches first."""

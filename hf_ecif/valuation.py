@@ -7,6 +7,7 @@ valued by the same closed form, each inside batches of training rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from hf_ecif import processes
+from hf_ecif.comparison import Version
+from hf_ecif.comparison import train as fine_tune
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.inputs import Features
@@ -216,10 +219,10 @@ def removal_curves(
     shares: Sequence[float] = SHARES,
     progress: ProgressFactory = silent,
 ) -> list[Curve]:
-    """Remove pairs in given orders and refit by the model's own recipe.
+    """Remove pairs in given orders and fit again, with as many steps however many pairs are left.
 
     Args:
-        model: whose recipe it is; its fit stays as it is.
+        model: the recipe is that of its fit, from its own values; its fit stays as it is.
         train: the training rows.
         judge: what is measured after each refit; better not the query that made the scores.
         orders: by name, ``(N,)`` row numbers, those that go first in front; an order per repeat.
@@ -227,11 +230,14 @@ def removal_curves(
         shares: of the rows that are removed, each in (0, 1); zero is added.
         progress: makes a progress bar.
     """
-    repeats = max(map(len, orders.values()))
+    config, repeats = model.config, max(map(len, orders.values()))
+    batch_size = min(config.batch_size, len(train) - round(max(shares) * len(train)))
+    steps = config.fit_epochs * math.ceil(len(train) / batch_size)
     advance = progress("Refit", repeats + sum(map(len, orders.values())) * len(shares))
 
     def measure(rows: Rows, repeat: int) -> tuple[float, float]:
-        theta = model.refit(rows, seed=model.config.seed + 100 + repeat)
+        seed = config.seed + 100 + repeat
+        theta = fine_tune(model, Version(rows), steps=steps, batch_size=batch_size, seed=seed)
         advance(1)
         return model.query_value(judge, theta).item(), recall_at_1(model, theta, judge)
 

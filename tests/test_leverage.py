@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import load_dataset
 from torch import Tensor
 from torch.func import hessian, jacrev
 from torch.nn.functional import logsigmoid
 
+from hf_ecif.config import InfluenceConfig
 from hf_ecif.encoders import DualEncoder
+from hf_ecif.influence import InfluenceModel
 from hf_ecif.leverage import change_without, leverage, leverage_along, memorised
 from hf_ecif.low_rank import DivergenceError, nystrom
 from hf_ecif.objectives import Contrastive, Embeddings, infonce, sigmoid
@@ -20,6 +23,7 @@ from hf_ecif.removal import remove
 from hf_ecif.solvers import Spectrum
 from tests.conftest import build_batch
 from tests.families import build, build_inputs
+from tests.test_cli import DEMO
 from tests.test_fidelity import BATCHES, L2, PAIRS, WRONG, Study, spearman
 
 close = partial(torch.testing.assert_close, rtol=1e-7, atol=1e-10)
@@ -377,3 +381,27 @@ def test_a_memorised_fit_is_told() -> None:
     assert warning is not None
     assert warning.startswith("75%")
     assert memorised(torch.tensor([0.9, 0.1, 0.2, 0.6])) is None
+
+
+def test_of_a_model_all_rows_have_a_bound_below_the_samples() -> None:
+    model = InfluenceModel.from_pretrained(DEMO / "model", InfluenceConfig(probes=1, fit_epochs=3))
+    dataset = load_dataset("parquet", data_files=str(DEMO / "data/test.parquet"), split="train")
+    rows, query = (model.read(dataset.select(part)) for part in (range(40), range(40, 60)))
+    model.fit(rows, query)
+    bound, sample = model.leverage(rank=16), model.sample_leverage(len(rows))
+    assert bound is not None
+    assert sample is not None
+    assert (bound > 0).all()
+    finer = model.leverage(rank=64)
+    assert finer is not None
+    assert finer.mean() > bound.mean()
+    assert bound.median() < sample.median() < 1
+
+
+def test_without_a_fit_there_is_no_leverage() -> None:
+    model = InfluenceModel.from_pretrained(DEMO / "model", InfluenceConfig(probes=1, fit_epochs=0))
+    dataset = load_dataset("parquet", data_files=str(DEMO / "data/test.parquet"), split="train")
+    rows = model.read(dataset.select(range(20)))
+    model.fit(rows, rows)
+    assert model.leverage() is None
+    assert model.sample_leverage() is None

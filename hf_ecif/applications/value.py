@@ -5,26 +5,26 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from torch import Tensor
 
 from hf_ecif import processes
 from hf_ecif.applications.outputs import require_new
-from hf_ecif.cleaning import write_shards
+from hf_ecif.cleaning import write_rows
 from hf_ecif.columns import read_groups
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, drop_influence_columns, load_rows
 from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
 from hf_ecif.files import write_json
-from hf_ecif.pages import inline_svg, thumbnail, write_page
+from hf_ecif.influence import InfluenceModel
+from hf_ecif.leverage import memorised
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.scoring import Scores
 from hf_ecif.sources import Opened, Sources, open_sources
@@ -38,14 +38,11 @@ from hf_ecif.valuation import (
     value_additions,
     value_by_slice,
 )
-from hf_ecif.viz import removal_figure
-from hf_ecif.words import readable_exponent, shorten
+from hf_ecif.value_page import write_value_page
 
 PACKAGES = ("hf_ecif", "torch", "transformers", "datasets")
 TOP, TOP_OF_SLICE = 12, 6  # pairs of a ranking that are named and shown
-SHOWN_SLICES = 12  # slices whose rankings are shown
 SMALL_SLICE = 20
-CAPTION_LENGTH = 280
 ADDED = "ecif_added"
 
 
@@ -61,6 +58,7 @@ class ValueRequest(Sources):
     test_split: str = "test"
     candidates: str | None = None
     candidates_split: str = "train"
+    leverage: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,16 @@ class _Found:
     given: _Given
     candidates: Rows | None
     additions: Additions | None
+    leverage: _Leverage | None
+
+
+@dataclass(frozen=True)
+class _Leverage:
+    """Of all rows, and whether a sample says that the fit is memorised."""
+
+    of_rows: Tensor
+    sample_median: float
+    warning: str | None
 
 
 def run_value(
@@ -111,7 +119,8 @@ def run_value(
         _write_rows(found)
         summary = _summarise(found)
         summary["seconds"] = round(time.perf_counter() - start, 2)
-        _write_page(found, summary)
+        page = request.output / "value.html"
+        write_value_page(summary, opened.dataset, given.candidates, page)
         # Written last: a folder with a summary is a finished run.
         write_json(summary, request.output / "summary.json")
         return summary
@@ -126,6 +135,8 @@ def _check(request: ValueRequest, config: InfluenceConfig) -> None:
         raise UserError(f"--repeats {request.repeats}: a curve needs at least one refit per point.")
     if request.curves and config.fit_epochs == 0:
         raise UserError("--fit-epochs 0 refits nothing, so there are no --curves.")
+    if request.leverage and config.fit_epochs == 0:
+        raise UserError("--leverage is of a fit, and --fit-epochs 0 does none.")
 
 
 def _read_given(request: ValueRequest, opened: Opened) -> _Given:
@@ -174,7 +185,25 @@ def _analyse(
         orders = removal_orders(whole, request.repeats, model.config.seed)
         curves = removal_curves(model, rows, test or query, orders, progress=progress)
     additions = value_additions(model, rows, candidates, progress) if candidates else None
-    return _Found(request, opened, rows, query, valuation, curves, given, candidates, additions)
+    return _Found(
+        request,
+        opened,
+        rows,
+        query,
+        valuation,
+        curves,
+        given,
+        candidates,
+        additions,
+        _measure_leverage(opened.model) if request.leverage else None,
+    )
+
+
+def _measure_leverage(model: InfluenceModel) -> _Leverage | None:
+    of_rows, sample = model.leverage(), model.sample_leverage()
+    if of_rows is None or sample is None:
+        return None
+    return _Leverage(of_rows, sample.median().item(), memorised(sample))
 
 
 # ------------------------------------------------------------------------------------------ rows
@@ -184,12 +213,14 @@ def _write_rows(found: _Found) -> None:
     output, slices = found.request.output, found.valuation.slices
     suffixes = ["", *(f":{one.name}" for one in slices[1:])]
     columns = _columns("ecif", found.rows, found.valuation.scores, suffixes)
-    write_shards(_named_rows(found.opened.plain, found.rows, columns), output / "value.parquet")
+    if found.leverage:
+        columns["ecif_leverage"] = _spread(found.leverage.of_rows, found.rows)
+    write_rows(_named_rows(found.opened.plain, found.rows, columns), output / "value.parquet")
     if found.candidates and found.additions and found.given.candidates:
         dataset = drop_influence_columns(found.given.candidates)
         columns = _columns(ADDED, found.candidates, found.additions, suffixes)
         rows = _named_rows(dataset, found.candidates, columns)
-        write_shards(rows, output / "candidates.parquet")
+        write_rows(rows, output / "candidates.parquet")
 
 
 def _columns(
@@ -264,6 +295,12 @@ def _summarise(found: _Found) -> dict[str, Any]:
         "conflicts": [asdict(one) for one in _conflicts(valuation, rows)],
         "curves": _describe_curves(found),
         "candidates": _describe_candidates(found),
+        "leverage": found.leverage
+        and {
+            "median": found.leverage.of_rows.median().item(),
+            "sample_median": found.leverage.sample_median,
+            "warning": found.leverage.warning,
+        },
         "solvers": [
             {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
         ],
@@ -364,123 +401,11 @@ def _warnings(summary: dict[str, Any]) -> Iterator[str]:
             f"These slices have fewer than {SMALL_SLICE} rows, and their rankings hang on few "
             f"pairs: {', '.join(small)}."
         )
+    if summary["leverage"] and summary["leverage"]["warning"]:
+        yield summary["leverage"]["warning"]
     for solver in summary["solvers"]:
         if not solver["converged"]:
             yield (
                 f"The solve for the {solver['purpose']} reached a relative residual of "
                 f"{solver['relative_residual']:.1e}, not {solver['tolerance']:.0e}."
             )
-
-
-# ------------------------------------------------------------------------------------------ page
-
-
-@dataclass(frozen=True)
-class _Card:
-    """A pair as the page shows it; `effects` are named values with their errors."""
-
-    row: int
-    caption: str
-    thumbnail: str | None
-    problem: str | None
-    effects: list[dict[str, Any]]
-    positive: float
-    negative: float
-
-
-@dataclass(frozen=True)
-class _Gallery:
-    """Pairs of one ranking; values are in units of ten to `exponent`."""
-
-    title: str
-    cards: list[_Card]
-    exponent: int
-
-    @property
-    def reach(self) -> float:
-        """The largest part of any card: the bars of one gallery share a scale."""
-        return max(
-            (abs(p) for card in self.cards for p in (card.positive, card.negative)), default=1
-        )
-
-
-class _Cards:
-    """Makes cards of entries; a picture is made once."""
-
-    def __init__(self, dataset: Dataset, columns: dict[str, str]) -> None:
-        self._dataset, self._columns = dataset, columns
-        self._pictures: dict[int, tuple[str, str | None, str | None]] = {}
-
-    def gallery(self, title: str, entries: list[dict[str, Any]], name: str = "score") -> _Gallery:
-        cards = [self.card(entry, [entry | {"name": name}]) for entry in entries]
-        return _Gallery(title, cards, _exponent(entry["score"] for entry in entries))
-
-    def card(self, entry: dict[str, Any], effects: list[dict[str, Any]]) -> _Card:
-        row = entry["row"]
-        if row not in self._pictures:
-            cells = self._dataset[row]
-            caption = shorten(str(cells[self._columns["text"]] or ""), CAPTION_LENGTH)
-            self._pictures[row] = (caption, *thumbnail(cells[self._columns["image"]]))
-        return _Card(row, *self._pictures[row], effects, entry["positive"], entry["negative"])
-
-
-def _write_page(found: _Found, summary: dict[str, Any]) -> None:
-    cards = _Cards(found.opened.dataset, summary["columns"])
-    slices = [
-        (one["name"], list(_galleries(cards, one["rankings"], HARM)))
-        for one in summary["slices"][: SHOWN_SLICES + 1]
-    ]
-    bought: list[_Gallery] = []
-    if found.given.candidates:
-        market = _Cards(found.given.candidates, summary["columns"])
-        bought = list(_galleries(market, summary["candidates"]["rankings"], WORTH))
-    write_page(
-        found.request.output / "value.html",
-        "value.html.j2",
-        summary=summary,
-        whole=slices[0][1],
-        slices=slices[1:],
-        conflicts=_conflict_gallery(cards, summary["conflicts"]),
-        bought=bought,
-        plots=_plots(found.curves),
-    )
-
-
-HARM = ("Most harmful", "Most valuable")
-WORTH = ("Most worth having", "Better left out")
-
-
-def _galleries(
-    cards: _Cards, rankings: dict[str, list[dict[str, Any]]], titles: tuple[str, str]
-) -> Iterator[_Gallery]:
-    for title, entries in zip(titles, rankings.values(), strict=True):
-        yield cards.gallery(title, entries)
-
-
-def _conflict_gallery(cards: _Cards, conflicts: list[dict[str, Any]]) -> _Gallery:
-    made = [
-        cards.card(
-            one["helps"], [side | {"name": side["slice"]} for side in (one["helps"], one["hurts"])]
-        )
-        for one in conflicts
-    ]
-    values = [one[side]["score"] for one in conflicts for side in ("helps", "hurts")]
-    return _Gallery("Pairs that help one slice and hurt another", made, _exponent(values))
-
-
-def _exponent(values: Iterable[float]) -> int:
-    return readable_exponent(np.array(list(values), dtype=np.float64))
-
-
-def _plots(curves: list[Curve]) -> dict[str, Any]:
-    if not curves:
-        return {}
-    return {
-        name: inline_svg(
-            removal_figure(
-                curves[0].shares, {c.name: np.array(getattr(c, name)) for c in curves}, label
-            ),
-            name,
-        )
-        for name, label in (("losses", "loss, in nats"), ("recalls", "recall at 1"))
-    }

@@ -105,12 +105,14 @@ def _figures(comparison: Comparison) -> Table:
     """The test after fine-tuning on each version of the rows, in percent."""
     from hf_ecif.words import estimate
 
-    headings = ("text to image R@1", "R@10", "image to text R@1", "R@10", "zero-shot")
+    headings = ("text→image R@1", "R@10", "image→text R@1", "R@10", "zero-shot")
     title = f"{comparison.test_rows:,} rows of {escape(comparison.test)}; percent ± standard error"
-    table = Table("fine-tuned on", "rows", *headings, title=title)
+    table = Table("fine-tuned on", "rows", title=title)
+    for heading in headings:
+        table.add_column(heading.replace(" ", "\n"), no_wrap=True)
     for outcome in comparison.outcomes:
         cells = [
-            estimate(outcome.mean(name), outcome.stderr(name) or float("nan"), exponent=-2)
+            estimate(outcome.mean(name), _known(outcome.stderr(name)), exponent=-2)
             for name in outcome.values
             if name != "loss"
         ]
@@ -129,9 +131,14 @@ def _gains(comparison: Comparison) -> list[str]:
     lines = []
     for outcome in after:
         gain, error = outcome.gain(before, "zero_shot_accuracy")
-        points = estimate(gain, float("nan") if error is None else error, exponent=-2)
+        points = estimate(gain, _known(error), exponent=-2)
         lines.append(f"Zero-shot accuracy, {outcome.version} over {BEFORE}: {points} points.")
     return lines
+
+
+def _known(error: float | None) -> float:
+    """The error of a single repeat is not known."""
+    return float("nan") if error is None else error
 
 
 def _plain(cleaning: Cleaning) -> dict[str, Any]:

@@ -48,6 +48,14 @@ def value(
         ),
     ] = None,
     candidates_split: Annotated[str, typer.Option(help="Split of the candidates.")] = "train",
+    leverage: Annotated[
+        bool,
+        typer.Option(
+            "--leverage",
+            help="Add ecif_leverage, how much of what holds a pair's fit is the pair itself (a "
+            "lower bound, to rank by), and warn where the fit has memorised its pairs.",
+        ),
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
     config: InfluenceConfig,
@@ -72,6 +80,7 @@ def value(
         test_split=test_split,
         candidates=candidates,
         candidates_split=candidates_split,
+        leverage=leverage,
     )
     with bars(quiet, as_json) as (console, progress):
         summary = run_value(request, config, progress)

@@ -24,7 +24,7 @@ interval over bootstrap samples of the sets.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,6 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
@@ -48,7 +47,7 @@ from tests.benchmarks import leverage
 from tests.benchmarks.lds import Truth
 from tests.benchmarks.lds import compare as compare_sets
 from tests.benchmarks.leverage import Problem, minimise, moved_query, plain_scores
-from tests.benchmarks.shared import embedded, parser, save
+from tests.benchmarks.shared import embedded, parser, print_table, save, write_table
 
 Floats = NDArray[np.float64]
 DEFAULT = InfluenceConfig().damping
@@ -84,18 +83,20 @@ def main() -> None:
     torch.set_num_threads(1)
     parts = args.parts or ([ALONE, QUICK] if args.quick else [ALONE, *MODELS])
     effort = Effort(10, 12, 2, 2) if args.quick else Effort(100, 50, 3, None)
-    console, results = Console(width=110), []
+    results: list[dict[str, Any]] = []
     for part in parts:
         if part == ALONE:
             found = leave_one_out(PENALTIES[:1] if args.quick else PENALTIES, effort.pairs)
         else:
             found = leave_sets_out(part, effort)
-        print_table(part, found, console)
         results += found
         settings = {"effort": asdict(effort), "dampings": DAMPINGS, "rows of the cut": CUT}
         configs = {name: config.to_dict() for name, config in MODELS.items()}
         save(args.output, settings | {"configs": configs}, results)  # what is done is not lost
         draw(results, args.output.with_suffix(".png"))
+        table = ("Predicted against true retraining", HEADING, [*table_rows(results)])
+        print_table(*table)
+        write_table(args.output, *table, note=note_on(effort))
 
 
 # -------------------------------------------------------------------------------- single pairs
@@ -262,14 +263,25 @@ def bar(items: Any, label: str) -> Any:
     return track(items, label, console=Console(stderr=True))
 
 
-def print_table(part: str, found: list[dict[str, Any]], console: Console) -> None:
-    heading = ("truth", "method", "Spearman", "95 % of the first fit", "slope", "ceiling")
-    table = Table(*heading, title=part)
+def note_on(effort: Effort) -> str:
+    return (
+        f"Spearman of predicted and true changes of the query: {effort.pairs} single pairs, "
+        f"{effort.sets} sets of rows, mean ± standard error over {effort.fits} fits; over halves, "
+        "the linear datamodeling score. Slope of true on predicted. Ceiling: what a perfect "
+        "prediction would reach, given how far the retrainings' seeds agree."
+    )
+
+
+HEADING = ("attributed", "truth", "method", "Spearman", "95 %, first fit", "slope", "ceiling")
+
+
+def table_rows(found: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     for one in found:
         for method, figures in one["methods"].items():
             error = "" if figures["stderr"] is None else f" ± {figures['stderr']:.3f}"
             ceiling = one.get("ceiling")
-            table.add_row(
+            yield (
+                one["part"],
                 one["truth"],
                 method,
                 f"{figures['spearman']:.3f}{error}",
@@ -277,7 +289,6 @@ def print_table(part: str, found: list[dict[str, Any]], console: Console) -> Non
                 f"{figures['slope']:.2f}",
                 "" if ceiling is None else f"{ceiling:.2f}",
             )
-    console.print(table)
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
