@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
-from hf_ecif.errors import UserError
+from hf_ecif.hub_paths import public_name
 from hf_ecif.space import overview, publishing, reviewing, running, tracing, what_if
 from hf_ecif.space.audits import open_audit
-from hf_ecif.space.html import KEYS, STYLE
+from hf_ecif.space.html import KEYS, STYLE, render
 from hf_ecif.space.limits import Limits, find_limits
 from hf_ecif.space.session import STORAGE_KEY, Session
 from hf_ecif.space.theme import make_theme
@@ -33,7 +33,7 @@ def make_app(
     """
     audit, limits = open_audit(folder), limits or find_limits()
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as app:
-        title = gr.Markdown(elem_id="title")
+        title = gr.HTML(elem_id="title")
         with gr.Tabs(selected="run" if dataset else "overview") as tabs:
             session = Session(
                 folder=gr.State(folder),
@@ -96,7 +96,5 @@ def launch(app: gr.Blocks, limits: Limits | None = None, **options: Any) -> Any:
 
 def _say_title(folder: str) -> str:
     summary = open_audit(folder).summary
-    try:
-        return f"# Which pairs help, which hurt\n`{summary['model']}` on `{summary['dataset']}`"
-    except KeyError as error:
-        raise UserError(f"summary.json lacks {error}.") from error
+    names = [public_name(str(summary.get(name, "?"))) for name in ("model", "dataset")]
+    return render("title", about=summary.get("about"), model=names[0], dataset=names[1])
