@@ -1,6 +1,6 @@
 """The demo as a Gradio Space: the app of hf_ecif on the audit that lies beside this file.
 
-    python spaces_demo/app.py     # or: hf-ecif demo
+python spaces_demo/app.py     # or: hf-ecif demo
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hf_ecif.space.embedded import open_embedded
 
 folder = Path(mkdtemp(prefix="hf-ecif-demo-"))
 open_embedded(folder, Path(__file__).parent)
-demo = make_app(str(folder), model=str(Path(__file__).parent / "model"))
+demo = make_app(str(folder))
 
 if __name__ == "__main__":
     launch(demo)

@@ -27,8 +27,13 @@ def demo(
     ] = None,
     *,
     model: Annotated[
-        str, typer.Option(help="Folder or Hub id that the tab for new audits proposes.")
-    ] = "openai/clip-vit-base-patch32",
+        str | None,
+        typer.Option(
+            help="Folder or Hub id that the tab for new audits proposes; that of the audit if not "
+            "given.",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[
         str,
         typer.Option(
@@ -76,4 +81,6 @@ def _check(source: str) -> None:
     """A name of the Hub is looked up when it is audited; a folder should be there."""
     local = source.startswith((".", "/", "~")) or source.count("/") != 1
     if local and not source.startswith("hf://") and not Path(source).expanduser().exists():
-        raise UserError(f"There is no folder {source}. Name the --output of hf-ecif audit, or data.")
+        raise UserError(
+            f"There is no folder {source}. Name the --output of hf-ecif audit, or data."
+        )

@@ -38,8 +38,12 @@ class Audit:
 
     @property
     def threshold(self) -> float:
-        """The audit's own."""
-        return float(self.summary["noise"]["threshold"])
+        """The audit's own, to three digits, as a slider has it."""
+        return round(float(self.summary["noise"]["threshold"]), 3)
+
+    def is_own(self, threshold: float) -> bool:
+        """Whether a threshold is the audit's."""
+        return abs(threshold - self.threshold) < 1e-6
 
     @cached_property
     def key(self) -> str:
@@ -49,7 +53,7 @@ class Audit:
 
     def flags(self, threshold: float) -> Bools:
         """``(N,)``, what is flagged at a threshold; at the audit's own, what the audit flagged."""
-        if abs(threshold - self.threshold) < 1e-9:
+        if self.is_own(threshold):
             return self.rows.flag
         return self.rows.probability > threshold
 

@@ -17,6 +17,7 @@ class Limits:
         rows: of an audit.
         upload: bytes of a file, and of what is in it.
         seconds: of an audit.
+        memory: bytes of its address space; None is without a limit.
         waiting: visitors in the queue.
     """
 
@@ -25,14 +26,27 @@ class Limits:
     rows: int
     upload: int
     seconds: float
+    memory: int | None
     waiting: int
 
 
 HOME = Limits(
-    shared=False, login=False, rows=10_000_000, upload=2**40, seconds=float("inf"), waiting=20
+    shared=False,
+    login=False,
+    rows=10_000_000,
+    upload=2**40,
+    seconds=float("inf"),
+    memory=None,
+    waiting=20,
 )
 SPACE = Limits(
-    shared=True, login=True, rows=5_000, upload=200 * 2**20, seconds=900.0, waiting=20
+    shared=True,
+    login=True,
+    rows=5_000,
+    upload=200 * 2**20,
+    seconds=900.0,
+    memory=12 * 2**30,
+    waiting=20,
 )
 NEIGHBOURS = replace(SPACE, login=False)  # on this machine's network
 

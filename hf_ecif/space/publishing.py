@@ -17,8 +17,8 @@ from hf_ecif.review import apply_review
 from hf_ecif.space.audits import open_audit
 from hf_ecif.space.html import render
 from hf_ecif.space.limits import Limits
-from hf_ecif.space.reviewing import Reviews, reviewed
-from hf_ecif.space.session import Session
+from hf_ecif.space.reviewing import Reviews
+from hf_ecif.space.session import Session, reviewed
 
 
 def build(session: Session, limits: Limits) -> None:

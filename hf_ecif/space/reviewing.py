@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from hf_ecif.errors import UserError
 from hf_ecif.pages import thumbnail
@@ -16,7 +18,7 @@ from hf_ecif.review import Action, Decision, Review, apply_review
 from hf_ecif.space.audits import Audit, Span, Which, open_audit
 from hf_ecif.space.html import PICK, render
 from hf_ecif.space.overview import WORDS
-from hf_ecif.space.session import Session, keep_review, pressed_row, read_review
+from hf_ecif.space.session import Session, keep_review, pressed_row, read_review, reviewed
 
 PAGE = 24
 LARGE_SIDE = 512
@@ -48,26 +50,34 @@ class Step(NamedTuple):
 
 def build(session: Session) -> None:
     """Lay out the tab and connect it."""
-    with gr.Row():
+    with gr.Row(elem_classes="beside"):
         with gr.Column(scale=5, min_width=320):
             which = gr.Radio(WHICH, value="flagged", label="Pairs", elem_id="review-which")
-            progress = gr.HTML()
+            progress = gr.HTML(elem_id="review-progress")
+            page = gr.Slider(1, 2, 1, step=1, label="Page", buttons=[], elem_id="review-page")
             cards = gr.HTML(js_on_load=PICK, elem_id="review-cards")
-            page = gr.Slider(1, 1, 1, step=1, label="Page", elem_id="review-page")
-        with gr.Column(scale=6, min_width=320):
+        with gr.Column(scale=6, min_width=320, elem_classes="looked-at"):
             detail = gr.HTML(elem_id="review-detail")
-            with gr.Row():
-                keep = gr.Button("Keep (k)", elem_id="review-keep", min_width=90)
-                remove = gr.Button("Remove (r)", elem_id="review-remove", min_width=90)
-                undo = gr.Button("Undo (u)", elem_id="review-undo", min_width=90)
-                previous = gr.Button("◂ (p)", elem_id="review-previous", min_width=60)
-                following = gr.Button("▸ (j)", elem_id="review-next", min_width=60)
-            caption = gr.Textbox(label="Caption", lines=2, elem_id="review-caption")
-            recaption = gr.Button("Keep with this caption", elem_id="review-recaption")
-            with gr.Accordion("The nearest pairs", open=False) as near:
+            with gr.Row(elem_classes="actions"):
+                keep = gr.Button("Keep", size="sm", elem_id="review-keep", min_width=80)
+                remove = gr.Button("Remove", size="sm", elem_id="review-remove", min_width=80)
+                undo = gr.Button("Undo", size="sm", elem_id="review-undo", min_width=80)
+                previous = gr.Button("◂ Before", size="sm", elem_id="review-previous", min_width=80)
+                following = gr.Button("Next ▸", size="sm", elem_id="review-next", min_width=80)
+            gr.HTML(render("keys"), elem_id="review-keys")
+            with gr.Row(elem_classes="bar"):
+                caption = gr.Textbox(label="Caption", lines=2, elem_id="review-caption")
+                recaption = gr.Button(
+                    "Keep with this caption",
+                    size="sm",
+                    scale=0,
+                    min_width=190,
+                    elem_id="review-recaption",
+                )
+            with gr.Accordion("The nearest pairs", open=False, elem_id="review-nearest") as near:
                 neighbours = gr.HTML(js_on_load=PICK, elem_id="review-near")
-            export = gr.Button("Export the cleaned data and the decisions")
-            exported = gr.File(label="Export", visible=False)
+            export = gr.Button("Export data and decisions", size="sm", elem_id="review-export")
+            exported = gr.File(label="Export", visible=False, elem_id="review-exported")
 
     place = [session.folder, session.reviews, session.threshold, session.span, which]
     quiet: dict[str, Any] = {"show_progress": "hidden"}
@@ -128,6 +138,7 @@ def show_page(
         chosen=row,
         decisions=review.current,
         words=WORDS,
+        shows="review-detail",
         nothing=_nothing(which),
     )
     slider = gr.Slider(minimum=1, maximum=max(pages, 2), value=number, visible=pages > 1)
@@ -228,7 +239,8 @@ def write_export(folder: str, reviews: Reviews, threshold: float) -> gr.File:
     """A zip of the audit by the decisions: kept, removed and scored rows, report and decisions."""
     audit = open_audit(folder)
     review = reviewed(audit, reviews, threshold)
-    place = Path(mkdtemp(prefix="hf-ecif-export-"))
+    os.makedirs(get_upload_folder(), exist_ok=True)  # which Gradio tidies up
+    place = Path(mkdtemp(dir=get_upload_folder()))
     apply_review(audit.folder, review, place / "cleaned")
     (place / "cleaned" / "decisions.json").write_text(review.to_json())
     archive = shutil.make_archive(str(place / "cleaned"), "zip", place / "cleaned")
@@ -236,18 +248,12 @@ def write_export(folder: str, reviews: Reviews, threshold: float) -> gr.File:
     return gr.File(archive, visible=True)
 
 
-def reviewed(audit: Audit, reviews: Reviews, threshold: float) -> Review:
-    """The decisions, with the threshold where somebody moved it."""
-    review = read_review(reviews, audit)
-    moved = abs(threshold - audit.threshold) > 1e-9
-    return Review(review.log, threshold if moved else None)
-
-
 def _say_progress(audit: Audit, review: Review, rows: list[int]) -> str:
     done = sum(row in review.current for row in rows)
-    counts = review.counts()
-    words = ", ".join(f"{counts[action]:,} × {word}" for action, word in WORDS.items())
-    return f"<p>{len(rows):,} pairs, {done:,} decided. In all: {words}.</p>"
+    made = {WORDS[action]: count for action, count in review.counts().items() if count}
+    words = ", ".join(f"{count:,} {word}" for word, count in made.items())
+    total = f" Your decisions: {words}." if words else ""
+    return f"<p>{len(rows):,} pairs, {done:,} decided.{total}</p>"
 
 
 def _nothing(which: Which) -> str:
