@@ -49,6 +49,7 @@ def make_app(
                 step=0.001,
                 label="Threshold of the probability",
                 buttons=[],
+                min_width=280,
                 elem_id="threshold",
                 render=False,
             ),

@@ -38,6 +38,7 @@ def build(session: Session) -> None:
     with gr.Row(elem_classes="bar"):
         session.threshold.render()
         reset = gr.Button("The audit's own", size="sm", scale=0, min_width=140)
+    gr.HTML(render("legend", entries=COLOURS))
     with gr.Row():
         histogram = gr.BarPlot(
             x="probability",
@@ -46,7 +47,7 @@ def build(session: Session) -> None:
             color_map=COLOURS,
             x_title="probability of being misaligned",
             colors_in_legend=[],
-            label="How sure the detector is: kept blue, flagged orange",
+            label="How sure the detector is",
             height=HEIGHT,
             elem_id="overview-histogram",
         )
@@ -58,7 +59,7 @@ def build(session: Session) -> None:
             x_title="influence as a positive",
             y_title="as a negative",
             colors_in_legend=[],
-            label="The two roles: drag over the figure to pick pairs",
+            label="The two roles: drag to pick pairs",
             height=HEIGHT,
             elem_id="overview-scatter",
         )

@@ -32,9 +32,19 @@ def build(session: Session) -> None:
     )
     with gr.Row():
         share = gr.Slider(
-            0, MOST, 10, step=1, label="Share removed, in per cent", buttons=[], elem_id="share"
+            0,
+            MOST,
+            10,
+            step=1,
+            label="Share removed, in per cent",
+            buttons=[],
+            min_width=280,
+            elem_id="share",
         )
-        order = gr.Radio(ORDERS, value=ORDERS[0], label="Which pairs")
+        order = gr.Radio(
+            ORDERS, value=ORDERS[0], label="Which pairs", min_width=280, elem_id="what-if-order"
+        )
+    gr.HTML(render("legend", entries=COLOURS))
     curve = gr.LinePlot(
         x="share",
         y="change",
@@ -44,8 +54,7 @@ def build(session: Session) -> None:
         colors_in_legend=[],
         color_map=COLOURS,
         height=320,
-        label="Predicted change of the query's loss: most harmful first blue, likeliest wrong orange, at "
-        "random grey",
+        label="Predicted change of the query's loss",
         elem_id="what-if-curve",
     )
     said = gr.HTML(elem_id="what-if-said")
