@@ -16,7 +16,7 @@ from hf_ecif.comparison import measure
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import load_rows
 from hf_ecif.errors import UserError
-from hf_ecif.features import Rows, Table, require_rows
+from hf_ecif.features import Rows, Table
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.objectives import Embeddings
 from hf_ecif.pages import thumbnail
@@ -218,7 +218,9 @@ def ask(prepared: Prepared, image: bytes, text: str, others: list[str]) -> tuple
     texts = [text, *wrong]
     cell = {"bytes": image, "path": None}
     cells = Table({IMAGE: [cell] * len(texts), "text": texts})
-    rows = require_rows(prepared.model.read_any(cells, IMAGE, "text"))
+    rows = prepared.model.read_any(cells, IMAGE, "text")
+    if len(rows) < len(texts):
+        raise UserError(f"This cannot be traced: {next(iter(rows.reasons.values()))}.")
 
     def margin(embeddings: Embeddings) -> Tensor:
         logits = embeddings.scale * embeddings.text @ embeddings.image[0]

@@ -95,14 +95,16 @@ def build(session: Session) -> None:
 
     def decide_by(action: Action, event: Any, *more: Any) -> None:
         inputs = [*place, session.row, *more]
-        event(partial(decide, action), inputs, [session.reviews, session.row], **quiet)
+        outputs = [session.reviews, session.row]
+        event(partial(decide, action), inputs, outputs, api_name=action, **quiet)
 
     decide_by("keep", keep.click)
     decide_by("remove", remove.click)
     decide_by("recaption", recaption.click, caption)
     undo.click(take_back, place[:2], [session.reviews, session.row], **quiet)
-    for button, by in ((previous, -1), (following, 1)):
-        button.click(partial(step, by=by), [*place, session.row], session.row, **quiet)
+    for button, by, name in ((previous, -1, "previous"), (following, 1, "next")):
+        turn = partial(step, by=by)
+        button.click(turn, [*place, session.row], session.row, api_name=name, **quiet)
     near.expand(show_neighbours, [session.folder, session.row], neighbours)
     session.row.change(lambda: "", None, neighbours, **quiet)
     exports = [session.folder, session.reviews, session.threshold]

@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import Empty
 from tempfile import mkdtemp
@@ -24,13 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_ecif.errors import UserError
-from hf_ecif.hub_paths import public_name
 from hf_ecif.space.html import render
 from hf_ecif.space.limits import Limits
 from hf_ecif.space.session import Session
 from hf_ecif.space.worker import audit_in_process
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?")
+OWN_MODEL = "that of the audit"
 MODELS = ["openai/clip-vit-base-patch32", "google/siglip-base-patch16-224"]
 WAIT = 0.3  # seconds between two looks at a running audit
 ENTRIES = 3  # of a zip for every row that is allowed: folders and side files
@@ -103,10 +104,10 @@ def build(session: Session, limits: Limits, model: str, dataset: str | None) -> 
             )
         with gr.Column():
             models = gr.Dropdown(
-                [(public_name(model), model), *MODELS],
-                value=model,
+                [OWN_MODEL, *MODELS],
+                value=OWN_MODEL,
                 allow_custom_value=True,
-                label="Model: one of these, or any CLIP-like one on the Hub",
+                label="Model: choose one, or name a CLIP-like one on the Hub",
                 elem_id="run-model",
             )
             with gr.Row():
@@ -124,14 +125,12 @@ def build(session: Session, limits: Limits, model: str, dataset: str | None) -> 
     said = gr.HTML(render("nothing", text=WAITING), elem_id="run-said")
     running = gr.State(None, delete_callback=discard if limits.shared else end)
 
-    def launch(*values: Any) -> Iterator[View]:
-        yield from run(limits, model, *values)
-
     # Said at once, since others may be first in the queue.
     start.click(lambda: render("steps", steps=[]), None, said, queue=False).then(
-        launch,
+        partial(run, limits, model),
         [running, name, upload, models, split, image, text, query, query_split],
         [said, running, session.folder, session.tabs, start, cancel],
+        api_name="run",
         concurrency_id="audit",
         concurrency_limit=1,
         show_progress="hidden",
@@ -152,11 +151,25 @@ def run(
     query: str,
     query_split: str,
 ) -> Iterator[View]:
-    """Audit, saying all the while how far it is; in the end the result is looked at."""
+    """Audit, saying all the while how far it is; in the end the result is looked at.
+
+    Args:
+        limits: of what may be asked for.
+        own_model: the one that `OWN_MODEL` stands for.
+        earlier: the session's last run.
+        name: of a data set.
+        upload: a file, in place of it.
+        model: `OWN_MODEL`, or a name.
+        split: of the data.
+        image: the images' column.
+        text: the captions' column.
+        query: of clean pairs; chosen from the data if empty.
+        query_split: of it.
+    """
     folder = Path(mkdtemp(prefix="hf-ecif-run-"))
     try:
         request = {
-            "model": model if model == own_model else _model_name(model or "", limits),
+            "model": own_model if model == OWN_MODEL else _model_name(model or "", limits),
             "dataset": _find_data(name, upload, folder, limits),
             "split": split,
             "image_column": image,

@@ -34,7 +34,7 @@ class TestAudits:
         audit = open_audit(real)
         for threshold in (audit.threshold, 0.2):
             parts = [audit.pick(which, threshold) for which in ("flagged", "not flagged")]
-            assert sorted(sum(parts, [])) == list(range(120))
+            assert sorted([*parts[0], *parts[1]]) == list(range(120))
 
     def test_decisions_belong_to_the_rows_not_to_the_folder(self, many, tmp_path):
         (tmp_path / "moved").symlink_to(many)
