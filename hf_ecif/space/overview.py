@@ -16,7 +16,7 @@ from hf_ecif.words import number, superscript
 BINS = 40
 MOST_POINTS = 4000  # drawn in a scatter; a browser has to move them
 SHOWN = 16
-HEIGHT = 300
+HEIGHT = 340
 WORDS = {"keep": "keep", "remove": "remove", "recaption": "new caption"}
 COLOURS = {"kept": "#4a7a96", "flagged": "#c1501b"}
 
@@ -49,6 +49,7 @@ def build(session: Session) -> None:
             colors_in_legend=[],
             label="How sure the detector is",
             height=HEIGHT,
+            elem_classes="figure",
             elem_id="overview-histogram",
         )
         scatter = gr.ScatterPlot(
@@ -61,6 +62,7 @@ def build(session: Session) -> None:
             colors_in_legend=[],
             label="The two roles: drag to pick pairs",
             height=HEIGHT,
+            elem_classes="figure",
             elem_id="overview-scatter",
         )
     with gr.Row(elem_classes="bar"):

@@ -53,8 +53,9 @@ def build(session: Session) -> None:
         y_title="change, in nats",
         colors_in_legend=[],
         color_map=COLOURS,
-        height=320,
+        height=340,
         label="Predicted change of the query's loss",
+        elem_classes="figure",
         elem_id="what-if-curve",
     )
     said = gr.HTML(elem_id="what-if-said")
