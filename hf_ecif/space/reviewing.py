@@ -85,7 +85,7 @@ def build(session: Session) -> None:
     list_outputs = [cards, page, progress]
     changes = [*session.changed, session.threshold.change, session.span.change, which.change]
     gr.on(changes, show_first_page, place, list_outputs, **quiet)
-    page.release(show_page, paged, list_outputs, **quiet)
+    page.input(turn_to, paged, list_outputs, trigger_mode="always_last", **quiet)
     gr.on([session.row.change, session.reviews.change], show_page, paged, list_outputs, **quiet)
     pair_inputs = [session.folder, session.reviews, session.threshold, session.row]
     pair_changes = [session.row.change, session.reviews.change, *session.changed]
@@ -126,13 +126,16 @@ def show_page(
     which: Which,
     page: int,
     row: int | None,
+    follow: bool = True,
 ) -> Page:
-    """A page of the list; of a row that is in the list, the page that it is on."""
+    """A page of the list; to ``follow`` a row that is in the list, the page that it is on."""
     audit = open_audit(folder)
     review = read_review(reviews, audit)
     rows = audit.pick(which, threshold, review, span)
     pages = max(1, -(-len(rows) // PAGE))
-    number = rows.index(row) // PAGE + 1 if row in rows else min(int(page), pages)
+    number = min(int(page or 1), pages)
+    if follow and row in rows:
+        number = rows.index(row) // PAGE + 1
     shown = rows[(number - 1) * PAGE : number * PAGE]
     cards = render(
         "cards",
@@ -145,6 +148,19 @@ def show_page(
     )
     slider = gr.Slider(minimum=1, maximum=max(pages, 2), value=number, visible=pages > 1)
     return Page(cards, slider, _say_progress(audit, review, rows))
+
+
+def turn_to(
+    folder: str,
+    reviews: Reviews,
+    threshold: float,
+    span: Span | None,
+    which: Which,
+    page: int,
+    row: int | None,
+) -> Page:
+    """A page of the list, wherever the chosen row is."""
+    return show_page(folder, reviews, threshold, span, which, page, row, follow=False)
 
 
 def show_pair(folder: str, reviews: Reviews, threshold: float, row: int | None) -> Pair:

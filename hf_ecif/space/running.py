@@ -7,6 +7,7 @@ it. On a shared Space that process has no login and reads nothing from the disk 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import shutil
 import signal
@@ -171,7 +172,7 @@ def run(
         request = {
             "model": own_model if model == OWN_MODEL else _model_name(model or "", limits),
             "dataset": _find_data(name, upload, folder, limits),
-            "split": split,
+            "split": "train" if (upload or "").endswith(".parquet") else split,
             "image_column": image,
             "text_column": text,
             "query": _data_name(query.strip(), limits) if query.strip() else None,
@@ -204,7 +205,7 @@ def _follow(found: Run, earlier: Run | None, limits: Limits) -> Iterator[View]:
             continue
         end(found)
         if kind == "error":
-            yield _problem(facts[0], earlier)
+            yield _problem(facts[0].replace(f"{found.folder}{os.sep}", ""), earlier)
             return
         if limits.shared:
             discard(earlier)
@@ -268,8 +269,8 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> Path:
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 
-def check_parquet(path: Path, limits: Limits) -> Path:
-    """The file, if what is in it is no larger than allowed.
+def check_parquet(path: Path, limits: Limits) -> None:
+    """Check that what is in a file is no larger than allowed.
 
     Raises:
         UserError: it is no parquet file, or too large.
@@ -284,7 +285,6 @@ def check_parquet(path: Path, limits: Limits) -> Path:
             f"The file holds {size / 2**20:,.0f} MiB; {limits.upload / 2**20:,.0f} are allowed."
         )
     _check_count(facts.num_rows, limits)
-    return path
 
 
 def _find_data(name: str, upload: str | None, folder: Path, limits: Limits) -> str:
@@ -297,7 +297,8 @@ def _find_data(name: str, upload: str | None, folder: Path, limits: Limits) -> s
     if path.stat().st_size > limits.upload:
         raise UserError(f"The file is larger than {limits.upload / 2**20:,.0f} MiB.")
     if path.suffix == ".parquet":
-        return str(check_parquet(path, limits))
+        check_parquet(path, limits)
+        return shutil.copy(path, folder / "upload.parquet")  # its old name could mean a split
     if path.suffix == ".zip":
         return str(unpack(path, folder / "data", limits))
     raise UserError(f"{path.name} is neither parquet nor a zip.")

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from hf_ecif.space.app import launch, make_app
 from hf_ecif.space.limits import HOME, SPACE, Limits
+from hf_ecif.space.session import STORAGE_KEY
 from tests.hub import server
 from tests.hub.calls import User
 from tests.hub.server import HubServer
@@ -136,7 +137,7 @@ class TestReview:
         visitor.sees("#review-detail", "row 5")
         visitor.sees("#review-progress", "1 keep, 1 remove, 1 new caption")
 
-        visitor.page.reload()
+        visitor.reload()
         visitor.tab("Review")
         visitor.sees("#review-progress", "1 keep, 1 remove, 1 new caption")
         visitor.sees("#review-cards [data-row='3'] .decision", "remove")
@@ -175,10 +176,12 @@ class TestReview:
         visitor.sees("#review-detail", "row 999")
 
     def test_the_threshold_survives_a_reload(self, visitor: Visitor):
+        kept = f"localStorage.getItem({STORAGE_KEY!r})"
+        before = visitor.page.evaluate(kept)
         set_threshold(visitor, "0.95")
         visitor.sees("#overview-tiles .accent", "95 %")
-        visitor.page.wait_for_timeout(500)
-        visitor.page.reload()
+        visitor.page.wait_for_function(f"before => {kept} !== before", arg=before)
+        visitor.reload()
         visitor.sees("#overview-tiles .accent", "95 %")
 
     def test_two_visitors_do_not_mix(self, browser: Browser, visitor: Visitor, many_url: str):
@@ -319,6 +322,8 @@ class TestPublish:
             visitor.shot("publish-no-login")
 
             visitor.press("#publish-login")
+            visitor.arrive()
+            visitor.tab("Publish")
             visitor.sees("#publish-login", "Logout (ann)")  # Gradio's mock has the machine's name
             visitor.tab("Review")
             visitor.press("#review-keep")

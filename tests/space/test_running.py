@@ -136,7 +136,9 @@ class TestRun:
 
     def test_a_column_that_is_missing_is_said(self, parquet):
         last = list(start(upload=parquet, text="captions"))[-1]
+        assert "upload.parquet: " in last.said
         assert "captions" in last.said
+        assert "/tmp" not in last.said
         assert 'role="alert"' in last.said
         assert last.run is None
 

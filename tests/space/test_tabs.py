@@ -92,6 +92,11 @@ class TestReviewing:
         assert page.number.value == 2
         assert 'data-row="30"' in page.cards
 
+    def test_one_turns_pages_away_from_the_chosen_pair(self, many):
+        page = reviewing.turn_to(many, {}, 0.4, None, "flagged", 2, 0)
+        assert page.number.value == 2
+        assert 'data-row="24"' in page.cards
+
     def test_a_pair_at_full_length(self, many):
         pair = reviewing.show_pair(many, {}, 0.4, 1)
         assert "±" in pair.detail

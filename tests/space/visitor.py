@@ -38,11 +38,16 @@ class Visitor:
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("request", self._watch)
-        self.go(url)
+        page.goto(url)
+        self.arrive()
 
-    def go(self, url: str) -> None:
-        """Open the page, and wait until it shows the audit."""
-        self.page.goto(url)
+    def reload(self) -> None:
+        """Load the page once more."""
+        self.page.reload()
+        self.arrive()
+
+    def arrive(self) -> None:
+        """Wait until the page shows the audit."""
         expect(self["#title h1"]).to_be_visible(timeout=WAIT)
         expect(self["#overview-tiles .tile"].first).to_be_visible(timeout=WAIT)
 
