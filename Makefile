@@ -9,7 +9,7 @@ ORACLE := curvlinops-for-pytorch backpack-for-pytorch
 ORACLE_NEEDS := einconv einops linear_operator opt-einsum scipy tqdm unfoldNd
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint bench speed clean
+.PHONY: help install chromium run demo test lint bench speed clean
 
 help: ## show this text
 	@echo "make <target> [PYTHON=python3.11]"
@@ -23,13 +23,22 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -c constraints.txt --no-deps $(ORACLE)
 	touch $@
 
+# The tests of the app drive a browser. Without one they are skipped, and the rest is not.
+chromium: ## install the browser of the tests, where that is possible
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends chromium >/dev/null; } \
+		|| echo "*** NO CHROMIUM: the tests in a browser will be SKIPPED. Install it: apt-get install chromium ***"
+
 run: install ## audit the demo: the report and the cleaned data go to runs/demo
 	$(BIN)/hf-ecif audit --model spaces_demo/model --dataset spaces_demo/data --split train \
 		--query spaces_demo/data --query-split validation --truth-column is_misaligned \
 		--output runs/demo --overwrite
 
+demo: install ## look at the demo's audit in a browser
+	$(BIN)/hf-ecif demo
+
 # Two at a time with a thread each: tiny models gain nothing from threads of their own.
-test: install ## run the tests and the examples in the docstrings, and print the coverage
+test: install chromium ## run the tests and the examples in the docstrings, and print the coverage
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --doctest-modules --cov --cov-report=term hf_ecif tests
 
 lint: install ## check style, formatting and types

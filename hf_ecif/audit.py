@@ -360,6 +360,8 @@ def _describe_query(
     )
     return {
         "source": source,
+        "dataset": request.query,
+        "split": request.query_split if query_set else None,
         "rows": rows,
         "chosen": query_set is None,
         "overlap": _overlap(dataset, query_set, request.image_column) if query_set else rows,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 # Importing a command registers it; ``--help`` lists them in this order.
+<<<<<<< HEAD
 from hf_ecif.commands import (  # noqa: F401
     audit,
     clean,
@@ -22,6 +23,9 @@ from hf_ecif.commands import (  # noqa: F401
     validate,
     value,
 )
+=======
+from hf_ecif.commands import audit, clean, demo, fit, push, remove, score, validate  # noqa: F401
+>>>>>>> space
 from hf_ecif.commands.options import app
 from hf_ecif.errors import UserError
 from hf_ecif.version import __version__

@@ -1,4 +1,4 @@
-"""Rebuild the embedded model and data set from freely licensed emoji packages.
+"""Rebuild the embedded model, data set and audit from freely licensed emoji packages.
 
 The demo needs a real CLIP and real image-text pairs that are small enough to ship. Emoji are
 both: every concept is drawn by several vendors, and Unicode names and tags describe it in words.
@@ -6,8 +6,9 @@ A tiny ``CLIPModel`` is pretrained on three vendors (Twemoji, OpenMoji, Fluent) 
 is a fourth (Noto) that the model has never seen, which is how users work: a pretrained CLIP, and
 new data of doubtful quality.
 
-    python spaces_demo/build_assets.py                # both, about 40 minutes on 2 cores
+    python spaces_demo/build_assets.py                # all, about 40 minutes on 2 cores
     python spaces_demo/build_assets.py --only data    # the parquet files alone, a minute
+    python spaces_demo/build_assets.py --only audit   # what the app shows first, a minute
 
 Sources come from the npm registry through ``npm pack``; see NOTICE for their licences.
 Needs ``npm`` and the Python package ``resvg-py`` besides hf_ecif.
@@ -24,6 +25,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import tempfile
 import time
 import unicodedata
 from collections.abc import Iterator
@@ -66,18 +68,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=["data", "model"], help="build one of the two")
+    parser.add_argument("--only", choices=["data", "model", "audit"], help="build one of them")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "hf_ecif" / "emoji")
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--steps", type=int, default=1300, help="pretraining steps")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    concepts = read_concepts(args.cache)
-    if args.only != "model":
-        build_data(concepts, args.output / "data", args.seed)
-    if args.only != "data":
-        build_model(concepts, args.output / "model", args.steps, args.seed)
+    if args.only != "audit":
+        concepts = read_concepts(args.cache)
+        if args.only != "model":
+            build_data(concepts, args.output / "data", args.seed)
+        if args.only != "data":
+            build_model(concepts, args.output / "model", args.steps, args.seed)
+    if args.only in (None, "audit"):
+        build_audit(args.output)
 
 
 # ---------------------------------------------------------------------------------- sources
@@ -465,6 +470,26 @@ def recall(model, tokenizer, images: torch.Tensor, texts: list[str], k: int) -> 
     similarity = output.text_embeds @ output.image_embeds.T
     rank = (similarity > similarity.diagonal()[:, None]).sum(dim=1)
     return (rank < k).float().mean().item()
+
+
+# ------------------------------------------------------------------------------------ audit
+
+
+def build_audit(place: Path) -> None:
+    """Audit the data as ``make run`` does, and keep the columns: the images are in the data."""
+    from hf_ecif import AuditRequest, InfluenceConfig, run_audit
+    from hf_ecif.space.embedded import save_columns
+
+    with tempfile.TemporaryDirectory() as aside:
+        request = AuditRequest(
+            model=str(place / "model"),
+            dataset=str(place / "data"),
+            query=str(place / "data"),
+            truth_column="is_misaligned",
+            output=Path(aside, "audit"),
+        )
+        run_audit(request, InfluenceConfig())
+        save_columns(request.output, place)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from hf_ecif.inputs import Features
 from hf_ecif.objectives import Embeddings
+from tests.hub.fixtures import hub, running_hub  # noqa: F401  # for all folders of tests
 
 VOCABULARY, TOKENS, PIXELS = 50, 12, 16
 

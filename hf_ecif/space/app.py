@@ -6,26 +6,30 @@ from typing import Any
 
 import gradio as gr
 
-from hf_ecif.errors import UserError
+from hf_ecif.hub_paths import public_name
 from hf_ecif.space import overview, publishing, reviewing, running, tracing, what_if
 from hf_ecif.space.audits import open_audit
-from hf_ecif.space.html import KEYS, STYLE
+from hf_ecif.space.html import KEYS, STYLE, render
 from hf_ecif.space.limits import Limits, find_limits
-from hf_ecif.space.session import STORAGE_KEY, Session
+from hf_ecif.space.session import STORAGE_KEY, Session, begin
 from hf_ecif.space.theme import make_theme
 
 TITLE = "hf_ecif: which pairs help, which hurt"
 
 
 def make_app(
-    folder: str, limits: Limits | None = None, *, model: str = "", dataset: str | None = None
+    folder: str,
+    limits: Limits | None = None,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
 ) -> gr.Blocks:
     """The app on an audit.
 
     Args:
         folder: of the audit that a session starts with.
         limits: of what a visitor may ask for; those of where this runs, if absent.
-        model: that the tab for new audits proposes.
+        model: that the tab for new audits proposes; that of the audit, if absent.
         dataset: that it proposes; the app then starts with that tab.
 
     Raises:
@@ -33,26 +37,30 @@ def make_app(
     """
     audit, limits = open_audit(folder), limits or find_limits()
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as app:
-        title = gr.Markdown(elem_id="title")
-        with gr.Tabs(selected="run" if dataset else "overview") as tabs:
-            session = Session(
-                folder=gr.State(folder),
-                reviews=gr.BrowserState({}, storage_key=STORAGE_KEY, secret="hf_ecif"),
-                threshold=gr.Slider(
-                    0.0,
-                    1.0,
-                    audit.threshold,
-                    step=0.005,
-                    label="Threshold of the probability",
-                    elem_id="threshold",
-                    render=False,
-                ),
-                span=gr.State(None),
-                row=gr.State(None),
-                tabs=tabs,
-                changed=[app.load],
-            )
-            session.changed.append(session.folder.change)
+        title = gr.HTML(elem_id="title")
+        # Made before the tabs: whatever stands among them counts as one of them.
+        session = Session(
+            folder=gr.State(folder),
+            reviews=gr.BrowserState({}, storage_key=STORAGE_KEY, secret="hf_ecif"),
+            threshold=gr.Slider(
+                0.0,
+                1.0,
+                audit.threshold,
+                step=0.001,
+                label="Threshold of the probability",
+                buttons=[],
+                min_width=280,
+                elem_id="threshold",
+                render=False,
+            ),
+            span=gr.State(None),
+            row=gr.State(None),
+            tabs=gr.Tabs(selected="run" if dataset else "overview", render=False),
+            changed=[app.load],
+        )
+        session.changed.append(session.folder.change)
+        session.tabs.render()
+        with session.tabs:
             with gr.Tab("Overview", id="overview"):
                 overview.build(session)
             with gr.Tab("Review", id="review"):
@@ -62,14 +70,16 @@ def make_app(
             with gr.Tab("What if", id="what-if"):
                 what_if.build(session)
             with gr.Tab("Run", id="run"):
-                running.build(session, limits, model, dataset)
+                running.build(session, limits, model or audit.summary["model"], dataset)
             with gr.Tab("Publish", id="publish"):
                 publishing.build(session, limits)
         gr.on(session.changed, _say_title, session.folder, title, show_progress="hidden")
-        session.folder.change(
-            lambda path: (open_audit(path).threshold, None, None),
-            session.folder,
+        gr.on(
+            session.changed,
+            begin,
+            [session.folder, session.reviews],
             [session.threshold, session.span, session.row],
+            show_progress="hidden",
         )
     return app.queue(max_size=limits.waiting)
 
@@ -88,6 +98,7 @@ def launch(app: gr.Blocks, limits: Limits | None = None, **options: Any) -> Any:
         css=STYLE,
         head=KEYS,
         max_file_size=limits.upload,
+        show_error=True,
         footer_links=["gradio", "settings"],
         ssr_mode=False,
         **options,
@@ -96,7 +107,5 @@ def launch(app: gr.Blocks, limits: Limits | None = None, **options: Any) -> Any:
 
 def _say_title(folder: str) -> str:
     summary = open_audit(folder).summary
-    try:
-        return f"# Which pairs help, which hurt\n`{summary['model']}` on `{summary['dataset']}`"
-    except KeyError as error:
-        raise UserError(f"summary.json lacks {error}.") from error
+    names = [public_name(str(summary.get(name, "?"))) for name in ("model", "dataset")]
+    return render("title", about=summary.get("about"), model=names[0], dataset=names[1])

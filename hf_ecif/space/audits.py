@@ -38,18 +38,22 @@ class Audit:
 
     @property
     def threshold(self) -> float:
-        """The audit's own."""
-        return float(self.summary["noise"]["threshold"])
+        """The audit's own, to three digits, as a slider has it."""
+        return round(float(self.summary["noise"]["threshold"]), 3)
+
+    def is_own(self, threshold: float) -> bool:
+        """Whether a threshold is the audit's."""
+        return abs(threshold - self.threshold) < 1e-6
 
     @cached_property
     def key(self) -> str:
         """What decisions on these rows are kept under, in whichever folder the audit lies."""
-        facts = [self.summary.get(name) for name in ("fingerprints", "rows", "noise", "dataset")]
+        facts = [self.summary.get(name) for name in ("fingerprints", "rows", "noise")]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def flags(self, threshold: float) -> Bools:
         """``(N,)``, what is flagged at a threshold; at the audit's own, what the audit flagged."""
-        if abs(threshold - self.threshold) < 1e-9:
+        if self.is_own(threshold):
             return self.rows.flag
         return self.rows.probability > threshold
 
@@ -84,6 +88,12 @@ class Audit:
         return self.rows.order(chosen, -self.rows.probability)
 
 
+def is_audit(folder: str) -> bool:
+    """Whether a finished audit is in a folder."""
+    path = Path(folder).expanduser()
+    return (path / "summary.json").is_file() and (path / "scored").is_dir()
+
+
 @lru_cache(maxsize=16)
 def open_audit(folder: str) -> Audit:
     """Open a finished audit.
@@ -92,7 +102,7 @@ def open_audit(folder: str) -> Audit:
         UserError: there is none in the folder.
     """
     path = Path(folder).expanduser()
-    if not (path / "summary.json").is_file() or not (path / "scored").is_dir():
+    if not is_audit(folder):
         raise UserError(
             f"{path} holds no finished audit (summary.json and scored/). Run hf-ecif audit first, "
             "and give its --output."

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import PIL.Image
 import torch
-from datasets import Dataset
+from datasets import Column
 from torch import Tensor
 
+from hf_ecif.comparison import measure
 from hf_ecif.config import InfluenceConfig
+from hf_ecif.data import load_rows
 from hf_ecif.errors import UserError
-from hf_ecif.features import Rows, Table, require_rows
+from hf_ecif.features import Rows, Table
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.objectives import Embeddings
 from hf_ecif.pages import thumbnail
@@ -27,6 +27,7 @@ from hf_ecif.tracing import find_errors
 
 IMAGE = "image"
 MOST_CLASSES = 500
+TEST, MOST_TEST = "test", 1000
 NEAR = 24  # nearest images among which captions are compared
 SHOWN = 4
 _LOCK = Lock()  # two sessions that need the same model wait for one of them to load it
@@ -42,7 +43,8 @@ class Prepared:
         query: the query's.
         embeddings: of the rows, by the model as given.
         size: of the change that each row's removal causes, ``(N,)``.
-        query_cells: the data set that the query's rows are of, for their images.
+        test: rows that neither the audit nor its query has; None where there are none.
+        query_images: of the data set that the query's rows are of, not decoded.
     """
 
     model: InfluenceModel
@@ -50,7 +52,8 @@ class Prepared:
     query: Rows
     embeddings: Embeddings
     size: Tensor
-    query_cells: Dataset
+    test: Rows | None
+    query_images: Column
 
 
 def prepare(folder: str) -> Prepared:
@@ -90,24 +93,48 @@ def find_neighbours(prepared: Prepared, row: int) -> tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The model on its query: loss in nats, and shares of pairs found at the first try."""
+class Retrained:
+    """The model trained on all rows, and on those that are left.
 
-    loss: float
-    text_to_image: float
-    image_to_text: float
+    Attributes:
+        predicted: change of the query's loss in nats, in closed form for the whole group.
+        loss: of the query in nats, before and after.
+        before: `comparison.MEASURES` on the judge, all rows trained on.
+        after: the same, only the rest trained on.
+        judge: which rows those are of.
+    """
+
+    predicted: float
+    loss: tuple[float, float]
+    before: dict[str, float]
+    after: dict[str, float]
+    judge: str
 
 
-def measure(prepared: Prepared, theta: Tensor) -> Measured:
-    """The query's loss and its retrieval at some parameters; equal captions count as right."""
-    model, query = prepared.model, prepared.query
-    text, image = model.encoder.embed(theta, query.features)[:2]
-    same = query.same_text.to(text.device)
-    cosines = text @ image.T
-    return Measured(
-        loss=model.query_value(query, theta).item(),
-        text_to_image=(same[cosines.argmax(dim=1)] == same).double().mean().item(),
-        image_to_text=(same[cosines.argmax(dim=0)] == same).double().mean().item(),
+def retrain(prepared: Prepared, gone: set[int]) -> Retrained:
+    """Train without some rows, by the audit's own recipe, and measure.
+
+    Args:
+        prepared: of an audit.
+        gone: numbers of rows, as the data set counts.
+
+    Raises:
+        UserError: fewer than two rows are left.
+    """
+    model, rows = prepared.model, prepared.rows
+    members = torch.tensor([row in gone for row in rows.positions.tolist()])
+    if int((~members).sum()) < 2:
+        raise UserError("Fewer than two pairs would be left: nothing can be trained on them.")
+    theta = model.refit(rows.select((~members).nonzero()[:, 0]))
+    judge = prepared.test or prepared.query
+    predicted = model.score_group(rows, members).task.item() if gone else 0.0
+    losses = [model.query_value(prepared.query, at).item() for at in (model.theta, theta)]
+    return Retrained(
+        predicted=predicted,
+        loss=(losses[0], losses[1]),
+        before=measure(model, model.theta, judge),
+        after=measure(model, theta, judge),
+        judge="the split test, which nothing was decided by" if prepared.test else "the query",
     )
 
 
@@ -172,14 +199,12 @@ def describe_query(prepared: Prepared, row: int) -> Asked:
     raise UserError(f"Row {row} of the query is no misprediction.")
 
 
-def ask(
-    prepared: Prepared, image: PIL.Image.Image, text: str, others: list[str]
-) -> tuple[Asked, Query]:
+def ask(prepared: Prepared, image: bytes, text: str, others: list[str]) -> tuple[Asked, Query]:
     """The margin of an image between its right caption and others, as a query.
 
     Args:
         prepared: of an audit.
-        image: any.
+        image: an image's file.
         text: the right caption or class.
         others: the wrong ones; the query's own captions if empty.
 
@@ -191,8 +216,11 @@ def ask(
     if not wrong:
         raise UserError("Name at least one other class to tell it from.")
     texts = [text, *wrong]
-    cells = Table({IMAGE: [image] * len(texts), "text": texts})
-    rows = require_rows(prepared.model.read_any(cells, IMAGE, "text"))
+    cell = {"bytes": image, "path": None}
+    cells = Table({IMAGE: [cell] * len(texts), "text": texts})
+    rows = prepared.model.read_any(cells, IMAGE, "text")
+    if len(rows) < len(texts):
+        raise UserError(f"This cannot be traced: {next(iter(rows.reasons.values()))}.")
 
     def margin(embeddings: Embeddings) -> Tensor:
         logits = embeddings.scale * embeddings.text @ embeddings.image[0]
@@ -202,8 +230,7 @@ def ask(
     text_side, image_side = prepared.model.encoder.embed(prepared.model.theta, rows.features)[:2]
     best = int((text_side[1:] @ image_side[0]).argmax())
     value = query.values(prepared.model.encoder, prepared.model.theta).item()
-    picture = thumbnail({"bytes": _png(image), "path": None})[0]
-    return Asked(None, text, picture, wrong[best], None, value), query
+    return Asked(None, text, thumbnail(cell)[0], wrong[best], None, value), query
 
 
 def find_causes(prepared: Prepared, query: Query, count: int) -> list[Cause]:
@@ -245,30 +272,35 @@ def _prepare(folder: str) -> Prepared:
     rows, queries = opened.read()
     opened.model.fit(rows, queries)
     model, cells = opened.model, opened.query_set or opened.dataset
-    cells = cells.select_columns([sources.image_column]).rename_column(sources.image_column, IMAGE)
     return Prepared(
         model=model,
         rows=rows,
         query=queries,
         embeddings=model.encoder.embed(model.encoder.theta, rows.features),
         size=model.score(rows).size,
-        query_cells=cells,
+        test=_read_test(model, sources),
+        query_images=cells[sources.image_column],
     )
+
+
+def _read_test(model: InfluenceModel, sources: Sources) -> Rows | None:
+    """The split `test` of the data, if it is neither what was audited nor the query."""
+    if TEST in (sources.split, sources.query_split):
+        return None
+    try:
+        cells = load_rows(sources.dataset, TEST)
+        return model.read(cells.select(range(min(len(cells), MOST_TEST))), *sources.columns)
+    except UserError:  # there is none, or it has other columns
+        return None
 
 
 def _describe(prepared: Prepared, row: int, found: int, margin: float) -> Asked:
     query = prepared.query
 
     def picture(number: int) -> str | None:
-        return thumbnail(prepared.query_cells[int(query.positions[number])][IMAGE])[0]
+        return thumbnail(prepared.query_images[int(query.positions[number])])[0]
 
     return Asked(row, query.texts[row], picture(row), query.texts[found], picture(found), margin)
-
-
-def _png(image: PIL.Image.Image) -> bytes:
-    stream = BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
 
 
 def _known(config: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,12 @@ STYLE = (Path(__file__).parents[1] / "templates" / "space" / "space.css").read_t
 PICK = """
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-row]');
-  if (button) trigger('select', {row: Number(button.dataset.row)});
+  if (!button) return;
+  element.querySelectorAll('.chosen').forEach(other => other.classList.remove('chosen'));
+  button.classList.add('chosen');
+  trigger('select', {row: Number(button.dataset.row)});
+  const shown = document.getElementById(element.querySelector('[data-shows]')?.dataset.shows);
+  if (shown) shown.scrollIntoView({block: 'nearest'});
 });
 """
 
@@ -21,7 +26,8 @@ element.addEventListener('click', event => {
 KEYS = """
 <script>
 document.addEventListener('keydown', event => {
-  const writing = event.target.closest('input, textarea, select, [contenteditable=true]');
+  const writing = event.target.closest(
+    'input:not([type=radio], [type=checkbox], [type=range]), textarea, select');
   if (writing || event.ctrlKey || event.metaKey || event.altKey) return;
   const id = {k: 'keep', r: 'remove', u: 'undo', j: 'next', p: 'previous'}[event.key];
   const button = id && document.getElementById('review-' + id);

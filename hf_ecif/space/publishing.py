@@ -13,13 +13,12 @@ from typing import Any
 import gradio as gr
 
 from hf_ecif.errors import UserError
-from hf_ecif.hub import push
 from hf_ecif.review import apply_review
 from hf_ecif.space.audits import open_audit
 from hf_ecif.space.html import render
 from hf_ecif.space.limits import Limits
-from hf_ecif.space.reviewing import Reviews, reviewed
-from hf_ecif.space.session import Session
+from hf_ecif.space.reviewing import Reviews
+from hf_ecif.space.session import Session, reviewed
 
 
 def build(session: Session, limits: Limits) -> None:
@@ -29,7 +28,7 @@ def build(session: Session, limits: Limits) -> None:
         "with its reason; your decisions and your threshold count. Try it first: nothing is "
         "changed then."
     )
-    if limits.shared:
+    if limits.login:
         gr.LoginButton(elem_id="publish-login")
     with gr.Row():
         repo = gr.Textbox(label="Repository", placeholder="owner/name", elem_id="publish-repo")
@@ -62,6 +61,8 @@ def publish(
     dry_run: bool,
 ) -> tuple[str, gr.Button]:
     """Push an audit by the decisions on it; what is said, and whether publishing may follow."""
+    from hf_ecif.hub import push  # with torch, for few
+
     audit = open_audit(folder)
     try:
         with TemporaryDirectory(prefix="hf-ecif-push-") as aside:

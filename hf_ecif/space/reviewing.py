@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from hf_ecif.errors import UserError
 from hf_ecif.pages import thumbnail
@@ -16,7 +18,7 @@ from hf_ecif.review import Action, Decision, Review, apply_review
 from hf_ecif.space.audits import Audit, Span, Which, open_audit
 from hf_ecif.space.html import PICK, render
 from hf_ecif.space.overview import WORDS
-from hf_ecif.space.session import Session, keep_review, pressed_row, read_review
+from hf_ecif.space.session import Session, keep_review, pressed_row, read_review, reviewed
 
 PAGE = 24
 LARGE_SIDE = 512
@@ -48,26 +50,34 @@ class Step(NamedTuple):
 
 def build(session: Session) -> None:
     """Lay out the tab and connect it."""
-    with gr.Row():
+    with gr.Row(elem_classes="beside"):
         with gr.Column(scale=5, min_width=320):
             which = gr.Radio(WHICH, value="flagged", label="Pairs", elem_id="review-which")
-            progress = gr.HTML()
+            progress = gr.HTML(elem_id="review-progress")
+            page = gr.Slider(1, 2, 1, step=1, label="Page", buttons=[], elem_id="review-page")
             cards = gr.HTML(js_on_load=PICK, elem_id="review-cards")
-            page = gr.Slider(1, 1, 1, step=1, label="Page", elem_id="review-page")
-        with gr.Column(scale=6, min_width=320):
+        with gr.Column(scale=6, min_width=320, elem_classes="looked-at"):
             detail = gr.HTML(elem_id="review-detail")
-            with gr.Row():
-                keep = gr.Button("Keep (k)", elem_id="review-keep", min_width=90)
-                remove = gr.Button("Remove (r)", elem_id="review-remove", min_width=90)
-                undo = gr.Button("Undo (u)", elem_id="review-undo", min_width=90)
-                previous = gr.Button("◂ (p)", elem_id="review-previous", min_width=60)
-                following = gr.Button("▸ (j)", elem_id="review-next", min_width=60)
-            caption = gr.Textbox(label="Caption", lines=2, elem_id="review-caption")
-            recaption = gr.Button("Keep with this caption", elem_id="review-recaption")
-            with gr.Accordion("The nearest pairs", open=False) as near:
+            with gr.Row(elem_classes="actions"):
+                keep = gr.Button("Keep", size="sm", elem_id="review-keep", min_width=80)
+                remove = gr.Button("Remove", size="sm", elem_id="review-remove", min_width=80)
+                undo = gr.Button("Undo", size="sm", elem_id="review-undo", min_width=80)
+                previous = gr.Button("◂ Before", size="sm", elem_id="review-previous", min_width=80)
+                following = gr.Button("Next ▸", size="sm", elem_id="review-next", min_width=80)
+            gr.HTML(render("keys"), elem_id="review-keys")
+            with gr.Row(elem_classes="bar"):
+                caption = gr.Textbox(label="Caption", lines=2, elem_id="review-caption")
+                recaption = gr.Button(
+                    "Keep with this caption",
+                    size="sm",
+                    scale=0,
+                    min_width=190,
+                    elem_id="review-recaption",
+                )
+            with gr.Accordion("The nearest pairs", open=False, elem_id="review-nearest") as near:
                 neighbours = gr.HTML(js_on_load=PICK, elem_id="review-near")
-            export = gr.Button("Export the cleaned data and the decisions")
-            exported = gr.File(label="Export", visible=False)
+            export = gr.Button("Export data and decisions", size="sm", elem_id="review-export")
+            exported = gr.File(label="Export", visible=False, elem_id="review-exported")
 
     place = [session.folder, session.reviews, session.threshold, session.span, which]
     quiet: dict[str, Any] = {"show_progress": "hidden"}
@@ -75,7 +85,7 @@ def build(session: Session) -> None:
     list_outputs = [cards, page, progress]
     changes = [*session.changed, session.threshold.change, session.span.change, which.change]
     gr.on(changes, show_first_page, place, list_outputs, **quiet)
-    page.release(show_page, paged, list_outputs, **quiet)
+    page.input(turn_to, paged, list_outputs, trigger_mode="always_last", **quiet)
     gr.on([session.row.change, session.reviews.change], show_page, paged, list_outputs, **quiet)
     pair_inputs = [session.folder, session.reviews, session.threshold, session.row]
     pair_changes = [session.row.change, session.reviews.change, *session.changed]
@@ -85,14 +95,16 @@ def build(session: Session) -> None:
 
     def decide_by(action: Action, event: Any, *more: Any) -> None:
         inputs = [*place, session.row, *more]
-        event(partial(decide, action), inputs, [session.reviews, session.row], **quiet)
+        outputs = [session.reviews, session.row]
+        event(partial(decide, action), inputs, outputs, api_name=action, **quiet)
 
     decide_by("keep", keep.click)
     decide_by("remove", remove.click)
     decide_by("recaption", recaption.click, caption)
     undo.click(take_back, place[:2], [session.reviews, session.row], **quiet)
-    for button, by in ((previous, -1), (following, 1)):
-        button.click(partial(step, by=by), [*place, session.row], session.row, **quiet)
+    for button, by, name in ((previous, -1, "previous"), (following, 1, "next")):
+        turn = partial(step, by=by)
+        button.click(turn, [*place, session.row], session.row, api_name=name, **quiet)
     near.expand(show_neighbours, [session.folder, session.row], neighbours)
     session.row.change(lambda: "", None, neighbours, **quiet)
     exports = [session.folder, session.reviews, session.threshold]
@@ -114,13 +126,16 @@ def show_page(
     which: Which,
     page: int,
     row: int | None,
+    follow: bool = True,
 ) -> Page:
-    """A page of the list; of a row that is in the list, the page that it is on."""
+    """A page of the list; to ``follow`` a row that is in the list, the page that it is on."""
     audit = open_audit(folder)
     review = read_review(reviews, audit)
     rows = audit.pick(which, threshold, review, span)
     pages = max(1, -(-len(rows) // PAGE))
-    number = rows.index(row) // PAGE + 1 if row in rows else min(int(page), pages)
+    number = min(int(page or 1), pages)
+    if follow and row in rows:
+        number = rows.index(row) // PAGE + 1
     shown = rows[(number - 1) * PAGE : number * PAGE]
     cards = render(
         "cards",
@@ -128,10 +143,24 @@ def show_page(
         chosen=row,
         decisions=review.current,
         words=WORDS,
+        shows="review-detail",
         nothing=_nothing(which),
     )
     slider = gr.Slider(minimum=1, maximum=max(pages, 2), value=number, visible=pages > 1)
     return Page(cards, slider, _say_progress(audit, review, rows))
+
+
+def turn_to(
+    folder: str,
+    reviews: Reviews,
+    threshold: float,
+    span: Span | None,
+    which: Which,
+    page: int,
+    row: int | None,
+) -> Page:
+    """A page of the list, wherever the chosen row is."""
+    return show_page(folder, reviews, threshold, span, which, page, row, follow=False)
 
 
 def show_pair(folder: str, reviews: Reviews, threshold: float, row: int | None) -> Pair:
@@ -228,7 +257,8 @@ def write_export(folder: str, reviews: Reviews, threshold: float) -> gr.File:
     """A zip of the audit by the decisions: kept, removed and scored rows, report and decisions."""
     audit = open_audit(folder)
     review = reviewed(audit, reviews, threshold)
-    place = Path(mkdtemp(prefix="hf-ecif-export-"))
+    os.makedirs(get_upload_folder(), exist_ok=True)  # which Gradio tidies up
+    place = Path(mkdtemp(dir=get_upload_folder()))
     apply_review(audit.folder, review, place / "cleaned")
     (place / "cleaned" / "decisions.json").write_text(review.to_json())
     archive = shutil.make_archive(str(place / "cleaned"), "zip", place / "cleaned")
@@ -236,18 +266,12 @@ def write_export(folder: str, reviews: Reviews, threshold: float) -> gr.File:
     return gr.File(archive, visible=True)
 
 
-def reviewed(audit: Audit, reviews: Reviews, threshold: float) -> Review:
-    """The decisions, with the threshold where somebody moved it."""
-    review = read_review(reviews, audit)
-    moved = abs(threshold - audit.threshold) > 1e-9
-    return Review(review.log, threshold if moved else None)
-
-
 def _say_progress(audit: Audit, review: Review, rows: list[int]) -> str:
     done = sum(row in review.current for row in rows)
-    counts = review.counts()
-    words = ", ".join(f"{counts[action]:,} × {word}" for action, word in WORDS.items())
-    return f"<p>{len(rows):,} pairs, {done:,} decided. In all: {words}.</p>"
+    made = {WORDS[action]: count for action, count in review.counts().items() if count}
+    words = ", ".join(f"{count:,} {word}" for word, count in made.items())
+    total = f" Your decisions: {words}." if words else ""
+    return f"<p>{len(rows):,} pairs, {done:,} decided.{total}</p>"
 
 
 def _nothing(which: Which) -> str:

@@ -7,14 +7,14 @@ browser, under the key of the audit, so that they survive a reload and nobody el
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from hf_ecif.errors import UserError
 from hf_ecif.review import Review
-from hf_ecif.space.audits import Audit
+from hf_ecif.space.audits import Audit, open_audit
 
 STORAGE_KEY = "hf_ecif_reviews"
 MOST_AUDITS = 20  # whose decisions a browser keeps
@@ -41,6 +41,34 @@ class Session:
     row: gr.State
     tabs: gr.Tabs
     changed: list[Callable[..., Any]]
+
+
+class Begin(NamedTuple):
+    """Where one is, when an audit comes into view."""
+
+    threshold: float
+    span: None
+    row: int | None
+
+
+def begin(folder: str, reviews: dict[str, str] | None) -> Begin:
+    """The threshold as it was left, nothing picked, and the likeliest of the flagged pairs."""
+    audit = open_audit(folder)
+    threshold = read_review(reviews, audit).threshold
+    threshold = audit.threshold if threshold is None else threshold
+    return Begin(threshold, None, next(iter(audit.pick("flagged", threshold)), None))
+
+
+def keep_threshold(folder: str, reviews: dict[str, str], threshold: float) -> dict[str, str]:
+    """With the threshold among the decisions, where it is not the audit's own."""
+    audit = open_audit(folder)
+    return keep_review(reviews, audit, reviewed(audit, reviews, threshold))
+
+
+def reviewed(audit: Audit, reviews: dict[str, str] | None, threshold: float) -> Review:
+    """The decisions, with the threshold where somebody moved it."""
+    chosen = None if audit.is_own(threshold) else threshold
+    return replace(read_review(reviews, audit), threshold=chosen)
 
 
 def pressed_row(event: gr.EventData) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from hf_ecif.errors import UserError
 from hf_ecif.space.audits import open_audit
@@ -14,6 +14,10 @@ from hf_ecif.space.session import Session, pressed_row, review_row
 
 SHOWN = 24  # errors in the list
 TOP = 8  # pairs behind each
+WAITING = (
+    "The training pairs behind an error appear here. For the first one the model is loaded and "
+    "fitted to the audited pairs, as the audit did: that takes a while."
+)
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 
 
@@ -24,26 +28,37 @@ def build(session: Session) -> None:
         "Choose one, or bring a pair of your own. The pairs behind it are those whose removal is "
         "predicted to mend it most, for the size of the change that they cause."
     )
+    nothing = render("nothing", text=WAITING)
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             find = gr.Button("Find the mispredictions", elem_id="trace-find")
-            errors = gr.HTML(js_on_load=PICK, elem_id="trace-errors")
-            with gr.Accordion("A pair of your own", open=False):
-                image = gr.Image(type="pil", label="Image", height=180, elem_id="trace-image")
-                text = gr.Textbox(label="The right caption, or the right class")
+            with gr.Accordion("A pair of your own", open=False, elem_id="trace-own"):
+                image = gr.Image(
+                    type="filepath",
+                    image_mode=None,  # as it is: whether to decode it is decided on reading
+                    sources=["upload", "clipboard"],
+                    label="Image",
+                    height=180,
+                    elem_id="trace-image",
+                )
+                text = gr.Textbox(
+                    label="The right caption, or the right class", elem_id="trace-text"
+                )
                 classes = gr.Textbox(
+                    elem_id="trace-classes",
                     label="Other classes, one a line; if none, the captions of the query",
                     lines=3,
                 )
                 ask = gr.Button("Trace it", elem_id="trace-ask")
+            errors = gr.HTML(js_on_load=PICK, elem_id="trace-errors")
         with gr.Column(scale=6, min_width=320):
-            causes = gr.HTML(js_on_load=PICK, elem_id="trace-causes")
+            causes = gr.HTML(nothing, js_on_load=PICK, elem_id="trace-causes")
 
     find.click(list_errors, session.folder, errors, **MODEL)
     errors.select(trace_error, session.folder, causes, **MODEL)
     ask.click(trace_own, [session.folder, image, text, classes], causes, **MODEL)
     causes.select(review_row, None, [session.row, session.tabs])
-    session.folder.change(lambda: ("", ""), None, [errors, causes])
+    session.folder.change(lambda: ("", nothing), None, [errors, causes])
 
 
 def list_errors(folder: str) -> str:
@@ -67,7 +82,7 @@ def trace_error(folder: str, event: gr.EventData) -> str:
     return _show(folder, describe_query(prepared, row), query)
 
 
-def trace_own(folder: str, image: Image.Image | None, text: str, classes: str) -> str:
+def trace_own(folder: str, image: str | None, text: str, classes: str) -> str:
     """The pairs behind the margin of a visitor's own image and caption."""
     from hf_ecif.space.engine import ask, prepare
 
@@ -75,7 +90,7 @@ def trace_own(folder: str, image: Image.Image | None, text: str, classes: str) -
         return render("problem", message="Bring an image and its caption, or its class.")
     others = [line.strip() for line in (classes or "").splitlines() if line.strip()]
     try:
-        asked, query = ask(prepare(folder), image, text.strip(), others)
+        asked, query = ask(prepare(folder), Path(image).read_bytes(), text.strip(), others)
     except UserError as error:
         return render("problem", message=str(error))
     return _show(folder, asked, query)

@@ -8,6 +8,7 @@ import gradio as gr
 import numpy as np
 import pandas as pd
 
+from hf_ecif.errors import UserError
 from hf_ecif.space.audits import open_audit
 from hf_ecif.space.html import render
 from hf_ecif.space.session import Session
@@ -15,7 +16,12 @@ from hf_ecif.words import Floats
 
 Order = Literal["most harmful first", "likeliest misaligned first", "at random"]
 ORDERS: list[Order] = ["most harmful first", "likeliest misaligned first", "at random"]
+COLOURS = {ORDERS[0]: "#4a7a96", ORDERS[1]: "#c1501b", ORDERS[2]: "#8a8f94"}
 MOST = 40  # per cent
+WAITING = (
+    "A prediction is no proof. Training without the pairs shows what really becomes of the query, "
+    "and of rows that nothing was decided by."
+)
 
 
 def build(session: Session) -> None:
@@ -25,25 +31,43 @@ def build(session: Session) -> None:
         "loss: the sum of their scores, without any training. Below zero, the model gains."
     )
     with gr.Row():
-        share = gr.Slider(0, MOST, 10, step=1, label="Share removed, in per cent", elem_id="share")
-        order = gr.Radio(ORDERS, value=ORDERS[0], label="Which pairs")
+        share = gr.Slider(
+            0,
+            MOST,
+            10,
+            step=1,
+            label="Share removed, in per cent",
+            buttons=[],
+            min_width=280,
+            elem_id="share",
+        )
+        order = gr.Radio(
+            ORDERS, value=ORDERS[0], label="Which pairs", min_width=280, elem_id="what-if-order"
+        )
+    gr.HTML(render("legend", entries=COLOURS))
     curve = gr.LinePlot(
         x="share",
         y="change",
         color="order",
         x_title="share removed, in per cent",
-        y_title="predicted change of the loss, in nats",
-        height=280,
-        label="Prediction",
+        y_title="change, in nats",
+        colors_in_legend=[],
+        color_map=COLOURS,
+        height=340,
+        label="Predicted change of the query's loss",
+        elem_classes="figure",
+        elem_id="what-if-curve",
     )
     said = gr.HTML(elem_id="what-if-said")
-    measure = gr.Button("Train without them and measure", elem_id="what-if-measure")
-    measured = gr.HTML(elem_id="what-if-measured")
+    train = gr.Button("Train without them and measure", elem_id="what-if-measure")
+    measured = gr.HTML(render("nothing", text=WAITING), elem_id="what-if-measured")
 
     gr.on(session.changed, draw, session.folder, curve, show_progress="hidden")
     chosen = [session.folder, share, order]
-    gr.on([*session.changed, share.change, order.change], say, chosen, said, show_progress="hidden")
-    measure.click(retrain, chosen, measured, concurrency_id="model", concurrency_limit=1)
+    moved = [*session.changed, share.change, order.change]
+    gr.on(moved, say, chosen, said, show_progress="hidden")
+    gr.on(moved, lambda: render("nothing", text=WAITING), None, measured, show_progress="hidden")
+    train.click(measure, chosen, measured, concurrency_id="model", concurrency_limit=1)
 
 
 def draw(folder: str) -> pd.DataFrame:
@@ -66,21 +90,16 @@ def say(folder: str, share: float, order: Order) -> str:
     return render("prediction", **facts)
 
 
-def retrain(folder: str, share: float, order: Order) -> str:
-    """Train on the remaining pairs by the audit's recipe; query and retrieval before and after."""
-    import torch
+def measure(folder: str, share: float, order: Order) -> str:
+    """Train on the pairs that are left, by the audit's recipe; accuracy before and after."""
+    from hf_ecif.space.engine import prepare, retrain  # with torch, for few
 
-    from hf_ecif.space.engine import measure, prepare
-
-    prepared = prepare(folder)
     gone = set(_order(folder, order)[: _count(folder, share)].tolist())
-    stays = [n for n, row in enumerate(prepared.rows.positions.tolist()) if row not in gone]
-    if len(stays) < 2:
-        return render("measured", rows=None)
-    before = measure(prepared, prepared.model.theta)
-    after = measure(prepared, prepared.model.refit(prepared.rows.select(torch.tensor(stays))))
-    predicted = float(_changes(folder, order)[len(gone)])
-    return render("measured", rows=len(gone), before=before, after=after, predicted=predicted)
+    try:
+        found = retrain(prepare(folder), gone)
+    except UserError as error:
+        return render("problem", message=str(error))
+    return render("measured", rows=len(gone), found=found)
 
 
 def _count(folder: str, share: float) -> int:

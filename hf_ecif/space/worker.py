@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hf_ecif.space.limits import Limits
 
-def audit_in_process(request: dict[str, Any], shared: bool, most_rows: int, events: Any) -> None:
+
+def audit_in_process(request: dict[str, Any], limits: Limits, events: Any) -> None:
     """Audit and say how far it is.
 
     Args:
         request: fields of an `AuditRequest`.
-        shared: whether strangers use this machine: its login is then out of reach.
-        most_rows: that are allowed.
+        limits: of rows and memory; where strangers share the machine, its login is out of reach.
         events: queue of ``("step", name, total or None, steps)``, and in the end of ``("done",
             summary)`` or ``("error", message)``.
     """
-    if shared:
+    if limits.shared:
         forget_login()
+    if limits.memory is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
     from hf_ecif.audit import AuditRequest, run_audit
     from hf_ecif.config import InfluenceConfig
     from hf_ecif.data import load_rows
@@ -31,13 +35,15 @@ def audit_in_process(request: dict[str, Any], shared: bool, most_rows: int, even
 
     try:
         count = len(load_rows(request["dataset"], request["split"]))
-        if count > most_rows:
-            raise UserError(f"The data set has {count:,} rows; {most_rows:,} are allowed here.")
+        if count > limits.rows:
+            raise UserError(f"The data set has {count:,} rows; {limits.rows:,} are allowed here.")
         output = Path(request.pop("output"))
         summary = run_audit(AuditRequest(**request, output=output), InfluenceConfig(), progress)
         events.put(("done", {name: summary[name] for name in ("rows", "flagged", "noise")}))
     except UserError as error:
         events.put(("error", str(error)))
+    except MemoryError:
+        events.put(("error", "There is too little memory for it here."))
     except Exception as error:  # whatever it is, the person at the page should know that it ended
         events.put(("error", f"Something unexpected: {type(error).__name__}."))
         raise

@@ -28,6 +28,7 @@ def whoami(call: Call) -> Response:
             "id": sha256(call.user.name.encode()).hexdigest()[:24],
             "name": call.user.name,
             "fullname": call.user.name.title(),
+            "avatarUrl": "",
             "orgs": [],
             "auth": {"type": "access_token", "accessToken": token},
         }

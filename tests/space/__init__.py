@@ -1,0 +1,1 @@
+"""The app, as functions, through its client, and in a browser."""
