@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 # Importing a command registers it; ``--help`` lists them in this order.
-from hf_ecif.commands import audit, clean, fit, push, remove, score, validate  # noqa: F401
+from hf_ecif.commands import audit, clean, fit, push, remove, score, trace, validate  # noqa: F401
 from hf_ecif.commands.options import app
 from hf_ecif.errors import UserError
 from hf_ecif.version import __version__
