@@ -72,6 +72,8 @@ def _meet(
     here = pairs[..., None] == numbers
     present, places = here.any(dim=-1), here.int().argmax(dim=-1)
     rows, parts = torch.full(pairs.shape, -1), torch.zeros(pairs.shape).to(batch.moved.text.cpu())
+    if not present.any():
+        return Partners(rows, parts)
     queries, count = batch.moved.text.shape[:2]
     device = batch.embeddings.text.device
     for some in places[present].unique().split(max(1, CELLS // (queries * count))):

@@ -48,6 +48,10 @@ class Errors:
     retrieved: Tensor
     margin: Tensor
 
+    def worst(self, most: int) -> Errors:
+        """So many at most, those of the largest margin."""
+        return Errors(self.rows[:most], self.retrieved[:most], self.margin[:most])
+
 
 @dataclass(frozen=True)
 class Traces:
@@ -74,6 +78,12 @@ class Traces:
     stderr: Tensor
     partner: Tensor
     partner_part: Tensor
+
+    @classmethod
+    def none(cls, top_k: int) -> Traces:
+        """Of no errors."""
+        numbers, values = torch.zeros(0, top_k, dtype=torch.int64), torch.zeros(0, top_k)
+        return cls(numbers, values, values, values, values, values, numbers, values)
 
     @property
     def is_negative(self) -> Tensor:
@@ -161,6 +171,8 @@ def trace(
             ``4 * CHUNK * candidates``.
         progress: makes a progress bar.
     """
+    if not len(errors):
+        return Traces.none(top_k)
     size = model.score(train).size
     chunks = [(chunk, margin_of(rows, chunk, direction)) for chunk in errors.split(CHUNK)]
     index = None

@@ -56,11 +56,13 @@ class Found:
     """Errors of a query, traced.
 
     Attributes:
+        kind: of the errors, a key of `TASKS`.
         errors: those that are traced, the worst first.
         traces: the pairs behind each.
         wrong: how many there are in all; None where they were given.
     """
 
+    kind: str
     errors: Errors
     traces: Traces
     wrong: int | None
@@ -84,7 +86,17 @@ def run_trace(
     rows, query = opened.read(progress)
     chosen = _find_rows(request.rows, query) if request.rows else None
     opened.model.fit(rows, query, progress)
-    found = find_and_trace(opened.model, rows, query, request, chosen, progress)
+    found = find_and_trace(
+        opened.model,
+        rows,
+        query,
+        kind=request.errors,
+        chosen=chosen,
+        most=request.most,
+        top_k=request.top_k,
+        candidates=request.candidates,
+        progress=progress,
+    )
 
     def write() -> dict[str, Any]:
         summary = _summarise(request, opened, rows, query, found)
@@ -102,30 +114,44 @@ def find_and_trace(
     model: InfluenceModel,
     rows: Rows,
     query: Rows,
-    request: TraceRequest,
+    *,
+    kind: str,
+    most: int,
     chosen: Tensor | None = None,
+    top_k: int = 10,
+    candidates: int = 0,
     progress: ProgressFactory = silent,
 ) -> Found:
-    """The worst errors, or those chosen, with the pairs behind them; the model is fitted."""
-    task = TASKS[request.errors]
+    """The worst errors of a query, or chosen rows of it, with the pairs behind them.
+
+    Args:
+        model: fitted on ``rows``.
+        rows: the training rows.
+        query: where the errors are looked for.
+        kind: a key of `TASKS`.
+        most: errors at most.
+        chosen: numbers of rows of the query, right or wrong, in place of its errors.
+        top_k: pairs for each.
+        candidates: as in `trace`.
+        progress: makes a progress bar.
+    """
+    task = TASKS[kind]
     if chosen is None:
-        errors = find_errors(model, query, task)
-        wrong = len(errors.rows)
-        most = slice(request.most)
-        errors = Errors(errors.rows[most], errors.retrieved[most], errors.margin[most])
+        all_errors = find_errors(model, query, task)
+        wrong, errors = len(all_errors.rows), all_errors.worst(most)
     else:
-        errors, wrong = describe_errors(model, query, chosen, task), None
+        wrong, errors = None, describe_errors(model, query, chosen, task)
     traces = trace(
         model,
         rows,
         query,
         errors.rows,
         direction=task,
-        top_k=request.top_k,
-        candidates=request.candidates,
+        top_k=top_k,
+        candidates=candidates,
         progress=progress,
     )
-    return Found(errors, traces, wrong)
+    return Found(kind, errors, traces, wrong)
 
 
 def _check(request: TraceRequest) -> None:
@@ -175,14 +201,18 @@ COLUMNS = {
 
 def write_traces(found: Found, rows: Rows, query: Rows, output: Path) -> None:
     """``trace.parquet``, a row for every error and cause; rows are numbered as in the data sets."""
-    causes = [cause for error in _describe(found, rows, query) for cause in error["causes"]]
+    causes = [
+        cause
+        for error in describe_errors_and_causes(found, rows, query)
+        for cause in error["causes"]
+    ]
     columns = {name: [cause[name] for cause in causes] for name in COLUMNS}
     features = Features({name: Value(kind) for name, kind in COLUMNS.items()})
     with aside(output / "trace.parquet") as partial:
         Dataset.from_dict(columns, features=features).to_parquet(str(partial))
 
 
-def _describe(found: Found, rows: Rows, query: Rows) -> Iterator[dict[str, Any]]:
+def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterator[dict[str, Any]]:
     """Every error with its causes, in plain values."""
     errors, traces = found.errors, found.traces
     columns = {name: value.tolist() for name, value in vars(traces).items()}
@@ -241,7 +271,8 @@ def _summarise(
             "rows": len(query),
             "chosen": chosen,
         },
-        **describe_found(found, rows, query, request),
+        "candidates": request.candidates or None,
+        **describe_found(found, rows, query),
         "solvers": [
             {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
         ],
@@ -252,20 +283,19 @@ def _summarise(
     }
 
 
-def describe_found(found: Found, rows: Rows, query: Rows, request: TraceRequest) -> dict[str, Any]:
+def describe_found(found: Found, rows: Rows, query: Rows) -> dict[str, Any]:
     """What was asked and found, in counts, with the pairs that are behind several errors."""
     traces = found.traces
     guilty = traces.pairs[traces.score + 2 * traces.stderr < 0]
     often = Counter(guilty.tolist()).most_common(SHOWN_OFTEN)
     return {
         "errors": {
-            "kind": request.errors,
+            "kind": found.kind,
             "wrong": found.wrong,
             "traced": len(found.errors.rows),
             "of": len(query),
         },
-        "top_k": request.top_k,
-        "candidates": request.candidates or None,
+        "top_k": traces.pairs.shape[1],
         "as_negatives": traces.is_negative.float().mean().item() if len(traces.pairs) else None,
         "often": [
             {"row": int(rows.positions[pair]), "text": rows.texts[pair], "errors": count}
@@ -299,10 +329,8 @@ def write_trace_page(
 ) -> None:
     """``trace.html``: each error beside what was predicted instead, and the pairs behind it."""
     pictures = _Pictures(opened)
-    described = list(_describe(found, rows, query))
-    shown = [
-        _show(error, pictures, summary["errors"]["kind"]) for error in described[:SHOWN_ERRORS]
-    ]
+    described = list(describe_errors_and_causes(found, rows, query))
+    shown = [_show(error, pictures) for error in described[:SHOWN_ERRORS]]
     often = [
         one | pictures.train(one["row"]) | {"caption": shorten(one["text"], CAPTION_LENGTH)}
         for one in summary["often"]
@@ -340,12 +368,11 @@ class _Pictures:
         return self._known[which, row]
 
 
-def _show(error: dict[str, Any], pictures: _Pictures, kind: str) -> dict[str, Any]:
+def _show(error: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
     """An error as the page shows it; causes are those pairs whose removal is to mend it."""
     causes = [cause for cause in error["causes"] if cause["score"] < 0][:SHOWN_CAUSES]
     parts = [abs(cause[role]) for cause in causes for role in ("positive", "negative")]
     return {
-        "kind": kind,
         "asked": pictures.query(error["error_row"]),
         "caption": shorten(error["error_text"], CAPTION_LENGTH),
         "found": pictures.query(error["predicted_row"]),
