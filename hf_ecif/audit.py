@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from hf_ecif import processes
+from hf_ecif.applications.trace import (
+    Found,
+    describe_errors_and_causes,
+    describe_found,
+    find_and_trace,
+    write_trace_page,
+    write_traces,
+)
 from hf_ecif.checkpoints import Checkpoints
 from hf_ecif.cleaning import CleanResult, clean, write_shards
 from hf_ecif.columns import add_columns, read_groups
@@ -39,7 +48,17 @@ from hf_ecif.sources import Opened, Sources, open_sources
 
 PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "scikit-learn", "pillow")
 CHECKPOINTS = ".checkpoints"
-RESULTS = ("scored", "kept", "removed", "summary.json", "report.html")
+TRACED = "retrieval-text"  # the errors that the report shows
+SHOWN_TRACED = 8
+RESULTS = (
+    "scored",
+    "kept",
+    "removed",
+    "summary.json",
+    "report.html",
+    "trace.parquet",
+    "trace.html",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +72,7 @@ class AuditRequest(Sources):
     vocabulary: Path | None = None
     suggest: bool = True
     suggest_margin: float = MARGIN
+    trace: int = 0
     overwrite: bool = False
     resume: bool = False
 
@@ -92,6 +112,8 @@ def run_audit(
             summary, scored = _write_rows(request, found)
         summary["fingerprints"] = fingerprints | {"config": config.fingerprint()}
         summary["seconds"] = watch.seconds()
+        if found.traced is not None:
+            summary["trace"] = _write_traced(request, found, summary)
         write_report(scored, summary, request.output / "report.html")
         # Written last: a folder with a summary is a finished run.
         write_json(summary, request.output / "summary.json")
@@ -131,6 +153,7 @@ class _Found:
     planted: NDArray[np.float64]
     detection: Detection
     evidence: Evidence | None
+    traced: Found | None
 
 
 def _read_given(request: AuditRequest, dataset: Dataset) -> _Given:
@@ -181,6 +204,12 @@ def _analyse(
                 margin=request.suggest_margin,
                 progress=progress,
             )
+    traced = None
+    if request.trace:
+        with watch("trace"):
+            traced = find_and_trace(
+                model, rows, query, kind=TRACED, most=request.trace, progress=progress
+            )
     return _Found(
         opened,
         given,
@@ -193,6 +222,7 @@ def _analyse(
         planted,
         detection,
         evidence,
+        traced,
     )
 
 
@@ -216,6 +246,20 @@ def _write_rows(request: AuditRequest, found: _Found) -> tuple[dict[str, Any], D
     return _summarise(request, found, result), scored
 
 
+def _write_traced(request: AuditRequest, found: _Found, summary: dict[str, Any]) -> dict[str, Any]:
+    """Write the pairs behind errors of the query, with a page; what the report says of them."""
+    assert found.traced is not None
+    traced, rows, query = found.traced, found.rows, found.query
+    described = describe_found(traced, rows, query)
+    of_page = {"rows": len(rows), "seconds": summary["seconds"].get("trace"), "warnings": []}
+    write_traces(traced, rows, query, request.output)
+    write_trace_page(
+        traced, found.opened, rows, query, summary | described | of_page, request.output
+    )
+    worst = describe_errors_and_causes(traced, rows, query)
+    return described | {"worst": list(islice(worst, SHOWN_TRACED))}
+
+
 # ------------------------------------------------------------------------------ before the run
 
 
@@ -231,6 +275,8 @@ def _check_output(request: AuditRequest) -> None:
         raise UserError(
             f"--output {output} holds other files ({', '.join(foreign[:3])}). Give a new folder."
         )
+    if request.trace and request.query is None:
+        raise UserError("--trace looks for errors in the query: give one (--query).")
     if request.resume and "summary.json" in present and CHECKPOINTS not in present:
         raise UserError(f"The run in --output {output} is finished. Give --overwrite to repeat it.")
     if CHECKPOINTS in present and not (request.resume or request.overwrite):

@@ -12,20 +12,18 @@ from rich.console import Console
 from rich.markup import escape
 
 # Importing a command registers it; ``--help`` lists them in this order.
-<<<<<<< HEAD
 from hf_ecif.commands import (  # noqa: F401
     audit,
     clean,
+    demo,
     fit,
     push,
     remove,
     score,
+    trace,
     validate,
     value,
 )
-=======
-from hf_ecif.commands import audit, clean, demo, fit, push, remove, score, validate  # noqa: F401
->>>>>>> space
 from hf_ecif.commands.options import app
 from hf_ecif.errors import UserError
 from hf_ecif.version import __version__

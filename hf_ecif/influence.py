@@ -42,6 +42,7 @@ from hf_ecif.leverage import change_without, implied_penalty, leverage, sample_l
 from hf_ecif.low_rank import CHUNK, nystrom
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.parameters import add_lora, has_adapters
+from hf_ecif.partners import Partners, strongest_partners
 from hf_ecif.planting import plant
 from hf_ecif.pretrained import FIT, SavedFit, load_fit, load_model, save_fit
 from hf_ecif.progress import ProgressFactory, silent
@@ -266,12 +267,43 @@ class InfluenceModel:
 
         Sizes and self-influence do not depend on the query: they are zero here; see `score`.
         """
-        fitted, inverse = self._require_fit(), self._require_inverse()
+        return self.score_along(rows, self.direction(query))
+
+    def direction(self, query: AnyQuery | Sequence[AnyQuery]) -> Tensor:
+        """``(H + damping)^-1 grad F`` of a query at the fitted parameters; ``(P,)``, ``(Q, P)``."""
         generator = torch.Generator().manual_seed(self.config.seed)
-        gradient = self._target(query, generator).gradients(self.encoder, fitted.theta)
-        direction = inverse.solve(gradient.reshape(-1, len(fitted.theta)))[0]
-        directions = Directions.none(fitted.theta)._replace(query=direction.view(gradient.shape))
+        return self.solve(self._target(query, generator).gradients(self.encoder, self.theta))
+
+    def solve(self, gradients: Tensor) -> Tensor:
+        """``(H + damping)^-1`` times gradients at the fitted parameters, ``(P,)`` or ``(Q, P)``."""
+        rows = gradients.reshape(-1, len(self.theta))
+        return self._require_inverse().solve(rows)[0].view(gradients.shape)
+
+    def score_along(self, rows: Rows, direction: Tensor) -> Scores:
+        """What `score_for` gives, for a direction that is known; ``(P,)`` or ``(Q, P)``."""
+        fitted = self._require_fit()
+        directions = Directions.none(fitted.theta)._replace(query=direction)
         return self._score(rows, replace(fitted, directions=directions))
+
+    def find_partners(self, rows: Rows, direction: Tensor, pairs: Tensor) -> Partners:
+        """In whose terms some pairs act most strongly as negatives; see `strongest_partners`.
+
+        Args:
+            rows: the training rows.
+            direction: of `direction`, ``(Q, P)``.
+            pairs: ``(Q, k)``, numbers of rows, for each query its own.
+        """
+        fitted = self._require_fit()
+        return strongest_partners(
+            self.encoder,
+            fitted.theta,
+            rows.features,
+            direction,
+            pairs,
+            self._batching(rows),
+            train_count=fitted.train_count,
+            form=self.config.role,
+        )
 
     def score_group(self, rows: Rows, members: Tensor) -> GroupScore:
         """Predicted change of the query if some rows were removed together.

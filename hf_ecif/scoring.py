@@ -243,7 +243,7 @@ def score_rows(
         advance: called with the number of rows done, for a progress bar.
     """
     known = checkpoints or Checkpoints()
-    chunks = _chunks(features, len(directions.stack()), batching, encoder)
+    chunks = row_chunks(features, len(directions.stack()), batching, encoder)
     parts = []
     for number, rows in enumerate(chunks):
 
@@ -278,7 +278,7 @@ def score_chunk(
     """Scores of rows that are pushed together, as in `score_rows`."""
     queries = directions.query.reshape(-1, len(theta)).shape[0]
     table = _Table(queries, len(directions.probes), len(features))
-    for batch in _pushed(encoder, theta, features, directions.stack(), batching, tangents):
+    for batch in pushed_batches(encoder, theta, features, directions.stack(), batching, tangents):
         table.add(batch.rows, *_score_batch(encoder, batch, queries, form, train_count))
     return table.scores(directions.query.shape[:-1], encoder)
 
@@ -311,9 +311,9 @@ def score_group(
     vectors = query.reshape(-1, len(theta))
     sums = torch.zeros(batching.partitions, 2, len(vectors), dtype=theta.dtype)
     visits = torch.zeros(batching.partitions, dtype=theta.dtype)
-    for rows in _chunks(features, len(vectors), batching, encoder):
+    for rows in row_chunks(features, len(vectors), batching, encoder):
         chunk = batching.of(rows)
-        for batch in _pushed(encoder, theta, features[rows], vectors, chunk, "exact"):
+        for batch in pushed_batches(encoder, theta, features[rows], vectors, chunk, "exact"):
             inside = members[rows[batch.rows]].to(theta.device)
             parts = loss.group_role_tangents(batch.embeddings, batch.moved, inside, batch.same)
             sums[batch.partition] += torch.stack(parts).cpu()
@@ -329,8 +329,16 @@ def score_group(
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """A contrastive batch, pushed."""
+class Batch:
+    """A contrastive batch, pushed.
+
+    Attributes:
+        partition: its number.
+        rows: ``(B,)``, of the chunk.
+        embeddings: of the rows.
+        moved: their tangents.
+        same: ``(B,)``, see `Batching`.
+    """
 
     partition: int
     rows: Tensor
@@ -339,24 +347,24 @@ class _Batch:
     same: Tensor | None
 
 
-def _pushed(
+def pushed_batches(
     encoder: DualEncoder,
     theta: Tensor,
     features: Features,
     vectors: Tensor,
     batching: Batching,
     form: TangentForm,
-) -> Iterator[_Batch]:
+) -> Iterator[Batch]:
     """The batches of a chunk that are this process's to work on."""
     pushed = encoder.push(theta, vectors, features, form)
     batches = batching.batches(len(features))
     for number in processes.share(len(batches)):
         partition, rows = batches[number]
         same = None if batching.same is None else batching.same[rows].to(theta.device)
-        yield _Batch(partition, rows, *_select(*pushed, rows.to(theta.device)), same)
+        yield Batch(partition, rows, *_select(*pushed, rows.to(theta.device)), same)
 
 
-def _chunks(
+def row_chunks(
     features: Features, vectors: int, batching: Batching, encoder: DualEncoder
 ) -> list[Tensor]:
     """A random partition of the rows into chunks of equal size that fit in memory."""
@@ -376,7 +384,7 @@ def _select(
 
 
 def _score_batch(
-    encoder: DualEncoder, batch: _Batch, queries: int, form: RoleForm, train_count: int
+    encoder: DualEncoder, batch: Batch, queries: int, form: RoleForm, train_count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Parts of the task score ``(Q, 2, B)``, products of probes ``(K, 4, B)``, and ``(2, B)``.
 

@@ -1,13 +1,15 @@
-"""Why did it get this one wrong? The training pairs behind retrieval errors.
+"""Why did it get this one wrong? The training pairs behind mispredictions.
 
-For every error the query is its retrieval margin, the log-odds against the right answer. A pair
-whose removal is predicted to lower it most, for the size of the change that it causes, is the most
-responsible: its relative score is the most negative.
+For every error the query is a margin, the log-odds against the right answer. A pair whose removal
+is predicted to lower it most, for the size of the change that it causes, is the most responsible:
+its relative score is the most negative. Each of the most responsible pairs has a role, as a
+positive or as a hard negative, and as the latter a partner, in whose terms it acts most.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,24 +17,40 @@ from torch import Tensor
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.queries import Direction, anchors_and_keys, retrieval_margin
+from hf_ecif.proposals import Index, build_index
+from hf_ecif.queries import (
+    Direction,
+    Query,
+    anchors_and_keys,
+    first_rows,
+    retrieval_margin,
+    zero_shot_margin,
+)
 
 CHUNK = 32  # errors whose tangents are pushed together
+RANK = 64  # of the index that proposes candidates
+COMPANY = 3  # rows that candidates are batched with, for each of them
+
+Task = Direction | Literal["zero_shot"]
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Rows of a paired set for which something else is retrieved.
+    """Rows of a paired or labelled set for which something else is predicted.
 
     Attributes:
         rows: ``(E,)``, their numbers, the worst margin first.
-        retrieved: ``(E,)``, the row that is retrieved instead.
+        retrieved: ``(E,)``, the row that is retrieved instead; of a wrong class, its first row.
         margin: ``(E,)``, log-odds against the right answer, in nats.
     """
 
     rows: Tensor
     retrieved: Tensor
     margin: Tensor
+
+    def worst(self, most: int) -> Errors:
+        """So many at most, those of the largest margin."""
+        return Errors(self.rows[:most], self.retrieved[:most], self.margin[:most])
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,9 @@ class Traces:
         negative: the part from its role as a negative of other pairs.
         relative: the score over the size of the change that the removal causes; what is ranked by.
         stderr: standard error of the score over random partitions.
+        partner: number of the training row in whose terms the pair acts most strongly as a
+            negative, of those that it met in a batch; -1 where there is none.
+        partner_part: what it does there alone, in one batch; a part of `negative`.
     """
 
     pairs: Tensor
@@ -55,27 +76,72 @@ class Traces:
     negative: Tensor
     relative: Tensor
     stderr: Tensor
+    partner: Tensor
+    partner_part: Tensor
+
+    @classmethod
+    def none(cls, top_k: int) -> Traces:
+        """Of no errors."""
+        numbers, values = torch.zeros(0, top_k, dtype=torch.int64), torch.zeros(0, top_k)
+        return cls(numbers, values, values, values, values, values, numbers, values)
+
+    @property
+    def is_negative(self) -> Tensor:
+        """Whether a pair does what it does as a negative rather than as a positive.
+
+        That part counts which has the sign of the score, and the larger one where both have it.
+        """
+        sign = self.score.sign()
+        return self.negative * sign > self.positive * sign
 
 
-def find_errors(
-    model: InfluenceModel, rows: Rows, direction: Direction = "text_to_image"
-) -> Errors:
-    """Retrieval errors of the fitted model; an equal caption's image is no error.
+def find_errors(model: InfluenceModel, rows: Rows, direction: Task = "text_to_image") -> Errors:
+    """Mispredictions of the fitted model; what has an equal caption is no wrong answer.
 
     Args:
         model: fitted.
-        rows: pairs among which is looked for each.
-        direction: what is looked for with what.
+        rows: pairs among which is looked for each, or labelled images, whose captions are the
+            classes.
+        direction: what is looked for with what; or ``zero_shot``, the class of an image.
     """
-    embeddings = model.encoder.embed(model.theta, rows.features)
-    anchors, keys = anchors_and_keys(embeddings, direction)
-    same = rows.same_text.to(anchors.device)
-    found = torch.cat([(part @ keys.T).argmax(dim=1) for part in anchors.split(1024)])
+    found = _predict(model, rows, direction)
+    same = rows.same_text
     wrong = (same[found] != same).nonzero()[:, 0]
-    query = retrieval_margin(rows, wrong.tolist(), direction)
-    margin = query.values(model.encoder, model.theta)
+    return describe_errors(model, rows, wrong, direction, found)
+
+
+def describe_errors(
+    model: InfluenceModel,
+    rows: Rows,
+    chosen: Tensor,
+    direction: Task = "text_to_image",
+    found: Tensor | None = None,
+) -> Errors:
+    """Rows of your own choice as errors, the worst margin first, whether they are wrong or not.
+
+    Args:
+        model: fitted.
+        rows: the set they are of.
+        chosen: their numbers, ``(E,)``.
+        direction: as in `find_errors`.
+        found: what is predicted for each of ``rows``, where it is known.
+    """
+    found = _predict(model, rows, direction) if found is None else found
+    margins = [
+        margin_of(rows, part, direction).values(model.encoder, model.theta).cpu()
+        for part in chosen.split(CHUNK)
+        if len(part)
+    ]
+    margin = torch.cat([torch.zeros(0), *margins])
     order = margin.argsort(descending=True)
-    return Errors(wrong[order].cpu(), found[wrong[order]].cpu(), margin[order].cpu())
+    return Errors(chosen[order], found[chosen[order]], margin[order])
+
+
+def margin_of(rows: Rows, chosen: Tensor, direction: Task) -> Query:
+    """The log-odds against the right answers of some rows, one query each."""
+    if direction == "zero_shot":
+        return zero_shot_margin(rows, chosen.tolist())
+    return retrieval_margin(rows, chosen.tolist(), direction)
 
 
 def trace(
@@ -84,8 +150,9 @@ def trace(
     rows: Rows,
     errors: Tensor,
     *,
-    direction: Direction = "text_to_image",
+    direction: Task = "text_to_image",
     top_k: int = 10,
+    candidates: int = 0,
     progress: ProgressFactory = silent,
 ) -> Traces:
     """The training pairs responsible for errors.
@@ -97,19 +164,83 @@ def trace(
         train: the training rows.
         rows: the set that the errors are of.
         errors: numbers of its rows, from `find_errors` or your own, ``(E,)``.
-        direction: of the retrieval.
+        direction: of the retrieval, or ``zero_shot``.
         top_k: pairs per error.
+        candidates: rows that an index proposes for each error, among which the exact score
+            decides; 0 scores all rows. Worth it where the rows are many times as many as
+            ``4 * CHUNK * candidates``.
         progress: makes a progress bar.
     """
+    if not len(errors):
+        return Traces.none(top_k)
     size = model.score(train).size
+    chunks = [(chunk, margin_of(rows, chunk, direction)) for chunk in errors.split(CHUNK)]
+    index = None
+    if candidates:
+        queries = (query for _, query in chunks)
+        advance = progress("Index", len(errors))
+        index = build_index(model, train, queries, min(RANK, len(errors)), advance)
     advance = progress("Trace", len(errors))
     parts = []
-    for chunk in errors.split(CHUNK):
-        query = retrieval_margin(rows, chunk.tolist(), direction)
-        scores = model.score_for(train, query)
-        relative = scores.task / size
-        pairs = relative.topk(min(top_k, len(train)), dim=1, largest=False).indices
-        values = (scores.task, scores.positive, scores.negative, relative, scores.stderr)
-        parts.append((pairs, *(value.gather(1, pairs) for value in values)))
+    for chunk, query in chunks:
+        gradients = query.gradients(model.encoder, model.theta)
+        among = _propose(index, gradients, size, max(candidates, top_k), model.config.seed)
+        parts.append(_trace_chunk(model, train, model.solve(gradients), size, among, top_k))
         advance(len(chunk))
     return Traces(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _predict(model: InfluenceModel, rows: Rows, direction: Task) -> Tensor:
+    """The row that each row's answer is taken from, ``(n,)``."""
+    embeddings = model.encoder.embed(model.theta, rows.features)
+    if direction == "zero_shot":
+        classes = first_rows(rows)
+        texts = embeddings.text[classes.to(embeddings.text.device)]
+        return classes[_nearest(embeddings.image, texts)]
+    return _nearest(*anchors_and_keys(embeddings, direction))
+
+
+def _nearest(anchors: Tensor, keys: Tensor) -> Tensor:
+    return torch.cat([(part @ keys.T).argmax(dim=1) for part in anchors.split(1024)]).cpu()
+
+
+def _propose(
+    index: Index | None, gradients: Tensor, size: Tensor, count: int, seed: int
+) -> tuple[Tensor, Tensor] | None:
+    """Candidates of some errors together, sorted, and rows to be their company; None for all rows.
+
+    A score depends on the batch. Candidates alone would be harder negatives of each other than
+    random rows are, so they are mixed with others. Both are numbers of training rows.
+    """
+    if index is None:
+        return None
+    estimate = index.estimate(gradients) / size
+    proposed = estimate.topk(min(count, len(size)), dim=1, largest=False).indices.unique()
+    others = torch.ones(len(size), dtype=torch.bool).index_fill(0, proposed, False).nonzero()[:, 0]
+    if len(others) <= COMPANY * len(proposed):
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(others), generator=generator)[: COMPANY * len(proposed)]
+    return proposed, others[drawn]
+
+
+def _trace_chunk(
+    model: InfluenceModel,
+    train: Rows,
+    direction: Tensor,
+    size: Tensor,
+    among: tuple[Tensor, Tensor] | None,
+    top_k: int,
+) -> tuple[Tensor, ...]:
+    """The columns of `Traces`, for errors with these directions."""
+    numbers = torch.arange(len(train)) if among is None else torch.cat(among)
+    rows = train if among is None else train.select(numbers)
+    count = len(numbers) if among is None else len(among[0])
+    scores = model.score_along(rows, direction)
+    relative = (scores.task / size[numbers])[:, :count]
+    best = relative.topk(min(top_k, count), dim=1, largest=False).indices
+    values = (scores.task, scores.positive, scores.negative, relative, scores.stderr)
+    partners = model.find_partners(rows, direction, best)
+    partner = torch.where(partners.rows < 0, -1, numbers[partners.rows])
+    chosen = (value.gather(1, best) for value in values)
+    return (numbers[best], *chosen, partner, partners.parts)

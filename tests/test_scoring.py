@@ -136,7 +136,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Partition]]:
     """The partitions that a pass has drawn, in rows of the data; for passes of a single chunk."""
     partitions: list[Partition] = []
     order: list[Tensor] = []
-    plain_chunks, plain_batches = scoring._chunks, scoring.random_batches
+    plain_chunks, plain_batches = scoring.row_chunks, scoring.random_batches
 
     def chunks(*args: object) -> list[Tensor]:
         order[:] = plain_chunks(*args)
@@ -148,7 +148,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Partition]]:
         partitions.append([order[0][batch] for batch in drawn])
         return drawn
 
-    monkeypatch.setattr(scoring, "_chunks", chunks)
+    monkeypatch.setattr(scoring, "row_chunks", chunks)
     monkeypatch.setattr(scoring, "random_batches", batches)
     return partitions
 
@@ -494,7 +494,7 @@ MANY = 23
 def test_every_row_is_in_one_chunk() -> None:
     encoder = DualEncoder(build("clip"))
     features = encoder.freeze(build_inputs("clip", MANY))
-    chunks = scoring._chunks(features, 3, batching(size=2), encoder)
+    chunks = scoring.row_chunks(features, 3, batching(size=2), encoder)
     assert [len(chunk) for chunk in chunks] == [8, 8, 7]
     assert torch.cat(chunks).sort().values.tolist() == list(range(MANY))
 
@@ -508,10 +508,10 @@ def test_chunks_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = DualEncoder(build("clip"))
     features = encoder.freeze(build_inputs("clip", MANY))
     monkeypatch.setattr(encoders, "CHUNK_BYTES", pushed_bytes(10, 6, 8))
-    chunks = scoring._chunks(features, 6, batching(size=2), encoder)
+    chunks = scoring.row_chunks(features, 6, batching(size=2), encoder)
     assert [len(chunk) for chunk in chunks] == [8, 8, 7]
     monkeypatch.setattr(encoders, "CHUNK_BYTES", pushed_bytes(MANY, 6, 8))
-    assert len(scoring._chunks(features, 6, batching(size=2), encoder)) == 1
+    assert len(scoring.row_chunks(features, 6, batching(size=2), encoder)) == 1
 
 
 def scores_of_many(partitions: int, seed: int = 3) -> Scores:

@@ -1,6 +1,6 @@
 """Pairs that were planted to cause errors are the ones that the errors are traced to."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import pytest
@@ -11,7 +11,9 @@ from torch import Tensor
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
-from hf_ecif.tracing import Errors, Traces, find_errors, trace
+from hf_ecif.proposals import build_index
+from hf_ecif.queries import first_rows
+from hf_ecif.tracing import Errors, Task, Traces, describe_errors, find_errors, margin_of, trace
 from tests.test_cli import DEMO
 
 TRAIN, QUERY, PLANTED, VICTIMS = 300, 60, 8, 3
@@ -118,3 +120,108 @@ def test_chunks_do_not_matter(study: Study, monkeypatch: pytest.MonkeyPatch) -> 
     assert ticks == [1] * VICTIMS
     # Each error is solved for to the tolerance on its own, or with the others.
     torch.testing.assert_close(again.score, study.traces.score, rtol=0.05, atol=1e-4)
+
+
+def test_partners_of_hard_negatives(study: Study) -> None:
+    traces = study.traces
+    met = traces.partner >= 0
+    assert met.all()
+    assert (traces.partner != traces.pairs).all()
+    assert (traces.partner_part != 0).all()
+    assert traces.partner.max() < TRAIN
+
+
+def test_the_role_is_the_part_with_the_sign_of_the_score() -> None:
+    def row(positive: float, negative: float) -> bool:
+        score = torch.tensor([[positive + negative]])
+        whole = Traces.none(1)
+        parts = {"positive": torch.tensor([[positive]]), "negative": torch.tensor([[negative]])}
+        return bool(replace(whole, score=score, **parts).is_negative.item())
+
+    assert not row(-3.0, -1.0)
+    assert row(-1.0, -3.0)
+    assert row(2.0, -3.0)
+    assert not row(3.0, -2.0)
+
+
+def test_zero_shot_errors(study: Study) -> None:
+    model, query = study.model, study.query
+    errors = find_errors(model, query, "zero_shot")
+    text, image = model.encoder.embed(model.theta, query.features)[:2]
+    classes = first_rows(query)
+    predicted = classes[(image @ text[classes].T).argmax(dim=1)]
+    wrong = query.same_text[predicted] != query.same_text
+    assert sorted(errors.rows.tolist()) == wrong.nonzero()[:, 0].tolist()
+    assert torch.equal(errors.retrieved, predicted[errors.rows])
+    assert (errors.margin.diff() <= 0).all()
+
+
+def test_rows_of_your_own(study: Study) -> None:
+    chosen = torch.tensor([5, 2])
+    described = describe_errors(study.model, study.query, chosen)
+    assert set(described.rows.tolist()) == {5, 2}
+    margin = margin_of(study.query, described.rows, "text_to_image")
+    values = margin.values(study.model.encoder, study.model.theta)
+    torch.testing.assert_close(described.margin, values)
+    assert study.errors.worst(1).rows.tolist() == study.errors.rows[:1].tolist()
+
+
+@pytest.mark.parametrize("task", ["image_to_text", "zero_shot"])
+def test_every_task_is_traced_by_its_own_margin(study: Study, task: Task) -> None:
+    chosen = torch.tensor([4])
+    traces = trace(study.model, study.train, study.query, chosen, direction=task, top_k=3)
+    scores = study.model.score_for(study.train, margin_of(study.query, chosen, task)).of_query(0)
+    torch.testing.assert_close(traces.score[0], scores.task[traces.pairs[0]])
+    relative = scores.task / study.model.score(study.train).size
+    assert torch.equal(relative.argsort()[:3], traces.pairs[0])
+
+
+def test_no_errors(study: Study) -> None:
+    traces = trace(study.model, study.train, study.query, torch.zeros(0, dtype=torch.int64))
+    assert {len(getattr(traces, field.name)) for field in fields(traces)} == {0}
+
+
+def test_an_index_of_full_rank_is_exact(study: Study) -> None:
+    model, query = study.model, margin_of(study.query, torch.tensor([1, 4, 9]), "text_to_image")
+    index = build_index(model, study.train, [query], rank=3)
+    exact = model.score_for(study.train, query).task
+    estimate = index.estimate(query.gradients(model.encoder, model.theta))
+    # Each is solved for to the tolerance.
+    assert (estimate - exact).norm() < 0.02 * exact.norm()
+
+
+def test_candidates_are_decided_by_their_scores(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Causes among proposed rows, and scores that differ by the random batches alone."""
+    scored: list[int] = []
+    score_along = InfluenceModel.score_along
+
+    def count(model: InfluenceModel, rows: Rows, direction: Tensor) -> object:
+        scored.append(len(rows))
+        return score_along(model, rows, direction)
+
+    monkeypatch.setattr(InfluenceModel, "score_along", count)
+    victims = torch.tensor(study.victims)
+    proposed = trace(study.model, study.train, study.query, victims, top_k=5, candidates=20)
+    assert scored[0] == TRAIN  # the index
+    assert scored[1] < TRAIN
+    for top, exact in zip(proposed.pairs, study.traces.pairs, strict=True):
+        assert len(set(top[:5].tolist()) & set(exact[:10].tolist())) >= 4
+    found = {
+        (error, pair): (score, stderr)
+        for error in range(VICTIMS)
+        for pair, score, stderr in zip(
+            *(getattr(study.traces, name)[error].tolist() for name in ("pairs", "score", "stderr")),
+            strict=True,
+        )
+    }
+    off = [
+        abs(score - found[error, pair][0]) / found[error, pair][1]
+        for error in range(VICTIMS)
+        for pair, score in zip(
+            proposed.pairs[error].tolist(), proposed.score[error].tolist(), strict=True
+        )
+        if (error, pair) in found
+    ]
+    assert sum(off) / len(off) < 4

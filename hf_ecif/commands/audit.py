@@ -53,6 +53,14 @@ def audit(
             min=0,
         ),
     ] = 1.5,
+    trace: Annotated[
+        int,
+        typer.Option(
+            help="Trace so many retrieval errors of the query, the worst first, to the pairs "
+            "behind them: a section of the report, and a page of its own.",
+            min=0,
+        ),
+    ] = 0,
     overwrite: Overwrite = False,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -77,6 +85,7 @@ def audit(
         vocabulary=vocabulary,
         suggest=suggest,
         suggest_margin=suggest_margin,
+        trace=trace,
         output=output,
         overwrite=overwrite,
         resume=resume,

@@ -1,0 +1,395 @@
+"""Why did it get these wrong? Mispredictions to the training pairs behind them, to files."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, Value
+from torch import Tensor
+
+from hf_ecif import processes
+from hf_ecif.applications.outputs import require_new
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.errors import UserError
+from hf_ecif.features import Rows
+from hf_ecif.files import aside, write_json
+from hf_ecif.influence import InfluenceModel
+from hf_ecif.pages import thumbnail, write_page
+from hf_ecif.progress import ProgressFactory, silent
+from hf_ecif.sources import Opened, Sources, open_sources
+from hf_ecif.tracing import Errors, Task, Traces, describe_errors, find_errors, trace
+from hf_ecif.words import readable_exponent, shorten
+
+PACKAGES = ("hf_ecif", "torch", "transformers", "datasets")
+TASKS: dict[str, Task] = {
+    "retrieval-text": "text_to_image",
+    "retrieval-image": "image_to_text",
+    "zero-shot": "zero_shot",
+}
+SHOWN_ERRORS, SHOWN_CAUSES = 24, 5
+SHOWN_OFTEN = 12
+CAPTION_LENGTH = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceRequest(Sources):
+    """What to trace; the fields are the options of ``hf-ecif trace``."""
+
+    output: Path
+    errors: str = "retrieval-text"
+    rows: list[int] | None = None
+    top_k: int = 10
+    most: int = 100
+    candidates: int = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """Errors of a query, traced.
+
+    Attributes:
+        kind: of the errors, a key of `TASKS`.
+        errors: those that are traced, the worst first.
+        traces: the pairs behind each.
+        wrong: how many there are in all; None where they were given.
+    """
+
+    kind: str
+    errors: Errors
+    traces: Traces
+    wrong: int | None
+
+
+def run_trace(
+    request: TraceRequest, config: InfluenceConfig, progress: ProgressFactory = silent
+) -> dict[str, Any]:
+    """Trace errors of the query; writes ``trace.parquet``, ``summary.json`` and ``trace.html``.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        UserError: something in the request cannot be.
+    """
+    start = time.perf_counter()
+    _check(request)
+    processes.decide(lambda: require_new(request.output))
+    opened = open_sources(request, config)
+    rows, query = opened.read(progress)
+    chosen = _find_rows(request.rows, query) if request.rows else None
+    opened.model.fit(rows, query, progress)
+    found = find_and_trace(
+        opened.model,
+        rows,
+        query,
+        kind=request.errors,
+        chosen=chosen,
+        most=request.most,
+        top_k=request.top_k,
+        candidates=request.candidates,
+        progress=progress,
+    )
+
+    def write() -> dict[str, Any]:
+        summary = _summarise(request, opened, rows, query, found)
+        summary["seconds"] = round(time.perf_counter() - start, 2)
+        write_traces(found, rows, query, request.output)
+        write_trace_page(found, opened, rows, query, summary, request.output)
+        # Written last: a folder with a summary is a finished run.
+        write_json(summary, request.output / "summary.json")
+        return summary
+
+    return processes.decide(write)
+
+
+def find_and_trace(
+    model: InfluenceModel,
+    rows: Rows,
+    query: Rows,
+    *,
+    kind: str,
+    most: int,
+    chosen: Tensor | None = None,
+    top_k: int = 10,
+    candidates: int = 0,
+    progress: ProgressFactory = silent,
+) -> Found:
+    """The worst errors of a query, or chosen rows of it, with the pairs behind them.
+
+    Args:
+        model: fitted on ``rows``.
+        rows: the training rows.
+        query: where the errors are looked for.
+        kind: a key of `TASKS`.
+        most: errors at most.
+        chosen: numbers of rows of the query, right or wrong, in place of its errors.
+        top_k: pairs for each.
+        candidates: as in `trace`.
+        progress: makes a progress bar.
+    """
+    task = TASKS[kind]
+    if chosen is None:
+        all_errors = find_errors(model, query, task)
+        wrong, errors = len(all_errors.rows), all_errors.worst(most)
+    else:
+        wrong, errors = None, describe_errors(model, query, chosen, task)
+    traces = trace(
+        model,
+        rows,
+        query,
+        errors.rows,
+        direction=task,
+        top_k=top_k,
+        candidates=candidates,
+        progress=progress,
+    )
+    return Found(kind, errors, traces, wrong)
+
+
+def _check(request: TraceRequest) -> None:
+    if request.errors not in TASKS:
+        raise UserError(f"--errors {request.errors!r}: must be one of {', '.join(TASKS)}.")
+    for name in ("top_k", "most"):
+        if getattr(request, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
+
+
+def _find_rows(wanted: list[int], query: Rows) -> Tensor:
+    """Numbers of the readable rows that have these row numbers.
+
+    Raises:
+        UserError: one of them is not there, or cannot be read.
+    """
+    places = {position: number for number, position in enumerate(query.positions.tolist())}
+    for row in wanted:
+        if row not in places:
+            why = query.reasons.get(row, f"the query has rows 0 to {query.total - 1}")
+            raise UserError(f"--rows {row}: {why}.")
+    return torch.tensor([places[row] for row in dict.fromkeys(wanted)])
+
+
+# ------------------------------------------------------------------------------------------ rows
+
+COLUMNS = {
+    "error_row": "int64",
+    "error_text": "string",
+    "predicted_row": "int64",
+    "predicted_text": "string",
+    "margin": "float32",
+    "rank": "int32",
+    "cause_row": "int64",
+    "cause_text": "string",
+    "score": "float32",
+    "stderr": "float32",
+    "relative": "float32",
+    "positive": "float32",
+    "negative": "float32",
+    "role": "string",
+    "partner_row": "int64",
+    "partner_text": "string",
+    "partner_part": "float32",
+}
+
+
+def write_traces(found: Found, rows: Rows, query: Rows, output: Path) -> None:
+    """``trace.parquet``, a row for every error and cause; rows are numbered as in the data sets."""
+    causes = [
+        cause
+        for error in describe_errors_and_causes(found, rows, query)
+        for cause in error["causes"]
+    ]
+    columns = {name: [cause[name] for cause in causes] for name in COLUMNS}
+    features = Features({name: Value(kind) for name, kind in COLUMNS.items()})
+    with aside(output / "trace.parquet") as partial:
+        Dataset.from_dict(columns, features=features).to_parquet(str(partial))
+
+
+def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterator[dict[str, Any]]:
+    """Every error with its causes, in plain values."""
+    errors, traces = found.errors, found.traces
+    columns = {name: value.tolist() for name, value in vars(traces).items()}
+    negative = traces.is_negative.tolist()
+    for number, (row, other, margin) in enumerate(
+        zip(errors.rows.tolist(), errors.retrieved.tolist(), errors.margin.tolist(), strict=True)
+    ):
+        error = {
+            "error_row": int(query.positions[row]),
+            "error_text": query.texts[row],
+            "predicted_row": int(query.positions[other]),
+            "predicted_text": query.texts[other],
+            "margin": margin,
+        }
+        causes = []
+        for rank in range(traces.pairs.shape[1]):
+            here = {name: values[number][rank] for name, values in columns.items()}
+            pair, partner = here.pop("pairs"), here.pop("partner")
+            met = partner >= 0
+            causes.append(
+                error
+                | here
+                | {
+                    "rank": rank,
+                    "cause_row": int(rows.positions[pair]),
+                    "cause_text": rows.texts[pair],
+                    "role": "negative" if negative[number][rank] else "positive",
+                    "partner_row": int(rows.positions[partner]) if met else None,
+                    "partner_text": rows.texts[partner] if met else None,
+                }
+            )
+        yield error | {"causes": causes}
+
+
+# --------------------------------------------------------------------------------------- summary
+
+
+def _summarise(
+    request: TraceRequest, opened: Opened, rows: Rows, query: Rows, found: Found
+) -> dict[str, Any]:
+    """The content of ``summary.json``, without the time."""
+    fitted = opened.model.fitted
+    assert fitted is not None
+    chosen = opened.query_set is None
+    return {
+        "model": request.model,
+        "dataset": request.dataset,
+        "split": request.split,
+        "columns": {"image": request.image_column, "text": request.text_column},
+        "rows": len(rows),
+        "unreadable": len(rows.reasons),
+        "query": {
+            "source": "chosen from the data"
+            if chosen
+            else f"{request.query}, split {request.query_split}",
+            "rows": len(query),
+            "chosen": chosen,
+        },
+        "candidates": request.candidates or None,
+        **describe_found(found, rows, query),
+        "solvers": [
+            {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
+        ],
+        "config": opened.model.config.to_dict(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "seed": opened.model.config.seed,
+        "warnings": list(_warnings(chosen, found)),
+    }
+
+
+def describe_found(found: Found, rows: Rows, query: Rows) -> dict[str, Any]:
+    """What was asked and found, in counts, with the pairs that are behind several errors."""
+    traces = found.traces
+    guilty = traces.pairs[traces.score + 2 * traces.stderr < 0]
+    often = Counter(guilty.tolist()).most_common(SHOWN_OFTEN)
+    return {
+        "errors": {
+            "kind": found.kind,
+            "wrong": found.wrong,
+            "traced": len(found.errors.rows),
+            "of": len(query),
+        },
+        "top_k": traces.pairs.shape[1],
+        "as_negatives": traces.is_negative.float().mean().item() if len(traces.pairs) else None,
+        "often": [
+            {"row": int(rows.positions[pair]), "text": rows.texts[pair], "errors": count}
+            for pair, count in often
+            if count > 1
+        ],
+    }
+
+
+def _warnings(chosen: bool, found: Found) -> Iterator[str]:
+    if chosen:
+        yield (
+            "No query was given: the errors are looked for among pairs that were chosen from the "
+            "data itself, which the model is fitted to. Give held-out pairs (--query)."
+        )
+    if found.wrong == 0:
+        yield "There is no error of this kind. Try another --errors, or give rows with --rows."
+    traces = found.traces
+    if len(traces.pairs) and (traces.score + 2 * traces.stderr >= 0).float().mean() > 0.5:
+        yield (
+            "Most of the scores are within two standard errors of zero: these errors have no few "
+            "pairs behind them, or more --partitions are needed to see them."
+        )
+
+
+# ------------------------------------------------------------------------------------------ page
+
+
+def write_trace_page(
+    found: Found, opened: Opened, rows: Rows, query: Rows, summary: dict[str, Any], output: Path
+) -> None:
+    """``trace.html``: each error beside what was predicted instead, and the pairs behind it."""
+    pictures = _Pictures(opened)
+    described = list(describe_errors_and_causes(found, rows, query))
+    shown = [_show(error, pictures) for error in described[:SHOWN_ERRORS]]
+    often = [
+        one | pictures.train(one["row"]) | {"caption": shorten(one["text"], CAPTION_LENGTH)}
+        for one in summary["often"]
+    ]
+    write_page(
+        output / "trace.html",
+        "trace.html.j2",
+        summary=summary,
+        shown=shown,
+        often=often,
+        shown_causes=SHOWN_CAUSES,
+    )
+
+
+class _Pictures:
+    """Thumbnails of rows, each made once."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._column = opened.sources.image_column
+        self._sets = opened.dataset, opened.query_set or opened.dataset
+        self._known: dict[tuple[int, int], dict[str, Any]] = {}
+
+    def train(self, row: int) -> dict[str, Any]:
+        """Of a training row."""
+        return self._picture(0, row)
+
+    def query(self, row: int) -> dict[str, Any]:
+        """Of a row of the query."""
+        return self._picture(1, row)
+
+    def _picture(self, which: int, row: int) -> dict[str, Any]:
+        if (which, row) not in self._known:
+            picture, problem = thumbnail(self._sets[which][row][self._column])
+            self._known[which, row] = {"row": row, "thumbnail": picture, "problem": problem}
+        return self._known[which, row]
+
+
+def _show(error: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
+    """An error as the page shows it; causes are those pairs whose removal is to mend it."""
+    causes = [cause for cause in error["causes"] if cause["score"] < 0][:SHOWN_CAUSES]
+    parts = [abs(cause[role]) for cause in causes for role in ("positive", "negative")]
+    return {
+        "asked": pictures.query(error["error_row"]),
+        "caption": shorten(error["error_text"], CAPTION_LENGTH),
+        "found": pictures.query(error["predicted_row"]),
+        "found_caption": shorten(error["predicted_text"], CAPTION_LENGTH),
+        "margin": error["margin"],
+        "reach": max(parts, default=1.0) or 1.0,
+        "exponent": readable_exponent(torch.tensor([c["score"] for c in causes]).double().numpy()),
+        "causes": [
+            cause
+            | pictures.train(cause["cause_row"])
+            | {
+                "caption": shorten(cause["cause_text"], CAPTION_LENGTH),
+                "partner": None
+                if cause["partner_row"] is None
+                else pictures.train(cause["partner_row"])
+                | {"caption": shorten(cause["partner_text"], CAPTION_LENGTH)},
+            }
+            for cause in causes
+        ],
+    }

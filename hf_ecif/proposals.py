@@ -1,0 +1,69 @@
+"""Candidates for thousands of queries at once: an inner product each, in place of a solve.
+
+The gradients of the queries span few directions. In an orthonormal basis ``q_1 ... q_r`` of them,
+``s . g_n = grad F . H^-1 g_n`` is nearly ``sum_k (grad F . q_k) (H^-1 q_k . g_n)``, where ``g_n``
+is what the removal of pair ``n`` takes away. The second factors do not depend on the query: they
+are the index, ``r`` solves and one pass with ``r`` tangents. The basis is found from random
+combinations of all gradients (Halko, Martinsson & Tropp, 2011), so that neither these nor their
+directions are ever held together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from hf_ecif.features import Rows
+from hf_ecif.influence import InfluenceModel
+from hf_ecif.low_rank import CHUNK
+from hf_ecif.queries import Query
+
+
+@dataclass(frozen=True)
+class Index:
+    """A sketch of what every training pair does to any query of a kind.
+
+    Attributes:
+        basis: ``(r, P)``, orthonormal rows.
+        sketch: ``(r, N)``, scores of the training rows along each of them.
+    """
+
+    basis: Tensor
+    sketch: Tensor
+
+    def estimate(self, gradients: Tensor) -> Tensor:
+        """Scores ``(Q, N)`` of all rows for gradients ``(Q, P)``, as far as the basis reaches."""
+        return (gradients @ self.basis.T).to(self.sketch) @ self.sketch
+
+
+def build_index(
+    model: InfluenceModel,
+    train: Rows,
+    queries: Iterable[Query],
+    rank: int,
+    advance: Callable[[int], None] = lambda queries: None,
+) -> Index:
+    """Sketch the training rows for some queries.
+
+    Args:
+        model: fitted on ``train``.
+        train: the training rows.
+        queries: all that will be asked, or others like them, some at a time.
+        rank: vectors of the basis. With as many as there are queries nothing is lost.
+        advance: called with the number of queries done.
+    """
+    generator = torch.Generator().manual_seed(model.config.seed + 5)
+    mixed = torch.zeros(rank, len(model.theta)).to(model.theta)
+    for query in queries:
+        # Every query counts alike, however steep it is.
+        gradients = normalize(query.gradients(model.encoder, model.theta), dim=1)
+        weights = torch.randn(rank, len(gradients), generator=generator).to(gradients)
+        mixed += weights @ gradients
+        advance(len(gradients))
+    basis = torch.linalg.qr(mixed.T).Q.T.contiguous()
+    parts = [model.score_along(train, model.solve(part)).task for part in basis.split(CHUNK)]
+    return Index(basis, torch.cat(parts))

@@ -1,0 +1,402 @@
+"""Who caused this error? Wrong pairs are planted that make one concept fail, and traced back.
+
+    python -m tests.benchmarks.trace                       # ten concepts of the test split
+    python -m tests.benchmarks.trace --quick               # two of them
+    python -m tests.benchmarks.trace --split validation    # those it was developed on
+
+A concept is a row of the split whose image finds its own caption after a fit to right pairs. Of the
+30 training images most like it, 5, 10, 15 or 20, the fewest that do, get one and the same caption,
+that of another row of the split drawn at random; the concept has failed when its image finds that
+caption, in a fit of record and in a second one with other batches. Every error of that kind
+is traced. Measured are the share of the planted pairs among the 20 that a method names first, and
+the share of the errors that are gone after a fit without these 20. The fit has ten epochs at three
+times the default rate: at the default one, few concepts fail at all.
+
+Beside it: TracIn (gradients alone, of the pair's own terms, at the last parameters or summed over
+the first and the last); nearest neighbours of the image, of the pair, and of the error itself (the
+image with the caption it found, which says where to look); and random pairs. One more row each: the
+plain score in place of the relative one, and both at a damping that leaves next to no curvature.
+
+The second part asks all errors of both splits, in three ways, of one fitted model, and measures
+what the index of `hf_ecif.proposals` proposes against the exact trace.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.features import Rows
+from hf_ecif.influence import InfluenceModel
+from hf_ecif.inputs import Features
+from hf_ecif.inverse import InverseCurvature
+from hf_ecif.proposals import build_index
+from hf_ecif.queries import Query
+from hf_ecif.scoring import Batching, Directions, score_rows
+from hf_ecif.tracing import CHUNK, Task, find_errors, margin_of
+from tests.benchmarks.shared import embedded, parser, save
+
+CONCEPTS, QUICK_CONCEPTS = 10, 2
+COUNTS, POOL = (5, 10, 15, 20), 30
+NAMED = 20  # pairs of a ranking that count
+CONFIG = InfluenceConfig(fit_learning_rate=3e-3)
+NO_CURVATURE = 1e4
+TASK: Task = "image_to_text"
+OURS, TRACIN = "hf_ecif, relative score", "TracIn, last parameters"
+NEIGHBOURS, RANDOM = "neighbours of the image", "random"
+DELETED = (OURS, "hf_ecif, score", TRACIN, NEIGHBOURS, RANDOM)
+GOALS = {"recall": 0.9, "mended": 0.5, "mended at random": 0.1}
+RANKS, PROPOSED, CAUSES = (16, 32, 64, 128), (50, 100, 200), 10
+
+
+def main() -> None:
+    arguments = parser(__doc__, "trace")
+    arguments.add_argument("--split", choices=("test", "validation"), default="test")
+    args = arguments.parse_args()
+    data = embedded(CONFIG)
+    model, rows = data.model, data.test if args.split == "test" else data.query
+    study = Study(model, model.read(data.train, text_column="original_text"), rows, data.query)
+    wanted = QUICK_CONCEPTS if args.quick else CONCEPTS
+    found = find_cases(study)
+    cases, results = [], []
+    for _ in track(range(wanted), "Plant and trace", console=Console(stderr=True)):
+        case = next(found, None)
+        if case is None:
+            break
+        cases.append(case)
+        results.append(examine(study, case))
+    index = measure_index(study, [data.query, data.test], quick=args.quick)
+    settings = {
+        "split": args.split,
+        "goals": GOALS,
+        "named": NAMED,
+        "config": CONFIG.to_dict(),
+        "cases": [case.record() for case in cases],
+        "tried": study.tried,
+    }
+    save(args.output, settings, {"cases": results, "index": index})
+    table = describe(results, index, study.tried)
+    args.output.with_suffix(".md").write_text(table)
+    print(table)
+    draw(results, args.output.with_suffix(".png"))
+
+
+# ------------------------------------------------------------------------------------- planting
+
+
+@dataclass
+class Study:
+    """What all cases share.
+
+    Attributes:
+        model: its fit changes from case to case.
+        train: right pairs.
+        rows: the split whose concepts are made to fail.
+        query: of the fits; any, as errors have queries of their own.
+        tried: concepts for which a planting was tried.
+    """
+
+    model: InfluenceModel
+    train: Rows
+    rows: Rows
+    query: Rows
+    tried: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A concept that failed.
+
+    Attributes:
+        concept: its row.
+        rival: the row whose caption was planted.
+        planted: training rows that carry it.
+        train: the training rows, planted ones and others.
+        errors: rows of the split that find the rival's caption now, and found their own before.
+    """
+
+    concept: int
+    rival: int
+    planted: Tensor
+    train: Rows
+    errors: Tensor
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "concept": self.concept,
+            "rival": self.rival,
+            "planted": self.planted.tolist(),
+            "errors": self.errors.tolist(),
+        }
+
+
+def find_cases(study: Study) -> Iterator[Case]:
+    """Concepts in random order, as long as there are any; those that do not fail are passed by."""
+    model, rows = study.model, study.rows
+    own = torch.arange(len(rows))
+    right = torch.stack([predict(model, rows, model.refit(study.train, seed=s)) for s in (0, 1)])
+    sound = (right == own).all(dim=0)
+    rng = random.Random(0)
+    concepts = sound.nonzero()[:, 0].tolist()
+    rng.shuffle(concepts)
+    given = model.encoder.theta
+    near = model.encoder.embed(given, study.train.features).image
+    images = model.encoder.embed(given, rows.features).image
+    for concept in concepts:
+        study.tried += 1
+        rival = rng.choice([row for row in range(len(rows)) if row != concept])
+        pool = (near @ images[concept]).topk(POOL).indices.tolist()
+        order = torch.tensor(rng.sample(pool, max(COUNTS)))
+        for count in COUNTS:
+            train = plant(study.train, rows, order[:count], rival)
+            now = predict(model, rows, model.refit(train, seed=0))
+            if now[concept] != rival:
+                continue
+            if predict(model, rows, model.refit(train, seed=1))[concept] == rival:
+                errors = (sound & (now == rival)).nonzero()[:, 0]
+                yield Case(concept, rival, order[:count], train, errors)
+                break
+
+
+def plant(train: Rows, rows: Rows, chosen: Tensor, rival: int) -> Rows:
+    """The training rows, some of which have the caption of a row of another set."""
+    total = len(train) + len(rows)
+    sides = [
+        {key: torch.cat([value, other[key]]) for key, value in one.items()}
+        for one, other in (
+            (train.features.text, rows.features.text),
+            (train.features.image, rows.features.image),
+        )
+    ]
+    texts = train.texts + rows.texts
+    both = Rows(Features(*sides), torch.arange(total), texts, {}, total)
+    donors = torch.arange(total).index_fill(0, chosen, len(train) + rival)
+    return both.with_texts_of(donors).select(torch.arange(len(train)))
+
+
+def predict(model: InfluenceModel, rows: Rows, theta: Tensor) -> Tensor:
+    """The row whose caption each image finds."""
+    text, image = model.encoder.embed(theta, rows.features)[:2]
+    return (image @ text.T).argmax(dim=1)
+
+
+# -------------------------------------------------------------------------------------- methods
+
+
+def examine(study: Study, case: Case) -> dict[str, Any]:
+    """Recall of every method, and the share of the errors that a deletion mends."""
+    model = study.model
+    model.fit(case.train, study.query)
+    tops = {name: values.topk(NAMED, dim=1).indices for name, values in rank(study, case).items()}
+    recall = {
+        name: float(np.mean([torch.isin(case.planted, top).float().mean() for top in found]))
+        for name, found in tops.items()
+    }
+    first = case.errors.tolist().index(case.concept)
+    mended = {name: mend(study, case, tops[name][first]) for name in DELETED}
+    mended["the planted pairs"] = mend(study, case, case.planted)
+    margin = margin_of(study.rows, case.errors, TASK).values(model.encoder, model.theta)
+    return {
+        "planted": len(case.planted),
+        "errors": len(case.errors),
+        "margin": margin.mean().item(),
+        "recall": recall,
+        "mended": mended,
+    }
+
+
+def rank(study: Study, case: Case) -> dict[str, Tensor]:
+    """Suspicion ``(E, N)`` of all training pairs by every method, for each error."""
+    model, train, errors = study.model, case.train, case.errors
+    query = margin_of(study.rows, errors, TASK)
+    result = {}
+    for label, damping in (("", CONFIG.damping), (", no curvature", NO_CURVATURE)):
+        scores, size = scores_at(model, train, query, damping)
+        result[f"hf_ecif, relative score{label}"] = -scores / size
+        result[f"hf_ecif, score{label}"] = -scores
+    last, first = (own_terms(model, train, query, t) for t in (model.theta, model.encoder.theta))
+    result |= {TRACIN: -last, "TracIn, first and last": -(first + last)}
+    text, image = model.encoder.embed(model.theta, train.features)[:2]
+    texts, images = model.encoder.embed(model.theta, study.rows.features)[:2]
+    alike = images[errors] @ image.T
+    generator = torch.Generator().manual_seed(case.concept)
+    return result | {
+        NEIGHBOURS: alike,
+        "neighbours of the pair": alike + texts[errors] @ text.T,
+        "neighbours of the error": alike + texts[case.rival] @ text.T,
+        RANDOM: torch.rand(alike.shape, generator=generator),
+    }
+
+
+def scores_at(
+    model: InfluenceModel, train: Rows, query: Query, damping: float
+) -> tuple[Tensor, Tensor]:
+    """Scores ``(E, N)`` and sizes ``(N,)`` at the fitted parameters with another damping."""
+    fitted, inverse, config = model.fitted, model.inverse, model.config
+    assert fitted is not None
+    assert inverse is not None
+    model.config = replace(config, damping=damping)
+    model.inverse = InverseCurvature(
+        inverse.objective, fitted.theta, model.config, inverse.spectrum
+    )
+    solved = model.solve(fitted.directions.probes)
+    model.fitted = replace(fitted, directions=fitted.directions._replace(solved=solved))
+    task, size = model.score_for(train, query).task, model.score(train).size
+    model.fitted, model.inverse, model.config = fitted, inverse, config
+    return task, size
+
+
+def own_terms(model: InfluenceModel, train: Rows, query: Query, theta: Tensor) -> Tensor:
+    """TracIn at a checkpoint: products of the query's gradient with those of the own terms."""
+    config = model.config
+    same = train.same_text if config.mask_repeated else None
+    gradient = query.gradients(model.encoder, theta)
+    directions = Directions.none(theta)._replace(query=gradient)
+    batching = Batching(config.batch_size, config.partitions, config.seed + 1, same)
+    return score_rows(
+        model.encoder, theta, train.features, directions, batching, train_count=len(train)
+    ).positive
+
+
+def mend(study: Study, case: Case, deleted: Tensor) -> float:
+    """Share of the errors that are gone after a fit without some rows."""
+    kept = torch.ones(len(case.train), dtype=torch.bool).index_fill(0, deleted, False)
+    theta = study.model.refit(case.train.select(kept.nonzero()[:, 0]), seed=0)
+    now = predict(study.model, study.rows, theta)[case.errors]
+    return (now == case.errors).float().mean().item()
+
+
+# ---------------------------------------------------------------------------------------- index
+
+
+def measure_index(study: Study, splits: list[Rows], *, quick: bool) -> dict[str, Any]:
+    """What the index proposes against the exact trace; the model is fitted to the last case."""
+    model, train = study.model, study.train
+    if model.fitted is None:
+        model.fit(train, study.query)
+    queries, count = [], 0
+    for rows in splits[-1:] if quick else splits:
+        for task in ("text_to_image", "image_to_text", "zero_shot"):
+            errors = find_errors(model, rows, task).rows
+            queries += [margin_of(rows, chunk, task) for chunk in errors.split(CHUNK)]
+            count += len(errors)
+    size = model.score(train).size
+    start = time.perf_counter()
+    exact = torch.cat([model.score_for(train, query).task for query in queries]) / size
+    seconds = {"exact": time.perf_counter() - start}
+    causes = exact.topk(CAUSES, dim=1, largest=False).indices
+    recall: dict[str, dict[str, float]] = {}
+    for r in (r for r in RANKS if r <= count):
+        start = time.perf_counter()
+        index = build_index(model, train, queries, r)
+        built = time.perf_counter()
+        gradients = (query.gradients(model.encoder, model.theta) for query in queries)
+        estimate = torch.cat([index.estimate(g) for g in gradients]) / size
+        seconds |= {f"build {r}": built - start, f"ask {r}": time.perf_counter() - built}
+        recall[str(r)] = {str(n): proposed(estimate, causes, n) for n in PROPOSED}
+    return {"errors": count, "rows": len(train), "recall": recall, "seconds": seconds}
+
+
+def proposed(estimate: Tensor, causes: Tensor, count: int) -> float:
+    """Share of the exact trace's causes that are among so many rows of an estimate."""
+    candidates = estimate.topk(count, dim=1, largest=False).indices
+    return (causes[..., None] == candidates[:, None]).any(dim=-1).float().mean().item()
+
+
+# ---------------------------------------------------------------------------------- the report
+
+
+def describe(results: list[dict[str, Any]], index: dict[str, Any], tried: int) -> str:
+    """Two tables in Markdown."""
+    counts = [case["planted"] for case in results]
+    lines = [
+        f"{len(results)} concepts that failed, of {tried} tried, by {min(counts)} to {max(counts)} "
+        f"planted pairs (mean {np.mean(counts):.1f}); "
+        f"{sum(case['errors'] for case in results)} errors.",
+        "",
+        f"| method | recall@{NAMED} | errors mended without its first {NAMED} |",
+        "|---|---|---|",
+    ]
+    for name in [*results[0]["recall"], "the planted pairs"]:
+        cells = [mean(results, key, name) for key in ("recall", "mended")]
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    lines += ["", "Goals: " + "; ".join(goals(results)) + ".", ""]
+    among = [f"causes among {n} candidates" for n in PROPOSED]
+    lines += [
+        f"Index, {index['errors']} errors and {index['rows']:,} rows; the exact trace took "
+        f"{index['seconds']['exact']:.1f} s.",
+        "",
+        f"| rank | {' | '.join(among)} | s to build | s to ask |",
+        "|---|" + "---|" * (len(PROPOSED) + 2),
+    ]
+    for r, recall in index["recall"].items():
+        cells = [f"{value:.3f}" for value in recall.values()]
+        cells += [f"{index['seconds'][f'{step} {r}']:.1f}" for step in ("build", "ask")]
+        lines.append(f"| {r} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def values_of(results: list[dict[str, Any]], key: str, name: str) -> list[float]:
+    return [case[key][name] for case in results if name in case[key]]
+
+
+def mean(results: list[dict[str, Any]], key: str, name: str) -> str:
+    """With its standard error over the cases."""
+    values = values_of(results, key, name)
+    if not values:
+        return "–"
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return f"{np.mean(values):.2f} ± {error:.2f}"
+
+
+def goals(results: list[dict[str, Any]]) -> Iterator[str]:
+    """Whether each is met by the mean."""
+
+    def at(key: str, name: str) -> float:
+        return float(np.mean(values_of(results, key, name)))
+
+    ours = at("recall", OURS)
+    yield f"recall >= 0.9: {verdict(ours >= GOALS['recall'])}"
+    yield f"above neighbours of the image: {verdict(ours > at('recall', NEIGHBOURS))}"
+    yield f"above TracIn: {verdict(ours > at('recall', TRACIN))}"
+    yield f"half of the errors mended: {verdict(at('mended', OURS) >= GOALS['mended'])}"
+    by_chance = at("mended", RANDOM) <= GOALS["mended at random"]
+    yield f"a tenth at most at random: {verdict(by_chance)}"
+
+
+def verdict(met: bool) -> str:
+    return "met" if met else "MISSED"
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Recall and mended errors of every method, a dot for each case."""
+    canvas, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    titles = {"recall": f"recall@{NAMED}", "mended": f"errors mended without the first {NAMED}"}
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        names = list(results[0][key])[::-1]
+        for place, name in enumerate(names):
+            values = np.array(values_of(results, key, name))
+            jitter = np.linspace(-0.15, 0.15, len(values))
+            axis.plot(values, place + jitter, "o", color="#4a7a96", alpha=0.35, markersize=5)
+            axis.plot(values.mean(), place, "D", color="#c1501b", markersize=7)
+        axis.set_yticks(range(len(names)), names)
+        axis.set(title=title, xlim=(-0.03, 1.03))
+        axis.grid(axis="x", alpha=0.3)
+    canvas.savefig(path, dpi=110)
+    plt.close(canvas)
+
+
+if __name__ == "__main__":
+    main()
