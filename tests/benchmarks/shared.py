@@ -1,7 +1,7 @@
 """What the benchmarks share: the embedded data, exchanged captions, the detector, and records.
 
-A record is one JSON file: where its figures come from (commit, versions, machine, settings), and
-the figures.
+A record is a JSON file: where its figures come from (commit, versions, machine, settings), and the
+figures. Beside it lie a table of them in Markdown, and where that helps a figure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import platform
 import random
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -140,6 +140,40 @@ def save(path: Path, settings: Mapping[str, Any], results: Any) -> None:
     record = {"origin": origin(), "settings": settings, "results": results}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def write_table(
+    path: Path, title: str, heading: Sequence[str], rows: Iterable[Sequence[Any]], note: str = ""
+) -> None:
+    """Write a record's figures as Markdown, for people.
+
+    A figure of the same name, drawn before, is shown below the table.
+
+    Args:
+        path: of the record; the table lies beside it, ending in ``.md``.
+        title: of the page.
+        heading: names of the columns.
+        rows: their cells, as they are to be read.
+        note: how to read them, Markdown.
+    """
+
+    def line(cells: Iterable[Any]) -> str:
+        return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+    parts = [f"# {title}", "\n".join([line(heading), line("-" * len(heading)), *map(line, rows)])]
+    if note:
+        parts.insert(1, note)
+    figure = path.with_suffix(".png")
+    if figure.exists():
+        parts.append(f"![{title}]({figure.name})")
+    here = origin()
+    machine = here["machine"]
+    parts.append(
+        f"Commit {here['commit']}, torch {here['versions']['torch']}, {machine['threads']} "
+        f"thread(s) of {machine['cores']} cores; settings and single values are in "
+        f"[{path.name}]({path.name})."
+    )
+    path.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
 
 
 def origin() -> dict[str, Any]:
