@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -25,6 +24,9 @@ STATES = {"before": {"fit_epochs": 0}, "after": {}}
 FRUGAL = {"probes": 4, "plantings": 1}
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_ROWS, DIGIT_QUERY = 1000, 200
+# Of the remaining digits. Their class is then found for 95 % of the query's, which was all that
+# these settings were chosen by.
+LESSON = {"fit_epochs": 300, "batch_size": 64}
 
 
 @dataclass(frozen=True)
@@ -110,19 +112,28 @@ def read_data(name: str, parameters: str) -> Data:
 
 
 def read_digits(model: InfluenceModel) -> Data:
-    """Handwritten digits as pictures of ink on paper, in random order."""
+    """Digits, and a model that has learnt them from others, which are right."""
+    rows = {name: model.read(split) for name, split in digits().items()}
+    given, model.config = model.config, replace(model.config, **LESSON)
+    model.encoder.load(model.refit(rows["lesson"]))
+    model.config = given
+    original = rows["train"]
+    shipped = Exchanged(original, np.arange(len(original)))
+    return Data(model, shipped, original, [""] * len(original), rows["validation"])
+
+
+def digits() -> DatasetDict:
+    """Handwritten digits as pictures of ink on paper, in random order, captioned as keycaps are."""
     source = load_digits()
-    order = np.random.default_rng(0).permutation(len(source.target))[: DIGIT_ROWS + DIGIT_QUERY]
+    order = np.random.default_rng(0).permutation(len(source.target))
     ink = (255 - source.images[order] * 255 / 16).astype(np.uint8)
     rows = Dataset.from_dict(
         {
             "image": [Image.fromarray(one).resize((64, 64)).convert("RGB") for one in ink],
-            "text": [f"the number {WORDS[digit]}" for digit in source.target[order]],
+            "text": [f"keycap: {digit}, {WORDS[digit]}, {digit}" for digit in source.target[order]],
         },
         features=Features({"image": ImageFeature(), "text": Value("string")}),
     )
-    read = model.read(rows)
-    train, query = torch.arange(len(read)).split([DIGIT_ROWS, DIGIT_QUERY])
-    original = read.select(train)
-    shipped = Exchanged(original, np.arange(DIGIT_ROWS))
-    return Data(model, shipped, original, [""] * DIGIT_ROWS, read.select(query))
+    train, query, lesson = np.split(np.arange(len(rows)), [DIGIT_ROWS, DIGIT_ROWS + DIGIT_QUERY])
+    parts = {"train": train, "validation": query, "lesson": lesson}
+    return DatasetDict({name: rows.select(part) for name, part in parts.items()})
