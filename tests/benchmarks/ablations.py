@@ -22,8 +22,8 @@ do the same. Finished runs are kept in `runs/ablations`; empty it when the code 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,15 @@ from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.features import Rows
-from tests.benchmarks.detection_cells import FRUGAL, read_data
+from tests.benchmarks.detection_cells import FRUGAL, Data, read_data
 from tests.benchmarks.lds import Truth, lds
-from tests.benchmarks.shared import exchange, find_wrong, parser, save, write_table
+from tests.benchmarks.shared import Exchanged, exchange, find_wrong, parser, save, write_table
 
 SEEDS = range(200, 203)
 ROWS, FEW_ROWS, RATE, KIND = 400, 200, 0.2, "cat"
 HALVES, REFITS = 30, 2
 CACHE = Path("runs/ablations")
+Measures = dict[str, float]
 DEFAULT = "(default)"
 NOTE = (__doc__ or "").split("\n\n", 2)[2].strip()
 MEASURES = ("AUPRC", "AUPRC of the score", "AUPRC of the LOO loss", "F1", "LDS")
@@ -55,63 +56,76 @@ HEADING = ("question", "setting", *MEASURES)
 
 
 @dataclass(frozen=True)
+class Audit:
+    """What is run.
+
+    Attributes:
+        config: what differs from the default config.
+        query_rows: of the query, all if zero.
+        query_noise: share of the query's captions that are exchanged.
+        rows: of the data.
+    """
+
+    config: tuple[tuple[str, Any], ...] = ()
+    query_rows: int = 0
+    query_noise: float = 0.0
+    rows: int = ROWS
+
+
+@dataclass(frozen=True)
 class Variant:
-    """A setting.
+    """A setting, and how it is looked at.
 
     Attributes:
         question: what is varied.
         setting: its name; ends in `DEFAULT` for the one to compare with.
-        config: what differs from the default config.
-        query_rows: of the query, all if zero.
-        query_noise: share of the query's captions that are exchanged.
+        audit: that has it.
         part: of the score that is looked at.
-        rows: of the data.
-        foretells: whether the LDS is measured.
+        foretells: whether the LDS says something of it.
     """
 
     question: str
     setting: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    query_rows: int = 0
-    query_noise: float = 0.0
+    audit: Audit
     part: str = "task"
-    rows: int = ROWS
     foretells: bool = True
 
 
-def variants() -> Iterator[Variant]:
+def variants(rows: int) -> Iterator[Variant]:
     """All of them, question by question."""
 
     def of_config(name: str, question: str, values: list[Any], **more: Any) -> Iterator[Variant]:
-        default = getattr(InfluenceConfig(), name)
         for value in values:
-            mark = f" {DEFAULT}" if value == default else ""
-            yield Variant(question, f"{value}{mark}", {name: value}, **more)
+            is_default = value == getattr(InfluenceConfig(), name)
+            mark, config = (f" {DEFAULT}", ()) if is_default else ("", ((name, value),))
+            yield Variant(question, f"{value}{mark}", Audit(config, rows=rows), **more)
 
+    plain = Audit(rows=rows)
     parts = {f"both {DEFAULT}": "task", "positive": "positive", "negative": "negative"}
-    yield from (Variant("roles in the score", name, part=part) for name, part in parts.items())
+    yield from (Variant("roles in the score", name, plain, part) for name, part in parts.items())
     yield from of_config("role", "form of the negative role", ["exact", "first_order"])
     yield from of_config("damping", "damping", [0.3, 3.0, 30.0, 300.0, 3000.0])
     yield from of_config("curvature", "curvature", ["ggn", "hessian"])
-    yield Variant("curvature", "none (identity)", {"solver": "identity"})
+    yield Variant("curvature", "none (identity)", replace(plain, config=(("solver", "identity"),)))
     yield from of_config("partitions", "partitions", [2, 6, 18])
     yield from of_config("batch_size", "batch size", [32, 64, 128, 256], foretells=False)
+    yield Variant("rows of the query", f"200 {DEFAULT}", plain)
     for count in (25, 50, 100):
-        yield Variant("rows of the query", str(count), query_rows=count)
-    yield Variant("rows of the query", f"200 {DEFAULT}")
-    yield Variant("wrong rows of the query", f"0% {DEFAULT}")
+        yield Variant("rows of the query", str(count), replace(plain, query_rows=count))
+    yield Variant("wrong rows of the query", f"0% {DEFAULT}", plain)
     for share in (0.2, 0.4):
-        yield Variant("wrong rows of the query", f"{share:.0%}", query_noise=share)
+        noisy = replace(plain, query_noise=share)
+        yield Variant("wrong rows of the query", f"{share:.0%}", noisy)
     yield from of_config("fit_epochs", "epochs of the fit", [0, 3, 10, 30, 100], foretells=False)
     yield from of_config("probes", "probes", [4, 16, 64], foretells=False)
     yield from of_config("plantings", "plantings", [1, 3, 9], foretells=False)
     for name in ("projections", "layer_norm", "lora", "last_block", "all"):
         mark = f" {DEFAULT}" if name == "projections" else ""
-        config = {"parameters": name, **FRUGAL}
-        yield Variant("parameters", name + mark, config, rows=FEW_ROWS, foretells=False)
+        config = (("parameters", name), *FRUGAL.items())
+        yield Variant("parameters", name + mark, Audit(config, rows=FEW_ROWS), foretells=False)
 
 
-QUICK = ("roles in the score", "damping", "wrong rows of the query")
+QUICK = ("roles in the score", "wrong rows of the query")
 
 
 def main() -> None:
@@ -119,18 +133,20 @@ def main() -> None:
     options.add_argument("--only", default="", help="questions that match this regex")
     options.add_argument("--report", action="store_true", help="compute nothing")
     args = options.parse_args()
-    chosen = [one for one in variants() if re.search(args.only, one.question)]
-    if args.quick:
-        chosen = [replace(one, rows=FEW_ROWS) for one in chosen if one.question in QUICK]
+    chosen = [
+        one
+        for one in variants(FEW_ROWS if args.quick else ROWS)
+        if re.search(args.only, one.question) and (one.question in QUICK or not args.quick)
+    ]
     known = Memory(None if args.quick else CACHE, verbose=0).cache(run)
-    found: dict[int, list[dict[str, float]]] = {}
-    # Seeds outside, so that a run that is broken off has all variants with some seeds.
-    seeds = SEEDS[:1] if args.quick else SEEDS
-    todo = [(seed, number) for seed in seeds for number in range(len(chosen))]
-    for seed, number in track(todo, "Run", console=Console(stderr=True)):
-        if not args.report or known.check_call_in_cache(chosen[number], seed):
-            found.setdefault(number, []).append(known(chosen[number], seed))
-    results = compared([(chosen[number], runs) for number, runs in found.items()])
+    audits = list(dict.fromkeys(one.audit for one in chosen))
+    # Seeds outside, so that a run that is broken off has all audits with some seeds.
+    todo = [(seed, one) for seed in (SEEDS[:1] if args.quick else SEEDS) for one in audits]
+    found: dict[Audit, list[Measures]] = {}
+    for seed, audit in track(todo, "Run", console=Console(stderr=True)):
+        if not args.report or known.check_call_in_cache(audit, seed):
+            found.setdefault(audit, []).append(known(audit, seed))
+    results = compared([one for one in chosen if one.audit in found], found)
     settings = {"seeds": list(SEEDS), "rate": RATE, "kind": KIND, "halves": HALVES}
     save(args.output, settings, results)
     draw(results, args.output.with_suffix(".png"))
@@ -141,25 +157,29 @@ def main() -> None:
     Console(width=130).print(printed)
 
 
-def run(variant: Variant, seed: int) -> dict[str, float]:
-    """The measures of a setting on one data set."""
-    data = read_data("emoji", variant.config.get("parameters", "projections"))
-    model = data.model
-    model.config = replace(InfluenceConfig(**variant.config), seed=seed)
-    chosen = draw_rows(len(data.original), variant.rows, seed)
-    categories = [data.categories[row] for row in chosen.tolist()]
-    one = exchange(data.original.select(chosen), categories, RATE, KIND, seed)
-    scores, detection = find_wrong(model, one.rows, query_of(data.query, variant, seed))
-    score = getattr(scores, variant.part).double().numpy()
+def run(audit: Audit, seed: int) -> Measures:
+    """The measures of a setting on one data set; some for each part of the score."""
+    config = dict(audit.config)
+    data = read_data("emoji", config.get("parameters", "projections"))
+    data.model.config = replace(InfluenceConfig(**config), seed=seed)
+    one = noisy_rows(data, audit.rows, seed)
+    scores, detection = find_wrong(data.model, one.rows, query_of(data.query, audit, seed))
     measures = {
         "AUPRC": average_precision_score(one.wrong, detection.probability),
-        "AUPRC of the score": average_precision_score(one.wrong, -score),
         "AUPRC of the LOO loss": average_precision_score(one.wrong, scores.loo_loss),
         "F1": f1_score(one.wrong, detection.flag, zero_division=0.0),
     }
-    if variant.foretells:
-        measures["LDS"], _ = lds(score, truth(seed, variant.rows))
+    for part in ("task", "positive", "negative"):
+        score = getattr(scores, part).double().numpy()
+        measures[f"AUPRC of the score, {part}"] = average_precision_score(one.wrong, -score)
+        measures[f"LDS, {part}"], _ = lds(score, truth(seed, audit.rows))
     return {name: float(value) for name, value in measures.items()}
+
+
+def noisy_rows(data: Data, count: int, seed: int) -> Exchanged:
+    chosen = draw_rows(len(data.original), count, seed)
+    categories = [data.categories[row] for row in chosen.tolist()]
+    return exchange(data.original.select(chosen), categories, RATE, KIND, seed)
 
 
 @cache
@@ -168,9 +188,7 @@ def truth(seed: int, rows: int) -> Truth:
     data = read_data("emoji", "projections")
     model = data.model
     given, model.config = model.config, InfluenceConfig()
-    chosen = draw_rows(len(data.original), rows, seed)
-    categories = [data.categories[row] for row in chosen.tolist()]
-    noisy = exchange(data.original.select(chosen), categories, RATE, KIND, seed).rows
+    noisy = noisy_rows(data, rows, seed).rows
     kept, losses = np.zeros((HALVES, rows), dtype=bool), np.zeros((HALVES, REFITS))
     for half in range(HALVES):
         members = draw_rows(rows, rows // 2, half)
@@ -186,34 +204,44 @@ def draw_rows(total: int, count: int, seed: int) -> Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
 
 
-def query_of(query: Rows, variant: Variant, seed: int) -> Rows:
+def query_of(query: Rows, audit: Audit, seed: int) -> Rows:
     """Some of its rows, or all with some captions exchanged."""
-    if variant.query_rows:
-        return query.select(draw_rows(len(query), variant.query_rows, seed))
-    if variant.query_noise:
-        return exchange(query, [""] * len(query), variant.query_noise, "random", seed).rows
+    if audit.query_rows:
+        return query.select(draw_rows(len(query), audit.query_rows, seed))
+    if audit.query_noise:
+        return exchange(query, [""] * len(query), audit.query_noise, "random", seed).rows
     return query
 
 
 # ----------------------------------------------------------------------------------- the figures
 
 
-def compared(found: list[tuple[Variant, list[dict[str, float]]]]) -> list[dict[str, Any]]:
+def compared(chosen: list[Variant], found: dict[Audit, list[Measures]]) -> list[dict[str, Any]]:
     """Measures of every setting, by seed, and their differences from the question's default."""
-    defaults = {one.question: runs for one, runs in found if one.setting.endswith(DEFAULT)}
+    defaults = {one.question: look(one, found) for one in chosen if one.setting.endswith(DEFAULT)}
     results = []
-    for one, runs in found:
-        pairs = list(zip(runs, defaults.get(one.question, []), strict=False))
+    for one in chosen:
+        values, default = look(one, found), defaults.get(one.question, {})
         measures = {
             name: {
-                "values": [values[name] for values in runs],
-                "differences": [values[name] - default[name] for values, default in pairs],
+                "values": seen,
+                "differences": [a - b for a, b in zip(seen, default.get(name, []), strict=False)],
             }
-            for name in MEASURES
-            if name in runs[0]
+            for name, seen in values.items()
         }
         results.append({"question": one.question, "setting": one.setting, "measures": measures})
     return results
+
+
+def look(one: Variant, found: dict[Audit, list[Measures]]) -> dict[str, list[float]]:
+    """The measures of a variant, by name and seed; only what depends on the part for a part."""
+    names = {name: name for name in ("AUPRC", "AUPRC of the LOO loss", "F1")}
+    if one.part != "task":
+        names = {}
+    names["AUPRC of the score"] = f"AUPRC of the score, {one.part}"
+    if one.foretells:
+        names["LDS"] = f"LDS, {one.part}"
+    return {shown: [values[name] for values in found[one.audit]] for shown, name in names.items()}
 
 
 def table(results: list[dict[str, Any]]) -> list[list[str]]:

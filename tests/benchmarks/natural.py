@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.natural                  # minutes
     python -m tests.benchmarks.natural --sheets FOLDER  # the pictures to judge, in blind order
-    python -m tests.benchmarks.natural --quick          # emoji, ten pairs, without the hand count
+    python -m tests.benchmarks.natural --quick          # the test split, without the hand count
 
 An audit ranks the training rows with their own captions, none exchanged: *emoji*, named by their
 standard, and *digits*, which people wrote and labelled (see `tests.benchmarks.detection`). The 50
@@ -39,7 +39,7 @@ from tests.benchmarks.detection_cells import digits, read_data
 from tests.benchmarks.shared import DEMO, RESULTS, find_wrong, parser, save, write_table
 
 VERDICTS = RESULTS / "natural_verdicts.csv"
-DATA = ("emoji", "digits")
+DATA, QUICK = ("emoji", "digits"), ("emoji, test",)
 COUNT, QUICK_COUNT = 50, 10
 NOTE = (__doc__ or "").split("\n\n", 2)[2].strip()
 KINDS = ("misfit", "unclear", "fits", "not judged")
@@ -73,7 +73,7 @@ def main() -> None:
     args = options.parse_args()
     count = QUICK_COUNT if args.quick else COUNT
     results, lines = {}, []
-    for name in DATA[:1] if args.quick else DATA:
+    for name in QUICK if args.quick else DATA:
         data, rows = read_data(name, "projections"), pictures(name)
         _, detection = find_wrong(data.model, data.original, data.query)
         pairs = choose(detection, count, read_verdicts(name))
@@ -101,7 +101,7 @@ def pictures(name: str) -> Dataset:
     """Images and captions, row by row as they are read."""
     if name == "digits":
         return digits()["train"]
-    rows = load_rows(str(DEMO / "data"), "train")
+    rows = load_rows(str(DEMO / "data"), "train" if name == "emoji" else "test")
     return rows.remove_columns("text").rename_column("original_text", "text")
 
 
