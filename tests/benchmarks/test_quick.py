@@ -1,4 +1,4 @@
-"""The benchmarks run: the cheapest version of each, with assertions that only a break would fail."""
+"""The cheapest version of each benchmark runs, with assertions that only a break would fail."""
 
 from __future__ import annotations
 
