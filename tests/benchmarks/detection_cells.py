@@ -111,6 +111,14 @@ def read_data(name: str, parameters: str) -> Data:
     return Data(data.model, Exchanged(shipped, donors), original, rows["category"][:], data.query)
 
 
+def pictures(name: str) -> Dataset:
+    """Images and right captions of a data set, row by row as they are read."""
+    if name == "digits":
+        return digits()["train"]
+    rows = load_rows(str(DEMO / "data"), "train" if name == "emoji" else "test")
+    return rows.remove_columns("text").rename_column("original_text", "text")
+
+
 def read_digits(model: InfluenceModel) -> Data:
     """Digits, and a model that has learnt them from others, which are right."""
     rows = {name: model.read(split) for name, split in digits().items()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +29,8 @@ def write(path: Path, summaries: list[Summary]) -> None:
     """Markdown and figures beside a record, and the verdicts on the terminal."""
     draw(summaries, path.with_suffix(".png"))
     heading, rows = table(summaries)
-    write_table(path, "Finding misaligned captions", heading, rows, NOTE)
+    top = f"![The most suspicious pairs]({path.stem}_top.jpg)"
+    write_table(path, "Finding misaligned captions", heading, rows, f"{NOTE}\n\n{top}")
     console, printed = Console(width=130), Table("cell", OURS, "best baseline", "verdict")
     for one in summaries:
         published = one["against"]["as published"]
@@ -112,29 +115,44 @@ def draw(summaries: list[Summary], path: Path) -> None:
     plt.close(canvas)
 
 
-def draw_top(
-    images: list[Any], truth: dict[str, Exchanged], top: dict[str, list[int]], path: Path
-) -> None:
-    """The pairs that ours finds most suspicious, a row for each cell.
+@dataclass(frozen=True)
+class Line:
+    """Pairs of a cell to be shown.
 
-    Args:
-        images: of the data.
-        truth: by cell.
-        top: rows, the most suspicious first, by cell.
-        path: of the figure.
+    Attributes:
+        name: of the cell.
+        pictures: of the data set.
+        truth: and its captions.
+        rows: the most suspicious first.
     """
+
+    name: str
+    pictures: Dataset
+    truth: Exchanged
+    rows: list[int]
+
+
+def draw_top(lines: list[Line], path: Path) -> None:
+    """The pairs that ours finds most suspicious, and whether they are wrong in truth."""
+    columns = max(len(line.rows) for line in lines)
     canvas, axes = plt.subplots(
-        len(top), 10, figsize=(15, 2.3 * len(top)), squeeze=False, layout="constrained"
+        len(lines),
+        columns,
+        figsize=(1.5 * columns, 2.2 * len(lines)),
+        squeeze=False,
+        layout="constrained",
     )
-    for line, (name, rows) in zip(axes, top.items(), strict=True):
-        line[0].set_ylabel(name, fontsize=8)
-        wrong = truth[name].wrong
-        for axis, row in zip(line, rows, strict=True):
-            axis.imshow(images[row].convert("RGB"))
+    for line, of_line in zip(lines, axes, strict=True):
+        hits = int(line.truth.wrong[line.rows].sum())
+        of_line[0].set_title(
+            f"{line.name}: {hits} of {len(line.rows)} wrong", fontsize=8, loc="left"
+        )
+        for axis, row in zip(of_line, line.rows, strict=True):
+            wrong = line.truth.wrong[row]
+            caption = shorten(line.truth.rows.texts[row], 50)
+            colour, word = ("tab:red", "wrong") if wrong else ("tab:green", "right, false alarm")
+            axis.imshow(line.pictures[row]["image"].convert("RGB"))
             axis.set(xticks=[], yticks=[])
-            colour, word = ("tab:red", "wrong") if wrong[row] else ("tab:green", "right, in truth")
-            axis.set_xlabel(
-                f"{shorten(truth[name].rows.texts[row], 34)}\n{word}", fontsize=7, color=colour
-            )
-    canvas.savefig(path, dpi=110)
+            axis.set_xlabel(f"{caption[:25]}\n{caption[25:]}\n{word}", fontsize=6.5, color=colour)
+    canvas.savefig(path, dpi=90)
     plt.close(canvas)

@@ -32,11 +32,10 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from hf_ecif.data import load_rows
 from hf_ecif.detection import Detection
 from hf_ecif.words import shorten
-from tests.benchmarks.detection_cells import digits, read_data
-from tests.benchmarks.shared import DEMO, RESULTS, find_wrong, parser, save, write_table
+from tests.benchmarks.detection_cells import pictures, read_data
+from tests.benchmarks.shared import RESULTS, find_wrong, parser, save, write_table
 
 VERDICTS = RESULTS / "natural_verdicts.csv"
 DATA, QUICK = ("emoji", "digits"), ("emoji, test",)
@@ -83,26 +82,18 @@ def main() -> None:
             draw(blind(pairs), rows, args.sheets / f"{name}.png", blind=True)
         else:
             top = [pair for pair in pairs if pair.group == "suspicious"]
-            draw(top, rows, args.output.with_name(f"{args.output.stem}_{name}.png"))
+            draw(top, rows, args.output.with_name(f"{args.output.stem}_{name}.jpg"))
     if args.sheets:
         return
     save(args.output, {"pairs": count, "verdicts": VERDICTS.name}, results)
     shown = "\n\n".join(
-        f"![The most suspicious {name}]({args.output.stem}_{name}.png)" for name in results
+        f"![The most suspicious {name}]({args.output.stem}_{name}.jpg)" for name in results
     )
     write_table(args.output, "Mismatches that nobody made", HEADING, lines, f"{NOTE}\n\n{shown}")
     printed = Table(*HEADING)
     for line in lines:
         printed.add_row(*line)
     Console(width=100).print(printed)
-
-
-def pictures(name: str) -> Dataset:
-    """Images and captions, row by row as they are read."""
-    if name == "digits":
-        return digits()["train"]
-    rows = load_rows(str(DEMO / "data"), "train" if name == "emoji" else "test")
-    return rows.remove_columns("text").rename_column("original_text", "text")
 
 
 def read_verdicts(name: str) -> dict[int, str]:

@@ -28,13 +28,13 @@ class Case(NamedTuple):
 
 
 def finds_wrong_captions(results: Any) -> None:
-    """40 % of 200 rows are wrong."""
+    """20 % of 200 rows are wrong."""
     for cell in results:
         ours = cell["methods"]["ecif_noise_probability"]
-        assert ours["AUROC"][0] > 0.9
-        assert ours["P@20"][0] > 0.8
+        assert ours["AUROC"][0] > 0.85
+        assert ours["P@20"][0] > 0.6
         for name in ("CLIPScore", "NegCLIPLoss", "LEMoN-fix", "TracIn to itself"):
-            assert cell["methods"][name]["AUROC"][0] > 0.8
+            assert cell["methods"][name]["AUROC"][0] > 0.75
         interval = cell["against"]["as published"]["differences"]["AUPRC"]
         assert interval["low"] <= interval["difference"] <= interval["high"]
 
@@ -84,4 +84,4 @@ def test_quick(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert record["origin"]["versions"]["hf_ecif"]
     case.check(record["results"])
     assert output.with_suffix(".md").read_text().count("\n|") > 2
-    assert list(tmp_path.glob("*.png"))
+    assert list(tmp_path.glob("*.png")) or list(tmp_path.glob("*.jpg"))
