@@ -3,7 +3,7 @@
     python -m tests.benchmarks.ablations                    # an hour: all that is below
     python -m tests.benchmarks.ablations --only damping     # questions that match this
     python -m tests.benchmarks.ablations --report           # from what was computed so far
-    python -m tests.benchmarks.ablations --quick            # one seed of 200 rows, three questions
+    python -m tests.benchmarks.ablations --quick            # one seed of 200 rows, two questions
 
 For every seed, 400 random rows of the embedded training split, of which 20 % get a caption of the
 same category; seeds and noise served nowhere else. Measured are

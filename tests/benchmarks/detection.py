@@ -84,8 +84,7 @@ def main() -> None:
     args = options.parse_args()
     seeds = QUICK if args.quick else FULL
     cells = [cell for cell in seeds if re.search(args.only, cell.name)]
-    memory = Memory(None if args.quick else CACHE, verbose=0)
-    known = memory.cache(run)
+    known = Memory(None if args.quick else CACHE, verbose=0).cache(run)
     # Seeds outside, so that a run that is broken off has all cells with some seeds.
     todo = sorted({(seed, i) for i, cell in enumerate(cells) for seed in seeds[cell]})
     runs: dict[Cell, list[Run]] = {}
@@ -95,6 +94,8 @@ def main() -> None:
             runs.setdefault(cell, []).append(known(cell, seed))
     summaries = [summarise(cell, runs[cell]) for cell in cells if cell in runs]
     settings = {
+        "config": {cell.name: cell.config.to_dict() for cell in runs},
+        "seeds": {cell.name: list(seeds[cell])[: len(found)] for cell, found in runs.items()},
         "wrong rows and their donors, by seed": {
             cell.name: [one.truth.index for one in found] for cell, found in runs.items()
         },

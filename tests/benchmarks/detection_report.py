@@ -46,19 +46,20 @@ def write(path: Path, summaries: list[Summary]) -> None:
 
 def table(summaries: list[Summary]) -> tuple[list[str], list[list[str]]]:
     """A row for each cell and measure."""
-    heading = ["cell", "measure", *SHOWN, *PARTS, "verdict"]
+    heading = ["cell", "seeds", "measure", *SHOWN, *PARTS, "verdict"]
     rows = []
     for one in summaries:
+        seeds = str(len(one["own threshold"]["F1"]))
         for measure in ("AUPRC", "AUROC", "P@10", "P@20", "best F1"):
             cells = [
                 figure(one["methods"][name][measure]) if name in one["methods"] else ""
                 for name in (*SHOWN, *PARTS)
             ]
             last = verdict(one) if measure == "AUPRC" else ""
-            rows.append([one["cell"], measure, *cells, last])
+            rows.append([one["cell"], seeds, measure, *cells, last])
         own = one["own threshold"]["F1"]
-        blank = [""] * (len(heading) - 3)
-        rows.append([one["cell"], "F1 at own threshold", figure(own), *blank])
+        blank = [""] * (len(heading) - 4)
+        rows.append([one["cell"], seeds, "F1 at own threshold", figure(own), *blank])
     return heading, rows
 
 
