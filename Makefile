@@ -46,8 +46,13 @@ lint: install ## check style, formatting and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: install ## measure how well flipped captions are found
-	$(BIN)/python -m tests.benchmarks.detection
+BENCHES := detection natural ablations threshold cleaning fidelity leverage
+
+bench: install ## run every experiment in brief, into runs/bench; in full: python -m tests.benchmarks.NAME
+	@for name in $(BENCHES); do \
+		echo "$$name"; \
+		$(BIN)/python -m tests.benchmarks.$$name --quick --output runs/bench/$$name.json || exit 1; \
+	done
 
 speed: install ## measure what the engine costs, beside its floors (half an hour, nothing beside it)
 	$(BIN)/python -m tests.benchmarks.engine

@@ -1,0 +1,290 @@
+"""What the defaults of an audit are worth: each setting changed alone.
+
+    python -m tests.benchmarks.ablations                    # an hour: all that is below
+    python -m tests.benchmarks.ablations --only damping     # questions that match this
+    python -m tests.benchmarks.ablations --report           # from what was computed so far
+    python -m tests.benchmarks.ablations --quick            # one seed of 200 rows, two questions
+
+For every seed, 400 random rows of the embedded training split, of which 20 % get a caption of the
+same category; seeds and noise served nowhere else. Measured are
+
+* the AUPRC of finding the wrong rows by `ecif_noise_probability`, by `ecif_score` alone and by
+  `ecif_loo_loss` alone, and the F1 at the detector's own threshold;
+* the LDS of `ecif_score`: how well it foretells the query's true loss after training on random
+  halves of the rows by the default recipe (see `tests.benchmarks.lds`), where the setting is one of
+  the scores and not of the training.
+
+Differences are against the default, on the same rows, with the standard error over the seeds.
+Whole layers run on 200 rows with 4 probes and one planting, and are compared with projections that
+do the same. Finished runs are kept in `runs/ablations`; empty it when the code changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from joblib import Memory
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sklearn.metrics import average_precision_score, f1_score
+from torch import Tensor
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.features import Rows
+from tests.benchmarks.detection_cells import FRUGAL, Data, read_data
+from tests.benchmarks.lds import Truth, lds
+from tests.benchmarks.shared import Exchanged, exchange, find_wrong, parser, save, write_table
+
+SEEDS = range(200, 203)
+ROWS, FEW_ROWS, RATE, KIND = 400, 200, 0.2, "cat"
+HALVES, REFITS = 30, 2
+CACHE = Path("runs/ablations")
+Measures = dict[str, float]
+DEFAULT = "(default)"
+NOTE = (__doc__ or "").split("\n\n", 2)[2].strip()
+MEASURES = ("AUPRC", "AUPRC of the score", "AUPRC of the LOO loss", "F1", "LDS")
+HEADING = ("question", "setting", *MEASURES)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What is run.
+
+    Attributes:
+        config: what differs from the default config.
+        query_rows: of the query, all if zero.
+        query_noise: share of the query's captions that are exchanged.
+        rows: of the data.
+    """
+
+    config: tuple[tuple[str, Any], ...] = ()
+    query_rows: int = 0
+    query_noise: float = 0.0
+    rows: int = ROWS
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A setting, and how it is looked at.
+
+    Attributes:
+        question: what is varied.
+        setting: its name; ends in `DEFAULT` for the one to compare with.
+        audit: that has it.
+        part: of the score that is looked at.
+        foretells: whether the LDS says something of it.
+    """
+
+    question: str
+    setting: str
+    audit: Audit
+    part: str = "task"
+    foretells: bool = True
+
+
+def variants(rows: int) -> Iterator[Variant]:
+    """All of them, question by question."""
+
+    def of_config(name: str, question: str, values: list[Any], **more: Any) -> Iterator[Variant]:
+        for value in values:
+            is_default = value == getattr(InfluenceConfig(), name)
+            mark, config = (f" {DEFAULT}", ()) if is_default else ("", ((name, value),))
+            yield Variant(question, f"{value}{mark}", Audit(config, rows=rows), **more)
+
+    plain = Audit(rows=rows)
+    parts = {f"both {DEFAULT}": "task", "positive": "positive", "negative": "negative"}
+    yield from (Variant("roles in the score", name, plain, part) for name, part in parts.items())
+    yield from of_config("role", "form of the negative role", ["exact", "first_order"])
+    yield from of_config("damping", "damping", [0.3, 3.0, 30.0, 300.0, 3000.0])
+    yield from of_config("curvature", "curvature", ["ggn", "hessian"])
+    yield Variant("curvature", "none (identity)", replace(plain, config=(("solver", "identity"),)))
+    yield from of_config("partitions", "partitions", [2, 6, 18])
+    yield from of_config("batch_size", "batch size", [32, 64, 128, 256], foretells=False)
+    yield Variant("rows of the query", f"200 {DEFAULT}", plain)
+    for count in (25, 50, 100):
+        yield Variant("rows of the query", str(count), replace(plain, query_rows=count))
+    yield Variant("wrong rows of the query", f"0% {DEFAULT}", plain)
+    for share in (0.2, 0.4):
+        noisy = replace(plain, query_noise=share)
+        yield Variant("wrong rows of the query", f"{share:.0%}", noisy)
+    yield from of_config("fit_epochs", "epochs of the fit", [0, 3, 10, 30, 100], foretells=False)
+    yield from of_config("probes", "probes", [4, 16, 64], foretells=False)
+    yield from of_config("plantings", "plantings", [1, 3, 9], foretells=False)
+    for name in ("projections", "layer_norm", "lora", "last_block", "all"):
+        mark = f" {DEFAULT}" if name == "projections" else ""
+        config = (("parameters", name), *FRUGAL.items())
+        yield Variant("parameters", name + mark, Audit(config, rows=FEW_ROWS), foretells=False)
+
+
+QUICK = ("roles in the score", "wrong rows of the query")
+
+
+def main() -> None:
+    options = parser(__doc__, "ablations")
+    options.add_argument("--only", default="", help="questions that match this regex")
+    options.add_argument("--report", action="store_true", help="compute nothing")
+    args = options.parse_args()
+    chosen = [
+        one
+        for one in variants(FEW_ROWS if args.quick else ROWS)
+        if re.search(args.only, one.question) and (one.question in QUICK or not args.quick)
+    ]
+    known = Memory(None if args.quick else CACHE, verbose=0).cache(run)
+    audits = list(dict.fromkeys(one.audit for one in chosen))
+    # Seeds outside, so that a run that is broken off has all audits with some seeds.
+    todo = [(seed, one) for seed in (SEEDS[:1] if args.quick else SEEDS) for one in audits]
+    found: dict[Audit, list[Measures]] = {}
+    for seed, audit in track(todo, "Run", console=Console(stderr=True)):
+        if not args.report or known.check_call_in_cache(audit, seed):
+            found.setdefault(audit, []).append(known(audit, seed))
+    results = compared([one for one in chosen if one.audit in found], found)
+    settings = {"seeds": list(SEEDS), "rate": RATE, "kind": KIND, "halves": HALVES}
+    save(args.output, settings, results)
+    draw(results, args.output.with_suffix(".png"))
+    write_table(args.output, "What each setting is worth", HEADING, table(results), NOTE)
+    printed = Table(*HEADING)
+    for line in table(results):
+        printed.add_row(*line)
+    Console(width=130).print(printed)
+
+
+def run(audit: Audit, seed: int) -> Measures:
+    """The measures of a setting on one data set; some for each part of the score."""
+    config = dict(audit.config)
+    data = read_data("emoji", config.get("parameters", "projections"))
+    data.model.config = replace(InfluenceConfig(**config), seed=seed)
+    one = noisy_rows(data, audit.rows, seed)
+    scores, detection = find_wrong(data.model, one.rows, query_of(data.query, audit, seed))
+    measures = {
+        "AUPRC": average_precision_score(one.wrong, detection.probability),
+        "AUPRC of the LOO loss": average_precision_score(one.wrong, scores.loo_loss),
+        "F1": f1_score(one.wrong, detection.flag, zero_division=0.0),
+    }
+    for part in ("task", "positive", "negative"):
+        score = getattr(scores, part).double().numpy()
+        measures[f"AUPRC of the score, {part}"] = average_precision_score(one.wrong, -score)
+        measures[f"LDS, {part}"], _ = lds(score, truth(seed, audit.rows))
+    return {name: float(value) for name, value in measures.items()}
+
+
+def noisy_rows(data: Data, count: int, seed: int) -> Exchanged:
+    chosen = draw_rows(len(data.original), count, seed)
+    categories = [data.categories[row] for row in chosen.tolist()]
+    return exchange(data.original.select(chosen), categories, RATE, KIND, seed)
+
+
+@cache
+def truth(seed: int, rows: int) -> Truth:
+    """Losses of the whole query after the default fit to halves of the rows."""
+    data = read_data("emoji", "projections")
+    model = data.model
+    given, model.config = model.config, InfluenceConfig()
+    noisy = noisy_rows(data, rows, seed).rows
+    kept, losses = np.zeros((HALVES, rows), dtype=bool), np.zeros((HALVES, REFITS))
+    for half in range(HALVES):
+        members = draw_rows(rows, rows // 2, half)
+        kept[half, members.numpy()] = True
+        for refit in range(REFITS):
+            theta = model.refit(noisy.select(members), seed=1000 * (refit + 1) + half)
+            losses[half, refit] = model.query_value(data.query, theta).item()
+    model.config = given
+    return Truth(kept, losses)
+
+
+def draw_rows(total: int, count: int, seed: int) -> Tensor:
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
+
+
+def query_of(query: Rows, audit: Audit, seed: int) -> Rows:
+    """Some of its rows, or all with some captions exchanged."""
+    if audit.query_rows:
+        return query.select(draw_rows(len(query), audit.query_rows, seed))
+    if audit.query_noise:
+        return exchange(query, [""] * len(query), audit.query_noise, "random", seed).rows
+    return query
+
+
+# ----------------------------------------------------------------------------------- the figures
+
+
+def compared(chosen: list[Variant], found: dict[Audit, list[Measures]]) -> list[dict[str, Any]]:
+    """Measures of every setting, by seed, and their differences from the question's default."""
+    defaults = {one.question: look(one, found) for one in chosen if one.setting.endswith(DEFAULT)}
+    results = []
+    for one in chosen:
+        values, default = look(one, found), defaults.get(one.question, {})
+        measures = {
+            name: {
+                "values": seen,
+                "differences": [a - b for a, b in zip(seen, default.get(name, []), strict=False)],
+            }
+            for name, seen in values.items()
+        }
+        results.append({"question": one.question, "setting": one.setting, "measures": measures})
+    return results
+
+
+def look(one: Variant, found: dict[Audit, list[Measures]]) -> dict[str, list[float]]:
+    """The measures of a variant, by name and seed; only what depends on the part for a part."""
+    names = {name: name for name in ("AUPRC", "AUPRC of the LOO loss", "F1")}
+    if one.part != "task":
+        names = {}
+    names["AUPRC of the score"] = f"AUPRC of the score, {one.part}"
+    if one.foretells:
+        names["LDS"] = f"LDS, {one.part}"
+    return {shown: [values[name] for values in found[one.audit]] for shown, name in names.items()}
+
+
+def table(results: list[dict[str, Any]]) -> list[list[str]]:
+    return [
+        [one["question"], one["setting"], *(cell(one, name) for name in MEASURES)]
+        for one in results
+    ]
+
+
+def cell(one: dict[str, Any], name: str) -> str:
+    """Mean; in brackets the mean difference from the default and its standard error."""
+    if name not in one["measures"]:
+        return ""
+    found = one["measures"][name]
+    mean = f"{np.mean(found['values']):.3f}"
+    differences = found["differences"]
+    if one["setting"].endswith(DEFAULT) or not differences:
+        return mean
+    if len(differences) == 1:
+        return f"{mean} ({differences[0]:+.3f})"
+    error = np.std(differences, ddof=1) / np.sqrt(len(differences))
+    return f"{mean} ({np.mean(differences):+.3f} ± {error:.3f})"
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Differences from the default, a panel for each measure."""
+    shown = [one for one in results if not one["setting"].endswith(DEFAULT)]
+    names = [f"{one['question']}: {one['setting']}" for one in shown]
+    measures = ("AUPRC", "AUPRC of the score", "LDS")
+    canvas, axes = plt.subplots(
+        1, len(measures), figsize=(11, 1 + 0.22 * len(names)), sharey=True, layout="constrained"
+    )
+    for axis, measure in zip(axes, measures, strict=True):
+        for place, one in enumerate(shown):
+            differences = one["measures"].get(measure, {}).get("differences", [])
+            axis.plot(differences, [place] * len(differences), "o", alpha=0.6, color="tab:blue")
+        axis.axvline(0, color="grey", linewidth=0.8)
+        axis.set(title=f"{measure}, against the default")
+    axes[0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0].invert_yaxis()
+    canvas.savefig(path, dpi=110)
+    plt.close(canvas)
+
+
+if __name__ == "__main__":
+    main()
