@@ -9,7 +9,7 @@ ORACLE := curvlinops-for-pytorch backpack-for-pytorch
 ORACLE_NEEDS := einconv einops linear_operator opt-einsum scipy tqdm unfoldNd
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint bench speed clean
+.PHONY: help install run test notebooks lint bench speed clean
 
 help: ## show this text
 	@echo "make <target> [PYTHON=python3.11]"
@@ -31,6 +31,10 @@ run: install ## audit the demo: the report and the cleaned data go to runs/demo
 # Two at a time with a thread each: tiny models gain nothing from threads of their own.
 test: install ## run the tests and the examples in the docstrings, and print the coverage
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --doctest-modules --cov --cov-report=term hf_ecif tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --nbmake notebooks
+
+notebooks: install ## run the notebooks and keep their outputs
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbmake --overwrite notebooks
 
 lint: install ## check style, formatting and types
 	$(BIN)/ruff check

@@ -42,7 +42,7 @@ _PUBLIC = {
     "signal_errors": "evidence",
     "trace": "tracing",
     "validate": "validation",
-    "write_report": "viz",
+    "write_report": "report",
     "write_shards": "cleaning",
     "zero_shot": "queries",
 }

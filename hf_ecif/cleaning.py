@@ -243,6 +243,8 @@ def _check(scored: Dataset, strategy: str, share: float | None, text_column: str
 
 def _open_audit(folder: Path) -> tuple[Dataset, dict[str, Any]]:
     """The scored rows of an audit, and its summary; empty where there is none."""
+    if not folder.is_dir():
+        raise UserError(f"There is no audit in {folder}. Name the --output of 'hf-ecif audit'.")
     inside = (folder / "scored").is_dir()
     path = (folder if inside else folder.parent) / "summary.json"
     summary = read_json(path) if path.is_file() else {}
