@@ -16,6 +16,7 @@ os.environ |= {
     "HF_ENDPOINT": HUB.url,
     "HF_HOME": HOME.name,
     "HF_TOKEN": ANN,
+    "ECIF_REPO": "ann/emoji-pairs-clean",
     "HF_HUB_DISABLE_XET": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
