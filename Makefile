@@ -9,7 +9,7 @@ ORACLE := curvlinops-for-pytorch backpack-for-pytorch
 ORACLE_NEEDS := einconv einops linear_operator opt-einsum scipy tqdm unfoldNd
 
 .DEFAULT_GOAL := help
-.PHONY: help install chromium run demo test lint bench speed clean
+.PHONY: help install chromium run demo test notebooks lint bench speed clean
 
 help: ## show this text
 	@echo "make <target> [PYTHON=python3.11]"
@@ -40,6 +40,10 @@ demo: install ## look at the demo's audit in a browser
 # Two at a time with a thread each: tiny models gain nothing from threads of their own.
 test: install chromium ## run the tests and the examples in the docstrings, and print the coverage
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --doctest-modules --cov --cov-report=term hf_ecif tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --nbmake notebooks
+
+notebooks: install ## run the notebooks and keep their outputs
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbmake --overwrite notebooks
 
 lint: install ## check style, formatting and types
 	$(BIN)/ruff check

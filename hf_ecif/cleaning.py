@@ -246,6 +246,8 @@ def _check(scored: Dataset, strategy: str, share: float | None, text_column: str
 
 def _open_audit(folder: Path) -> tuple[Path, Dataset, dict[str, Any]]:
     """The folder of an audit, its scored rows, and its summary; empty where there is none."""
+    if not folder.is_dir():
+        raise UserError(f"There is no audit in {folder}. Name the --output of 'hf-ecif audit'.")
     inside = (folder / "scored").is_dir()
     home = folder if inside else folder.parent
     path = home / "summary.json"

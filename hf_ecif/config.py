@@ -22,6 +22,11 @@ def _option(
 class InfluenceConfig:
     """How influence is computed. Two runs with equal configs, models and data give equal scores.
 
+    Three fields decide what is asked: `parameters`, what may change when a pair goes; `fit_epochs`,
+    0 for the model as it is; and `damping`, how far a training gets along directions of small
+    curvature. `batch_size` and `role` belong to the objective. `probes`, `partitions` and
+    `plantings` buy precision with time, the rest is numerics.
+
     Every field carries its own help; ``InfluenceConfig.help("damping")`` prints it.
 
     Raises:

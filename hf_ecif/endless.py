@@ -103,9 +103,7 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
         UserError: something in the request cannot be.
     """
     processes.decide(lambda: _require_free(request))
-    model = InfluenceModel.from_pretrained(request.influence)
-    if model.fitted is None:
-        raise UserError(f"{request.influence} holds no fit: give the folder of 'hf-ecif fit'.")
+    model = _open_fit(request.influence)
     dataset, size = _open(request), BATCHES * model.config.batch_size
     manifest = {
         "fit": model.fingerprint,
@@ -126,6 +124,17 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
         sweep(request.output)
         (request.output / MANIFEST).unlink()
     return summary
+
+
+def _open_fit(name: str) -> InfluenceModel:
+    remedy = "give the folder of 'hf-ecif fit', or the Hub id of one that was pushed."
+    try:
+        model = InfluenceModel.from_pretrained(name)
+    except UserError as error:
+        raise UserError(f"There is no fit to score with: {error} Here, {remedy}") from error
+    if model.fitted is None:
+        raise UserError(f"{name} holds no fit: {remedy}")
+    return model
 
 
 # --------------------------------------------------------------------------------- blocks of rows

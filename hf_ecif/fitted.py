@@ -13,7 +13,7 @@ from hf_ecif.scoring import Directions
 from hf_ecif.solvers import SolveReport, Spectrum
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fitted:
     """What `InfluenceModel.fit` finds.
 
@@ -38,6 +38,15 @@ class Fitted:
     query_loss_before: float
     query_loss: float
     alignment: float
+
+    def __repr__(self) -> str:
+        """In words; the tensors would fill a screen."""
+        open_ends = [purpose for purpose, report in self.solvers.items() if not report.converged]
+        return (
+            f"Fitted({self.train_count} rows, {len(self.theta)} parameters, query loss "
+            f"{self.query_loss_before:.4f} -> {self.query_loss:.4f}, solves "
+            f"{'not converged: ' + ', '.join(open_ends) if open_ends else 'converged'})"
+        )
 
     def to_state(self) -> State:
         """Tensors, and values for JSON."""

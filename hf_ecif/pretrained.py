@@ -54,8 +54,10 @@ def load_model(name: str) -> tuple[Any, Any]:
         ).to(processes.device())
         processor = AutoProcessor.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError, httpx.TransportError) as error:
-        on_hub = None if Path(name).exists() else explain_hub_error(error)
-        reason = on_hub or str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
+        if not Path(name).exists():
+            on_hub = explain_hub_error(error) or reason
+            reason = f"no such folder, and the Hub does not give it. {on_hub}"
         raise UserError(
             f"--model {name!r} cannot be loaded: {reason} Give a folder written by save_pretrained "
             "(model and processor) or a Hub id, such as openai/clip-vit-base-patch32."

@@ -325,6 +325,11 @@ class TestErrors:
             score("wrong", influence=str(DEMO / "model"))
         assert not (root / "wrong").exists()
 
+    def test_no_such_fit(self, score: Callable[..., dict[str, Any]], root: Path) -> None:
+        with pytest.raises(UserError, match=r"no fit to score with.*no such folder.*hf-ecif fit"):
+            score("wrong", influence=str(root / "none"))
+        assert not (root / "wrong").exists()
+
     def test_finished_output(
         self, score: Callable[..., dict[str, Any]], summary: dict[str, Any]
     ) -> None:

@@ -9,7 +9,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from hf_ecif.commands.options import Json, Overwrite, Quiet, Resume, bars, command, print_json
+from hf_ecif.commands.options import (
+    Json,
+    Overwrite,
+    Quiet,
+    Resume,
+    bars,
+    command,
+    print_json,
+    resumable,
+)
 from hf_ecif.config import InfluenceConfig
 
 
@@ -90,7 +99,7 @@ def audit(
         overwrite=overwrite,
         resume=resume,
     )
-    with bars(quiet, as_json) as (console, progress):
+    with bars(quiet, as_json) as (console, progress), resumable():
         summary = run_audit(request, config, progress)
     _print_summary(console, summary, output)
     print_json(as_json, summary)

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_ecif.commands.options import Json, Overwrite, Quiet, Resume, bars, command, print_json
+from hf_ecif.commands.options import (
+    Json,
+    Overwrite,
+    Quiet,
+    Resume,
+    bars,
+    command,
+    print_json,
+    resumable,
+)
 from hf_ecif.config import InfluenceConfig
 
 
@@ -30,7 +39,7 @@ def fit(
     from hf_ecif.endless import FitRequest, run_fit
 
     request = FitRequest(**sources, output=output, overwrite=overwrite, resume=resume)
-    with bars(quiet, as_json) as (console, progress):
+    with bars(quiet, as_json) as (console, progress), resumable():
         fitted = run_fit(request, config, progress)
     console.print(
         f"Fitted on {fitted.train_count:,} rows: the query's loss is {fitted.query_loss:.4f}, "

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Which image-text pairs help a CLIP-like model, and which hurt it.",
+    epilog="The usual way is `audit`, then `clean` and `push`. `hf-ecif COMMAND --help` explains a "
+    "command and all of its options.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -109,6 +111,17 @@ def bars(quiet: bool, as_json: bool = False) -> Iterator[tuple[Console, Progress
     with nullcontext(silent) if quiet or console.quiet else progress_bars(console) as progress:
         yield console, progress
     processes.leave()
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Say how to go on with what Ctrl-C has stopped."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        text = "Stopped. The same command with --resume goes on where it was."
+        Console(stderr=True).print(text, highlight=False)
+        raise
 
 
 def print_json(wanted: bool, values: dict[str, Any]) -> None:

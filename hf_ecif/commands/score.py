@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from hf_ecif.commands.options import Json, Overwrite, Quiet, Resume, app, bars, print_json
+from hf_ecif.commands.options import (
+    Json,
+    Overwrite,
+    Quiet,
+    Resume,
+    app,
+    bars,
+    print_json,
+    resumable,
+)
 
 
 @app.command()
@@ -51,7 +60,7 @@ def score(
         overwrite=overwrite,
         resume=resume,
     )
-    with bars(quiet, as_json) as (console, progress):
+    with bars(quiet, as_json) as (console, progress), resumable():
         summary = run_score(request, progress)
     console.print(
         f"{summary['rows']:,} rows scored, {summary['unscored']:,} of them without a score, in "
