@@ -28,6 +28,7 @@ from hf_ecif.parameters import TEMPERATURE, select_parameters
 from hf_ecif.towers import Inputs, Tower
 
 CHUNK_BYTES = 512 * 2**20  # of embeddings and tangents that are held at a time
+LIGHT_ROWS = 2**14  # rows times tangents that pass a head at a time: a cache holds what they make
 
 Weights = dict[str, Tensor]
 TangentForm = Literal["exact", "difference"]
@@ -72,6 +73,10 @@ class DualEncoder:
         chosen = {*self.names}
         self._frozen = [value for name, value in model.named_parameters() if name not in chosen]
         self._shapes = [value.shape for value in values]
+        # To look for tied parameters at every call takes longer than a short head.
+        self._has_tied = len([*model.named_parameters(remove_duplicate=False)]) > len(
+            [*model.named_parameters()]
+        )
         in_towers = [name for name in self.names if not TEMPERATURE.search(name)]
         self._towers: dict[Side, Tower] = {
             "text": Tower(model, "text", in_towers),
@@ -171,7 +176,7 @@ class DualEncoder:
         weights, moving = self._unflatten(theta), self._unflatten(tangents)
 
         def run(side: Side) -> tuple[Tensor, Tensor]:
-            positions, parts = self._parts(side, features, weights)
+            positions, parts = self._parts(side, features, weights, len(tangents))
             pushed = [_push(embed, own, moving) for _, embed, own in parts]
             return (
                 self._whole(side, features, positions, [primal for primal, _ in pushed]),
@@ -201,7 +206,7 @@ class DualEncoder:
         total = theta.new_zeros(len(cotangents.scale), len(theta))
         with _differentiable_attention():
             for side, cotangent in zip(self._towers, cotangents[:2], strict=True):
-                positions, parts = self._parts(side, features, weights)
+                positions, parts = self._parts(side, features, weights, len(total))
                 mine = cotangent[:, positions]
                 for rows, embed, own in parts:
                     if own:
@@ -282,7 +287,7 @@ class DualEncoder:
             views[name] += value
 
     def _parts(
-        self, side: Side, features: Features, weights: Weights
+        self, side: Side, features: Features, weights: Weights, tangents: int = 1
     ) -> tuple[slice | Tensor, Iterator[_Function]]:
         """Positions of the rows worked on here, and micro-batches of them.
 
@@ -297,16 +302,18 @@ class DualEncoder:
 
             def embed(weights: Weights) -> Tensor:
                 replaced = {f"model.{n}": w.to(self._dtypes[n]) for n, w in weights.items()}
-                features = functional_call(tower, replaced, (part,)).to(self.dtype)
+                output = functional_call(tower, replaced, (part,), tie_weights=self._has_tied)
+                features = output.to(self.dtype)
                 return features / features.norm(dim=-1, keepdim=True)
 
             return _Function(rows, embed, own)
 
-        return positions, map(function, self._micro_batches(count, example))
+        return positions, map(function, self._micro_batches(count, example, tangents))
 
-    def _micro_batches(self, count: int, inputs: Inputs) -> list[slice]:
-        # A head on pooled activations has no graph worth splitting: one product does for all rows.
-        size = max(1, count) if Tower.is_light(inputs) else self.micro_batch_size
+    def _micro_batches(self, count: int, inputs: Inputs, tangents: int = 1) -> list[slice]:
+        size = self.micro_batch_size
+        if Tower.is_light(inputs):  # a head on pooled activations has no graph worth splitting
+            size = max(size, LIGHT_ROWS // max(1, tangents))
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
     def _whole(
@@ -319,7 +326,7 @@ class DualEncoder:
     ) -> Tensor:
         """Embeddings ``(N, d)`` or ``(K, N, d)`` of all processes, from those of this one."""
         if parts:
-            here = torch.cat(parts, dim=-2)
+            here = torch.cat(parts, dim=-2) if len(parts) > 1 else parts[0]
         else:
             width = self._towers[side].width(self._here(features.example(side)))
             leading = () if tangents is None else (tangents,)

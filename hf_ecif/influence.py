@@ -533,8 +533,9 @@ class InfluenceModel:
         gradient = target.gradients(encoder, theta)
         rows = gradient.reshape(-1, len(theta))
         probes = random_signs((self.config.probes, len(theta)), generator).to(theta)
-        direction, task = inverse.solve(rows)
-        solved, own = inverse.solve(probes)
+        # Together they take fewer products than one by one.
+        solved, solve = inverse.solve(torch.cat([rows, probes]))
+        direction, solved = solved.split([len(rows), len(probes)])
         cosine = torch.cosine_similarity(rows.mean(dim=0), objective.gradient(theta), dim=0)
         return Fitted(
             theta=theta,
@@ -542,7 +543,7 @@ class InfluenceModel:
             spectrum=inverse.spectrum,
             train_count=len(objective.features),
             fit=report,
-            solvers={"task score": task, "self-influence": own},
+            solvers={"task score and self-influence": solve},
             query_loss_before=target.values(encoder, start).mean().item(),
             query_loss=target.values(encoder, theta).mean().item(),
             alignment=cosine.item(),

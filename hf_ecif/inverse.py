@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.low_rank import LowRank, nystrom
+from hf_ecif.low_rank import LowRank, nystrom, ritz_pairs
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.solvers import LOW_RANK, SolveReport, Spectrum, estimate_spectrum, solve
 
@@ -14,7 +16,7 @@ from hf_ecif.solvers import LOW_RANK, SolveReport, Spectrum, estimate_spectrum, 
 class InverseCurvature:
     """``(H + damping I)^-1`` for any number of right-hand sides.
 
-    What does not depend on them (the spectrum, a preconditioner) is made once.
+    What does not depend on them (the spectrum, a preconditioner, Ritz pairs) is made once.
 
     Args:
         objective: whose curvature ``H`` is.
@@ -40,9 +42,6 @@ class InverseCurvature:
         self._config = config
         self._generator = torch.Generator().manual_seed(config.seed)
         self.spectrum = spectrum or estimate_spectrum(self.product, theta, seed=config.seed)
-        self._preconditioner: LowRank | None = None
-        if config.solver == "cg" and config.rank:
-            self._preconditioner = nystrom(self.product, theta, rank=config.rank, seed=config.seed)
 
     def product(self, vectors: Tensor) -> Tensor:
         """``H v`` for every row ``v``, ``(K, P)``."""
@@ -66,8 +65,21 @@ class InverseCurvature:
             preconditioner=self._preconditioner,
             stochastic_matvec=self._product_of_a_batch,
             repeats=config.lissa_repeats,
-            rank=config.rank or LOW_RANK,
+            pairs=self._pairs,
         )
+
+    @cached_property
+    def _preconditioner(self) -> LowRank | None:
+        rank, seed = self._config.rank, self._config.seed
+        if self._config.solver != "cg" or not rank:
+            return None
+        return nystrom(self.product, self.theta, rank=rank, seed=seed)
+
+    @cached_property
+    def _pairs(self) -> LowRank | None:
+        if self._config.solver != "low_rank":
+            return None
+        return ritz_pairs(self.product, self.theta, self._config.rank or LOW_RANK)
 
     def _product_of_a_batch(self, vectors: Tensor) -> Tensor:
         """The same over one random batch, a fresh one at every call."""

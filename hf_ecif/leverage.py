@@ -158,6 +158,7 @@ def change_without(
         tolerance=tolerance,
         max_iterations=max_iterations,
         preconditioner=preconditioner,
+        one_matrix=False,
     )
 
 

@@ -206,7 +206,7 @@ def test_preconditioner(build: Callable, dtype: torch.dtype) -> None:
     x, report = solve(products, b, spectrum, preconditioner=pairs, **options)
     assert plain_report.converged
     assert report.converged
-    assert report.iterations * 3 < plain_report.iterations
+    assert report.iterations * 2 <= plain_report.iterations
     damped = matrix + report.damping * torch.eye(300).double()
     rest = (b.double() - x.double() @ damped.T).norm(dim=1)
     assert (rest <= 1.001e-3 * b.norm(dim=1)).all()

@@ -17,7 +17,6 @@ The functions are those of `hf_ecif.objectives.Contrastive`, which states their 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -31,20 +30,11 @@ from hf_ecif.objectives.similarity import (
     Direction,
     Embeddings,
     FactorTangents,
-    LogitsTangents,
-    Pushed,
     RoleForm,
     Roles,
 )
 
 TERMS = 2
-
-# Where `role_tangents` builds the tangent of the logits, `BUILT_CELLS` at a time. That takes two
-# matrix products per tangent instead of four, but has to walk over the cells. On one core, in
-# float32, per tangent of 8: 2.5 ms instead of 6.1 for 256 pairs of dimension 512, 65 instead of 120
-# for 1024 pairs of dimension 512, but 5.1 instead of 3.2 for 512 pairs of dimension 64.
-BUILT_PAIRS, BUILT_PAIRS_PER_DIMENSION = 1024, 2
-BUILT_CELLS = 2**22
 
 
 def loss(embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None) -> Tensor:
@@ -117,11 +107,20 @@ def role_tangents(
     ``d p_kn = p_kn (S'_kn - m_k)``. The exact form divides by ``1 - p_kn``, which loses all digits
     where ``p_kn`` is near one; there ``p_kn (S'_kn - m_k,-n)``, the mean taken without column
     ``n``, is the same number and never blows up. Either way the derivatives are sums of ``S'`` with
-    weights that no tangent changes, so a large ``S'``, ``(K, B, B)``, need not be built.
+    weights that no tangent changes: see `hf_ecif.objectives.similarity.FactorTangents`.
     """
-    ways = similarity.two_ways(embeddings)
-    parts = [_role_tangents(ways, moved, form, same) for moved in _pushed(embeddings, tangents)]
-    return Roles(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+    ways, moved = similarity.two_ways(embeddings), similarity.two_ways(tangents)
+    positive, in_row, in_column = [], [], []
+    for way, moved_way, back in zip(ways, moved, reversed(ways), strict=True):
+        pushed, back_total = FactorTangents(way, moved_way), _totals(back, same)
+        parts = [
+            _role_tangents(pushed, back_total, rows, form, same)
+            for rows in similarity.blocks(len(embeddings.text))
+        ]
+        positive.append(torch.cat([part[0] for part in parts], dim=-1))
+        in_row.append(torch.cat([part[1] for part in parts], dim=-1))
+        in_column.append(similarity.total(part[2] for part in parts))
+    return Roles(similarity.total(positive), similarity.total(in_row + in_column))
 
 
 def partner_tangents(
@@ -238,6 +237,14 @@ class _Row(NamedTuple):
         rest_total, rest_p = _softmax(rest)
         return cls(logits, total, (logits - total).exp(), top, rest_total, rest_p)
 
+    def minus_own(self, rows: slice) -> Tensor:
+        """``p`` less one in the pair's own cell, without loss of digits where that is near one."""
+        weights = self.p.clone()
+        own = similarity.own_cells(weights, rows)
+        is_top = self.top[:, 0] == similarity.own_columns(self.top, rows)
+        own.copy_(torch.where(is_top, -(self.rest_total - self.total).exp()[:, 0], own - 1))
+        return weights
+
 
 class _GroupRow(NamedTuple):
     """Softmax of a block of rows, with and without the members of a group."""
@@ -264,64 +271,55 @@ class _Means(NamedTuple):
     rest: Tensor  # under the softmax without the row's largest entry
     minus_own: Tensor  # the first, less the pair's own cell: the derivative of its own term
 
-    @classmethod
-    def of(cls, row: _Row, moved: Pushed, rows: slice) -> _Means:
-        rest = moved.row_sums(rows, row.rest_p)
-        top = moved.picked(rows, row.top[:, 0])
-        own = moved.picked(rows, similarity.own_columns(row.top, rows))
-        rest_mass = (row.rest_total - row.total).exp()[:, 0]
-        top_mass = row.p.gather(1, row.top)[:, 0]
-        # Where the largest entry is the pair's own, its part of the last one is exactly zero.
-        return cls(
-            all=rest_mass * rest + top_mass * top,
-            rest=rest,
-            minus_own=rest_mass * (rest - own) + top_mass * (top - own),
-        )
 
-
-def _pushed(embeddings: Embeddings, tangents: Embeddings) -> Iterator[tuple[Pushed, Pushed]]:
-    """``S'`` both ways, for as many tangents at a time as is good; see `BUILT_PAIRS`."""
-    count, dim = embeddings.text.shape
-    ways = similarity.two_ways(embeddings)
-    if count > min(BUILT_PAIRS, BUILT_PAIRS_PER_DIMENSION * dim):
-        to_image, to_text = map(FactorTangents, ways, similarity.two_ways(tangents))
-        yield to_image, to_text
-        return
-    for some in similarity.split_tangents(tangents, max(1, BUILT_CELLS // count**2)):
-        moved = similarity.two_ways(some)[0]
-        values = similarity.logits_tangent(ways[0], moved, slice(0, count))
-        yield LogitsTangents(values), LogitsTangents(values.mT)
+def _means(
+    row: _Row, moved: FactorTangents, rows: slice, further: Tensor | None = None
+) -> tuple[_Means, Tensor]:
+    """The averages, and sums with further weights ``(m, r, B)`` along the way; ``(m, K, r)``."""
+    weights = torch.stack([row.minus_own(rows), row.rest_p])
+    sums = moved.row_sums(rows, weights if further is None else torch.cat([weights, further]))
+    own = moved.picked(rows, rows)
+    return _Means(all=sums[0] + own, rest=sums[1], minus_own=sums[0]), sums[2:]
 
 
 def _role_tangents(
-    ways: tuple[Direction, Direction],
-    moved_ways: tuple[Pushed, Pushed],
+    moved: FactorTangents,
+    back_total: Tensor,
+    rows: slice,
     form: RoleForm,
     same: Tensor | None,
-) -> Roles:
-    positive, negative = [], []
-    for direction, moved in zip(ways, moved_ways, strict=True):
-        own = []
-        for rows in similarity.blocks(len(direction.anchors)):
-            row = _Row.of(_logits(direction, rows, same))
-            means = _Means.of(row, moved, rows)
-            own.append(means.minus_own)
-            weights, averages = _negative_parts(row, means, rows, form)
-            negative.append(moved.column_sums(rows, weights) - averages)
-        positive.append(torch.cat(own, dim=-1))
-    return Roles(similarity.total(positive), similarity.total(negative))
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one direction and a block: the positive role, and two parts of the negative one.
+
+    ``(K, r)``, ``(K, r)`` and ``(K, B)``. The second is of the other direction, whose softmax has
+    the logsumexps ``back_total``: its weighted sums over a column of its own are sums over a row
+    here.
+    """
+    row = _Row.of(_logits(moved.direction, rows, same))
+    rest, top = _negative_weights(row.p, rows, form)
+    back = torch.add(*_negative_weights((row.logits - back_total).exp(), rows, form))
+    means, (gained,) = _means(row, moved, rows, back[None])
+    return means.minus_own, gained, -(means.all @ rest + means.rest @ top)
 
 
-def _negative_parts(row: _Row, means: _Means, rows: slice, form: RoleForm) -> tuple[Tensor, Tensor]:
-    """What ``d Neg`` is made of: weights ``(r, B)`` of ``S'``, and the averages to take off."""
-    others = _without_own(row.p, rows)
+def _negative_weights(p: Tensor, rows: slice, form: RoleForm) -> tuple[Tensor, Tensor]:
+    """Of ``d p_kn`` in ``d Neg_n``, ``(r, B)`` each: in general, and where ``p_kn`` is large."""
+    others = _without_own(p, rows)
     if form == "first_order":
-        return others, means.all @ others
-    large = row.p > 0.5
-    top = others * large
-    # Only the largest entry of a row can exceed one half: `means.rest` goes without that one.
-    rest = torch.where(large, 0, others / (1 - row.p))
-    return rest + top, means.all @ rest + means.rest @ top
+        return others, torch.zeros_like(others)
+    # Only the largest entry of a row can exceed one half: `_Means.rest` goes without that one.
+    large = p > 0.5
+    return torch.where(large, 0, others / (1 - p)), others * large
+
+
+def _totals(direction: Direction, same: Tensor | None) -> Tensor:
+    """Logsumexp of every row, ``(B,)``."""
+    return torch.cat(
+        [
+            _logits(direction, rows, same).logsumexp(dim=1)
+            for rows in similarity.blocks(len(direction.anchors))
+        ]
+    )
 
 
 def _partner_tangents(
@@ -334,7 +332,7 @@ def _partner_tangents(
 ) -> Tensor:
     """Of one direction and the partners of a block, ``(K, r, n)``."""
     row = _Row.of(_logits(direction, rows, same))
-    means = _Means.of(row, FactorTangents(direction, moved), rows)
+    means, _ = _means(row, FactorTangents(direction, moved), rows)
     columns = direction._replace(keys=direction.keys[pairs])
     change = similarity.logits_tangent(columns, moved._replace(keys=moved.keys[:, pairs]), rows)
     p, all_mean, rest_mean = row.p[:, pairs], means.all[..., None], means.rest[..., None]

@@ -96,8 +96,7 @@ def role_tangents(
 ) -> Roles:
     """Directional derivatives of `roles` along every tangent; ``form`` makes no difference.
 
-    Sums of ``S'``, the tangent of the logits, with weights that no tangent changes: ``S'`` itself,
-    ``(K, B, B)``, is never built.
+    Sums of ``S'``, the tangent of the logits, with weights that no tangent changes.
     """
     direction = similarity.one_way(embeddings)
     moved = FactorTangents(direction, similarity.one_way(tangents))
@@ -105,7 +104,7 @@ def role_tangents(
     for rows in similarity.blocks(len(embeddings.text)):
         slopes = _slopes(_margins(direction, rows, same), rows)
         own = similarity.own_cells(slopes, rows)
-        positive.append(own * moved.picked(rows, similarity.own_columns(slopes, rows)))
+        positive.append(own * moved.picked(rows, rows))
         own.zero_()
         in_row.append(moved.row_sums(rows, slopes))
         in_column.append(moved.column_sums(rows, slopes))
@@ -172,7 +171,7 @@ def group_role_tangents(
     for rows in similarity.blocks(len(embeddings.text)):
         slopes = _slopes(_margins(direction, rows, same), rows)
         own = similarity.own_cells(slopes, rows)
-        change = own * members[rows] * moved.picked(rows, similarity.own_columns(slopes, rows))
+        change = own * members[rows] * moved.picked(rows, rows)
         positive.append(change.sum(dim=-1))
         own.zero_()
         weights = slopes * _touched(members, rows)

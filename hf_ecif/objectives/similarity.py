@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 RoleForm = Literal["exact", "first_order"]
 BLOCK = 1024
+CELLS = 2**20  # of tangents of the logits, made at a time: the cache of a core holds them
 
 
 class Embeddings(NamedTuple):
@@ -118,12 +119,6 @@ def repeated(same: Tensor, rows: slice) -> Tensor:
     return equal
 
 
-def split_tangents(tangents: Embeddings, size: int) -> Iterator[Embeddings]:
-    """At most ``size`` tangents at a time, without their bias; at least one part."""
-    split = [part.split(size) for part in tangents[:3]]
-    return (Embeddings(*parts) for parts in zip(*split, strict=True))
-
-
 def total(tensors: Iterable[Tensor]) -> Tensor:
     """Sum of tensors of one shape."""
     return reduce(torch.add, tensors)
@@ -147,62 +142,78 @@ def logits_tangent(direction: Direction, moved: Direction, rows: slice) -> Tenso
     return values if moved.bias is None else values + moved.bias[..., None, None]
 
 
-class LogitsTangents(NamedTuple):
-    """``S'`` of the whole batch, ``(K, B, B)``: its sums are taken cell by cell."""
-
-    values: Tensor
-
-    def picked(self, rows: slice, columns: Tensor) -> Tensor:
-        """One cell of each row of a block, in the columns ``(r,)`` given; ``(K, r)``."""
-        return self.values[:, own_columns(self.values, rows), columns]
-
-    def row_sums(self, rows: slice, weights: Tensor) -> Tensor:
-        """``sum_j weights_kj S'_kj`` of every row ``k`` of a block, ``(K, r)``."""
-        return (weights * self.values[:, rows]).sum(dim=-1)
-
-    def column_sums(self, rows: slice, weights: Tensor) -> Tensor:
-        """``sum_k weights_kn S'_kn`` over the rows ``k`` of a block, ``(K, B)``."""
-        return (weights * self.values[:, rows]).sum(dim=-2)
-
-
 class FactorTangents(NamedTuple):
-    """``S'`` as its factors: its sums are taken by matrix products, and it is never built.
+    """``S'`` as its factors, ``scale (a' b + a b') + scale' a b``, of which sums are taken.
 
-    The weights of a sum are ``(r, B)``, the same for all tangents.
+    The weights of a sum are the same for all tangents. So the rows' own movement ``a'`` only meets
+    averages of ``b``, and one matrix product is left for each tangent: ``a b'``, a cell for every
+    weight. It is made for `CELLS` cells at a time, which several sums share while they are at hand.
     """
 
     direction: Direction
     moved: Direction
 
-    def picked(self, rows: slice, columns: Tensor) -> Tensor:
+    def picked(self, rows: slice, columns: Tensor | slice) -> Tensor:
         """One cell of each row of a block, in the columns ``(r,)`` given; ``(K, r)``."""
-        anchors = self.direction.anchors[rows], self.moved.anchors[:, rows]
-        keys = self.direction.keys[columns], self.moved.keys[:, columns]
-        return self._sums(anchors, keys, torch.ones(()).to(anchors[0]))
+        anchors, moved_anchors = self.direction.anchors[rows], self.moved.anchors[:, rows]
+        keys, moved_keys = self.direction.keys[columns], self.moved.keys[:, columns]
+        dot_tangent = _dots(anchors, moved_keys) + _dots(keys, moved_anchors)
+        dot = (anchors * keys).sum(dim=1)
+        return self._sums(dot_tangent, dot, torch.ones_like(dot))
 
     def row_sums(self, rows: slice, weights: Tensor) -> Tensor:
-        """``sum_j weights_kj S'_kj`` of every row ``k`` of a block, ``(K, r)``."""
-        anchors = self.direction.anchors[rows], self.moved.anchors[:, rows]
-        mixed = weights @ self.direction.keys, _mix(weights, self.moved.keys)
-        return self._sums(anchors, mixed, weights.sum(dim=1))
+        """``sum_j weights_kj S'_kj`` of every row ``k`` of a block.
+
+        Args:
+            rows: of the block.
+            weights: ``(..., r, B)``.
+
+        Returns:
+            ``(..., K, r)``.
+        """
+        anchors, keys = self.direction.anchors[rows], self.direction.keys
+        moved_anchors, moved_keys = self.moved.anchors[:, rows], self.moved.keys
+        return self._weighted(anchors, keys, moved_anchors, moved_keys, weights)
 
     def column_sums(self, rows: slice, weights: Tensor) -> Tensor:
         """``sum_k weights_kn S'_kn`` over the rows ``k`` of a block, ``(K, B)``."""
-        anchors, moved_anchors = self.direction.anchors[rows], self.moved.anchors[:, rows]
-        mixed = weights.T @ anchors, _mix(weights.T, moved_anchors)
-        return self._sums(mixed, (self.direction.keys, self.moved.keys), weights.sum(dim=0))
+        anchors, keys = self.direction.anchors[rows], self.direction.keys
+        moved_anchors, moved_keys = self.moved.anchors[:, rows], self.moved.keys
+        return self._weighted(keys, anchors, moved_keys, moved_anchors, weights.mT)
 
-    def _sums(
-        self, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], weight: Tensor
+    def _weighted(
+        self, own: Tensor, others: Tensor, moved_own: Tensor, moved_others: Tensor, weights: Tensor
     ) -> Tensor:
-        """Derivative of ``scale * left . right + weight * bias``, of pairs (value, tangents)."""
-        dot_tangent = (left[1] * right[0] + left[0] * right[1]).sum(dim=-1)
-        dot = (left[0] * right[0]).sum(dim=-1)
-        sums = self.direction.scale * dot_tangent + self.moved.scale[:, None] * dot
-        return sums if self.moved.bias is None else sums + self.moved.bias[..., None] * weight
+        """Sums over the others for each of its own, by weights ``(..., own, others)``."""
+        flat = weights.reshape(-1, *weights.shape[-2:]).movedim(0, 1)  # (own, sums, others)
+        mixed = flat @ others  # (own, sums, d)
+        dot_tangent = mixed @ moved_own.permute(1, 2, 0) + _cell_sums(own, moved_others, flat)
+        dot = (mixed @ own[..., None])[..., 0]
+        sums = self._sums(dot_tangent.permute(1, 2, 0), dot.T, flat.sum(dim=2).T)
+        return sums.reshape(*weights.shape[:-2], *sums.shape[-2:])
+
+    def _sums(self, dot_tangent: Tensor, dot: Tensor, weight: Tensor) -> Tensor:
+        """Tangents ``(..., K, r)`` of ``scale * dot + weight * bias``, of tangents of the dot."""
+        moved_scale, moved_bias = self.moved.scale[:, None], self.moved.bias
+        sums = self.direction.scale * dot_tangent + moved_scale * dot[..., None, :]
+        if moved_bias is None:
+            return sums
+        return sums + moved_bias[..., None] * weight[..., None, :]
 
 
-Pushed = LogitsTangents | FactorTangents
+def _dots(fixed: Tensor, moved: Tensor) -> Tensor:
+    """``(K, r)`` of ``(r, d)`` and ``(K, r, d)``."""
+    return (moved.transpose(0, 1) @ fixed[..., None])[..., 0].T
+
+
+def _cell_sums(own: Tensor, moved_others: Tensor, weights: Tensor) -> Tensor:
+    """``sum_j weights_imj own_i . moved_kj``, ``(i, m, k)``; the cells ``(i, k, j)`` by parts."""
+    size = max(1, CELLS // (len(own) * moved_others.shape[1]))
+    parts = []
+    for some in moved_others.split(size):
+        cells = own @ some.reshape(-1, some.shape[2]).T
+        parts.append(weights @ cells.view(len(own), *some.shape[:2]).mT)
+    return torch.cat(parts, dim=2)
 
 
 def _mix(weights: Tensor, values: Tensor) -> Tensor:
