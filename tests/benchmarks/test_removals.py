@@ -10,7 +10,7 @@ def test_differences_are_paired_over_the_seeds() -> None:
     drift = np.array([0.0, 1.0, 5.0])  # between seeds, and far larger than the effects
     losses = {
         curves.HARMFUL: np.array([drift, drift - 0.1, drift - 0.2]),
-        curves.RANDOM: np.array([drift, drift, drift + [0.0, 0.3, 0.0]]),
+        curves.RANDOM: np.array([drift, drift, drift + np.array([0.0, 0.3, 0.0])]),
         curves.VALUABLE: np.array([drift, drift + 0.1, drift + 0.4]),
     }
     verdict = curves.judge(losses, [0.1, 0.2])
