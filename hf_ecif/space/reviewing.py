@@ -85,7 +85,8 @@ def build(session: Session) -> None:
     list_outputs = [cards, page, progress]
     changes = [*session.changed, session.threshold.change, session.span.change, which.change]
     gr.on(changes, show_first_page, place, list_outputs, **quiet)
-    page.input(turn_to, paged, list_outputs, trigger_mode="always_last", **quiet)
+    turn = partial(show_page, follow=False)
+    page.input(turn, paged, list_outputs, api_name="turn_to", trigger_mode="always_last", **quiet)
     gr.on([session.row.change, session.reviews.change], show_page, paged, list_outputs, **quiet)
     pair_inputs = [session.folder, session.reviews, session.threshold, session.row]
     pair_changes = [session.row.change, session.reviews.change, *session.changed]
@@ -103,8 +104,8 @@ def build(session: Session) -> None:
     decide_by("recaption", recaption.click, caption)
     undo.click(take_back, place[:2], [session.reviews, session.row], **quiet)
     for button, by, name in ((previous, -1, "previous"), (following, 1, "next")):
-        turn = partial(step, by=by)
-        button.click(turn, [*place, session.row], session.row, api_name=name, **quiet)
+        move = partial(step, by=by)
+        button.click(move, [*place, session.row], session.row, api_name=name, **quiet)
     near.expand(show_neighbours, [session.folder, session.row], neighbours)
     session.row.change(lambda: "", None, neighbours, **quiet)
     exports = [session.folder, session.reviews, session.threshold]
@@ -148,19 +149,6 @@ def show_page(
     )
     slider = gr.Slider(minimum=1, maximum=max(pages, 2), value=number, visible=pages > 1)
     return Page(cards, slider, _say_progress(audit, review, rows))
-
-
-def turn_to(
-    folder: str,
-    reviews: Reviews,
-    threshold: float,
-    span: Span | None,
-    which: Which,
-    page: int,
-    row: int | None,
-) -> Page:
-    """A page of the list, wherever the chosen row is."""
-    return show_page(folder, reviews, threshold, span, which, page, row, follow=False)
 
 
 def show_pair(folder: str, reviews: Reviews, threshold: float, row: int | None) -> Pair:

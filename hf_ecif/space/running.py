@@ -298,7 +298,9 @@ def _find_data(name: str, upload: str | None, folder: Path, limits: Limits) -> s
         raise UserError(f"The file is larger than {limits.upload / 2**20:,.0f} MiB.")
     if path.suffix == ".parquet":
         check_parquet(path, limits)
-        return shutil.copy(path, folder / "upload.parquet")  # its old name could mean a split
+        return shutil.copy(
+            upload, str(folder / "upload.parquet")
+        )  # its old name could mean a split
     if path.suffix == ".zip":
         return str(unpack(path, folder / "data", limits))
     raise UserError(f"{path.name} is neither parquet nor a zip.")

@@ -93,7 +93,7 @@ class TestReviewing:
         assert 'data-row="30"' in page.cards
 
     def test_one_turns_pages_away_from_the_chosen_pair(self, many):
-        page = reviewing.turn_to(many, {}, 0.4, None, "flagged", 2, 0)
+        page = reviewing.show_page(many, {}, 0.4, None, "flagged", 2, 0, follow=False)
         assert page.number.value == 2
         assert 'data-row="24"' in page.cards
 
