@@ -94,6 +94,8 @@ def draw(summaries: list[Summary], path: Path) -> None:
         name = f"{cell['data']}, {cell['kind'] or 'as shipped'}, {cell['state']}"
         if cell["parameters"] == "projections" and cell["rate"]:
             groups.setdefault(name, []).append(one)
+    if not groups:
+        return
     columns = min(4, len(groups))
     lines = -(-len(groups) // columns)
     canvas, axes = plt.subplots(
