@@ -49,7 +49,7 @@ from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.queries import ContrastiveLoss, Query, Several, Target
 from hf_ecif.removal import RemovalReport, remove
 from hf_ecif.scoring import Batching, Directions, GroupScore, Scores, score_group, score_rows
-from hf_ecif.solvers import random_signs
+from hf_ecif.solvers import Spectrum, random_signs
 
 if TYPE_CHECKING:
     from hf_ecif.hub import PushReport
@@ -478,12 +478,14 @@ class InfluenceModel:
         images = self.encoder.embed(self.encoder.theta, train.features).image
         advance = progress("Plant wrong pairs", config.plantings)
         reference, planted = [], []
+        # Their curvature differs little; it is damped alike.
+        spectrum = self.fitted.spectrum if self.fitted else None
         for number in range(config.plantings):
             planting = plant(
                 train, images, share=config.planted_share, clusters=10, generator=generator
             )
             within = known.within(f"{number:02d}")
-            fitted, _ = self._fit(planting.rows, query, silent, within)
+            fitted, _ = self._fit(planting.rows, query, silent, within, spectrum)
             signals = self.signals(self._score(planting.rows, fitted, silent, within))
             reference.append(signals[~planting.planted.numpy()])
             planted.append(signals[planting.planted.numpy()])
@@ -507,6 +509,7 @@ class InfluenceModel:
         query: AnyQuery | Sequence[AnyQuery],
         progress: ProgressFactory,
         known: Checkpoints,
+        spectrum: Spectrum | None = None,
     ) -> tuple[Fitted, InverseCurvature]:
         generator = torch.Generator().manual_seed(self.config.seed)
         start = self.encoder.theta
@@ -516,7 +519,7 @@ class InfluenceModel:
         if known_fit is not None:
             fitted = Fitted.from_state(known_fit, like=theta)
             return fitted, InverseCurvature(objective, theta, self.config, fitted.spectrum)
-        inverse = InverseCurvature(objective, theta, self.config)
+        inverse = InverseCurvature(objective, theta, self.config, spectrum)
         fitted = self._solve(inverse, self._target(query, generator), start, generator, report)
         known.save("direction", fitted.to_state())
         return fitted, inverse

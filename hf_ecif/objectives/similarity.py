@@ -138,7 +138,8 @@ def logits_tangent(direction: Direction, moved: Direction, rows: slice) -> Tenso
     anchors, scale = direction.anchors[rows], direction.scale
     # The scale goes into the factors, which are smaller than the logits.
     moved_anchors = scale * moved.anchors[:, rows] + moved.scale[:, None, None] * anchors
-    values = moved_anchors @ direction.keys.T + (moved.keys @ (scale * anchors).T).mT
+    by_anchors = moved_anchors @ direction.keys.T
+    values = torch.baddbmm(by_anchors, (scale * anchors).expand_as(moved_anchors), moved.keys.mT)
     return values if moved.bias is None else values + moved.bias[..., None, None]
 
 
