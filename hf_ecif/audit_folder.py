@@ -93,20 +93,7 @@ class AuditFolder:
             folders = {self.split: self.path / "kept"}
             if other_splits:
                 folders |= self._write_other_splits(Path(aside), progress)
-            meanings = COLUMNS | ADDED_LATER
-            layout = Layout(
-                {split: _count(folder) for split, folder in folders.items()},
-                self.summary["removed"] if removed else 0,
-                {
-                    name: meanings[name]
-                    for name in _features(self.path / "kept")
-                    if name in meanings
-                },
-                count_rows(_shards(self.path / "kept"), _shards(self.path / "removed")),
-                # The report shows removed pairs.
-                has_report=(self.path / "report.html").is_file()
-                and (removed or not self.summary["removed"]),
-            )
+            layout = self._layout(folders, removed)
             files: dict[str, Path | bytes] = {}
             for split, folder in folders.items():
                 files |= {f"{layout.folder(split)}/{path.name}": path for path in _shards(folder)}
@@ -121,6 +108,18 @@ class AuditFolder:
     def shards(self) -> list[Path]:
         """Files of all rows."""
         return [path for name in ("kept", "removed") for path in _shards(self.path / name)]
+
+    def _layout(self, folders: dict[str, Path], removed: bool) -> Layout:
+        kept = self.path / "kept"
+        meanings = COLUMNS | ADDED_LATER
+        shows_only_published = removed or not self.summary["removed"]
+        return Layout(
+            splits={split: _count(folder) for split, folder in folders.items()},
+            removed=self.summary["removed"] if removed else 0,
+            columns={name: meanings[name] for name in _features(kept) if name in meanings},
+            counts=count_rows(_shards(kept), _shards(self.path / "removed")),
+            has_report=(self.path / "report.html").is_file() and shows_only_published,
+        )
 
     def _evidence(self, layout: Layout) -> dict[str, Path | bytes]:
         files: dict[str, Path | bytes] = {
