@@ -11,7 +11,7 @@ from hf_ecif.space import overview, publishing, reviewing, running, tracing, wha
 from hf_ecif.space.audits import open_audit
 from hf_ecif.space.html import KEYS, STYLE, render
 from hf_ecif.space.limits import Limits, find_limits
-from hf_ecif.space.session import STORAGE_KEY, Session, begin
+from hf_ecif.space.session import REDRAW, STORAGE_KEY, Session, begin
 from hf_ecif.space.theme import make_theme
 
 TITLE = "hf_ecif: which pairs help, which hurt"
@@ -73,13 +73,13 @@ def make_app(
                 running.build(session, limits, model or audit.summary["model"], dataset)
             with gr.Tab("Publish", id="publish"):
                 publishing.build(session, limits)
-        gr.on(session.changed, _say_title, session.folder, title, show_progress="hidden")
+        gr.on(session.changed, _say_title, session.folder, title, **REDRAW)
         gr.on(
             session.changed,
             begin,
             [session.folder, session.reviews],
             [session.threshold, session.span, session.row],
-            show_progress="hidden",
+            **REDRAW,
         )
     return app.queue(max_size=limits.waiting)
 

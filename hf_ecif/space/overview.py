@@ -10,7 +10,7 @@ import pandas as pd
 
 from hf_ecif.space.audits import Audit, Span, open_audit
 from hf_ecif.space.html import PICK, render
-from hf_ecif.space.session import Session, keep_threshold, read_review, review_row
+from hf_ecif.space.session import REDRAW, Session, keep_threshold, read_review, review_row
 from hf_ecif.words import number, superscript
 
 BINS = 40
@@ -72,14 +72,13 @@ def build(session: Session) -> None:
 
     inputs = [session.folder, session.reviews, session.threshold, session.span]
     outputs = [tiles, histogram, scatter, picked, clear, cards]
-    shared = {"inputs": inputs, "outputs": outputs, "show_progress": "hidden"}
-    gr.on([*session.changed, session.threshold.change, session.span.change], show, **shared)
+    changes = [*session.changed, session.threshold.change, session.span.change]
+    gr.on(changes, show, inputs, outputs, **REDRAW)
     session.threshold.input(
         keep_threshold,
         [session.folder, session.reviews, session.threshold],
         session.reviews,
-        show_progress="hidden",
-        trigger_mode="always_last",
+        **REDRAW,
     )
     reset.click(go_back, [session.folder, session.reviews], [session.threshold, session.reviews])
     clear.click(lambda: None, None, session.span)

@@ -18,7 +18,7 @@ from hf_ecif.review import Action, Decision, Review, apply_review
 from hf_ecif.space.audits import Audit, Span, Which, open_audit
 from hf_ecif.space.html import PICK, render
 from hf_ecif.space.overview import WORDS
-from hf_ecif.space.session import Session, keep_review, pressed_row, read_review, reviewed
+from hf_ecif.space.session import REDRAW, Session, keep_review, pressed_row, read_review, reviewed
 
 PAGE = 24
 LARGE_SIDE = 512
@@ -84,13 +84,13 @@ def build(session: Session) -> None:
     paged = [*place, page, session.row]
     list_outputs = [cards, page, progress]
     changes = [*session.changed, session.threshold.change, session.span.change, which.change]
-    gr.on(changes, show_first_page, place, list_outputs, **quiet)
+    gr.on(changes, show_first_page, place, list_outputs, **REDRAW)
     turn = partial(show_page, follow=False)
-    page.input(turn, paged, list_outputs, api_name="turn_to", trigger_mode="always_last", **quiet)
-    gr.on([session.row.change, session.reviews.change], show_page, paged, list_outputs, **quiet)
+    page.input(turn, paged, list_outputs, api_name="turn_to", **REDRAW)
+    gr.on([session.row.change, session.reviews.change], show_page, paged, list_outputs, **REDRAW)
     pair_inputs = [session.folder, session.reviews, session.threshold, session.row]
     pair_changes = [session.row.change, session.reviews.change, *session.changed]
-    gr.on(pair_changes, show_pair, pair_inputs, [detail, caption], **quiet)
+    gr.on(pair_changes, show_pair, pair_inputs, [detail, caption], **REDRAW)
     for pressed in (cards, neighbours):
         pressed.select(pressed_row, None, session.row)
 
@@ -107,7 +107,7 @@ def build(session: Session) -> None:
         move = partial(step, by=by)
         button.click(move, [*place, session.row], session.row, api_name=name, **quiet)
     near.expand(show_neighbours, [session.folder, session.row], neighbours)
-    session.row.change(lambda: "", None, neighbours, **quiet)
+    session.row.change(lambda: "", None, neighbours, **REDRAW)
     exports = [session.folder, session.reviews, session.threshold]
     export.click(write_export, exports, exported)
 

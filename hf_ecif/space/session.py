@@ -16,6 +16,8 @@ from hf_ecif.errors import UserError
 from hf_ecif.review import Review
 from hf_ecif.space.audits import Audit, open_audit
 
+# Of what redraws: another trigger while it works is not dropped, the last one counts.
+REDRAW: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
 STORAGE_KEY = "hf_ecif_reviews"
 MOST_AUDITS = 20  # whose decisions a browser keeps
 

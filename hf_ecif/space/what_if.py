@@ -11,7 +11,7 @@ import pandas as pd
 from hf_ecif.errors import UserError
 from hf_ecif.space.audits import open_audit
 from hf_ecif.space.html import render
-from hf_ecif.space.session import Session
+from hf_ecif.space.session import REDRAW, Session
 from hf_ecif.words import Floats
 
 Order = Literal["most harmful first", "likeliest misaligned first", "at random"]
@@ -62,11 +62,11 @@ def build(session: Session) -> None:
     train = gr.Button("Train without them and measure", elem_id="what-if-measure")
     measured = gr.HTML(render("nothing", text=WAITING), elem_id="what-if-measured")
 
-    gr.on(session.changed, draw, session.folder, curve, show_progress="hidden")
+    gr.on(session.changed, draw, session.folder, curve, **REDRAW)
     chosen = [session.folder, share, order]
     moved = [*session.changed, share.change, order.change]
-    gr.on(moved, say, chosen, said, show_progress="hidden")
-    gr.on(moved, lambda: render("nothing", text=WAITING), None, measured, show_progress="hidden")
+    gr.on(moved, say, chosen, said, **REDRAW)
+    gr.on(moved, lambda: render("nothing", text=WAITING), None, measured, **REDRAW)
     train.click(measure, chosen, measured, concurrency_id="model", concurrency_limit=1)
 
 
