@@ -28,7 +28,9 @@ from hf_ecif.queries import (
 )
 
 CHUNK = 32  # errors whose tangents are pushed together
-RANK = 64  # of the index that proposes candidates
+# Of the index that proposes candidates. For 177 errors of the demo, 200 candidates of 1,492 rows
+# hold 76, 93, 99, 100 % of the ten causes at ranks 16, 32, 64, 128; the time goes as the rank.
+RANK = 64
 COMPANY = 3  # rows that candidates are batched with, for each of them
 
 Task = Direction | Literal["zero_shot"]
