@@ -267,12 +267,9 @@ class InfluenceModel:
 
         Sizes and self-influence do not depend on the query: they are zero here; see `score`.
         """
-        return self.score_along(rows, self.direction(query))
-
-    def direction(self, query: AnyQuery | Sequence[AnyQuery]) -> Tensor:
-        """``(H + damping)^-1 grad F`` of a query at the fitted parameters; ``(P,)``, ``(Q, P)``."""
         generator = torch.Generator().manual_seed(self.config.seed)
-        return self.solve(self._target(query, generator).gradients(self.encoder, self.theta))
+        gradients = self._target(query, generator).gradients(self.encoder, self.theta)
+        return self.score_along(rows, self.solve(gradients))
 
     def solve(self, gradients: Tensor) -> Tensor:
         """``(H + damping)^-1`` times gradients at the fitted parameters, ``(P,)`` or ``(Q, P)``."""
@@ -290,7 +287,7 @@ class InfluenceModel:
 
         Args:
             rows: the training rows.
-            direction: of `direction`, ``(Q, P)``.
+            direction: of `solve`, ``(Q, P)``.
             pairs: ``(Q, k)``, numbers of rows, for each query its own.
         """
         fitted = self._require_fit()

@@ -29,14 +29,20 @@ class Index:
 
     Attributes:
         basis: ``(r, P)``, orthonormal rows.
-        sketch: ``(r, N)``, scores of the training rows along each of them.
+        sketch: ``(2, r, N)``, both parts of the scores of the training rows along each of them.
     """
 
     basis: Tensor
     sketch: Tensor
 
     def estimate(self, gradients: Tensor) -> Tensor:
-        """Scores ``(Q, N)`` of all rows for gradients ``(Q, P)``, as far as the basis reaches."""
+        """The positive and the negative part of all rows' scores, ``(2, Q, N)``.
+
+        As far as the basis reaches.
+
+        Args:
+            gradients: of the queries, ``(Q, P)``.
+        """
         return (gradients @ self.basis.T).to(self.sketch) @ self.sketch
 
 
@@ -65,5 +71,6 @@ def build_index(
         mixed += weights @ gradients
         advance(len(gradients))
     basis = torch.linalg.qr(mixed.T).Q.T.contiguous()
-    parts = [model.score_along(train, model.solve(part)).task for part in basis.split(CHUNK)]
-    return Index(basis, torch.cat(parts))
+    scores = [model.score_along(train, model.solve(part)) for part in basis.split(CHUNK)]
+    parts = [torch.stack([some.positive, some.negative]) for some in scores]
+    return Index(basis, torch.cat(parts, dim=1))

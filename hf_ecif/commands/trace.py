@@ -46,8 +46,9 @@ def trace(
 ) -> None:
     """Trace mispredictions of the query to the training pairs that are responsible.
 
-    A pair counts as responsible if the error's margin, the log-odds against the right answer, is
-    predicted to fall most without it, for the size of the change that its removal causes.
+    A pair is responsible through one of its roles: as a positive, or as a hard negative. Those come
+    first without which, in this role, the log-odds against the right answer are predicted to fall
+    most, for the size of the change that the removal causes.
 
     OUTPUT gets `trace.html` (each error beside what was predicted instead, and the pairs behind it,
     with the role of each), `trace.parquet` (a row for every error and pair) and `summary.json`.
