@@ -40,6 +40,7 @@ from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.features import Rows
+from hf_ecif.low_rank import DivergenceError
 from tests.benchmarks.detection_cells import FRUGAL, Data, read_data
 from tests.benchmarks.lds import Truth, lds
 from tests.benchmarks.shared import Exchanged, exchange, find_wrong, parser, save, write_table
@@ -106,6 +107,8 @@ def variants(rows: int) -> Iterator[Variant]:
     yield from of_config("role", "form of the negative role", ["exact", "first_order"])
     yield from of_config("damping", "damping", [0.3, 3.0, 30.0, 300.0, 3000.0])
     yield from of_config("curvature", "curvature", ["ggn", "hessian"])
+    indefinite = (("curvature", "hessian"), ("damping", 100.0))
+    yield Variant("curvature", "hessian, damping 100", replace(plain, config=indefinite))
     yield Variant("curvature", "none (identity)", replace(plain, config=(("solver", "identity"),)))
     yield from of_config("partitions", "partitions", [2, 6, 18])
     yield from of_config("batch_size", "batch size", [32, 64, 128, 256], foretells=False)
@@ -143,13 +146,25 @@ def main() -> None:
     # Seeds outside, so that a run that is broken off has all audits with some seeds.
     todo = [(seed, one) for seed in (SEEDS[:1] if args.quick else SEEDS) for one in audits]
     found: dict[Audit, list[Measures]] = {}
+    diverged: dict[Audit, str] = {}
     for seed, audit in track(todo, "Run", console=Console(stderr=True)):
-        if not args.report or known.check_call_in_cache(audit, seed):
-            found.setdefault(audit, []).append(known(audit, seed))
-    results = compared([one for one in chosen if one.audit in found], found)
+        if audit in diverged or (args.report and not known.check_call_in_cache(audit, seed)):
+            continue
+        try:
+            measures = known(audit, seed)
+        except DivergenceError as error:
+            diverged[audit] = str(error)
+            found.pop(audit, None)
+        else:
+            found.setdefault(audit, []).append(measures)
+    results = compared([one for one in chosen if one.audit in found], found) + [
+        {"question": one.question, "setting": one.setting, "diverged": diverged[one.audit]}
+        for one in chosen
+        if one.audit in diverged
+    ]
     settings = {"seeds": list(SEEDS), "rate": RATE, "kind": KIND, "halves": HALVES}
     save(args.output, settings, results)
-    draw(results, args.output.with_suffix(".png"))
+    draw([one for one in results if "measures" in one], args.output.with_suffix(".png"))
     write_table(args.output, "What each setting is worth", HEADING, table(results), NOTE)
     printed = Table(*HEADING)
     for line in table(results):
@@ -253,6 +268,8 @@ def table(results: list[dict[str, Any]]) -> list[list[str]]:
 
 def cell(one: dict[str, Any], name: str) -> str:
     """Mean; in brackets the mean difference from the default and its standard error."""
+    if "diverged" in one:
+        return "diverges"
     if name not in one["measures"]:
         return ""
     found = one["measures"][name]
