@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -156,6 +157,6 @@ def draw_top(lines: list[Line], path: Path) -> None:
             colour, word = ("tab:red", "wrong") if wrong else ("tab:green", "right, false alarm")
             axis.imshow(line.pictures[row]["image"].convert("RGB"))
             axis.set(xticks=[], yticks=[])
-            axis.set_xlabel(f"{caption[:25]}\n{caption[25:]}\n{word}", fontsize=6.5, color=colour)
+            axis.set_xlabel(f"{fill(caption, 25)}\n{word}", fontsize=6.5, color=colour)
     canvas.savefig(path, dpi=90)
     plt.close(canvas)

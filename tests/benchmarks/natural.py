@@ -24,6 +24,7 @@ from __future__ import annotations
 import csv
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -165,7 +166,7 @@ def draw(pairs: list[Pair], rows: Dataset, path: Path, blind: bool = False) -> N
         below = f"row {pair.row}" if blind else f"{pair.verdict}, {pair.probability:.2f}"
         caption = shorten(rows[pair.row]["text"], 50)
         colour = "black" if blind else COLOURS[pair.verdict]
-        axis.set_xlabel(f"{caption[:25]}\n{caption[25:]}\n{below}", fontsize=6.5, color=colour)
+        axis.set_xlabel(f"{fill(caption, 25)}\n{below}", fontsize=6.5, color=colour)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, dpi=90)
     plt.close(canvas)
