@@ -280,8 +280,7 @@ def _block_conjugate_gradients(
 
     basis, weights = _orthonormalise(scale(b, 0.5))
     direction, x = basis, torch.zeros_like(b)
-    # A little below, as rounding parts these residuals from the true ones.
-    goal = max(0.9 * tolerance, torch.finfo(b.dtype).eps) * b.norm(dim=1)
+    goal = max(tolerance, torch.finfo(b.dtype).eps) * b.norm(dim=1)
     for iteration in range(max_iterations):
         if ((weights.T @ scale(basis, -0.5)).norm(dim=1) <= goal).all():
             return scale(x, 0.5), iteration

@@ -190,13 +190,13 @@ def test_identity_replaces_the_curvature_by_its_mean() -> None:
 def test_right_hand_sides_share_a_krylov_space(dtype: torch.dtype) -> None:
     matrix = ill_conditioned()
     b = torch.randn(16, 300, generator=torch.Generator().manual_seed(1)).to(dtype)
-    options = {"relative_damping": 0.05, "tolerance": 1e-4}
+    options = {"relative_damping": 0.05, "tolerance": 1e-3}
     run = partial(solve, product_with(matrix.to(dtype)), b, spectrum_of(matrix), **options)
     (x, report), (apart, report_apart) = run(), run(one_matrix=False)
     assert report.converged
     assert report_apart.converged
     assert report.iterations * 2 <= report_apart.iterations
-    torch.testing.assert_close(x, apart, rtol=0, atol=1e-2 * apart.abs().max().item())
+    torch.testing.assert_close(x, apart, rtol=0, atol=0.05 * apart.abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
