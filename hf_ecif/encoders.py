@@ -268,7 +268,7 @@ class DualEncoder:
         moved = []
         for tangent in tangents:
             step = length / tangent.norm().clamp_min(torch.finfo(theta.dtype).tiny)
-            there = self.embed(theta + step * tangent, features)
+            there = self.embed(torch.addcmul(theta, tangent, step), features)
             moved.append([(b - a) / step for a, b in zip(here, there, strict=True)])
         return here, Embeddings(*(torch.stack(parts) for parts in zip(*moved, strict=True)))
 

@@ -47,6 +47,8 @@ class Directions(NamedTuple):
     def stack(self) -> Tensor:
         """All of them, ``(Q + 2K, P)``."""
         queries = self.query.reshape(-1, self.query.shape[-1])
+        if len(self.probes) == 0:
+            return queries  # of whole models: not copied
         return torch.cat([queries, self.probes, self.solved])
 
 

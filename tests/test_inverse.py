@@ -48,3 +48,22 @@ def test_solution_is_the_dense_one(
     assert (solution - oracle).norm() <= close * oracle.norm()
     assert report.damping == pytest.approx(damping)
     assert report.method == solver
+
+
+def test_ritz_pairs_are_made_once(study: Study) -> None:
+    config = InfluenceConfig(solver="low_rank", rank=20, damping=0.5)
+    objective = Objective(study.encoder, study.features, BATCHES, l2=L2, center=study.origin)
+    inverse = InverseCurvature(objective, study.theta, config)
+    b = torch.randn(2, len(study.theta), dtype=torch.float64)
+    together = inverse.solve(b)[0]
+    calls, product = [], Objective.ggn
+
+    def counted(self: Objective, theta: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        calls.append(len(vectors))
+        return product(self, theta, vectors)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Objective, "ggn", counted)
+        apart = torch.cat([inverse.solve(side[None])[0] for side in b])
+    assert calls == [1, 1]  # of the residuals
+    torch.testing.assert_close(apart, together, rtol=1e-12, atol=1e-12)

@@ -1,6 +1,7 @@
 """Every solver against `torch.linalg.solve`, and what its report claims against the truth."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -180,6 +181,53 @@ def test_identity_replaces_the_curvature_by_its_mean() -> None:
         product_with(scaled), b, spectrum_of(scaled), relative_damping=0.5, method="identity"
     )[1]
     assert report.converged
+
+
+# ----------------------------------------------------------------- cg in one space and in many
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_right_hand_sides_share_a_krylov_space(dtype: torch.dtype) -> None:
+    matrix = ill_conditioned()
+    b = torch.randn(16, 300, generator=torch.Generator().manual_seed(1)).to(dtype)
+    options = {"relative_damping": 0.05, "tolerance": 1e-3}
+    run = partial(solve, product_with(matrix.to(dtype)), b, spectrum_of(matrix), **options)
+    (x, report), (apart, report_apart) = run(), run(one_matrix=False)
+    assert report.converged
+    assert report_apart.converged
+    assert report.iterations * 2 <= report_apart.iterations
+    torch.testing.assert_close(x, apart, rtol=0, atol=0.05 * apart.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_right_hand_sides_that_depend_on_each_other(dtype: torch.dtype) -> None:
+    """The same twice, a sum, and more of them than parameters."""
+    matrix, b = MATRICES["full rank"], right_hand_sides().to(dtype)
+    b = b / b.norm(dim=1, keepdim=True)
+    many = torch.cat([b] * 10 + [b.sum(dim=0, keepdim=True)])
+    products, spectrum = product_with(matrix.to(dtype)), spectrum_of(matrix)
+    x, report = solve(products, many, spectrum, relative_damping=0.5, tolerance=1e-5)
+    assert len(many) > SIZE
+    assert report.converged
+    damped = matrix + report.damping * torch.eye(SIZE).double()
+    oracle = torch.linalg.solve(damped, many.double().T).T
+    assert (x - oracle).norm() <= 1e-4 * oracle.norm()
+
+
+def test_a_matrix_for_each_right_hand_side() -> None:
+    matrices, b = random_parts(SIDES), right_hand_sides()
+
+    def products(x: Tensor) -> Tensor:
+        return (matrices @ x[..., None])[..., 0]
+
+    options = {"relative_damping": 1.0, "tolerance": 1e-9, "one_matrix": False}
+    x, report = solve(products, b, Spectrum(1.0, 10.0), **options)
+    assert report.converged
+    eye = torch.eye(SIZE, dtype=b.dtype)
+    oracle = torch.stack(
+        [torch.linalg.solve(m + eye, side) for m, side in zip(matrices, b, strict=True)]
+    )
+    assert ((x - oracle).norm(dim=1) <= 1e-7 * oracle.norm(dim=1)).all()
 
 
 # --------------------------------------------------------------------------- preconditioned cg

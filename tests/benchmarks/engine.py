@@ -2,17 +2,31 @@
 
     python -m tests.benchmarks.engine                        # both models, one and all threads
     python -m tests.benchmarks.engine --models embedded --threads 1
+    python -m tests.benchmarks.engine --measures memory      # takes its place among the results
 
 Every figure is the smallest of several interleaved runs of a quantity over the smallest of its
 floor. The models are the embedded CLIP on its own data, and a `CLIPModel` of the size of ViT-B/32
 with random weights on noise. Each model and number of threads is measured in a process of its own,
-as is the peak memory. Nothing else may run meanwhile: two threads of OpenMP wait for each other.
+as is the peak memory. On one thread the clock is that of the processor, so that other processes
+disturb by the caches alone; on several it is that of the wall, and nothing else may run.
 
-What bounds each quantity: *all* is bound by matrix products, of which a tangent needs two for every
-one of the plain pass (`W x'` and `W' x`), so three times the plain pass is the floor. Adapters and
-the last layers leave out `W' x` where `W` is frozen. *A further query* adds `W' x` of the two
-heads and two products `B x B x d` per batch; where the embeddings are short (`d < B`), these and
-the sums over `B x B` cells outweigh the heads.
+What bounds each quantity:
+
+- *All* is bound by matrix products, of which a tangent needs two for every one of the plain pass
+  (`W x'` and `W' x`), so three times the plain pass is the floor; the tangents of the elements
+  (activations, normalisation, softmax) come on top. Adapters and the last layers leave out `W' x`
+  where `W` is frozen: twice the plain pass.
+- *A difference* is two plain passes, and some passes over the moved parameters (151 M of them at
+  ViT size), which only many rows outweigh.
+- *A further query* adds `W' x` of the heads, `N (D_t + D_v) d` multiplications, and the cells
+  `u v'` and `u' v`, `2 N B d` more; two sums that run over `2 N` times `3 B` cells, too. With
+  `B = 256` that is 1 + 2 * 256 / (128 + 128) = 3.0 heads for the embedded CLIP and
+  1 + 2 * 256 / (512 + 768) = 1.4 at ViT size: no arrangement of dense products goes below.
+  Tangents of short embeddings are many passes over memory beside few products, so heads take as
+  many rows at a time as a cache holds.
+- *A cached GGN product* with one vector has ten matrix products and some twenty passes over
+  `B x B` cells, most of which are softmax and so do not depend on the vector; with several vectors
+  they are shared. The pull embeds again, two products of the heads that the floor does not have.
 """
 
 from __future__ import annotations
@@ -29,6 +43,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -50,10 +65,12 @@ from hf_ecif.scoring import Batching, Directions, score_rows
 from hf_ecif.solvers import estimate_spectrum, solve
 from tests.benchmarks.detection import DEMO, RESULTS
 
+MEASURES = ("projections", "all", "curvature", "lora", "memory")
 MODELS = {"embedded": 1024, "vit-b-32": 16}  # rows
+PEAK = {"embedded": "last_block", "vit-b-32": "projections"}  # attributed for the peak memory
 BATCH, MICRO = 256, 64
 SOLVE_ROWS = 10_000
-Figures = dict[str, dict[str, float]]
+Figures = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -87,25 +104,62 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, os.cpu_count() or 1])
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=MEASURES)
     parser.add_argument("--output", type=Path, default=RESULTS / "engine.json")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a process of its own
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure_one(*args.one)))
         return
-    results = [
-        {"model": model, "threads": threads, "figures": in_own_process(threads, "time", model)}
-        for model in args.models
-        for threads in dict.fromkeys(args.threads)
-    ]
-    peaks = [in_own_process(1, "memory", str(batch))["peak"]["MiB"] for batch in (64, 8192)]
-    figures = {"peak memory, batch 8,192 over 64": {"ratio": peaks[1] / peaks[0], "MiB": peaks[1]}}
-    results.append({"model": "embedded", "threads": 1, "figures": figures})
-    for result in results:
-        print_table(result)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    results = read_results(args.output)
+    for model in args.models:
+        for threads in dict.fromkeys(args.threads):
+            figures = results.setdefault((model, threads), {})
+            for measure in args.measures:
+                if measure == "memory" and threads > 1:
+                    continue
+                of_model = memory if measure == "memory" else partial(timing, measure)
+                found = of_model(model, threads)
+                figures |= {name: values | {"commit": commit()} for name, values in found.items()}
+                write_results(args.output, results)
+            print_table(model, threads, figures)
+
+
+def commit() -> str:
+    """Of the code that was measured; each figure keeps its own."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def timing(measure: str, model: str, threads: int) -> Figures:
+    return in_own_process(threads, measure, model)
+
+
+def memory(model: str, threads: int) -> Figures:
+    """Of a large contrastive batch over that of a small one, each in a process of its own."""
+    small, large = (
+        in_own_process(threads, str(batch), model)["peak"]["MiB"] for batch in (64, 8192)
+    )
+    return {"peak memory, batch 8,192 over 64": {"ratio": large / small, "MiB": large}}
+
+
+def read_results(path: Path) -> dict[tuple[str, int], Figures]:
+    """Figures by model and number of threads."""
+    known = json.loads(path.read_text())["results"] if path.exists() else []
+    results: dict[tuple[str, int], Figures] = {}
+    for result in known:
+        results.setdefault((result["model"], result["threads"]), {}).update(result["figures"])
+    return results
+
+
+def write_results(path: Path, results: dict[tuple[str, int], Figures]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     machine = {"cpu": platform.processor(), "cores": os.cpu_count(), "torch": torch.__version__}
-    args.output.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    rows = [
+        {"model": model, "threads": threads, "figures": figures}
+        for (model, threads), figures in results.items()
+    ]
+    path.write_text(json.dumps({"machine": machine, "results": rows}, indent=1) + "\n")
 
 
 def in_own_process(threads: int, *job: str) -> Figures:
@@ -115,17 +169,18 @@ def in_own_process(threads: int, *job: str) -> Figures:
     return json.loads(output.stdout.splitlines()[-1])
 
 
-def measure_one(kind: str, what: str) -> Figures:
-    """In this process: ``time`` of a model, or ``memory`` of a batch size."""
-    if kind == "memory":
-        return peak_memory(int(what))
-    model, features = embedded() if what == "embedded" else vit_b_32()
-    figures: Figures = {}
-    # Adapters come last: they change the model's layers.
-    for measure in (projections, scoring_all, curvature_all, scoring_lora):
-        figures |= measure(model, features)
-        print(json.dumps(figures), file=sys.stderr, flush=True)
-    return figures
+def measure_one(what: str, name: str) -> Figures:
+    """In this process: a measure of a model by its function, or the memory of a batch size."""
+    model, features = embedded() if name == "embedded" else vit_b_32()
+    if what.isdigit():
+        return peak_memory(model, features, PEAK[name], int(what))
+    measures = {
+        "projections": projections,
+        "all": scoring_all,
+        "curvature": curvature_all,
+        "lora": scoring_lora,
+    }
+    return measures[what](model, features)
 
 
 # ------------------------------------------------------------------------------------ inputs
@@ -244,13 +299,13 @@ def solving(encoder: DualEncoder, theta: Tensor, frozen: Features, floor: float)
     rows = repeat(frozen, SOLVE_ROWS)
     batches = random_batches(len(rows), BATCH, torch.Generator().manual_seed(0))
     objective = Objective(encoder, rows, batches)
-    start = time.perf_counter()
+    start = clock()
     gradient = objective.over(batches[:1]).gradient(theta)
     product = partial(objective.ggn, theta)
     spectrum = estimate_spectrum(product, theta)
     damping = InfluenceConfig().damping
     report = solve(product, gradient[None], spectrum, relative_damping=damping)[1]
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     return {
         "solve, projections, 10,000 rows": {
             "ratio": seconds / floor,
@@ -262,10 +317,9 @@ def solving(encoder: DualEncoder, theta: Tensor, frozen: Features, floor: float)
     }
 
 
-def peak_memory(batch_size: int) -> Figures:
-    """Of scoring and of a product, all else equal: 8,192 rows at the boundary of the last block."""
-    model, features = embedded()
-    encoder = DualEncoder(model, "last_block", MICRO)
+def peak_memory(model: nn.Module, features: Features, parameters: str, batch_size: int) -> Figures:
+    """Of scoring and of a product, all else equal: 8,192 rows at the frozen boundary."""
+    encoder = DualEncoder(model, parameters, MICRO)
     rows = repeat(encoder.freeze(features), 8192)
     theta, directions = encoder.theta, one_direction(encoder)
     score(encoder, theta, rows, directions, batch_size=batch_size)
@@ -397,10 +451,15 @@ def race(repeats: int = 3, **runs: Callable[[], object]) -> dict[str, float]:
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], clock() - start)
     return best
+
+
+def clock() -> float:
+    """Seconds: of the processor where there is one thread, else of the wall."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def ratio(times: dict[str, float], quantity: str, floor: str) -> dict[str, float]:
@@ -408,13 +467,15 @@ def ratio(times: dict[str, float], quantity: str, floor: str) -> dict[str, float
     return {"ratio": seconds / times[floor], "seconds": seconds, "floor": times[floor]}
 
 
-def print_table(result: dict) -> None:
-    threads = result["threads"]
-    title = f"{result['model']}, {threads} thread{'s' if threads > 1 else ''}"
+SHOWN = ("ratio", "seconds", "floor", "commit")
+
+
+def print_table(model: str, threads: int, results: Figures) -> None:
+    title = f"{model}, {threads} thread{'s' if threads > 1 else ''}"
     table = Table("quantity", "floor", "ratio", "at most", "further", title=title)
-    for name, figures in result["figures"].items():
+    for name, figures in results.items():
         known = QUANTITIES.get(name)
-        further = {k: v for k, v in figures.items() if k not in ("ratio", "seconds", "floor")}
+        further = {k: v for k, v in figures.items() if k not in SHOWN}
         table.add_row(
             name,
             known.floor if known else "",
