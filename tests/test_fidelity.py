@@ -173,7 +173,7 @@ class Study:
 def in_batches_of_training() -> AbstractContextManager[None]:
     """The retraining below keeps its batches, so the scores are of these."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(scoring, "_chunks", lambda *_: [torch.arange(PAIRS)])
+    patch.setattr(scoring, "row_chunks", lambda *_: [torch.arange(PAIRS)])
     patch.setattr(scoring, "random_batches", lambda *_: BATCHES)
     stack = ExitStack()
     stack.callback(patch.undo)
