@@ -284,7 +284,9 @@ class TestCleanings:
         ]
         by_name = {one.version: one for one in cleaning.comparison.outcomes}
         # What is dropped here is what is wrong, so that both are one training.
-        assert by_name["drop"].values == by_name["all that are right"].values
+        # The last digit of a sum hangs on where its numbers lie in memory.
+        for name, values in by_name["drop"].values.items():
+            assert values == pytest.approx(by_name["all that are right"].values[name], rel=1e-5)
         chance = by_name["random, as many as drop"].values["loss"]
         assert chance[0] != chance[1]
         assert cleaning.comparison.warnings == []
