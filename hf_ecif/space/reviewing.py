@@ -89,8 +89,16 @@ def build(session: Session) -> None:
     page.input(turn, paged, list_outputs, api_name="turn_to", **REDRAW)
     gr.on([session.row.change, session.reviews.change], show_page, paged, list_outputs, **REDRAW)
     pair_inputs = [session.folder, session.reviews, session.threshold, session.row]
-    pair_changes = [session.row.change, session.reviews.change, *session.changed]
-    gr.on(pair_changes, show_pair, pair_inputs, [detail, caption], **REDRAW)
+    seen = [session.row.change, *session.changed]
+    gr.on(seen, show_pair, pair_inputs, [detail, caption], **REDRAW)
+    # A decision changes what is said of a pair, but not a caption that somebody is writing.
+    session.reviews.change(
+        lambda *values: show_pair(*values).detail,
+        pair_inputs,
+        detail,
+        api_visibility="private",
+        **REDRAW,
+    )
     for pressed in (cards, neighbours):
         pressed.select(pressed_row, None, session.row)
 
