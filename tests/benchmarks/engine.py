@@ -48,7 +48,7 @@ from hf_ecif.operators import Objective, random_batches
 from hf_ecif.parameters import add_lora
 from hf_ecif.scoring import Batching, Directions, score_rows
 from hf_ecif.solvers import estimate_spectrum, solve
-from tests.benchmarks.detection import DEMO, RESULTS
+from tests.benchmarks.shared import DEMO, RESULTS
 
 MODELS = {"embedded": 1024, "vit-b-32": 16}  # rows
 BATCH, MICRO = 256, 64

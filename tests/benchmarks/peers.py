@@ -58,7 +58,6 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.operators import random_batches
-from tests.benchmarks.detection import RESULTS
 from tests.benchmarks.lds import (
     CONFIG,
     Floats,
@@ -69,6 +68,7 @@ from tests.benchmarks.lds import (
     read_problem,
     train_on_halves,
 )
+from tests.benchmarks.shared import RESULTS
 
 DAMPINGS = (0.01, 1.0, 10.0, 30.0, 100.0, 1000.0)  # of EK-FAC, in units of its mean eigenvalue
 RIDGES = (0.1, 1.0, 10.0, 100.0)  # of TRAK, in units of the mean diagonal of its matrix

@@ -55,8 +55,8 @@ from hf_ecif.influence import InfluenceModel
 from hf_ecif.inputs import Features
 from hf_ecif.progress import Advance
 from hf_ecif.scorer import Scorer, scored_columns
-from tests.benchmarks.detection import DEMO, RESULTS
 from tests.benchmarks.engine import race
+from tests.benchmarks.shared import DEMO, RESULTS
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 QUICK_SIZES = (1_000, 4_000)

@@ -51,9 +51,9 @@ from hf_ecif.influence import InfluenceModel
 from hf_ecif.inputs import Features
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.scoring import Batching, Directions, score_rows
-from tests.benchmarks.detection import DEMO, RESULTS
 from tests.benchmarks.engine import vit_b_32
 from tests.benchmarks.rows import provenance
+from tests.benchmarks.shared import DEMO, RESULTS
 
 GOAL = 0.85
 KINDS = ("strong", "weak", "floor")
