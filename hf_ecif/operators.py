@@ -178,10 +178,9 @@ class _Chunk:
     def mine(self) -> Iterator[_Batch]:
         """What this process works on: whole batches where there are enough of them, else rows."""
         ends = list(accumulate(self.sizes))
-        split = len(self.sizes) < processes.count()
-        for number in range(len(self.sizes)) if split else processes.share(len(self.sizes)):
+        for number in self._numbers():
             size = self.sizes[number]
-            rows = processes.share(size) if split else None
+            rows = processes.share(size) if self._split else None
             if rows is None or rows:
                 place = slice(ends[number] - size, ends[number])
                 same = None if self.same is None else self.same[place]
@@ -194,14 +193,31 @@ class _Chunk:
             of_batch: gives those of a batch.
             like: a tensor of each shape that is to come out.
         """
-        text, image, scale, bias = (torch.zeros_like(part) for part in like)
+        numbers, total = self._numbers(), sum(self.sizes)
+        first = sum(self.sizes[: numbers.start])
+        count = sum(self.sizes[number] for number in numbers)
+        text, image = (part.new_zeros(*part.shape[:-2], count, part.shape[-1]) for part in like[:2])
+        common = torch.zeros_like(torch.stack(like[2:]))
         for batch in self.mine():
             part = of_batch(batch)
-            text[..., batch.place, :] = batch.weight * part.text
-            image[..., batch.place, :] = batch.weight * part.image
-            scale += batch.weight * part.scale
-            bias = bias + batch.weight * part.bias
-        return Embeddings(*map(processes.add_up, (text, image, scale, bias)))
+            own = slice(batch.place.start - first, batch.place.stop - first)
+            text[..., own, :] = batch.weight * part.text
+            image[..., own, :] = batch.weight * part.image
+            common += batch.weight * torch.stack(part[2:])
+        if self._split:  # every process has terms of every row
+            text, image = map(processes.add_up, (text, image))
+        else:
+            text, image = processes.spread([text, image], slice(first, first + count), total)
+        return Embeddings(text, image, *processes.add_up(common))
+
+    @property
+    def _split(self) -> bool:
+        """Whether processes share the rows of each batch."""
+        return len(self.sizes) < processes.count()
+
+    def _numbers(self) -> range:
+        """Of the batches that this process works on."""
+        return range(len(self.sizes)) if self._split else processes.share(len(self.sizes))
 
 
 @dataclass(frozen=True)

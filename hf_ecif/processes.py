@@ -8,7 +8,7 @@ objects. A process on its own exchanges nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -25,7 +25,7 @@ from accelerate.utils import (
     reduce,
 )
 from torch import Tensor
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore, all_gather
 
 from hf_ecif.errors import UserError
 
@@ -101,22 +101,35 @@ def add_up(part: Tensor) -> Tensor:
     return part if count() == 1 else reduce(part.to(device()), "sum").to(part.device)
 
 
-def spread(part: Tensor, positions: slice | Tensor, total: int, dim: int) -> Tensor:
-    """A tensor of rows, put together from what the processes hold.
+def spread(parts: Sequence[Tensor], positions: slice | Tensor, total: int) -> list[Tensor]:
+    """Tensors of rows, put together from what the processes hold.
 
     Args:
-        part: the rows of this process.
+        parts: ``(..., n, d)``, the ``n`` rows of this process; the same ``d`` in all of them.
         positions: of these rows in the whole; each position belongs to one process.
-        total: rows of the whole.
-        dim: of the rows.
+        total: rows of the whole, ``N``.
+
+    Returns:
+        ``(..., N, d)`` of each.
     """
     if count() == 1:
-        return part
-    shape = list(part.shape)
-    shape[dim] = total
-    whole = part.new_zeros(shape)
-    whole.movedim(dim, 0)[positions] = part.movedim(dim, 0)
-    return add_up(whole)
+        return list(parts)
+    first, layers = parts[0], [part.shape[:-2].numel() for part in parts]
+    own, width = first.shape[-2:]
+    owners, numbers = _origins(positions, own, total, first.device)
+    most = int(numbers.max()) + 1
+    # Collectives take parts of one size. What is beyond the own rows is never read.
+    sent = first.new_empty(sum(layers), most, width)
+    for place, part in zip(sent.split(layers), parts, strict=True):
+        place[:, :own] = part.reshape(len(place), own, width)
+    received = _gather(sent)
+    layer = torch.arange(len(sent), device=first.device)[:, None]
+    chosen = (owners * len(sent) + layer) * most + numbers
+    whole = received.reshape(-1, width).index_select(0, chosen.reshape(-1))
+    return [
+        rows.reshape(*part.shape[:-2], total, width)
+        for rows, part in zip(whole.split([n * total for n in layers]), parts, strict=True)
+    ]
 
 
 def share(total: int) -> range:
@@ -165,6 +178,24 @@ def is_first(name: str) -> bool:
         return store.add(f"hf_ecif, first {name}, attempt {attempt}", 1) == 1
     except (ValueError, RuntimeError):
         return os.environ.get("RANK", "0") == "0"
+
+
+def _origins(
+    positions: slice | Tensor, own: int, total: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Which process holds each of ``total`` rows, and its number there."""
+    codes = torch.zeros(total, dtype=torch.long, device=device)
+    codes[positions] = rank() * total + torch.arange(own, device=device)
+    codes = add_up(codes)
+    return codes // total, codes % total
+
+
+def _gather(part: Tensor) -> Tensor:
+    """The parts of all processes, of one shape, stacked."""
+    sent = part.to(device())
+    received = sent.new_empty(count(), *sent.shape)
+    all_gather(list(received), sent)
+    return received.to(part.device)
 
 
 def _state() -> PartialState:
