@@ -178,7 +178,8 @@ class _Chunk:
     def mine(self) -> Iterator[_Batch]:
         """What this process works on: whole batches where there are enough of them, else rows."""
         ends = list(accumulate(self.sizes))
-        for number in self._numbers():
+        numbers = range(len(ends)) if self._split else processes.share(len(ends))
+        for number in numbers:
             size = self.sizes[number]
             rows = processes.share(size) if self._split else None
             if rows is None or rows:
@@ -193,21 +194,18 @@ class _Chunk:
             of_batch: gives those of a batch.
             like: a tensor of each shape that is to come out.
         """
-        numbers, total = self._numbers(), sum(self.sizes)
-        first = sum(self.sizes[: numbers.start])
-        count = sum(self.sizes[number] for number in numbers)
-        text, image = (part.new_zeros(*part.shape[:-2], count, part.shape[-1]) for part in like[:2])
+        text, image = torch.zeros_like(like.text), torch.zeros_like(like.image)
         common = torch.zeros_like(torch.stack(like[2:]))
         for batch in self.mine():
             part = of_batch(batch)
-            own = slice(batch.place.start - first, batch.place.stop - first)
-            text[..., own, :] = batch.weight * part.text
-            image[..., own, :] = batch.weight * part.image
+            text[..., batch.place, :] = batch.weight * part.text
+            image[..., batch.place, :] = batch.weight * part.image
             common += batch.weight * torch.stack(part[2:])
         if self._split:  # every process has terms of every row
-            text, image = map(processes.add_up, (text, image))
+            text, image = processes.add_up(text), processes.add_up(image)
         else:
-            text, image = processes.spread([text, image], slice(first, first + count), total)
+            for whole in (text, image):
+                processes.fill_in(whole, self._shares())
         return Embeddings(text, image, *processes.add_up(common))
 
     @property
@@ -215,9 +213,10 @@ class _Chunk:
         """Whether processes share the rows of each batch."""
         return len(self.sizes) < processes.count()
 
-    def _numbers(self) -> range:
-        """Of the batches that this process works on."""
-        return range(len(self.sizes)) if self._split else processes.share(len(self.sizes))
+    def _shares(self) -> list[int]:
+        """Rows of the batches of each process, where whole batches are shared out."""
+        numbers = (processes.share(len(self.sizes), n) for n in range(processes.count()))
+        return [sum(self.sizes[n.start : n.stop]) for n in numbers]
 
 
 @dataclass(frozen=True)

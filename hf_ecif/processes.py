@@ -25,7 +25,7 @@ from accelerate.utils import (
     reduce,
 )
 from torch import Tensor
-from torch.distributed import TCPStore, all_gather
+from torch.distributed import TCPStore, broadcast
 
 from hf_ecif.errors import UserError
 
@@ -114,27 +114,50 @@ def spread(parts: Sequence[Tensor], positions: slice | Tensor, total: int) -> li
     """
     if count() == 1:
         return list(parts)
-    first, layers = parts[0], [part.shape[:-2].numel() for part in parts]
-    own, width = first.shape[-2:]
-    owners, numbers = _origins(positions, own, total, first.device)
-    most = int(numbers.max()) + 1
-    # Collectives take parts of one size. What is beyond the own rows is never read.
-    sent = first.new_empty(sum(layers), most, width)
-    for place, part in zip(sent.split(layers), parts, strict=True):
-        place[:, :own] = part.reshape(len(place), own, width)
-    received = _gather(sent)
-    layer = torch.arange(len(sent), device=first.device)[:, None]
-    chosen = (owners * len(sent) + layer) * most + numbers
-    whole = received.reshape(-1, width).index_select(0, chosen.reshape(-1))
-    return [
-        rows.reshape(*part.shape[:-2], total, width)
-        for rows, part in zip(whole.split([n * total for n in layers]), parts, strict=True)
-    ]
+    own, width = parts[0].shape[-2:]
+    order, sizes = _order(positions, own, total, parts[0].device)
+    # Layer by layer: to touch fresh memory takes longer than to send what it holds.
+    received = parts[0].new_empty(total, width)
+    mine = received.split(sizes)[rank()]
+    wholes = []
+    for part in parts:
+        wholes.append(part.new_empty(*part.shape[:-2], total, width))
+        layers = wholes[-1].view(-1, total, width)
+        for here, whole in zip(part.reshape(len(layers), own, width), layers, strict=True):
+            mine.copy_(here)
+            fill_in(received, sizes)
+            torch.index_select(received, 0, order, out=whole)
+    return wholes
 
 
-def share(total: int) -> range:
-    """The part of ``total`` things that this process takes: consecutive, as even as can be."""
-    return range(rank() * total // count(), (rank() + 1) * total // count())
+def fill_in(whole: Tensor, sizes: Sequence[int]) -> None:
+    """Complete a tensor in place, of which every process has filled a part.
+
+    Every part is broadcast to where it belongs: to gather them takes several times the work on CPUs,
+    as the backend copies parts in and out, and wants parts of one size.
+
+    Args:
+        whole: ``(..., N, d)``, contiguous.
+        sizes: rows of the processes, which follow one another.
+    """
+    if count() == 1:
+        return
+    here = device()
+    for layer in whole.view(-1, *whole.shape[-2:]):
+        for source, part in enumerate(layer.split(sizes)):
+            if len(part):
+                sent = part.to(here)
+                broadcast(sent, source)
+                part.copy_(sent)
+
+
+def share(total: int, process: int | None = None) -> range:
+    """The part of ``total`` things that a process takes: consecutive, as even as can be.
+
+    It is this process if no number is given.
+    """
+    number = rank() if process is None else process
+    return range(number * total // count(), (number + 1) * total // count())
 
 
 def collect(thing: T) -> list[T]:
@@ -180,22 +203,16 @@ def is_first(name: str) -> bool:
         return os.environ.get("RANK", "0") == "0"
 
 
-def _origins(
+def _order(
     positions: slice | Tensor, own: int, total: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Which process holds each of ``total`` rows, and its number there."""
+) -> tuple[Tensor, list[int]]:
+    """Places of ``total`` rows among those of the first process, the second, ...; their numbers."""
     codes = torch.zeros(total, dtype=torch.long, device=device)
     codes[positions] = rank() * total + torch.arange(own, device=device)
     codes = add_up(codes)
-    return codes // total, codes % total
-
-
-def _gather(part: Tensor) -> Tensor:
-    """The parts of all processes, of one shape, stacked."""
-    sent = part.to(device())
-    received = sent.new_empty(count(), *sent.shape)
-    all_gather(list(received), sent)
-    return received.to(part.device)
+    owners, numbers = codes // total, codes % total
+    sizes = owners.bincount(minlength=count())
+    return (sizes.cumsum(0) - sizes)[owners] + numbers, sizes.tolist()
 
 
 def _state() -> PartialState:
