@@ -9,7 +9,7 @@ product per tower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
@@ -149,7 +149,8 @@ class DualEncoder:
 
         def run(side: Side) -> Tensor:
             positions, parts = self._parts(side, features, weights)
-            return self._whole(side, features, positions, [embed(own) for _, embed, own in parts])
+            embedded = [(embed(own),) for _, embed, own in parts]
+            return self._whole(side, features, positions, embedded, [()])[0]
 
         with torch.no_grad():
             return Embeddings(run("text"), run("image"), *self._temperature(weights))
@@ -175,15 +176,10 @@ class DualEncoder:
             return self._push_by_difference(theta, tangents, features)
         weights, moving = self._unflatten(theta), self._unflatten(tangents)
 
-        def run(side: Side) -> tuple[Tensor, Tensor]:
+        def run(side: Side) -> list[Tensor]:
             positions, parts = self._parts(side, features, weights, len(tangents))
             pushed = [_push(embed, own, moving) for _, embed, own in parts]
-            return (
-                self._whole(side, features, positions, [primal for primal, _ in pushed]),
-                self._whole(
-                    side, features, positions, [moved for _, moved in pushed], len(tangents)
-                ),
-            )
+            return self._whole(side, features, positions, pushed, [(), (len(tangents),)])
 
         with torch.no_grad(), _differentiable_attention(), FrozenLinears(self._frozen):
             (text, text_moved), (image, image_moved) = run("text"), run("image")
@@ -207,7 +203,7 @@ class DualEncoder:
         with _differentiable_attention():
             for side, cotangent in zip(self._towers, cotangents[:2], strict=True):
                 positions, parts = self._parts(side, features, weights, len(total))
-                mine = cotangent[:, positions]
+                mine = _rows(cotangent, positions)
                 for rows, embed, own in parts:
                     if own:
                         self._add(total, _pull(embed, own, mine[:, rows]))
@@ -242,7 +238,7 @@ class DualEncoder:
             sides = zip(self._towers, cotangent[:2], cotangent_tangents[:2], strict=True)
             for side, fixed, moved in sides:
                 positions, parts = self._parts(side, features, weights)
-                mine, mine_moved = fixed[positions], moved[:, positions]
+                mine, mine_moved = _rows(fixed, positions), _rows(moved, positions)
                 for rows, embed, own in parts:
                     if own:
                         product = _pull_tangent(embed, own, moving, mine[rows], mine_moved[:, rows])
@@ -321,17 +317,30 @@ class DualEncoder:
         side: Side,
         features: Features,
         positions: slice | Tensor,
-        parts: list[Tensor],
-        tangents: int | None = None,
-    ) -> Tensor:
-        """Embeddings ``(N, d)`` or ``(K, N, d)`` of all processes, from those of this one."""
-        if parts:
-            here = torch.cat(parts, dim=-2) if len(parts) > 1 else parts[0]
+        parts: Sequence[Sequence[Tensor]],
+        leading: Sequence[tuple[int, ...]],
+    ) -> list[Tensor]:
+        """Embeddings, with their tangents or without, of the rows of all processes.
+
+        Args:
+            side: which embeddings.
+            features: ``N`` rows.
+            positions: of this process's rows.
+            parts: tensors ``(*leading, n, d)`` of each of its micro-batches.
+            leading: of each of these tensors.
+
+        Returns:
+            ``(*leading, N, d)`` of each.
+        """
+        if len(parts) == 1:
+            here = list(parts[0])
+        elif parts:
+            here = [torch.cat(pieces, dim=-2) for pieces in zip(*parts, strict=True)]
         else:
             width = self._towers[side].width(self._here(features.example(side)))
-            leading = () if tangents is None else (tangents,)
-            here = torch.zeros((*leading, 0, width), dtype=self.dtype, device=self.device)
-        return processes.spread(here, positions, features.count(side), dim=-2)
+            shapes = [(*before, 0, width) for before in leading]
+            here = [torch.zeros(s, dtype=self.dtype, device=self.device) for s in shapes]
+        return processes.spread(here, positions, features.count(side))
 
     def _here(self, inputs: Inputs) -> Inputs:
         return {key: value.to(self.device) for key, value in inputs.items()}
@@ -378,6 +387,13 @@ def require_dual_encoder(model: nn.Module) -> None:
             f"{type(model).__name__} is not a contrastive dual encoder: it lacks "
             f"{', '.join(lacking)}. Use a CLIP-like model, such as a saved CLIPModel."
         )
+
+
+def _rows(whole: Tensor, positions: slice | Tensor) -> Tensor:
+    """Some rows of ``(..., N, d)``; as indexing does, but in half its time."""
+    if isinstance(positions, slice):
+        return whole[..., positions, :]
+    return whole.index_select(-2, positions.to(whole.device))
 
 
 def _push(embed: Callable[[Weights], Tensor], own: Weights, moving: Weights) -> Any:

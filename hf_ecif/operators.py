@@ -178,10 +178,10 @@ class _Chunk:
     def mine(self) -> Iterator[_Batch]:
         """What this process works on: whole batches where there are enough of them, else rows."""
         ends = list(accumulate(self.sizes))
-        split = len(self.sizes) < processes.count()
-        for number in range(len(self.sizes)) if split else processes.share(len(self.sizes)):
+        numbers = range(len(ends)) if self._split else processes.share(len(ends))
+        for number in numbers:
             size = self.sizes[number]
-            rows = processes.share(size) if split else None
+            rows = processes.share(size) if self._split else None
             if rows is None or rows:
                 place = slice(ends[number] - size, ends[number])
                 same = None if self.same is None else self.same[place]
@@ -194,14 +194,29 @@ class _Chunk:
             of_batch: gives those of a batch.
             like: a tensor of each shape that is to come out.
         """
-        text, image, scale, bias = (torch.zeros_like(part) for part in like)
+        text, image = torch.zeros_like(like.text), torch.zeros_like(like.image)
+        common = torch.zeros_like(torch.stack(like[2:]))
         for batch in self.mine():
             part = of_batch(batch)
             text[..., batch.place, :] = batch.weight * part.text
             image[..., batch.place, :] = batch.weight * part.image
-            scale += batch.weight * part.scale
-            bias = bias + batch.weight * part.bias
-        return Embeddings(*map(processes.add_up, (text, image, scale, bias)))
+            common += batch.weight * torch.stack(part[2:])
+        if self._split:  # every process has terms of every row
+            text, image = processes.add_up(text), processes.add_up(image)
+        else:
+            for whole in (text, image):
+                processes.fill_in(whole, self._shares())
+        return Embeddings(text, image, *processes.add_up(common))
+
+    @property
+    def _split(self) -> bool:
+        """Whether processes share the rows of each batch."""
+        return len(self.sizes) < processes.count()
+
+    def _shares(self) -> list[int]:
+        """Rows of the batches of each process, where whole batches are shared out."""
+        numbers = (processes.share(len(self.sizes), n) for n in range(processes.count()))
+        return [sum(self.sizes[n.start : n.stop]) for n in numbers]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ objects. A process on its own exchanges nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -25,7 +25,7 @@ from accelerate.utils import (
     reduce,
 )
 from torch import Tensor
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore, broadcast
 
 from hf_ecif.errors import UserError
 
@@ -101,27 +101,63 @@ def add_up(part: Tensor) -> Tensor:
     return part if count() == 1 else reduce(part.to(device()), "sum").to(part.device)
 
 
-def spread(part: Tensor, positions: slice | Tensor, total: int, dim: int) -> Tensor:
-    """A tensor of rows, put together from what the processes hold.
+def spread(parts: Sequence[Tensor], positions: slice | Tensor, total: int) -> list[Tensor]:
+    """Tensors of rows, put together from what the processes hold.
 
     Args:
-        part: the rows of this process.
+        parts: ``(..., n, d)``, the ``n`` rows of this process; the same ``d`` in all of them.
         positions: of these rows in the whole; each position belongs to one process.
-        total: rows of the whole.
-        dim: of the rows.
+        total: rows of the whole, ``N``.
+
+    Returns:
+        ``(..., N, d)`` of each.
     """
     if count() == 1:
-        return part
-    shape = list(part.shape)
-    shape[dim] = total
-    whole = part.new_zeros(shape)
-    whole.movedim(dim, 0)[positions] = part.movedim(dim, 0)
-    return add_up(whole)
+        return list(parts)
+    own, width = parts[0].shape[-2:]
+    order, sizes = _order(positions, own, total, parts[0].device)
+    # Layer by layer: to touch fresh memory takes longer than to send what it holds.
+    received = parts[0].new_empty(total, width)
+    mine = received.split(sizes)[rank()]
+    wholes = []
+    for part in parts:
+        wholes.append(part.new_empty(*part.shape[:-2], total, width))
+        layers = wholes[-1].view(-1, total, width)
+        for here, whole in zip(part.reshape(len(layers), own, width), layers, strict=True):
+            mine.copy_(here)
+            fill_in(received, sizes)
+            torch.index_select(received, 0, order, out=whole)
+    return wholes
 
 
-def share(total: int) -> range:
-    """The part of ``total`` things that this process takes: consecutive, as even as can be."""
-    return range(rank() * total // count(), (rank() + 1) * total // count())
+def fill_in(whole: Tensor, sizes: Sequence[int]) -> None:
+    """Complete a tensor in place, of which every process has filled a part.
+
+    Every part is broadcast to where it belongs: to gather them takes several times the work on CPUs,
+    as the backend copies parts in and out, and wants parts of one size.
+
+    Args:
+        whole: ``(..., N, d)``, contiguous.
+        sizes: rows of the processes, which follow one another.
+    """
+    if count() == 1:
+        return
+    here = device()
+    for layer in whole.view(-1, *whole.shape[-2:]):
+        for source, part in enumerate(layer.split(sizes)):
+            if len(part):
+                sent = part.to(here)
+                broadcast(sent, source)
+                part.copy_(sent)
+
+
+def share(total: int, process: int | None = None) -> range:
+    """The part of ``total`` things that a process takes: consecutive, as even as can be.
+
+    It is this process if no number is given.
+    """
+    number = rank() if process is None else process
+    return range(number * total // count(), (number + 1) * total // count())
 
 
 def collect(thing: T) -> list[T]:
@@ -165,6 +201,18 @@ def is_first(name: str) -> bool:
         return store.add(f"hf_ecif, first {name}, attempt {attempt}", 1) == 1
     except (ValueError, RuntimeError):
         return os.environ.get("RANK", "0") == "0"
+
+
+def _order(
+    positions: slice | Tensor, own: int, total: int, device: torch.device
+) -> tuple[Tensor, list[int]]:
+    """Places of ``total`` rows among those of the first process, the second, ...; their numbers."""
+    codes = torch.zeros(total, dtype=torch.long, device=device)
+    codes[positions] = rank() * total + torch.arange(own, device=device)
+    codes = add_up(codes)
+    owners, numbers = codes // total, codes % total
+    sizes = owners.bincount(minlength=count())
+    return (sizes.cumsum(0) - sizes)[owners] + numbers, sizes.tolist()
 
 
 def _state() -> PartialState:
