@@ -133,8 +133,8 @@ def spread(parts: Sequence[Tensor], positions: slice | Tensor, total: int) -> li
 def fill_in(whole: Tensor, sizes: Sequence[int]) -> None:
     """Complete a tensor in place, of which every process has filled a part.
 
-    Every part is broadcast to where it belongs: to gather them takes several times the work on CPUs,
-    as the backend copies parts in and out, and wants parts of one size.
+    Every part is broadcast to where it belongs: to gather them takes several times the work on
+    CPUs, as the backend copies parts in and out, and wants parts of one size.
 
     Args:
         whole: ``(..., N, d)``, contiguous.

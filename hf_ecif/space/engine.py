@@ -23,7 +23,7 @@ from hf_ecif.pages import thumbnail
 from hf_ecif.queries import Query
 from hf_ecif.sources import Sources, open_sources
 from hf_ecif.space.audits import open_audit
-from hf_ecif.tracing import find_errors
+from hf_ecif.tracing import blame, find_errors
 
 IMAGE = "image"
 MOST_CLASSES = 500
@@ -234,9 +234,9 @@ def ask(prepared: Prepared, image: bytes, text: str, others: list[str]) -> tuple
 
 
 def find_causes(prepared: Prepared, query: Query, count: int) -> list[Cause]:
-    """The training pairs most responsible for one query, by the relative score."""
+    """The training pairs most responsible for one query, by what they are to `blame` for."""
     scores = prepared.model.score_for(prepared.rows, query).of_query(0)
-    order = (scores.task / prepared.size).argsort()[:count].tolist()
+    order = blame(scores.positive, scores.negative, prepared.size).argsort()[:count].tolist()
     return [
         Cause(
             row=int(prepared.rows.positions[one]),

@@ -46,7 +46,7 @@ def test_round_trip(
     assert card.data.library_name == "hf_ecif"
     assert str(DEMO) not in str(card)
     assert "| rows fitted on | 30 |" in str(card)
-    residual = model.fitted.solvers["task score"].relative_residual
+    residual = model.fitted.solvers["task score and self-influence"].relative_residual
     assert f"relative residual {residual:.1e}" in str(card)
 
 
