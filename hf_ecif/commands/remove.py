@@ -13,7 +13,7 @@ from rich.table import Table
 from hf_ecif.commands.options import Json, Quiet, bars, command, print_json
 from hf_ecif.config import InfluenceConfig
 
-NAMES = {"before": "before", "after": "rows removed", "retrained": "retrained without them"}
+NAMES = {"before": "before", "after": "rows removed", "retrained": "retrained"}
 
 
 @command
