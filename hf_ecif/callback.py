@@ -1,10 +1,16 @@
 """Influence during training: a callback of `transformers.Trainer`.
 
-    trainer = Trainer(model, args, train_dataset=..., processing_class=processor)
-    influence = InfluenceCallback(train, validation, trainer=trainer, output="influence", every=1)
+    def collate(rows):
+        texts, images = [row["text"] for row in rows], [row["image"] for row in rows]
+        batch = processor(text=texts, images=images, padding=True, return_tensors="pt")
+        return {**batch, "return_loss": True}
+
+    args = TrainingArguments("runs/clip", remove_unused_columns=False)
+    trainer = Trainer(model, args, train_dataset=train, data_collator=collate)
+    influence = InfluenceCallback(train, validation, trainer=trainer, processor=processor, every=1)
     trainer.add_callback(influence)
-    trainer.train()
-    influence.scored  # the training rows with their influence columns
+    trainer.train()  # logs ecif/mean_score, ecif/harmful_share and ecif/query_loss
+    influence.scored.sort("ecif_score")[:5]["text"]  # the most harmful captions
 
 The model in training is copied and the copy is scored with, so training goes on as it would have
 without: same weights, gradients, modes and random numbers. The copy takes the memory of the weights

@@ -3,6 +3,8 @@
 Every process runs the same program with the same parameters and the same random numbers; only the
 rows are divided among them. So two things are ever exchanged: numbers that add up, and small
 objects. A process on its own exchanges nothing.
+
+``accelerate launch`` starts several processes on CPUs with ``--multi_gpu``, or through MPI.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ engine, process and machine. In another batch a row meets other rows, and its sc
 ``ecif_stderr``. Rows that are sorted, by class for instance, should be shuffled first. Images are
 cast so as not to be decoded, since ``map`` encodes what it has decoded anew: other bytes. The cache
 of ``map`` does not look at ``num_proc``: with another number of processes it gives the batches of
-the first run, unless ``new_fingerprint`` is given.
+the first run, unless ``new_fingerprint`` is given. Ray's ``from_huggingface`` looks through the
+working folder: start it in a small one.
 """
 
 from __future__ import annotations
