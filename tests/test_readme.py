@@ -1,4 +1,4 @@
-"""The Python examples of the README do what they say."""
+"""The Python examples of the README do what they say, and its links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -22,3 +22,13 @@ def test_python_examples_run(
     for example in others:
         exec(example, names)
     assert "[2, 1492]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/benchmarks/README.md"]
+)
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert links or name == "CHANGELOG.md"
+    assert [link for link in links if not (page.parent / link).exists()] == []

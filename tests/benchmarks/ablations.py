@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.ablations                    # an hour: all that is below
     python -m tests.benchmarks.ablations --only damping     # questions that match this
+    python -m tests.benchmarks.ablations --only-scores      # without the detector
     python -m tests.benchmarks.ablations --report           # from what was computed so far
     python -m tests.benchmarks.ablations --quick            # one seed of 200 rows, two questions
 
@@ -17,7 +18,8 @@ same category; seeds and noise served nowhere else. Measured are
 Differences are against the default, on the same rows and seeds, with the standard error over the
 seeds; one without an error is of a single seed, whose means do not compare with those of several.
 Whole layers run on 200 rows with 4 probes and one planting, and are compared with projections that
-do the same. Finished runs are kept in `runs/ablations`; empty it when the code changes.
+do the same. Finished runs are kept in `runs/ablations`, those of the scores and those of the
+detector apart; empty the one or the other when its code changes.
 """
 
 from __future__ import annotations
@@ -72,6 +74,9 @@ class Audit:
     query_rows: int = 0
     query_noise: float = 0.0
     rows: int = ROWS
+
+
+Found = dict[Audit, dict[int, Measures]]  # by seed
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,7 @@ QUICK = ("roles in the score", "wrong rows of the query")
 def main() -> None:
     options = parser(__doc__, "ablations")
     options.add_argument("--only", default="", help="questions that match this regex")
+    options.add_argument("--only-scores", action="store_true", help="leave out the detector")
     options.add_argument("--report", action="store_true", help="compute nothing")
     args = options.parse_args()
     chosen = [
@@ -142,22 +148,26 @@ def main() -> None:
         for one in variants(FEW_ROWS if args.quick else ROWS)
         if re.search(args.only, one.question) and (one.question in QUICK or not args.quick)
     ]
-    known = Memory(None if args.quick else CACHE, verbose=0).cache(run)
+    memory = Memory(None if args.quick else CACHE, verbose=0)
+    parts = [memory.cache(part) for part in (judge_scores, judge_detector)]
+    if args.only_scores:
+        del parts[1:]
     audits = list(dict.fromkeys(one.audit for one in chosen))
     # Seeds outside, so that a run that is broken off has all audits with some seeds.
     todo = [(seed, one) for seed in (SEEDS[:1] if args.quick else SEEDS) for one in audits]
-    found: dict[Audit, list[Measures]] = {}
+    found: Found = {}
     diverged: dict[Audit, str] = {}
     for seed, audit in track(todo, "Run", console=Console(stderr=True)):
-        if audit in diverged or (args.report and not known.check_call_in_cache(audit, seed)):
+        known = [part for part in parts if part.check_call_in_cache(audit, seed)]
+        if audit in diverged or (args.report and not known):
             continue
         try:
-            measures = known(audit, seed)
+            measures = [part(audit, seed) for part in (known if args.report else parts)]
         except DivergenceError as error:
             diverged[audit] = str(error)
             found.pop(audit, None)
         else:
-            found.setdefault(audit, []).append(measures)
+            found.setdefault(audit, {})[seed] = {k: v for one in measures for k, v in one.items()}
     results = compared([one for one in chosen if one.audit in found], found) + [
         {"question": one.question, "setting": one.setting, "diverged": diverged[one.audit]}
         for one in chosen
@@ -173,23 +183,36 @@ def main() -> None:
     Console(width=130).print(printed)
 
 
-def run(audit: Audit, seed: int) -> Measures:
-    """The measures of a setting on one data set; some for each part of the score."""
+def judge_scores(audit: Audit, seed: int) -> Measures:
+    """What the scores are worth on one data set; some measures for each part of the score."""
+    data, one, query = prepare(audit, seed)
+    data.model.fit(one.rows, query)
+    scores = data.model.score(one.rows)
+    found = {"AUPRC of the LOO loss": average_precision_score(one.wrong, scores.loo_loss)}
+    for part in ("task", "positive", "negative"):
+        score = getattr(scores, part).double().numpy()
+        found[f"AUPRC of the score, {part}"] = average_precision_score(one.wrong, -score)
+        found[f"LDS, {part}"], _ = lds(score, truth(seed, audit.rows))
+    return {name: float(value) for name, value in found.items()}
+
+
+def judge_detector(audit: Audit, seed: int) -> Measures:
+    """What the detector finds on one data set."""
+    data, one, query = prepare(audit, seed)
+    _, detection = find_wrong(data.model, one.rows, query)
+    found = {
+        "AUPRC": average_precision_score(one.wrong, detection.probability),
+        "F1": f1_score(one.wrong, detection.flag, zero_division=0.0),
+    }
+    return {name: float(value) for name, value in found.items()}
+
+
+def prepare(audit: Audit, seed: int) -> tuple[Data, Exchanged, Rows]:
+    """Data with a model of this setting, noisy rows, and the query."""
     config = dict(audit.config)
     data = read_data("emoji", config.get("parameters", "projections"))
     data.model.config = replace(InfluenceConfig(**config), seed=seed)
-    one = noisy_rows(data, audit.rows, seed)
-    scores, detection = find_wrong(data.model, one.rows, query_of(data.query, audit, seed))
-    measures = {
-        "AUPRC": average_precision_score(one.wrong, detection.probability),
-        "AUPRC of the LOO loss": average_precision_score(one.wrong, scores.loo_loss),
-        "F1": f1_score(one.wrong, detection.flag, zero_division=0.0),
-    }
-    for part in ("task", "positive", "negative"):
-        score = getattr(scores, part).double().numpy()
-        measures[f"AUPRC of the score, {part}"] = average_precision_score(one.wrong, -score)
-        measures[f"LDS, {part}"], _ = lds(score, truth(seed, audit.rows))
-    return {name: float(value) for name, value in measures.items()}
+    return data, noisy_rows(data, audit.rows, seed), query_of(data.query, audit, seed)
 
 
 def noisy_rows(data: Data, count: int, seed: int) -> Exchanged:
@@ -232,25 +255,29 @@ def query_of(query: Rows, audit: Audit, seed: int) -> Rows:
 # ----------------------------------------------------------------------------------- the figures
 
 
-def compared(chosen: list[Variant], found: dict[Audit, list[Measures]]) -> list[dict[str, Any]]:
+def compared(chosen: list[Variant], found: Found) -> list[dict[str, Any]]:
     """Measures of every setting, by seed, and their differences from the question's default."""
     defaults = {one.question: look(one, found) for one in chosen if one.setting.endswith(DEFAULT)}
     results = []
     varied = {one.question for one in chosen if not one.setting.endswith(DEFAULT)}
     for one in [one for one in chosen if one.question in varied]:
-        values, default = look(one, found), defaults.get(one.question, {})
+        default = defaults.get(one.question, {})
         measures = {
             name: {
-                "values": seen,
-                "differences": [a - b for a, b in zip(seen, default.get(name, []), strict=False)],
+                "values": list(seen.values()),
+                "differences": [
+                    value - default[name][seed]
+                    for seed, value in seen.items()
+                    if seed in default.get(name, {})
+                ],
             }
-            for name, seen in values.items()
+            for name, seen in look(one, found).items()
         }
         results.append({"question": one.question, "setting": one.setting, "measures": measures})
     return results
 
 
-def look(one: Variant, found: dict[Audit, list[Measures]]) -> dict[str, list[float]]:
+def look(one: Variant, found: Found) -> dict[str, dict[int, float]]:
     """The measures of a variant, by name and seed; only what depends on the part for a part."""
     names = {name: name for name in ("AUPRC", "AUPRC of the LOO loss", "F1")}
     if one.part != "task":
@@ -258,7 +285,11 @@ def look(one: Variant, found: dict[Audit, list[Measures]]) -> dict[str, list[flo
     names["AUPRC of the score"] = f"AUPRC of the score, {one.part}"
     if one.foretells:
         names["LDS"] = f"LDS, {one.part}"
-    return {shown: [values[name] for values in found[one.audit]] for shown, name in names.items()}
+    seen = {
+        shown: {seed: values[name] for seed, values in found[one.audit].items() if name in values}
+        for shown, name in names.items()
+    }
+    return {shown: values for shown, values in seen.items() if values}
 
 
 def table(results: list[dict[str, Any]]) -> list[list[str]]:
@@ -269,8 +300,14 @@ def table(results: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def seeds_of(one: dict[str, Any]) -> str:
-    """How many; the score is measured for every setting."""
-    return "" if "diverged" in one else str(len(one["measures"]["AUPRC of the score"]["values"]))
+    """How many; of the detector after the scores, where there are fewer."""
+    if "diverged" in one:
+        return ""
+    counts = {
+        name: len(one["measures"].get(name, {}).get("values", ()))
+        for name in ("AUPRC of the score", "AUPRC")
+    }
+    return " / ".join(dict.fromkeys(str(count) for count in counts.values() if count))
 
 
 def cell(one: dict[str, Any], name: str) -> str:

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.cleaning                         # hours: all that is below
     python -m tests.benchmarks.cleaning --settings projections  # without the last block
-    python -m tests.benchmarks.cleaning --quick                 # 2 seeds, projections, 40 %
+    python -m tests.benchmarks.cleaning --quick                 # 2 seeds of 400 rows, 40 %
 
 Captions of the embedded data are exchanged, 20 or 40 % of them, with any other row (random) or one
 of the same category (cat), for 5 seeds; where the last block is trained, 40 % for 3 seeds. The
@@ -88,14 +88,14 @@ def main() -> None:
         settings = {name: replace(one, seeds=args.seeds) for name, one in settings.items()}
     rates = sorted({rate for setting in settings.values() for rate in setting.rates})
     noises = [Noise(rate, kind) for rate in rates for kind in KINDS]
-    detector = embedded()
+    detector = embedded(quick=args.quick)
     original = read_original(detector)
     seeds = max(setting.seeds for setting in settings.values())
     for noise in track(noises, "Detect", console=Console(stderr=True)):
         noise.detect(detector, original, seeds)
     results = []
     for name, setting in settings.items():
-        trained = embedded(setting.config)
+        trained = embedded(setting.config, quick=args.quick)
         rows = read_original(trained)
         chosen = [noise for noise in noises if noise.rate in setting.rates]
         cells = [noise.train(trained, rows, setting.seeds) for noise in chosen]

@@ -1,7 +1,7 @@
 """Removal curves: better without what is harmful, and worse without what is valuable?
 
     python -m tests.benchmarks.curves            # 5 seeds, a few minutes
-    python -m tests.benchmarks.curves --quick    # 2 seeds, two shares
+    python -m tests.benchmarks.curves --quick    # 2 seeds of 400 pairs, two shares
 
 The embedded data with their wrong captions, projections attributed, scored for the validation split
 as the query. From 5 to 30 % of the pairs are removed and the projections fitted again from the
@@ -47,7 +47,7 @@ def main() -> None:
     args = parser(__doc__, "curves").parse_args()
     torch.set_num_threads(1)
     seeds, shares = (2, (0.1, 0.3)) if args.quick else (5, SHARES)
-    data = embedded()
+    data = embedded(quick=args.quick)
     rows = data.model.read(data.train)
     orders = orders_of_seeds(data, rows, seeds)
     with progress_bars(Console(stderr=True)) as progress:

@@ -74,6 +74,7 @@ class Effort:
     sets: int
     fits: int
     seeds: int | None  # as above where None
+    quick: bool = False
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
     args = options.parse_args()
     torch.set_num_threads(1)
     parts = args.parts or ([ALONE, QUICK] if args.quick else [ALONE, *MODELS])
-    effort = Effort(10, 12, 2, 2) if args.quick else Effort(100, 50, 3, None)
+    effort = Effort(8, 12, 2, 2, quick=True) if args.quick else Effort(100, 50, 3, None)
     results: list[dict[str, Any]] = []
     for part in parts:
         if part == ALONE:
@@ -167,7 +168,7 @@ def _single(predicted: Floats, true: Floats) -> dict[str, Any]:
 
 def leave_sets_out(name: str, effort: Effort) -> list[dict[str, Any]]:
     """Every method on sets of rows, for one choice of attributed parameters."""
-    data = embedded(MODELS[name])
+    data = embedded(MODELS[name], quick=effort.quick)
     rows = data.model.read(data.train)
     if name != QUICK:
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))

@@ -35,6 +35,7 @@ from hf_ecif.scoring import Scores
 
 DEMO = Path(__file__).parents[2] / "spaces_demo"
 RESULTS = Path(__file__).parent / "results"
+QUICK_ROWS = 400  # of a `--quick` run
 PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "numpy", "scipy", "scikit-learn")
 
 
@@ -56,12 +57,14 @@ class Embedded:
     test: Rows
 
 
-def embedded(config: InfluenceConfig | None = None) -> Embedded:
-    """Load them."""
+def embedded(config: InfluenceConfig | None = None, *, quick: bool = False) -> Embedded:
+    """Load them; of the training rows only some at random if it has to be quick."""
     disable_progress_bars()
     model = InfluenceModel.from_pretrained(DEMO / "model", config or InfluenceConfig())
     splits = {name: load_rows(str(DEMO / "data"), name) for name in ("train", "validation", "test")}
     train = check_columns(splits["train"], "image", "text")
+    if quick:
+        train = train.shuffle(seed=0).select(range(QUICK_ROWS))
     return Embedded(model, train, model.read(splits["validation"]), model.read(splits["test"]))
 
 

@@ -67,10 +67,98 @@ def compares_settings(results: Any) -> None:
     assert np.all(np.abs([both, positive, negative]) <= 1)
 
 
+def keeps_what_it_should(results: Any) -> None:
+    """400 rows, of which none, 20 or 40 % are wrong."""
+    by_noise = {cell["noise"]: cell["runs"][0] for cell in results}
+    assert by_noise.pop("0%")["flagged"] < 5
+    assert len(by_noise) == 4
+    for name, run in by_noise.items():
+        assert run["F1"] > 0.65, name
+        assert run["F1 below the best"] < 12, name
+        assert run["noise rate off by"] < 20, name
+
+
+def wins_back(results: Any) -> None:
+    """40 % of 400 rows are wrong; two seeds of either kind."""
+    (found,) = results
+    loss = {
+        name: np.mean([cell["values"][name]["loss"] for cell in found["cells"]])
+        for name in ("noisy", "cleaned", "oracle", "random")
+    }
+    assert loss["oracle"] < loss["noisy"]
+    recovered = {
+        name: (loss["noisy"] - loss[name]) / (loss["noisy"] - loss["oracle"])
+        for name in ("cleaned", "random")
+    }
+    assert recovered["cleaned"] > 0.5
+    assert recovered["random"] < 0.3
+
+
+def foretells_retraining(results: Any) -> None:
+    """Of eight single pairs, and of a dozen sets of 400 rows."""
+    by_truth = {one["truth"]: one["methods"] for one in results}
+    alone = by_truth["single pairs, l2 0.3"]
+    assert alone["next to no damping"]["spearman"] > 0.5
+    assert alone["curvature without the pair"]["spearman"] > 0.7
+    assert 0.6 < alone["curvature without the pair"]["slope"] < 1.6
+    assert by_truth["halves"]["damping 30"]["spearman"] > 0.3
+    assert by_truth["a tenth"]["damping 30"]["spearman"] > 0.3
+
+
+def foretells_single_removals(results: Any) -> None:
+    """Eight pairs of a fit that plain scores no longer suit; Newton steps for four."""
+    (fit,) = results
+    methods = {one["method"]: one for one in fit["results"]}
+    assert methods["exact"]["spearman"] > max(0.6, methods["plain"]["spearman"])
+    assert 0.6 < methods["exact"]["slope"] < 1.6
+    assert methods["plain"]["slope"] > 1.5  # too small, as foretold
+    assert 0.6 < methods["remove, 2 Newton steps"]["slope"] < 1.6
+    assert fit["warning"]
+
+
+def edits_like_retraining(results: Any) -> None:
+    """A tenth and three tenths of 400 rows."""
+    gaps = {name: one["loss"]["mean"] for name, one in results["summary"]["gaps"].items()}
+    edits = [name for name in gaps if name.startswith("remove")]
+    assert min(gaps[name] for name in edits) < gaps["left as it was"] / 2
+    assert gaps["retrained again"] < gaps["left as it was"] / 2
+    seconds = results["summary"]["seconds"]
+    assert seconds["retrained through the whole model"] > 5 * max(seconds[name] for name in edits)
+
+
+def parts_harmful_from_valuable(results: Any) -> None:
+    """Three tenths of 400 rows removed, two seeds."""
+    last = {curve["name"]: np.mean(curve["losses"][-1]) for curve in results["curves"]}
+    assert last["most harmful"] < last["random"] < last["most valuable"]
+    assert last["most harmful, no curvature"] < last["random"]
+
+
+def names_the_planted_pairs(results: Any) -> None:
+    """Two concepts that failed."""
+    assert len(results["cases"]) == 2
+
+    def mean(key: str, name: str) -> float:
+        return float(np.mean([case[key][name] for case in results["cases"]]))
+
+    assert mean("recall", "hf_ecif") > max(0.4, mean("recall", "random") + 0.2)
+    assert mean("mended", "the planted pairs") == 1
+    assert mean("mended", "hf_ecif") >= 0.5
+    shares = [recall["200"] for recall in results["index"]["recall"].values()]
+    assert shares == sorted(shares)  # a higher rank proposes better
+    assert shares[-1] > 0.6
+
+
 CASES = (
     Case("detection", finds_wrong_captions),
     Case("natural", ranks_pairs),
     Case("ablations", compares_settings),
+    Case("threshold", keeps_what_it_should),
+    Case("cleaning", wins_back),
+    Case("fidelity", foretells_retraining),
+    Case("leverage", foretells_single_removals),
+    Case("edit", edits_like_retraining),
+    Case("curves", parts_harmful_from_valuable),
+    Case("trace", names_the_planted_pairs),
 )
 
 

@@ -1,7 +1,7 @@
 """Who caused this error? Wrong pairs are planted that make one concept fail, and traced back.
 
     python -m tests.benchmarks.trace                       # ten concepts of the test split
-    python -m tests.benchmarks.trace --quick               # two of them
+    python -m tests.benchmarks.trace --quick               # two of them, among 400 training pairs
     python -m tests.benchmarks.trace --split validation    # those it was developed on
 
 A concept is a row of the split whose image finds its own caption after a fit to right pairs. Of the
@@ -68,7 +68,7 @@ def main() -> None:
     arguments = parser(__doc__, "trace")
     arguments.add_argument("--split", choices=("test", "validation"), default="test")
     args = arguments.parse_args()
-    data = embedded(CONFIG)
+    data = embedded(CONFIG, quick=args.quick)
     model, rows = data.model, data.test if args.split == "test" else data.query
     study = Study(model, model.read(data.train, text_column="original_text"), rows, data.query)
     wanted = QUICK_CONCEPTS if args.quick else CONCEPTS
@@ -306,7 +306,7 @@ def measure_index(study: Study, splits: list[Rows], *, quick: bool) -> dict[str,
     seconds = {"exact": time.perf_counter() - start}
     causes = exact.topk(CAUSES, dim=1, largest=False).indices
     recall: dict[str, dict[str, float]] = {}
-    for r in (r for r in RANKS if r <= count):
+    for r in (r for r in RANKS[: 2 if quick else None] if r <= count):
         start = time.perf_counter()
         index = build_index(model, train, queries, r)
         built = time.perf_counter()
