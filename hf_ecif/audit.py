@@ -36,7 +36,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import image_bytes, read_flags
 from hf_ecif.detection import SMALLEST_GROUP, Detection, auroc, detect
 from hf_ecif.errors import UserError
-from hf_ecif.evidence import MARGIN, Evidence, find_evidence, read_vocabulary, signal_errors
+from hf_ecif.evidence import MARGIN, Evidence, find_evidence, read_vocabulary
 from hf_ecif.features import Rows
 from hf_ecif.files import write_json
 from hf_ecif.fitted import Fitted
@@ -45,6 +45,7 @@ from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.report import write_report
 from hf_ecif.scoring import Scores
 from hf_ecif.sources import Opened, Sources, open_sources
+from hf_ecif.witnesses import Witnesses, witness_errors
 
 PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "scikit-learn", "pillow")
 CHECKPOINTS = ".checkpoints"
@@ -149,6 +150,7 @@ class _Found:
     fitted: Fitted
     scores: Scores
     scores_as_given: Scores
+    witnesses: Witnesses
     reference: NDArray[np.float64]
     planted: NDArray[np.float64]
     detection: Detection
@@ -186,11 +188,12 @@ def _analyse(
     with watch("detect"):
         planting = known.within("planting")
         reference, planted = model.plant(rows, query, progress, planting)
+        witnesses = model.witnesses(rows, scores)
         detection = detect(
-            model.signals(scores),
+            witnesses.stack(),
             reference,
             planted,
-            errors=signal_errors(scores),
+            errors=witness_errors(scores),
             groups=given.groups and [given.groups[row] for row in rows.positions.tolist()],
         )
     evidence = None
@@ -218,6 +221,7 @@ def _analyse(
         fitted,
         scores,
         as_given,
+        witnesses,
         reference,
         planted,
         detection,
@@ -234,6 +238,7 @@ def _write_rows(request: AuditRequest, found: _Found) -> tuple[dict[str, Any], D
         found.rows,
         found.scores,
         found.scores_as_given,
+        found.witnesses,
         found.detection,
         config.relative,
         found.evidence,

@@ -12,6 +12,7 @@ from hf_ecif.evidence import Evidence
 from hf_ecif.features import Rows
 from hf_ecif.reasons import explain_flags
 from hf_ecif.scoring import RelativeForm, Scores
+from hf_ecif.witnesses import Witnesses
 
 COLUMNS = {
     "ecif_score": "predicted change of the query's loss if the pair were removed, in nats: "
@@ -28,6 +29,9 @@ COLUMNS = {
     "ecif_noise_probability": "probability that the pair is misaligned",
     "ecif_flag": "whether that probability is above the threshold",
     "ecif_borderline": "whether the threshold is within two standard errors of that probability",
+    "ecif_image_neighbours": "how far the caption is from those of the most similar images: their "
+    "mean cosine distance, weighted by how near they are and how well they fit themselves",
+    "ecif_text_neighbours": "the same for the image and those of the most similar captions",
     "ecif_suggested_text": "a caption that fits a flagged image better than its own and than all "
     "other candidates, where one stands out",
     "ecif_suggested_margin": "by how much its logit stands above the next best one, in nats",
@@ -54,6 +58,7 @@ def add_columns(
     rows: Rows,
     scores: Scores,
     given: Scores,
+    witnesses: Witnesses,
     detection: Detection,
     relative: RelativeForm = "deletion",
     evidence: Evidence | None = None,
@@ -65,6 +70,7 @@ def add_columns(
         rows: the readable ones.
         scores: of the readable rows, at the fitted parameters.
         given: the same at the model's own parameters.
+        witnesses: of the readable rows.
         detection: of the readable rows.
         relative: which relative score; over the size of the change, or within its span.
         evidence: of the readable rows; without it, suggestions and duplicates are null.
@@ -75,11 +81,14 @@ def add_columns(
         dataset = _append(dataset, name, values, "float32")
     for name, marks in (("ecif_flag", detection.flag), ("ecif_borderline", detection.borderline)):
         dataset = _append(dataset, name, _spread(marks.tolist(), rows), "bool")
+    for side in ("image_neighbours", "text_neighbours"):
+        values = _spread(getattr(witnesses, side).tolist(), rows)
+        dataset = _append(dataset, f"ecif_{side}", values, "float32")
     texts, margins, duplicates = _evidence_columns(evidence, rows)
     dataset = _append(dataset, "ecif_suggested_text", _spread(texts, rows), "string")
     dataset = _append(dataset, "ecif_suggested_margin", _spread(margins, rows), "float32")
     dataset = _append(dataset, "ecif_duplicate_group", _spread(duplicates, rows), "int64")
-    reasons = _spread(explain_flags(rows, scores, detection, evidence), rows)
+    reasons = _spread(explain_flags(rows, scores, witnesses, detection, evidence), rows)
     for row, reason in rows.reasons.items():
         reasons[row] = reason
     return _append(dataset, "ecif_reason", reasons, "string")

@@ -25,7 +25,6 @@ from hf_ecif.inputs import Features
 from hf_ecif.neighbours import count_better, find_best, group_near, link
 from hf_ecif.objectives import Embeddings
 from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.scoring import Scores
 
 if TYPE_CHECKING:
     from hf_ecif.influence import InfluenceModel
@@ -142,18 +141,6 @@ def find_evidence(
         same_caption=positions[same_caption].numpy(),
         duplicate=positions[duplicate].numpy(),
     )
-
-
-def signal_errors(scores: Scores) -> Floats:
-    """Standard errors of `InfluenceModel.signals`, ``(N, 2)``, to first order.
-
-    Those of the self-influence over its probes, of the score over partitions and of its size over
-    the probes; infinite where there was but one of them.
-    """
-    loss = scores.self_stderr.double() / (1 + scores.loo_loss.double().clamp_min(0))
-    size, task = scores.size.double(), scores.task.double()
-    relative = torch.hypot(scores.stderr / size, task * scores.size_stderr / size.square())
-    return torch.stack([loss, relative], dim=1).numpy()
 
 
 def read_vocabulary(path: Path) -> list[str]:

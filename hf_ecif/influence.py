@@ -50,6 +50,7 @@ from hf_ecif.queries import ContrastiveLoss, Query, Several, Target
 from hf_ecif.removal import RemovalReport, remove
 from hf_ecif.scoring import Batching, Directions, GroupScore, Scores, score_group, score_rows
 from hf_ecif.solvers import Spectrum, random_signs
+from hf_ecif.witnesses import Witnesses, find_witnesses
 
 if TYPE_CHECKING:
     from hf_ecif.hub import PushReport
@@ -457,6 +458,16 @@ class InfluenceModel:
         theta = self.encoder.theta
         return self._score_at(theta, rows, Directions.none(theta), len(rows))
 
+    def witnesses(self, rows: Rows, scores: Scores) -> Witnesses:
+        """What tells misaligned rows from good ones; `detect` weighs it.
+
+        Args:
+            rows: those that were scored.
+            scores: of `score`, for a single query.
+        """
+        given = self.encoder.embed(self.encoder.theta, rows.features)
+        return find_witnesses(scores, given, rows.same_text)
+
     def plant(
         self,
         train: Rows,
@@ -464,41 +475,33 @@ class InfluenceModel:
         progress: ProgressFactory = silent,
         checkpoints: Checkpoints | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Signals of runs in which some captions were exchanged on purpose.
+        """What tells misaligned rows, in runs in which some captions were exchanged on purpose.
 
         Returns:
-            ``(R, S)`` of the rows that stayed as they are, ``(M, S)`` of those exchanged; see
-            `signals`.
+            ``(R, 4)`` of the rows that stayed as they are, ``(M, 4)`` of those exchanged; see
+            `witnesses`.
         """
         config, known = self.config, checkpoints or Checkpoints()
         generator = torch.Generator().manual_seed(config.seed + 2)
-        images = self.encoder.embed(self.encoder.theta, train.features).image
+        given = self.encoder.embed(self.encoder.theta, train.features)
         advance = progress("Plant wrong pairs", config.plantings)
         reference, planted = [], []
         # Their curvature differs little; it is damped alike.
         spectrum = self.fitted.spectrum if self.fitted else None
         for number in range(config.plantings):
             planting = plant(
-                train, images, share=config.planted_share, clusters=10, generator=generator
+                train, given.image, share=config.planted_share, clusters=10, generator=generator
             )
             within = known.within(f"{number:02d}")
             fitted, _ = self._fit(planting.rows, query, silent, within, spectrum)
-            signals = self.signals(self._score(planting.rows, fitted, silent, within))
-            reference.append(signals[~planting.planted.numpy()])
-            planted.append(signals[planting.planted.numpy()])
+            scores = self._score(planting.rows, fitted, silent, within)
+            embedded = given._replace(text=given.text[planting.donors.to(given.text.device)])
+            found = find_witnesses(scores, embedded, planting.rows.same_text).stack()
+            is_planted = planting.planted.numpy()
+            reference.append(found[~is_planted])
+            planted.append(found[is_planted])
             advance(1)
         return np.concatenate(reference), np.concatenate(planted)
-
-    @staticmethod
-    def signals(scores: Scores) -> NDArray[np.float64]:
-        """``(N, 2)``, the witnesses of misalignment that `detect` weighs.
-
-        They are the leave-one-out loss, which says whether the caption fits, and the relative
-        score, which says whether the pair works against the query. Both are taken as they are, in
-        nats: scaled by their own spread, runs with more wrong pairs would look like others.
-        """
-        loss = scores.loo_loss.double().clamp_min(0).log1p()
-        return torch.stack([loss, scores.relative.double()], dim=1).numpy()
 
     def _fit(
         self,

@@ -17,6 +17,11 @@ from torch import Tensor
 BLOCK = 2**24  # cosines that are held at a time
 # Two products of the same vectors differ by this much in float32.
 ROUNDING = 1e-6
+# Of `average_distance`: few and near ones, as wrong pairs hide among their like. On the training
+# rows of the demo, 3, 10 and 20 neighbours rank wrong captions as well as 5 do. Equal weights rank
+# worse, by up to 0.04 in AUPRC, and so do weights that fall faster.
+NEIGHBOURS = 5
+DECAY = 5.0  # of a neighbour's weight with its distance, and with its own mismatch
 
 
 class Best(NamedTuple):
@@ -66,6 +71,35 @@ def find_best(anchors: Tensor, keys: Tensor, excluded: Tensor) -> Best:
         empty = anchors.new_zeros(0)
         return Best(empty.long(), empty, empty)
     return Best(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def average_distance(
+    anchors: Tensor, others: Tensor, mismatch: Tensor, same: Tensor | None = None
+) -> Tensor:
+    """How far rows are from their nearest neighbours on the other side; ``(N,)``, at least zero.
+
+    The mean of ``exp(-DECAY (d + m)) a`` over the `NEIGHBOURS` with the nearest ``anchors``: ``d``
+    the cosine distance of the anchors, ``a`` that of the other sides, and ``m`` the neighbour's own
+    mismatch. A row is no neighbour of its own.
+
+    Args:
+        anchors: ``(N, d)``, embeddings of the side that neighbours are sought on.
+        others: ``(N, d)``, embeddings of the other side.
+        mismatch: ``(N,)``, cosine distance of the two sides of a row.
+        same: ``(N,)``, equal for rows that are no neighbours of each other either.
+    """
+    count = min(NEIGHBOURS, len(anchors))
+    parts = []
+    for rows, cosines in _cosines(anchors, anchors):
+        own = torch.arange(len(anchors), device=cosines.device)[rows]
+        barred = own[:, None] == torch.arange(len(anchors), device=cosines.device)
+        if same is not None:
+            barred |= same[rows, None].to(cosines.device) == same.to(cosines.device)
+        nearest = cosines.masked_fill_(barred, -torch.inf).topk(count, dim=1)
+        weight = (-DECAY * (1 - nearest.values + mismatch[nearest.indices])).exp()
+        apart = 1 - (others[rows, None] * others[nearest.indices]).sum(dim=2)
+        parts.append((weight * apart).sum(dim=1) / NEIGHBOURS)
+    return torch.cat(parts) if parts else anchors.new_zeros(0)
 
 
 def group_near(

@@ -21,11 +21,16 @@ class Planting:
 
     Attributes:
         rows: all rows, with the exchanged captions.
-        planted: ``(n,)`` booleans, true where the caption was exchanged.
+        donors: ``(n,)``, the row that each caption was taken from; its own where it stayed.
     """
 
     rows: Rows
-    planted: Tensor
+    donors: Tensor
+
+    @property
+    def planted(self) -> Tensor:
+        """``(n,)`` booleans, true where the caption was exchanged."""
+        return self.donors != torch.arange(len(self.donors))
 
 
 def plant(
@@ -53,7 +58,7 @@ def plant(
         if len(candidates):
             pick = torch.randint(len(candidates), (1,), generator=generator)
             donors[row] = candidates[pick]
-    return Planting(rows.with_texts_of(donors), donors != torch.arange(count))
+    return Planting(rows.with_texts_of(donors), donors)
 
 
 def cluster(embeddings: Tensor, clusters: int, seed: int) -> Tensor:

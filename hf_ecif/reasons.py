@@ -6,29 +6,40 @@ from collections.abc import Iterator
 from textwrap import shorten
 
 import numpy as np
+from torch import Tensor
 
-from hf_ecif.detection import Detection
+from hf_ecif.detection import Detection, Floats
 from hf_ecif.evidence import Evidence, Numbers
 from hf_ecif.features import Rows
 from hf_ecif.scoring import Scores
+from hf_ecif.witnesses import Witnesses
 
 CAPTION_LENGTH = 80  # of a caption that is quoted
 ROWS_NAMED = 3
+TELLING = 0.9  # share of the pairs that neighbours speak less against
 
 
 def explain_flags(
-    rows: Rows, scores: Scores, detection: Detection, evidence: Evidence | None = None
+    rows: Rows,
+    scores: Scores,
+    witnesses: Witnesses,
+    detection: Detection,
+    evidence: Evidence | None = None,
 ) -> list[str | None]:
     """A sentence for every flagged row of the readable ones, None for the others.
 
     Args:
         rows: the readable rows.
         scores: of these rows.
+        witnesses: of these rows.
         detection: of these rows.
         evidence: of these rows; without it, no other row is named.
     """
-    loss = scores.loo_loss.double().numpy()
-    rank = np.searchsorted(np.sort(loss), loss, side="left") / len(loss)
+    rank = _share_below(scores.loo_loss)
+    apart = [
+        ("caption", "similar images", _share_below(witnesses.image_neighbours)),
+        ("image", "similar captions", _share_below(witnesses.text_neighbours)),
+    ]
     duplicates = [] if evidence is None else _duplicates(evidence, rows)
 
     def clauses(row: int) -> Iterator[str]:
@@ -38,6 +49,13 @@ def explain_flags(
             f"its loss would be higher than that of {int(100 * rank[row])}% of the pairs if it had "
             "not been trained on"
         )
+        for own, like, share in apart:
+            if share[row] >= TELLING:
+                other = "captions" if own == "caption" else "images"
+                yield (
+                    f"its {own} is farther from the {other} of {like} than that of "
+                    f"{int(100 * share[row])}% of the pairs"
+                )
         role = scores.positive[row].item()
         effect = "raises" if role < 0 else "lowers"
         yield f"as a positive it {effect} the query's loss by {abs(role):.1e}"
@@ -53,6 +71,12 @@ def explain_flags(
             zip(detection.flag, detection.borderline, detection.probability, strict=True)
         )
     ]
+
+
+def _share_below(values: Tensor) -> Floats:
+    """Share of the rows with a smaller value, ``(n,)``."""
+    found = values.double().cpu().numpy()
+    return np.searchsorted(np.sort(found), found, side="left") / len(found)
 
 
 def _misfit(row: int, evidence: Evidence) -> Iterator[str]:

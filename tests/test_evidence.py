@@ -3,7 +3,6 @@
 import io
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,13 @@ import pytest
 import torch
 from datasets import Dataset, Image, load_dataset
 from PIL import Image as PILImage
-from scipy.stats import norm
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.detection import Detection
 from hf_ecif.errors import UserError
-from hf_ecif.evidence import Evidence, find_evidence, plain, read_vocabulary, signal_errors
+from hf_ecif.evidence import Evidence, find_evidence, plain, read_vocabulary
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
-from hf_ecif.scoring import Scores
 
 DEMO = Path(__file__).parents[1] / "spaces_demo"
 COUNT = 60
@@ -223,43 +220,3 @@ class TestVocabulary:
             path.write_bytes(content)
         with pytest.raises(UserError, match=words):
             read_vocabulary(path)
-
-
-class TestSignalErrors:
-    def scores(self, **changes: Any) -> Scores:
-        values: dict[str, Any] = {
-            "stderr": torch.tensor([1e-4, 2e-4]),
-            "size": torch.tensor([0.1, 0.2]),
-            "size_stderr": torch.tensor([0.01, 0.001]),
-            "task": torch.tensor([3e-3, -1e-3]),
-            "loo_loss": torch.tensor([2.0, 0.5]),
-            "self_stderr": torch.tensor([0.05, 0.01]),
-        }
-        values |= changes
-        values["relative"] = values["task"] / values["size"]
-        return SimpleNamespace(**values)  # type: ignore[return-value]
-
-    def test_spread_of_drawn_signals(self) -> None:
-        """Signals of scores drawn from their errors spread as is foretold."""
-        scores = self.scores()
-        draws = torch.from_numpy(norm.rvs(size=(3, 20_000, 1), random_state=0)).float()
-        drawn = self.scores(
-            task=scores.task + draws[0] * scores.stderr,
-            size=scores.size + draws[1] * scores.size_stderr,
-            loo_loss=scores.loo_loss + draws[2] * scores.self_stderr,
-        )
-        spread = np.stack(
-            [
-                InfluenceModel.signals(
-                    self.scores(
-                        **{k: getattr(drawn, k)[:, i] for k in ("task", "size", "loo_loss")}
-                    )
-                ).std(axis=0)
-                for i in range(2)
-            ]
-        )
-        np.testing.assert_allclose(signal_errors(scores), spread, rtol=0.05)
-
-    def test_of_a_single_probe_nothing_is_known(self) -> None:
-        errors = signal_errors(self.scores(self_stderr=torch.full((2,), torch.inf)))
-        assert np.isinf(errors[:, 0]).all()

@@ -10,7 +10,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_ecif import neighbours
-from hf_ecif.neighbours import count_better, find_best, group_near, link
+from hf_ecif.neighbours import (
+    DECAY,
+    NEIGHBOURS,
+    average_distance,
+    count_better,
+    find_best,
+    group_near,
+    link,
+)
 
 BLOCKS = [1, 7, 64, 2**24]
 
@@ -147,3 +155,37 @@ def test_no_table_of_all_rows(monkeypatch: pytest.MonkeyPatch, largest_table: li
     count_better(rows, rows, torch.ones(100))
     find_best(rows, rows, torch.arange(100))
     assert max(largest_table) <= 500
+
+
+class TestAverageDistance:
+    @pytest.mark.parametrize("count", [1, 2, 5, 6, 40])
+    @pytest.mark.usefixtures("block")
+    def test_of_every_row_by_itself(self, count: int) -> None:
+        anchors, others = vectors(count), vectors(count, seed=1)
+        mismatch = 1 - (anchors * others).sum(dim=1)
+        same = torch.arange(count) // 2
+        expected = []
+        for row in range(count):
+            near = [
+                (1 - anchors[row] @ anchors[other], other)
+                for other in range(count)
+                if same[other] != same[row]
+            ]
+            terms = [
+                torch.exp(-DECAY * (distance + mismatch[other])) * (1 - others[row] @ others[other])
+                for distance, other in sorted(near)[:NEIGHBOURS]
+            ]
+            expected.append(sum(terms, torch.zeros((), dtype=torch.float64)) / NEIGHBOURS)
+        found = average_distance(anchors, others, mismatch, same)
+        torch.testing.assert_close(found, torch.stack(expected))
+
+    def test_a_row_is_no_neighbour_of_its_own(self) -> None:
+        anchors, others = vectors(2), vectors(2, seed=1)
+        found = average_distance(anchors, others, torch.zeros(2, dtype=torch.float64))
+        weight = torch.exp(-DECAY * (1 - anchors[0] @ anchors[1]))
+        expected = weight * (1 - others[0] @ others[1]) / NEIGHBOURS
+        torch.testing.assert_close(found, expected.expand(2))
+
+    def test_of_no_rows(self) -> None:
+        nothing = torch.zeros(0, 4)
+        assert average_distance(nothing, nothing, torch.zeros(0)).shape == (0,)

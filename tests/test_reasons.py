@@ -17,6 +17,10 @@ SCORES: Any = SimpleNamespace(
     loo_loss=torch.tensor([1.0, 9.0, 2.0, 3.0, 4.0]),
     positive=torch.tensor([1.0, -3.2e-4, 2.5e-4, 1.0, 1.0]),
 )
+WITNESSES: Any = SimpleNamespace(
+    image_neighbours=torch.tensor([0.1, 0.9, 0.2, 0.3, 0.4]),
+    text_neighbours=torch.tensor([0.1, 0.2, 0.3, 0.9, 0.4]),
+)
 DETECTION = Detection(
     probability=np.array([0.1, 0.87, 0.45, 0.2, 0.1]),
     flag=np.array([False, True, True, False, False]),
@@ -39,7 +43,7 @@ EVIDENCE = Evidence(
 
 
 def explain(**changes: Any) -> list[str | None]:
-    return explain_flags(ROWS, SCORES, DETECTION, replace(EVIDENCE, **changes))
+    return explain_flags(ROWS, SCORES, WITNESSES, DETECTION, replace(EVIDENCE, **changes))
 
 
 def test_only_flagged_rows_have_a_reason() -> None:
@@ -54,8 +58,31 @@ def test_whole_reason() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("side", "words"),
+    [
+        ("image", "its caption is farther from the captions of similar images"),
+        ("text", "its image is farther from the images of similar captions"),
+    ],
+)
+def test_neighbours_are_heard_where_they_are_telling(side: str, words: str) -> None:
+    values = torch.arange(20.0)
+    rows = SimpleNamespace(positions=torch.arange(20))
+    scores = SimpleNamespace(loo_loss=torch.zeros(20), positive=torch.ones(20))
+    apart = {f"{one}_neighbours": values * (one == side) for one in ("image", "text")}
+    detection = replace(
+        DETECTION,
+        probability=np.ones(20),
+        flag=np.ones(20, dtype=bool),
+        borderline=np.zeros(20, dtype=bool),
+    )
+    reasons = explain_flags(rows, scores, SimpleNamespace(**apart), detection)
+    assert [words in str(reason) for reason in reasons] == [False] * 18 + [True] * 2
+    assert f"{words} than that of 90% of the pairs;" in str(reasons[18])
+
+
 def test_reason_without_other_rows() -> None:
-    assert explain_flags(ROWS, SCORES, DETECTION)[2] == (
+    assert explain_flags(ROWS, SCORES, WITNESSES, DETECTION)[2] == (
         "possibly misaligned (45%, borderline): its loss would be higher than that of 20% of the "
         "pairs if it had not been trained on; as a positive it lowers the query's loss by 2.5e-04"
     )

@@ -111,7 +111,7 @@ def find_wrong(model: InfluenceModel, rows: Rows, query: Rows) -> tuple[Scores, 
     """What an audit makes of the rows; the model is fitted to them."""
     model.fit(rows, query)
     scores = model.score(rows)
-    return scores, detect(model.signals(scores), *model.plant(rows, query))
+    return scores, detect(model.witnesses(rows, scores).stack(), *model.plant(rows, query))
 
 
 def judge(wrong: NDArray[np.bool_], suspicion: NDArray[np.floating]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from hf_ecif.influence import InfluenceModel
 from hf_ecif.objectives import Embeddings
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.scoring import Batching, Scores
+from hf_ecif.witnesses import Witnesses
 from tests.benchmarks.lds import fit
 
 Signal = NDArray[np.float64]
@@ -39,11 +40,13 @@ FIXED = (
     "gradient norm",
 )
 TUNED = ("NegCLIPLoss, tuned", "LEMoN, tuned")
+# Not compared with: see `lemon`.
+COPIES = "LEMoN, tuned, sees copies"
 BATCH = 256  # pairs of a contrastive batch, as in an audit
 GRADIENTS = 64  # held in full at a time
 
 
-def parts_of_ours(scores: Scores, detection: Detection) -> dict[str, Signal]:
+def parts_of_ours(scores: Scores, witnesses: Witnesses, detection: Detection) -> dict[str, Signal]:
     """The detector's probability, and what a scored data set has in its columns."""
     tensors = {
         "ecif_loo_loss": scores.loo_loss,
@@ -52,6 +55,8 @@ def parts_of_ours(scores: Scores, detection: Detection) -> dict[str, Signal]:
         "ecif_positive": -scores.positive,
         "ecif_negative": -scores.negative,
         "ecif_relative": -scores.relative,
+        "ecif_image_neighbours": witnesses.image_neighbours,
+        "ecif_text_neighbours": witnesses.text_neighbours,
     }
     return {OURS: detection.probability} | {name: array(value) for name, value in tensors.items()}
 
@@ -87,9 +92,16 @@ def tuned(model: InfluenceModel, rows: Rows, theta: Tensor) -> dict[str, dict[st
         for factor, (name, sizes) in product(FACTORS, batches.items())
     }
     settings = list(lemon_settings())
-    found = lemon(embeddings.text, embeddings.image, settings)
-    lemons = {one.name: array(values) for one, values in zip(settings, found, strict=True)}
-    return {"NegCLIPLoss, tuned": losses, "LEMoN, tuned": lemons}
+    lemons = {
+        method: {
+            one.name: array(values)
+            for one, values in zip(
+                settings, lemon(embeddings.text, embeddings.image, settings, same), strict=True
+            )
+        }
+        for method, same in (("LEMoN, tuned", rows.same_text), (COPIES, None))
+    }
+    return {"NegCLIPLoss, tuned": losses} | lemons
 
 
 def array(values: Tensor) -> Signal:
@@ -152,24 +164,35 @@ def lemon_settings() -> Iterator[Lemon]:
         yield Lemon(count, beta, gamma, tau1, tau2)
 
 
-def lemon(text: Tensor, image: Tensor, settings: Sequence[Lemon]) -> list[Tensor]:
+def lemon(
+    text: Tensor, image: Tensor, settings: Sequence[Lemon], same: Tensor | None = None
+) -> list[Tensor]:
     """``d_mm + beta s_n + gamma s_m``, ``(N,)``, for each of the settings.
 
     A pair's own cosine distance ``d_mm``; the distance of its caption from those of the images
     nearest to its own, and of its image from those of the nearest captions. Neighbours count less
     the farther they are and the worse they match themselves; a row is no neighbour of its own.
 
+    A wrong caption is the copy of another row's, and hardly a right one has a copy in these data.
+    With few neighbours by caption, the nearest one then tells how the noise was made: the row that
+    has the very same caption and a different image. ``same`` keeps such rows from being neighbours.
+
     Args:
         text: ``(N, d)``, normalised.
         image: ``(N, d)``, normalised.
         settings: weights.
+        same: ``(N,)``, equal for equal captions, which are then no neighbours by caption.
     """
     mismatch = 1 - (text * image).sum(dim=1)
     most = min(max(one.neighbours for one in settings), len(text) - 1)
 
-    def nearest(anchors: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def nearest(
+        anchors: Tensor, others: Tensor, same: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Distance of the neighbours, their mismatch, and how far their other side is."""
         distances = (1 - anchors @ anchors.T).fill_diagonal_(torch.inf)
+        if same is not None:
+            distances[same[:, None] == same] = torch.inf
         distance, near = distances.topk(most, dim=1, largest=False)
         return distance, mismatch[near], 1 - (others[:, None] * others[near]).sum(dim=2)
 
@@ -177,7 +200,7 @@ def lemon(text: Tensor, image: Tensor, settings: Sequence[Lemon]) -> list[Tensor
         distance, its_mismatch, apart = (part[:, : one.neighbours] for part in found)
         return (apart * (-one.tau1 * distance - one.tau2 * its_mismatch).exp()).mean(dim=1)
 
-    by_image, by_text = nearest(image, text), nearest(text, image)
+    by_image, by_text = nearest(image, text), nearest(text, image, same)
     return [
         mismatch + one.beta * average(by_image, one) + one.gamma * average(by_text, one)
         for one in settings
@@ -266,8 +289,11 @@ def judge_all(model: InfluenceModel, rows: Rows, query: Rows) -> Judged:
     """Every method, after the fit of the model's config; at the model as given if it has none."""
     checkpoints = _fit(model, rows, query)
     scores = model.score(rows)
-    detection = detect(model.signals(scores), *model.plant(rows, query))
-    signals = parts_of_ours(scores, detection) | fixed(model, rows, query, scores, checkpoints)
+    witnesses = model.witnesses(rows, scores)
+    detection = detect(witnesses.stack(), *model.plant(rows, query))
+    signals = parts_of_ours(scores, witnesses, detection) | fixed(
+        model, rows, query, scores, checkpoints
+    )
     return Judged(signals, tuned(model, rows, checkpoints[-1][1]), detection)
 
 
