@@ -17,6 +17,7 @@ same category; seeds and noise served nowhere else. Measured are
 
 Differences are against the default, on the same rows and seeds, with the standard error over the
 seeds; one without an error is of a single seed, whose means do not compare with those of several.
+Where the detector ran on fewer seeds than the scores, the second number of seeds is its own.
 Whole layers run on 200 rows with 4 probes and one planting, and are compared with projections that
 do the same. Finished runs are kept in `runs/ablations`, those of the scores and those of the
 detector apart; empty the one or the other when its code changes.
