@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.rich_utils import rich_format_error
 
 # Importing a command registers it; ``--help`` lists them in this order.
 from hf_ecif.commands import (  # noqa: F401
@@ -32,10 +33,14 @@ from hf_ecif.version import __version__
 def main() -> None:
     """Entry point: a user's mistake is a message and status 2, never a stack trace."""
     try:
-        app()
+        # Of several processes, each would tell of a wrong option: that is left to us.
+        sys.exit(app(standalone_mode=not _has_company()))
     except Exception as error:
         if not _has_to_tell(error):
             sys.exit(2)
+        if hasattr(error, "exit_code"):  # an error in the options, found before a command runs
+            rich_format_error(cast(Any, error))
+            sys.exit(error.exit_code)
         message = _message(error)
         if message is None:
             raise
@@ -45,9 +50,13 @@ def main() -> None:
         sys.exit(2)
 
 
+def _has_company() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def _has_to_tell(error: Exception) -> bool:
     """Of several processes, the first to fail: the others share its error, or have lost it."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if not _has_company():
         return True
     from hf_ecif import processes
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from hf_ecif import processes
-from hf_ecif.towers import Inputs
+from hf_ecif.towers import Inputs, Tower
 
 Side = Literal["text", "image"]
+
+SENT_ROWS = 2**14  # that every process receives at a time, to keep those it has asked for
 
 
 class Features:
@@ -79,6 +81,18 @@ class Features:
         positions, chosen = self._sides[side].mine()
         return positions, chosen.rows_at, chosen.count()
 
+    def brought(self, rows: Tensor) -> Features:
+        """Rows that this process asks for, held here, whoever holds them now.
+
+        All processes have to call it together, each with rows of its own choice. For inputs that
+        `are_light`.
+        """
+        return self._with({side: chosen.bring(rows) for side, chosen in self._sides.items()})
+
+    def are_light(self) -> bool:
+        """Whether all inputs are pooled: a vector, with a head to come at most."""
+        return all(Tower.is_light(chosen.inputs) for chosen in self._sides.values())
+
     def example(self, side: Side) -> Inputs:
         """Two rows at most that are held here, whichever they are, for their shapes."""
         return {key: value[:2] for key, value in self._sides[side].inputs.items()}
@@ -86,7 +100,7 @@ class Features:
     def bytes_per_row(self) -> int:
         """Of all inputs together."""
         values = [v for chosen in self._sides.values() for v in chosen.inputs.values()]
-        return sum(value[0].numel() * value.element_size() for value in values)
+        return sum(value.shape[1:].numel() * value.element_size() for value in values)
 
     @staticmethod
     def _with(sides: dict[Side, _Chosen]) -> Features:
@@ -141,6 +155,19 @@ class _Chosen:
         share = processes.share(self.count())
         rows = slice(share.start, share.stop)
         return rows, self.choose(rows)
+
+    def bring(self, rows: Tensor) -> _Chosen:
+        if self.of is None:
+            return self.choose(rows)
+        brought = {k: v.new_empty(len(rows), *v.shape[1:]) for k, v in self.inputs.items()}
+        for start in range(0, self.count(), SENT_ROWS):
+            sent = self.choose(slice(start, start + SENT_ROWS))
+            positions, held = sent.held()
+            asked = ((rows >= start) & (rows < start + SENT_ROWS)).nonzero()[:, 0]
+            for key, value in held.rows_at(slice(None)).items():
+                (whole,) = processes.spread([value], positions, sent.count())
+                brought[key][asked] = whole[rows[asked] - start]
+        return _Chosen(brought)
 
     def rows_at(self, positions: slice) -> Inputs:
         """Some of rows that are all held here."""

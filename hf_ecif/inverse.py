@@ -27,6 +27,7 @@ class InverseCurvature:
     Attributes:
         objective: as given.
         theta: as given.
+        product: ``H v`` for every row ``v``, ``(K, P)``.
         spectrum: of ``H``.
     """
 
@@ -41,11 +42,8 @@ class InverseCurvature:
         self.theta = theta
         self._config = config
         self._generator = torch.Generator().manual_seed(config.seed)
+        self.product = objective.operator(config.curvature, theta)
         self.spectrum = spectrum or estimate_spectrum(self.product, theta, seed=config.seed)
-
-    def product(self, vectors: Tensor) -> Tensor:
-        """``H v`` for every row ``v``, ``(K, P)``."""
-        return self.objective.curvature(self._config.curvature, self.theta, vectors)
 
     def solve(self, b: Tensor) -> tuple[Tensor, SolveReport]:
         """``(H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and how it went.

@@ -18,9 +18,12 @@ from torch import Tensor
 from hf_ecif import processes
 from hf_ecif.encoders import DualEncoder
 from hf_ecif.inputs import Features
+from hf_ecif.low_rank import Matvec
 from hf_ecif.objectives import Contrastive, Embeddings
 
 Curvature = Literal["ggn", "hessian"]
+
+BROUGHT_BYTES = 2**30  # of activations that a process may hold for its own batches
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,24 @@ class Objective:
     def curvature(self, kind: Curvature, theta: Tensor, vectors: Tensor) -> Tensor:
         """Products with the `ggn` or the `hessian`, by name."""
         return self.ggn(theta, vectors) if kind == "ggn" else self.hessian(theta, vectors)
+
+    def operator(self, kind: Curvature, theta: Tensor) -> Matvec:
+        """The same as a function of the vectors alone, for many products at one ``theta``.
+
+        With several processes, each is given the rows of its own contrastive batches, once, if
+        there are batches for all and the rows are light. A product then exchanges nothing but the
+        ``(K, P)`` that come out; otherwise, embeddings and tangents of all rows.
+        """
+        own = self._own_batches()
+        if own is None:
+            return lambda vectors: self.curvature(kind, theta, vectors)
+
+        def product(vectors: Tensor) -> Tensor:
+            with processes.alone():
+                part = own.curvature(kind, theta, vectors)
+            return processes.add_up(part) + self.l2 * vectors
+
+        return product
 
     def ggn(self, theta: Tensor, vectors: Tensor) -> Tensor:
         """Generalised Gauss-Newton products ``G v``, positive semi-definite.
@@ -115,6 +136,28 @@ class Objective:
     def over(self, batches: Sequence[Tensor]) -> Objective:
         """The same objective over other contrastive batches of the same rows."""
         return replace(self, batches=batches, weights=None)
+
+    def _own_batches(self) -> Objective | None:
+        """This process's part of the sum over batches, all of its rows held here; without l2.
+
+        None where there are no others, fewer batches than processes, or rows too large to be sent.
+        """
+        count = processes.count()
+        if count == 1 or len(self.batches) < count or not self.features.are_light():
+            return None
+        if self.features.bytes_per_row() * sum(map(len, self.batches)) > BROUGHT_BYTES * count:
+            return None
+        share = processes.share(len(self.batches))
+        own = slice(share.start, share.stop)
+        batches = self.batches[own]
+        rows = torch.cat(list(batches))
+        return Objective(
+            self.encoder,
+            self.features.brought(rows),
+            torch.arange(len(rows)).split([len(batch) for batch in batches]),
+            None if self.same is None else self.same[rows],
+            weights=self._weights[own],
+        )
 
     @property
     def _loss(self) -> Contrastive:

@@ -31,6 +31,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,6 +50,8 @@ from hf_ecif.data import load_rows
 from hf_ecif.encoders import DualEncoder
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.inputs import Features
+from hf_ecif.inverse import InverseCurvature
+from hf_ecif.low_rank import Matvec
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.scoring import Batching, Directions, score_rows
 from tests.benchmarks.engine import vit_b_32
@@ -253,6 +256,8 @@ def cases(name: str, sizes: dict[str, Size]) -> Iterator[Case]:
         features = repeated(encoder.freeze(raw), 2 * size.rows)
         yield Case(f"score, {parameters}", size.rows, scoring(encoder, features, size))
         yield Case(f"GGN product, {parameters}", size.rows, product(encoder, features, size))
+        if parameters == "projections":
+            yield Case(f"solve, {parameters}", size.rows, solving(encoder, features, size))
 
 
 def scoring(encoder: DualEncoder, features: Features, size: Size) -> Callable[[int], Tensor]:
@@ -267,14 +272,34 @@ def scoring(encoder: DualEncoder, features: Features, size: Size) -> Callable[[i
 
 
 def product(encoder: DualEncoder, features: Features, size: Size) -> Callable[[int], Tensor]:
+    """One of many: the operator is built at the first call, which is not the fastest."""
+    theta, directions = encoder.theta, random_directions(encoder, size.probes)
+    vectors = torch.cat([directions.query[None], directions.probes])
+
+    @cache
+    def built(rows: int, alone: bool) -> Matvec:
+        return objective(encoder, features, size, rows).operator("ggn", theta)
+
+    return lambda rows: built(rows, processes.count() == 1)(vectors)
+
+
+def solving(encoder: DualEncoder, features: Features, size: Size) -> Callable[[int], Tensor]:
+    """What a fit does for its directions: send the rows, estimate the spectrum, solve."""
     theta, directions = encoder.theta, random_directions(encoder, size.probes)
     vectors = torch.cat([directions.query[None], directions.probes])
 
     def run(rows: int) -> Tensor:
-        batches = random_batches(rows, size.batch, torch.Generator().manual_seed(0))
-        return Objective(encoder, share_of(features, rows), batches).ggn(theta, vectors)
+        inverse = InverseCurvature(
+            objective(encoder, features, size, rows), theta, InfluenceConfig()
+        )
+        return inverse.solve(vectors)[0]
 
     return run
+
+
+def objective(encoder: DualEncoder, features: Features, size: Size, rows: int) -> Objective:
+    batches = random_batches(rows, size.batch, torch.Generator().manual_seed(0))
+    return Objective(encoder, share_of(features, rows), batches)
 
 
 def reading(dataset: Dataset, size: Size) -> Case:

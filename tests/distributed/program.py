@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -19,13 +20,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_ecif import InfluenceConfig, InfluenceModel, load_rows, processes
+from hf_ecif import InfluenceConfig, InfluenceModel, inputs, load_rows, processes
 from hf_ecif.encoders import DualEncoder
 from hf_ecif.features import Rows
 from hf_ecif.fitting import fit_parameters
 from hf_ecif.inputs import Features
 from hf_ecif.objectives import similarity
-from hf_ecif.operators import Objective, random_batches
+from hf_ecif.operators import Curvature, Objective, random_batches
 from hf_ecif.queries import choose_query, retrieval_margin, zero_shot
 from hf_ecif.removal import remove
 from hf_ecif.scoring import Batching, Directions, score_group, score_rows
@@ -60,10 +61,10 @@ def engine(family: str, parameters: str, dtype: torch.dtype) -> Iterator[tuple[s
     """Every operation of the engine on a tiny model."""
     torch.manual_seed(0)
     encoder = DualEncoder(build(family).to(dtype), parameters, micro_batch_size=4)
-    inputs = build_inputs(family, COUNT)
+    built = build_inputs(family, COUNT)
     raw = Features(
-        inputs.text,
-        {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.image.items()},
+        built.text,
+        {k: v.to(dtype) if v.is_floating_point() else v for k, v in built.image.items()},
     )
     frozen = encoder.freeze(raw)
     features = divided(frozen)
@@ -85,6 +86,9 @@ def engine(family: str, parameters: str, dtype: torch.dtype) -> Iterator[tuple[s
         yield f"{name}/gradient", objective.gradient(theta)
         yield f"{name}/ggn", objective.ggn(theta, vectors)
         yield f"{name}/hessian", objective.hessian(theta, vectors)
+        inputs.SENT_ROWS = 4  # so that rows are sent in several parts
+        for kind in get_args(Curvature):
+            yield f"{name}/operator/{kind}", objective.operator(kind, theta)(vectors)
     similarity.BLOCK = 4  # so that a share is more than one block
     yield "few/blocks", few.ggn(theta, vectors)
     similarity.BLOCK = 1024

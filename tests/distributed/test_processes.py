@@ -121,6 +121,7 @@ def test_two_nodes_agree_with_one(single: dict[str, Tensor], tmp_path: Path) -> 
         ("everywhere", "Error: the file is missing: bring it here."),
         ("elsewhere", "Error: the file is missing: bring it here."),
         ("unexpectedly", "KeyError: 'the file'"),
+        ("--nowhere", "No such option: --nowhere"),
     ],
 )
 def test_error_is_told_once_and_ends_all(where: str, words: str) -> None:
