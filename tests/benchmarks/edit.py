@@ -17,9 +17,9 @@ Goals: a gap of at most half a point in R@1, and ten times as fast as the retrai
 replaced. There are two of those. Somebody who has no cached activations trains through the whole
 model; that is timed as a plain loop over decoded images and tokens, forward through both towers,
 backward to the projections. The library itself retrains from the activations at the frozen
-boundary, where projections cost next to nothing: ten epochs are ten passes over the rows, as many as one step
-takes that looks at two gradients and at the curvature a few times, and checks where it led. Ten
-times faster than that would be a single pass, which has room for one gradient and no curvature.
+boundary, where projections cost next to nothing: ten epochs are ten passes over the rows, as many
+as one step takes, which needs the gradient twice, a few products with the curvature, and a check of
+where it led. Ten times faster would be a single pass: one gradient and no curvature.
 Seconds are those of the processor, on one
 thread: other programs on the machine do not count.
 """

@@ -272,8 +272,8 @@ def bar(items: Any, label: str) -> Any:
 def note_on(effort: Effort) -> str:
     return (
         f"Spearman of predicted and true changes of the query: {effort.pairs} single pairs, "
-        f"{effort.sets} sets of rows, mean ± standard error over {effort.fits} fits (last block and "
-        f"LoRA: {CUT_SETS} halves of {CUT} rows, {CUT_FITS} fits); over halves, the linear "
+        f"{effort.sets} sets of rows, mean ± standard error over {effort.fits} fits (last block "
+        f"and LoRA: {CUT_SETS} halves of {CUT} rows, {CUT_FITS} fits); over halves, the linear "
         "datamodeling score. Slope of true on predicted. Ceiling: what a perfect prediction would "
         "reach, given how far the retrainings' seeds agree."
     )
