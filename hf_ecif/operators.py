@@ -116,8 +116,7 @@ class Objective:
             raise ValueError("No contrastive batch keeps two rows.")
         batches, weights = zip(*kept, strict=True)
         factor = sum(self._weights) / sum(weights) if rescale else 1.0
-        weights = [factor * weight for weight in weights]
-        return replace(self, batches=batches, weights=weights)
+        return replace(self, batches=batches, weights=[factor * weight for weight in weights])
 
     def over(self, batches: Sequence[Tensor]) -> Objective:
         """The same objective over other contrastive batches of the same rows."""

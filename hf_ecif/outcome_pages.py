@@ -101,7 +101,9 @@ def write_validation_page(summary: Mapping[str, Any], path: Path) -> None:
         path: where the page goes.
     """
     predicted, actual = (np.array(summary[name]) for name in ("predicted", "actual"))
-    interval = f"{summary['low']:.2f} to {summary['high']:.2f}"
+    interval = f"{summary['low']:.2f} to {summary['high']:.2f}".replace("-", "−")
+    verdict, _, advice = summary["verdict"].rstrip(".").partition(": ")
+    advice = f" What follows: {advice}." if advice else ""
     share = percent(summary["removed_share"])
     figure = validation_scatter(predicted, actual, "")
     write_page(
@@ -109,7 +111,7 @@ def write_validation_page(summary: Mapping[str, Any], path: Path) -> None:
         "outcome.html.j2",
         summary=summary,
         command="validate",
-        verdict=summary["verdict"],
+        verdict=f"{verdict}.",
         tiles=[
             ("Rank correlation", f"{summary['spearman']:.2f}", f"95 % interval {interval}"),
             ("Order right", percent(summary["sign_agreement"]), "of the pairs of subsets"),
@@ -118,7 +120,7 @@ def write_validation_page(summary: Mapping[str, Any], path: Path) -> None:
         ],
         explanation="Random parts of the rows were left out, the attributed parameters trained "
         "again from the start, and the query's true loss compared with the sum of the scores of "
-        "the rows that were left out.",
+        f"the rows that were left out.{advice}",
         tables=[],
         plots=[
             _Plot(
@@ -153,7 +155,7 @@ def write_cleaning_page(summary: Mapping[str, Any], path: Path) -> None:
         "outcome.html.j2",
         summary={"dataset": summary["audit"], "warnings": compared["warnings"]},
         command="clean",
-        verdict=_cleaning_verdict(gain, error),
+        verdict=_cleaning_verdict(gain, error, compared["test_rows"]),
         tiles=[(name.replace("_", " "), number(count), "rows") for name, count in counts.items()],
         explanation=f"The audited model was fine-tuned on each version of the rows, with as many "
         f"steps for each, and then retrieved and classified {number(compared['test_rows'])} rows "
@@ -225,10 +227,17 @@ def _gain(before: Mapping[str, Any], after: Mapping[str, Any], measure: str) -> 
     return float(gains.mean()), float(error)
 
 
-def _cleaning_verdict(gain: float, error: float) -> str:
+def _cleaning_verdict(gain: float, error: float, test_rows: int) -> str:
+    """Clear is what neither the order of the batches nor the choice of the test would explain.
+
+    For a gain ``g``, a share ``g`` of the test changed sides at least: by which rows happen to be
+    in the test, its variance is ``g (1 - g) / n`` or more.
+    """
     points = f"{estimate(gain, error, exponent=-2)} points of zero-shot accuracy"
-    if abs(gain) <= 2 * error:
-        return f"No clear difference: {points}, within two standard errors."
+    sampling = abs(gain) * (1 - abs(gain)) / test_rows
+    # The error of a single fine-tuning is not known, so that nothing is clear.
+    if not abs(gain) > 2 * (error**2 + sampling) ** 0.5:
+        return f"No clear difference: {points} on {number(test_rows)} rows."
     return f"Cleaning {'helps' if gain > 0 else 'hurts'}: {points}."
 
 
