@@ -280,7 +280,10 @@ def _write(cleaning: Cleaning, request: CleanRequest, output: Path) -> dict[str,
     summary: dict[str, Any] = {"audit": str(request.audit), "strategy": request.strategy}
     summary |= {"share": request.share, "counts": result.counts()}
     if cleaning.comparison:
+        from hf_ecif.outcome_pages import write_cleaning_page  # with plots
+
         summary["comparison"] = cleaning.comparison.to_dict()
+        write_cleaning_page(summary, output / "cleaning.html")
     write_json(summary, output / "cleaning.json")
     return summary
 

@@ -412,6 +412,10 @@ class InfluenceModel:
     ) -> tuple[Tensor, RemovalReport]:
         """Attributed parameters as if the model had been fitted without some rows; closed form.
 
+        What holds the change back is the penalty that would have held the fit where it stopped:
+        its pull is as strong as the gradient that is left there. The config's damping is that of
+        the scores, and taken only of a model that was not fitted here.
+
         Args:
             rows: the training rows of the last `fit`.
             members: ``(n,)`` booleans, true for rows that leave.
@@ -427,15 +431,20 @@ class InfluenceModel:
                 f"{int(members.sum())} of {len(rows)} rows are to be removed: choose at least one "
                 "row, and leave at least two."
             )
+        damping, way = config.damping, (fitted.theta - self.encoder.theta).norm().item()
+        if way:
+            penalty = fitted.fit.gradient_norm / way
+            damping = max(penalty / fitted.spectrum.mean_eigenvalue, LEAST_DAMPING)
         return remove(
             self._fitted_objective(rows),
             fitted.theta,
             members,
             fitted.spectrum,
             steps=steps,
+            rescale=True,
             curvature=config.curvature,
-            relative_damping=config.damping,
-            tolerance=config.tolerance,
+            relative_damping=damping,
+            tolerance=ROUGH,
             max_iterations=config.max_iterations,
             advance=progress("Remove", steps),
         )

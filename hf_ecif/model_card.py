@@ -131,7 +131,7 @@ def find_kind(folder: Path) -> ModelKind | None:
 def model_files(folder: Path) -> dict[str, Path | bytes]:
     """The files of a model folder by their path in the repository.
 
-    Hidden files, links and a README stay behind, and no folder of this machine is named.
+    Hidden files, links, a README and a page stay behind, and no folder of this machine is named.
 
     Raises:
         UserError: There are no weights, or some that are not safetensors.
@@ -142,7 +142,8 @@ def model_files(folder: Path) -> dict[str, Path | bytes]:
         if path.is_file() and not path.is_symlink() and not path.name.startswith(".")
     }
     paths = {name: path for name, path in paths.items() if not name.startswith(".")}
-    paths.pop("README.md", None)
+    for stays in ("README.md", "removal.html"):  # the page names folders; the card says the same
+        paths.pop(stays, None)
     unsafe = [name for name, path in paths.items() if path.suffix in PICKLES]
     if unsafe:
         raise UserError(

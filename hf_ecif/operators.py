@@ -116,12 +116,17 @@ class Objective:
             total += self.encoder.pull_tangent(theta, vectors, fixed, moved, chunk.features)
         return total
 
-    def without(self, members: Tensor) -> Objective:
+    def without(self, members: Tensor, *, rescale: bool = False) -> Objective:
         """The objective once the rows in ``members``, ``(N,)`` booleans, have left their batches.
 
         What remains of a batch keeps its denominator, so that the difference of the two objectives
         is ``(Pos_E + Neg_E) / (TERMS * N)`` of the leaving set ``E``. A batch of which fewer than
         two rows remain has no loss.
+
+        Args:
+            members: those that leave.
+            rescale: whether the weights of the batches add up to what they were, for a mean over
+                the rows that remain.
         """
         remaining = [
             (batch[~members[batch]], weight / len(batch))
@@ -131,7 +136,8 @@ class Objective:
         if not kept:
             raise ValueError("No contrastive batch keeps two rows.")
         batches, weights = zip(*kept, strict=True)
-        return replace(self, batches=batches, weights=weights)
+        factor = sum(self._weights) / sum(weights) if rescale else 1.0
+        return replace(self, batches=batches, weights=[factor * weight for weight in weights])
 
     def over(self, batches: Sequence[Tensor]) -> Objective:
         """The same objective over other contrastive batches of the same rows."""

@@ -1,17 +1,24 @@
 """Remove pairs from a trained model in closed form, as if it had been trained without them.
 
-With ``r(theta) = grad J_without(theta) - grad J(theta_0)``, a model retrained without the set is
-where ``r`` vanishes: just as far from its optimum as the given one is from its own. One Newton step
-from ``theta_0`` with the curvature of the *remaining* pairs is the influence function of the whole
-set in its exact group form, and without the shrinkage that a pair's own curvature causes; further
-steps, each with fresh curvature, follow the loss where it is not quadratic.
+A fit that stopped early ends where ``grad J(theta_0)`` is not zero, and directions of little
+curvature are hardly followed at all. Both are as if a penalty ``damping/2 |theta - start|^2`` had
+held it. Retrained without the set, it is held alike, and
+ends where this vanishes, in which the start no longer occurs:
 
-``r`` is the gradient of ``M(theta) = J_without(theta) - <grad J(theta_0), theta>``. Every step must
-go down on that, not on ``|r|``: where a fit has memorised its pairs, the way to the minimum makes
-``|r|`` larger first. There the softmax, saturated at the start, gains curvature along the way, so
-that a whole Newton step leads too far, though not equally so in all directions. A step that does
-not go down is therefore taken again with more damping (Levenberg and Marquardt), rather than made
-shorter.
+    r(theta) = grad J_without(theta) - grad J(theta_0) + damping (theta - theta_0)
+
+One Newton step from ``theta_0`` with the curvature of the *remaining* pairs is the influence
+function of the whole set in its exact group form, and without the shrinkage that a pair's own
+curvature causes; further steps, each with fresh curvature, follow the loss where it is not
+quadratic. The penalty is about ``theta_0`` in all of them: about the last step's end, each step
+would go further along the flat directions than the fit itself did.
+
+``r`` is the gradient of ``M(theta) = J_without(theta) - <grad J(theta_0), theta> + damping/2
+|theta - theta_0|^2``. Every step must go down on that, not on ``|r|``: where a fit has memorised
+its pairs, the way to the minimum makes ``|r|`` larger first. There the softmax, saturated at the
+start, gains curvature along the way, so that a whole Newton step leads too far, though not equally
+so in all directions. A step that does not go down is therefore taken again with more damping
+(Levenberg and Marquardt), rather than made shorter.
 """
 
 from __future__ import annotations
@@ -57,6 +64,7 @@ def remove(
     spectrum: Spectrum,
     *,
     steps: int = 1,
+    rescale: bool = False,
     curvature: Curvature = "ggn",
     relative_damping: float = 0.01,
     tolerance: float = 1e-3,
@@ -71,17 +79,19 @@ def remove(
         members: ``(N,)`` booleans, true for pairs that leave.
         spectrum: of the objective's curvature; sets the damping.
         steps: Newton steps at most.
+        rescale: whether the remaining pairs are to count as much as all did, as in a retraining,
+            whose loss is a mean over them; else, as in influence functions, each counts as before.
         curvature: of the steps.
-        relative_damping: in units of the mean eigenvalue; the least that a step takes.
+        relative_damping: of the penalty, in units of the mean eigenvalue.
         tolerance: relative residual of every solve, and of ``|r|`` at which to stop.
         max_iterations: of every solve.
         advance: called after every step, for a progress bar.
     """
-    remaining = objective.without(members)
-    given = objective.gradient(theta)
+    remaining = objective.without(members, rescale=rescale)
+    given, penalty = objective.gradient(theta), relative_damping * spectrum.mean_eigenvalue
 
-    def residual_at(theta: Tensor) -> Tensor:
-        return remaining.gradient(theta) - given
+    def residual_at(there: Tensor) -> Tensor:
+        return remaining.gradient(there) - given + penalty * (there - theta)
 
     current, residual = theta, residual_at(theta)
     norms, reports, trials = [residual.norm().item()], [], 0

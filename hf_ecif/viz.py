@@ -136,6 +136,29 @@ def seconds_bars(seconds: dict[str, float]) -> Figure:
     return figure
 
 
+def bars_figure(values: Mapping[str, float], errors: Mapping[str, float] | None = None) -> Figure:
+    """Draws a bar for each name, from top to bottom, with its value.
+
+    Args:
+        values: By name.
+        errors: Half of the whiskers, by name; none if absent.
+    """
+    figure, axes = _blank_figure(height=0.5 + 0.5 * len(values))
+    heights = list(values.values())
+    whiskers = None if errors is None else [errors[name] for name in values]
+    bars = axes.barh(
+        list(values), heights, xerr=whiskers, height=0.6, color=KEPT, ecolor=INK, capsize=2.5
+    )
+    axes.bar_label(bars, [number(value) for value in heights], padding=5, color=INK, fontsize=10)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.grid(visible=False)
+    axes.xaxis.set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["bottom", "left"]].set_visible(False)
+    return figure
+
+
 def validation_scatter(predicted: Floats, actual: Floats, caption: str) -> Figure:
     """Draws true against predicted changes of the query, a point per retraining.
 

@@ -9,6 +9,7 @@ from datasets import Dataset
 from PIL import Image
 from transformers import CLIPModel
 
+from hf_ecif.applications.remove import _against_the_scores
 from hf_ecif.influence import InfluenceModel
 from tests.test_cli import DEMO, MODEL, Run, data, own_cache, run  # noqa: F401
 
@@ -36,6 +37,9 @@ def test_validate(run: Run, data: Path, tmp_path: Path) -> None:  # noqa: F811
     result = json.loads((out / "validation.json").read_text())
     assert len(result["predicted"]) == len(result["actual"]) == 5
     assert result["verdict"] in " ".join(output.split())
+    page = (out / "validation.html").read_text()
+    assert result["verdict"].split(":")[0].rstrip(".") in page
+    assert f"{result['spearman']:.2f}" in page
     with Image.open(out / "validation.png") as picture:
         assert np.ptp(np.asarray(picture.convert("L"))) > 100
 
@@ -56,11 +60,26 @@ def test_remove(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811
         assert [*states] == ["before", "after", "retrained"]
         assert states["before"] != states["after"]
         assert f"{states['after']['text_to_image_recall@1']:.1%}" in output
+    page = (out / "removal.html").read_text()
+    for states in summary["measures"].values():
+        for state in states.values():
+            assert f"{state['loss']:.4f}" in page
     edited, given = CLIPModel.from_pretrained(out), CLIPModel.from_pretrained(MODEL)
     weights = edited.state_dict()
     for name, value in given.state_dict().items():
         assert (weights[name] != value).any() == ("projection" in name), name
     InfluenceModel.from_pretrained(out)  # the processor came along
+
+
+@pytest.mark.parametrize(
+    ("after", "predicted", "warned"),
+    [(1.1, -0.2, True), (0.9, -0.2, False), (1.01, -0.2, False), (0.8, 0.1, True)],
+)
+def test_a_change_against_the_scores_is_told(after: float, predicted: float, warned: bool) -> None:
+    measures = {"query": {"before": {"loss": 1.0}, "after": {"loss": after}}}
+    told = _against_the_scores({"predicted_change": predicted, "measures": measures})
+    assert (told is not None) == warned
+    assert told is None or f"foretold {predicted:+.4f}" in told
 
 
 def test_remove_prints_json_alone(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811

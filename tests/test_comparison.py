@@ -293,6 +293,9 @@ class TestCleanings:
         written = json.loads((tmp_path / "new" / "cleaning.json").read_text())
         assert written["comparison"] == cleaning.comparison.to_dict()
         assert written["strategy"] == "drop"
+        page = (tmp_path / "new" / "cleaning.html").read_text()
+        assert "random, as many as drop" in page
+        assert "points of zero-shot accuracy" in page
         assert len(load_dataset(str(tmp_path / "new" / "kept"), split="train")) == 40
 
     def test_relabelled_rows_are_trained_with_their_new_captions(

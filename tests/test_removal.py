@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hf_ecif.operators import Objective
 from hf_ecif.removal import RemovalReport, remove
-from hf_ecif.solvers import estimate_spectrum
+from hf_ecif.solvers import Spectrum, estimate_spectrum
 from tests.test_fidelity import BATCHES, L2, PAIRS, WRONG, Study, minimise
 
 
@@ -81,3 +81,38 @@ def test_batches_of_one_have_no_loss(study: Study) -> None:
     assert [rows.tolist() for rows in remaining.batches] == [[9, 10]]
     with pytest.raises(ValueError, match="two rows"):
         remaining.without(torch.ones(PAIRS, dtype=torch.bool))
+
+
+def test_a_short_fit_is_held_about_where_it_stopped(study: Study) -> None:
+    """More steps arrive somewhere; they do not follow the flat directions ever further."""
+    objective = Objective(study.encoder, study.features, BATCHES)
+    gone = torch.zeros(PAIRS, dtype=torch.bool)
+    gone[[1, WRONG, 9, 20]] = True
+    theta, penalty = study.origin, 0.05
+    moved, report = remove(
+        objective,
+        theta,
+        gone,
+        Spectrum(1.0, 1.0),
+        steps=30,
+        rescale=True,
+        relative_damping=penalty,
+        tolerance=1e-9,
+        max_iterations=2000,
+    )
+    remaining = objective.without(gone, rescale=True)
+    pull = remaining.gradient(moved) - objective.gradient(theta) + penalty * (moved - theta)
+    assert pull.norm() < 1e-7
+    assert len(report.solvers) < 30
+
+
+def test_rescaled_what_remains_is_a_mean(study: Study) -> None:
+    gone = torch.zeros(PAIRS, dtype=torch.bool)
+    gone[[0, 1, 9]] = True
+    whole = Objective(study.encoder, study.features, BATCHES)
+    mean = whole.without(gone, rescale=True)
+    assert sum(mean.weights or ()) == pytest.approx(1)
+    factor = PAIRS / (PAIRS - 3)
+    torch.testing.assert_close(
+        mean.value(study.theta), factor * whole.without(gone).value(study.theta)
+    )

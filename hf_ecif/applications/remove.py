@@ -19,6 +19,7 @@ from hf_ecif.data import check_columns, load_rows, read_flags
 from hf_ecif.features import Rows
 from hf_ecif.files import write_json
 from hf_ecif.leverage import memorised
+from hf_ecif.outcome_pages import write_removal_page
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.sources import Opened, Sources, open_sources
 
@@ -38,7 +39,7 @@ class RemoveRequest(Sources):
 def run_remove(
     request: RemoveRequest, config: InfluenceConfig, progress: ProgressFactory = silent
 ) -> dict[str, Any]:
-    """Save a model without the influence of some rows, and ``removal.json``.
+    """Save a model without the influence of some rows, ``removal.json`` and ``removal.html``.
 
     Returns:
         The content of ``removal.json``: the predicted change of the query's loss, how the removal
@@ -78,12 +79,13 @@ def run_remove(
         "measures": {name: _measure(opened, states, judge) for name, judge in judges.items()},
         "removal": asdict(report),
         "seconds": seconds,
-        "warnings": _warnings(opened),
         "config": config.to_dict(),
     }
+    summary["warnings"] = _warnings(opened, summary)
     if processes.is_main():
         model.save_edited(theta, request.output)
         write_json(summary, request.output / "removal.json")
+        write_removal_page(summary, request.output / "removal.html")
     return summary
 
 
@@ -98,7 +100,19 @@ def _measure(opened: Opened, states: dict[str, Tensor], judge: Rows) -> dict[str
     return {name: measure(opened.model, theta, judge) for name, theta in states.items()}
 
 
-def _warnings(opened: Opened) -> list[str]:
+def _warnings(opened: Opened, summary: dict[str, Any]) -> list[str]:
     leverage = opened.model.sample_leverage()
     warning = None if leverage is None else memorised(leverage)
-    return [] if warning is None else [warning]
+    return [text for text in (warning, _against_the_scores(summary)) if text is not None]
+
+
+def _against_the_scores(summary: dict[str, Any]) -> str | None:
+    """Whether the edit did the opposite of what the scores foretold, to an extent that matters."""
+    query, predicted = summary["measures"]["query"], summary["predicted_change"]
+    change = query["after"]["loss"] - query["before"]["loss"]
+    if change * predicted >= 0 or abs(change) < abs(predicted) / 4:
+        return None
+    return (
+        f"The query's loss changed by {change:+.4f}, where the scores foretold {predicted:+.4f}. "
+        "One of the two is wrong: compare with --retrain before you use the edited model."
+    )

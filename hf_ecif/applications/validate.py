@@ -12,6 +12,7 @@ from hf_ecif.applications.outputs import require_new
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
 from hf_ecif.files import write_json
+from hf_ecif.outcome_pages import write_validation_page
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.sources import Sources, open_sources
 from hf_ecif.validation import Validation, validate
@@ -31,7 +32,7 @@ class ValidateRequest(Sources):
 def run_validate(
     request: ValidateRequest, config: InfluenceConfig, progress: ProgressFactory = silent
 ) -> Validation:
-    """Compare predicted with true retrainings; writes ``validation.json`` and ``.png``.
+    """Compare predicted with true retrainings; writes ``validation.json``, ``.html`` and ``.png``.
 
     Raises:
         UserError: something in the request cannot be.
@@ -59,7 +60,9 @@ def run_validate(
         request.output.mkdir(parents=True, exist_ok=True)
         _plot(result, request.output / "validation.png")
         summary = asdict(result) | {"verdict": result.verdict, "config": config.to_dict()}
+        summary |= {name: getattr(request, name) for name in ("model", "dataset", "split")}
         write_json(summary, request.output / "validation.json")
+        write_validation_page(summary, request.output / "validation.html")
     return result
 
 

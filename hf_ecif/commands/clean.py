@@ -58,7 +58,8 @@ def clean(
     """Part an audit's rows into those to keep and those to remove, without a new audit.
 
     OUTPUT gets `kept/` and `removed/`, which together are all rows, and `cleaning.json`; `hf-ecif
-    push` publishes it like an audit. With `--test`, a table says whether it helps.
+    push` publishes it like an audit. With `--test`, a table and a page, `cleaning.html`, say
+    whether it helps.
     """
     from hf_ecif.cleaning import CleanRequest, run_clean
 

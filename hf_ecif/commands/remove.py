@@ -44,7 +44,7 @@ def remove(
 
     The attributed parameters are first brought near their optimum on all rows; `--fit-epochs 0`
     takes the model as it is, if these rows trained it. OUTPUT gets a model that `from_pretrained`
-    loads, and `removal.json`.
+    loads, `removal.json` and a page, `removal.html`.
     """
     from hf_ecif.applications.remove import RemoveRequest, run_remove
 
@@ -61,6 +61,8 @@ def remove(
         summary = run_remove(request, config, progress)
     _print_summary(console, summary)
     console.print(f"Model: {output}", highlight=False, soft_wrap=True, markup=False)
+    page = output / "removal.html"
+    console.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)
     print_json(as_json, summary)
 
 

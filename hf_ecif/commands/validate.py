@@ -30,7 +30,7 @@ def validate(
     of the query's true and predicted loss (with half of the rows gone: the linear datamodeling
     score) says how far to trust the scores.
 
-    OUTPUT gets `validation.json` and a plot.
+    OUTPUT gets `validation.json`, a plot and a page, `validation.html`.
     """
     from hf_ecif.applications.validate import ValidateRequest, run_validate
 
@@ -50,4 +50,5 @@ def validate(
         f"the pairs of subsets; slope {result.slope:.2f}."
     )
     console.print(result.verdict)
-    console.print(f"Plot: {output / 'validation.png'}", highlight=False, soft_wrap=True)
+    page = output / "validation.html"
+    console.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)
