@@ -120,7 +120,7 @@ def edits_like_retraining(results: Any) -> None:
     """A tenth and three tenths of 400 rows."""
     gaps = {name: one["loss"]["mean"] for name, one in results["summary"]["gaps"].items()}
     edits = [name for name in gaps if name.startswith("remove")]
-    assert min(gaps[name] for name in edits) < gaps["left as it was"] / 2
+    assert max(gaps[name] for name in edits) < gaps["left as it was"] / 2
     assert gaps["retrained again"] < gaps["left as it was"] / 2
     seconds = results["summary"]["seconds"]
     assert seconds["retrained through the whole model"] > 5 * max(seconds[name] for name in edits)
