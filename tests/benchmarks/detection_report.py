@@ -31,9 +31,9 @@ PARTS = (
 NOTE = """Mean ± standard error over the seeds. *Verdict*: ours minus the best baseline as published
 and, in brackets, minus the best of those and of the tuned ones, in AUPRC, with 95 % of a paired
 bootstrap. The detector's settings were chosen on *as shipped*, and on the same pictures with other
-noise; nothing was chosen on *emoji, test* and *digits*. Wrong captions are copies of right ones here:
-LEMoN is tuned without neighbours that have the very caption, which would tell how the noise was
-made."""
+noise; nothing was chosen on *emoji, test* and *digits*. Wrong captions are copies of right ones
+here: LEMoN is tuned without neighbours that have the very caption, which would tell how the noise
+was made."""
 
 
 def write(path: Path, summaries: list[Summary]) -> None:
