@@ -407,7 +407,7 @@ def _score_batch(
     products = torch.cat([solved.square(), both[:, None].square(), own[:, None]], dim=1)
     plain = torch.stack(
         [
-            loss.roles(embeddings, form=form, same=batch.same).positive,
+            loss.pair_losses(embeddings, batch.same),
             (embeddings.text * embeddings.image).sum(dim=1),
         ]
     )

@@ -23,6 +23,7 @@ Method = Literal["cg", "lissa", "low_rank", "exact", "identity"]
 
 EXACT_LIMIT = 8192
 LOW_RANK = 64
+LANCZOS_STEPS = 10  # towards the largest eigenvalue
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,12 @@ class Spectrum:
     Attributes:
         mean_eigenvalue: ``trace(H) / P``, by Hutchinson's estimator; a Hessian that is not positive
             semi-definite may have one below zero.
-        largest_eigenvalue: by Lanczos, with its residual added: an upper estimate.
+        largest_eigenvalue: by Lanczos, with its residual added: an upper estimate. None if it was
+            not asked for; only LiSSA rests on it.
     """
 
     mean_eigenvalue: float
-    largest_eigenvalue: float
+    largest_eigenvalue: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class SolveReport:
         damping: absolute.
         relative_damping: in units of the mean eigenvalue, which means the same on every model.
         mean_eigenvalue: of ``H``.
-        largest_eigenvalue: of ``H``.
+        largest_eigenvalue: of ``H``, if known.
         advice: what to do about a solve that did not converge; empty for one that did.
     """
 
@@ -65,12 +67,12 @@ class SolveReport:
     damping: float
     relative_damping: float
     mean_eigenvalue: float
-    largest_eigenvalue: float
+    largest_eigenvalue: float | None
     advice: str = ""
 
 
 def estimate_spectrum(
-    matvec: Matvec, like: Tensor, *, probes: int = 8, steps: int = 10, seed: int = 0
+    matvec: Matvec, like: Tensor, *, probes: int = 8, steps: int = LANCZOS_STEPS, seed: int = 0
 ) -> Spectrum:
     """Mean and largest eigenvalue of ``H``.
 
@@ -78,7 +80,7 @@ def estimate_spectrum(
         matvec: products with ``H``.
         like: ``(P,)``, gives size, dtype and device.
         probes: random sign vectors of Hutchinson's trace estimator.
-        steps: Lanczos steps.
+        steps: Lanczos steps; with none, the largest eigenvalue stays unknown.
         seed: of the random vectors.
 
     Raises:
@@ -87,6 +89,8 @@ def estimate_spectrum(
     generator = torch.Generator().manual_seed(seed)
     signs = random_signs((probes, len(like)), generator).to(like)
     mean = (signs * matvec(signs)).sum(dim=1).mean().item() / len(like)
+    if steps == 0:
+        return Spectrum(mean)
     pairs, residuals = lanczos(matvec, like, steps, seed=seed)
     return Spectrum(mean, (pairs.values[0] + residuals[0]).item())
 
@@ -152,6 +156,8 @@ def solve(
         x, iterations = cg(damped, b, preconditioner, tolerance, max_iterations)
     elif method == "lissa":
         noisy = _Damped(stochastic_matvec or matvec, damping)
+        if spectrum.largest_eigenvalue is None:
+            raise ValueError("LiSSA needs the largest eigenvalue: estimate it with Lanczos steps.")
         sigma = 1.1 * (spectrum.largest_eigenvalue + damping)
         x, iterations = _repeated_lissa(repeats, damped, noisy, b, sigma, tolerance, max_iterations)
     elif method == "low_rank":

@@ -497,6 +497,16 @@ def test_spectrum_of_an_indefinite_matrix() -> None:
         solve(product_with(matrix), right_hand_sides(), actual, relative_damping=0.1)
 
 
+def test_only_lissa_needs_the_largest_eigenvalue() -> None:
+    product = product_with(MATRICES["full rank"])
+    b = right_hand_sides()
+    spectrum = estimate_spectrum(product, b[0], steps=0)
+    assert spectrum == Spectrum(estimate_spectrum(product, b[0]).mean_eigenvalue, None)
+    assert solve(product, b, spectrum, relative_damping=1.0)[1].converged
+    with pytest.raises(ValueError, match="largest eigenvalue"):
+        solve(product, b, spectrum, relative_damping=1.0, method="lissa")
+
+
 # ------------------------------------------------------------------------------------ refusals
 
 

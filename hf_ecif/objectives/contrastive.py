@@ -34,6 +34,11 @@ class Contrastive(Protocol):
     ) -> Tensor:
         """The loss, in nats; scalar."""
 
+    def pair_losses(
+        self, embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
+    ) -> Tensor:
+        """The positive role of every pair, as `roles` gives it, without the negative; ``(B,)``."""
+
     def loss_gradient(
         self, embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
     ) -> Embeddings:

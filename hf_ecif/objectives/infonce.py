@@ -39,12 +39,21 @@ TERMS = 2
 
 def loss(embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None) -> Tensor:
     """``L``, what ``CLIPModel(..., return_loss=True)`` returns; scalar, in nats."""
-    own = []
+    return pair_losses(embeddings, same, rows).sum() / (TERMS * len(embeddings.text))
+
+
+def pair_losses(
+    embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
+) -> Tensor:
+    """``Pos_n``: the two terms of every pair, ``(B,)``, or of those in ``rows``."""
+    ways = []
     for direction in similarity.two_ways(embeddings):
+        own = []
         for block in similarity.blocks(len(embeddings.text), rows):
             logits = _logits(direction, block, same)
-            own.append((logits.logsumexp(dim=1) - similarity.own_cells(logits, block)).sum())
-    return similarity.total(own) / (TERMS * len(embeddings.text))
+            own.append(logits.logsumexp(dim=1) - similarity.own_cells(logits, block))
+        ways.append(torch.cat(own))
+    return similarity.total(ways)
 
 
 def loss_gradient(

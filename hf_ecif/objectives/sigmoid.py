@@ -41,6 +41,15 @@ def loss(embeddings: Embeddings, same: Tensor | None = None, rows: range | None 
     return similarity.total(sums) / count
 
 
+def pair_losses(
+    embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
+) -> Tensor:
+    """``Pos_n``: the term of every pair as a positive, ``(B,)``, or of those in ``rows``."""
+    direction, count = similarity.one_way(embeddings), len(embeddings.text)
+    blocks = similarity.blocks(count, rows)
+    return torch.cat([similarity.own_cells(_terms(direction, b, same), b) for b in blocks])
+
+
 def loss_gradient(
     embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
 ) -> Embeddings:

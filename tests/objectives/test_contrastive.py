@@ -56,7 +56,7 @@ def mean_loss(dense: Dense, batch: Embeddings, same: Tensor | None) -> Tensor:
 @LOSSES
 def test_modules_have_the_functions_of_the_protocol(dense: Dense) -> None:
     declared = [f for f in vars(Contrastive).values() if inspect.isfunction(f) and f.__doc__]
-    assert len(declared) == 10
+    assert len(declared) == 11
     for function in declared:
         offered = inspect.signature(getattr(dense.loss, function.__name__))
         expected = inspect.signature(function)
@@ -184,6 +184,8 @@ def test_exact_roles_are_a_deletion(
 def test_exact_roles(dense: Dense, batch: Embeddings, same: Tensor | None) -> None:
     actual = dense.loss.roles(batch, form="exact", same=same)
     close(actual, dense_roles(dense, dense_logits(batch), same))
+    close(dense.loss.pair_losses(batch, same), actual.positive)
+    close(dense.loss.pair_losses(batch, same, range(2, 5)), actual.positive[2:5])
 
 
 @LOSSES
@@ -316,6 +318,7 @@ def everything(
             loss.hessian_product(batch, tangents, same),
         ],
         "pairs": [
+            loss.pair_losses(batch, same),
             *loss.roles(batch, form=form, same=same),
             *loss.role_tangents(batch, tangents, form=form, same=same),
         ],
