@@ -18,7 +18,8 @@ three are taken of processor time, too, that of the busier process: it leaves ou
 each other, but counts work that is done twice or unevenly, and the exchange. It still tells
 something where the machine has other things to do. Before the clock runs, the results of *one* and
 *two* are compared. Rows are at the frozen boundary, but in *read and score*, which is all that a
-user waits for; the processes then hold a part of them each.
+user waits for; the processes then hold a part of them each. A *GGN product* is one of many: the
+rows that its processes need of each other were sent before the clock ran. *solve* counts that, too.
 """
 
 from __future__ import annotations
