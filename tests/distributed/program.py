@@ -55,6 +55,7 @@ def main(output: str, *dtypes: str) -> None:
     assert all(own == everywhere[0] for own in everywhere), "the processes disagree"
     if processes.is_main():
         save_file({name: value.contiguous() for name, value in results.items()}, output)
+    processes.leave()
 
 
 def engine(family: str, parameters: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
