@@ -89,12 +89,10 @@ def average_distance(
         same: ``(N,)``, equal for rows that are no neighbours of each other either.
     """
     count = min(NEIGHBOURS, len(anchors))
+    same = (torch.arange(len(anchors)) if same is None else same).to(anchors.device)
     parts = []
     for rows, cosines in _cosines(anchors, anchors):
-        own = torch.arange(len(anchors), device=cosines.device)[rows]
-        barred = own[:, None] == torch.arange(len(anchors), device=cosines.device)
-        if same is not None:
-            barred |= same[rows, None].to(cosines.device) == same.to(cosines.device)
+        barred = same[rows, None] == same
         nearest = cosines.masked_fill_(barred, -torch.inf).topk(count, dim=1)
         weight = (-DECAY * (1 - nearest.values + mismatch[nearest.indices])).exp()
         apart = 1 - (others[rows, None] * others[nearest.indices]).sum(dim=2)

@@ -51,9 +51,8 @@ def explain_flags(
         )
         for own, like, share in apart:
             if share[row] >= TELLING:
-                other = "captions" if own == "caption" else "images"
                 yield (
-                    f"its {own} is farther from the {other} of {like} than that of "
+                    f"its {own} is farther from the {own}s of {like} than that of "
                     f"{int(100 * share[row])}% of the pairs"
                 )
         role = scores.positive[row].item()

@@ -2,8 +2,8 @@
 
 A fit that stopped early ends where ``grad J(theta_0)`` is not zero, and directions of little
 curvature are hardly followed at all. Both are as if a penalty ``damping/2 |theta - start|^2`` had
-held it. Retrained without the set, it is held alike, and
-ends where this vanishes, in which the start no longer occurs:
+held it. Retrained without the set, it is held alike, and ends where this vanishes, in which the
+start no longer occurs:
 
     r(theta) = grad J_without(theta) - grad J(theta_0) + damping (theta - theta_0)
 

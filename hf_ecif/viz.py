@@ -127,12 +127,7 @@ def seconds_bars(seconds: dict[str, float]) -> Figure:
     bars = axes.barh(list(stages), list(stages.values()), height=0.62, color=KEPT)
     labels = [f"{number(spent)} s" for spent in stages.values()]
     axes.bar_label(bars, labels, padding=4, color=INK, fontsize=10)
-    axes.invert_yaxis()
-    axes.margins(x=0.2)
-    axes.grid(visible=False)
-    axes.xaxis.set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.spines[["bottom", "left"]].set_visible(False)
+    _leave_bars_alone(axes, room=0.2)
     return figure
 
 
@@ -150,12 +145,7 @@ def bars_figure(values: Mapping[str, float], errors: Mapping[str, float] | None 
         list(values), heights, xerr=whiskers, height=0.6, color=KEPT, ecolor=INK, capsize=2.5
     )
     axes.bar_label(bars, [number(value) for value in heights], padding=5, color=INK, fontsize=10)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)
-    axes.grid(visible=False)
-    axes.xaxis.set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.spines[["bottom", "left"]].set_visible(False)
+    _leave_bars_alone(axes, room=0.15)
     return figure
 
 
@@ -231,6 +221,16 @@ def _stacked(axes: Axes, values: Floats, flag: Bools, edges: Floats) -> None:
     )
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     _legend(axes)
+
+
+def _leave_bars_alone(axes: Axes, room: float) -> None:
+    """No scale and no frame beside horizontal bars that carry their values; the first on top."""
+    axes.invert_yaxis()
+    axes.margins(x=room)
+    axes.grid(visible=False)
+    axes.xaxis.set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["bottom", "left"]].set_visible(False)
 
 
 def _legend(axes: Axes, columns: int = 2) -> None:

@@ -14,16 +14,13 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_ecif.detection import Floats
 from hf_ecif.neighbours import average_distance
 from hf_ecif.objectives import Embeddings
 from hf_ecif.scoring import Scores
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
