@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hf_ecif.checkpoints import State
 from hf_ecif.fitting import FitReport
 from hf_ecif.scoring import Directions
 from hf_ecif.solvers import SolveReport, Spectrum
+from hf_ecif.unrolling import Station
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,7 +21,9 @@ class Fitted:
 
     Attributes:
         theta: attributed parameters at which everything is linearised, ``(P,)``.
-        directions: tangents of the scoring pass.
+        directions: tangents of the scoring pass at ``theta``.
+        stations: of an unrolled response, by which the query is scored in place of its direction
+            at ``theta``; none of a stationary one.
         spectrum: of the curvature there.
         train_count: rows fitted on, the ``N`` of every score.
         fit: how the parameters were fitted.
@@ -31,6 +35,7 @@ class Fitted:
 
     theta: Tensor
     directions: Directions
+    stations: list[Station]
     spectrum: Spectrum
     train_count: int
     fit: FitReport
@@ -59,15 +64,21 @@ class Fitted:
             "query_loss": self.query_loss,
             "alignment": self.alignment,
         }
-        return State({"theta": self.theta} | self.directions._asdict(), values)
+        tensors = {"theta": self.theta} | self.directions._asdict()
+        if self.stations:
+            columns = zip(Station._fields, zip(*self.stations, strict=True), strict=True)
+            tensors |= {f"stations.{name}": torch.stack(column) for name, column in columns}
+        return State(tensors, values)
 
     @classmethod
     def from_state(cls, state: State, like: Tensor) -> Fitted:
         """Read what `to_state` wrote, with the dtype and the device of ``like``."""
         tensors = {name: value.to(like) for name, value in state.tensors.items()}
         values = dict(state.values)
+        columns = [tensors.pop(f"stations.{name}", ()) for name in Station._fields]
         return cls(
             theta=tensors.pop("theta"),
+            stations=[Station(*station) for station in zip(*columns, strict=True)],
             directions=Directions(**tensors),
             spectrum=Spectrum(**values.pop("spectrum")),
             fit=FitReport(**values.pop("fit")),
