@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,8 +23,6 @@ class Fitted:
     Attributes:
         theta: attributed parameters at which everything is linearised, ``(P,)``.
         directions: tangents of the scoring pass at ``theta``.
-        stations: of an unrolled response, by which the query is scored in place of its direction
-            at ``theta``; none of a stationary one.
         spectrum: of the curvature there.
         train_count: rows fitted on, the ``N`` of every score.
         fit: how the parameters were fitted.
@@ -31,11 +30,12 @@ class Fitted:
         query_loss_before: loss of the query at the model's own parameters, in nats.
         query_loss: loss of the query at ``theta``.
         alignment: cosine of the query's gradient and the training gradient.
+        stations: of an unrolled response, by which the query is scored in place of its direction
+            at ``theta``; none of a stationary one.
     """
 
     theta: Tensor
     directions: Directions
-    stations: list[Station]
     spectrum: Spectrum
     train_count: int
     fit: FitReport
@@ -43,6 +43,12 @@ class Fitted:
     query_loss_before: float
     query_loss: float
     alignment: float
+    stations: Sequence[Station] = ()
+
+    @property
+    def scored_at(self) -> Sequence[Station]:
+        """Where, and along which directions, the query is scored, whatever the response."""
+        return self.stations or [Station(self.theta, self.directions.query)]
 
     def __repr__(self) -> str:
         """In words; the tensors would fill a screen."""

@@ -342,7 +342,7 @@ class InfluenceModel:
                 self._batching(rows),
                 train_count=fitted.train_count,
             )
-            for station in fitted.stations or [Station(fitted.theta, fitted.directions.query)]
+            for station in fitted.scored_at
         ]
         positive, negative, stderr = map(torch.stack, zip(*parts, strict=True))
         error = stderr.square().sum(dim=0).sqrt()
@@ -585,7 +585,6 @@ class InfluenceModel:
         return Fitted(
             theta=theta,
             directions=Directions(direction.view(gradient.shape), probes, solved),
-            stations=[],
             spectrum=inverse.spectrum,
             train_count=len(objective.features),
             fit=report,

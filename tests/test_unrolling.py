@@ -1,20 +1,31 @@
 """Derivatives through the steps of a fit, against finite differences of fits in float64."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+from datasets import load_dataset
+from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import CLIPModel
 
+from hf_ecif.config import InfluenceConfig
 from hf_ecif.encoders import DualEncoder
+from hf_ecif.errors import UserError
+from hf_ecif.features import Rows
 from hf_ecif.fitting import Epoch, fit_parameters
+from hf_ecif.influence import InfluenceModel
 from hf_ecif.inputs import Features
 from hf_ecif.operators import Curvature, Objective, random_batches
 from hf_ecif.scoring import Batching, Directions, score_rows
 from hf_ecif.unrolling import Station, score_through, share_partitions, unroll
+from hf_ecif.validation import validate
+from hf_ecif.valuation import value_additions
+from tests.test_cli import DEMO
 
 ROWS, BATCH, EPOCHS, RATE = 18, 6, 3, 3e-3
 
@@ -182,3 +193,91 @@ def test_one_station_is_a_stationary_score(course: Course) -> None:
     plain = score_rows(encoder, course.end, features, along, batching, train_count=ROWS)
     assert torch.equal(scores.positive, plain.positive)
     assert torch.equal(scores.stderr, plain.stderr)
+
+
+# ------------------------------------------------------------------------------ of whole models
+
+
+class Demo(NamedTuple):
+    model: InfluenceModel
+    train: Rows
+    query: Rows
+
+
+CONFIG = InfluenceConfig(batch_size=64, probes=2, fit_epochs=5, response="unrolled")
+
+
+def read_demo(model: InfluenceModel) -> Demo:
+    """Rows of the test split, a fifth of them with a wrong caption."""
+    data = load_dataset("parquet", data_files=str(DEMO / "data/test.parquet"), split="train")
+    train, query = model.read(data.select(range(140))), model.read(data.select(range(140, 200)))
+    moved = torch.arange(140)
+    moved[:28] = moved[:28].roll(1)
+    return Demo(model, train.with_texts_of(moved), query)
+
+
+def fit_demo(config: InfluenceConfig) -> Demo:
+    demo = read_demo(InfluenceModel.from_pretrained(DEMO / "model", config))
+    demo.model.fit(demo.train, demo.query)
+    return demo
+
+
+@pytest.fixture(scope="module")
+def demo() -> Demo:
+    return fit_demo(CONFIG)
+
+
+def test_unrolled_scores_foretell_retrainings_better(demo: Demo) -> None:
+    """Of the same fit: the size comes out right, and the order at least as well."""
+    plain = fit_demo(replace(CONFIG, response="stationary"))
+    unrolled, theirs = (
+        validate(*one, subsets=24, removed_share=0.2, repeats=1) for one in (demo, plain)
+    )
+    assert unrolled.actual == theirs.actual
+    assert unrolled.spearman > 0.6
+    assert unrolled.spearman > theirs.spearman - 0.05
+    assert 0.5 < unrolled.slope < 2
+
+
+def test_a_query_asked_later_has_the_same_scores(demo: Demo) -> None:
+    model, train, query = demo
+    scores, again = model.score(train), model.score_for(train, query)
+    torch.testing.assert_close(again.task, scores.task)
+    torch.testing.assert_close(again.stderr, scores.stderr)
+    assert scores.self_influence.abs().min() > 0  # it is of the curvature still
+
+
+def test_additions_are_removals_the_other_way_round(demo: Demo) -> None:
+    """A pair that is in the data already: its copy does about what its removal undoes."""
+    model, train, _ = demo
+    copies = value_additions(model, train, train.select(torch.arange(40)))
+    assert spearmanr(copies.task, -model.score(train).task[:40]).statistic > 0.8
+
+
+def test_a_group_of_one_is_its_row(demo: Demo) -> None:
+    model, train, _ = demo
+    members = torch.arange(len(train)) == 5
+    scores, group = model.score(train), model.score_group(train, members)
+    error = scores.stderr[5] + group.stderr
+    assert (group.task - scores.task[5]).abs() < 4 * error
+
+
+def test_a_saved_fit_scores_alike(demo: Demo, tmp_path: Path) -> None:
+    demo.model.save_pretrained(tmp_path)
+    loaded = read_demo(InfluenceModel.from_pretrained(tmp_path))
+    assert loaded.model.fingerprint == demo.model.fingerprint
+    scores = demo.model.score(demo.train)
+    torch.testing.assert_close(loaded.model.score(loaded.train).task, scores.task)
+
+
+def test_without_a_fit_there_is_nothing_to_unroll() -> None:
+    with pytest.raises(UserError, match="fit some epochs"):
+        InfluenceConfig(response="unrolled", fit_epochs=0)
+
+
+def test_a_model_that_was_not_fitted_is_traced_by_its_curvature() -> None:
+    model = fit_demo(replace(CONFIG, fit_epochs=0, response="stationary")).model
+    gradient = torch.ones_like(model.theta)
+    [station] = model.contribute(gradient)
+    assert torch.equal(station.theta, model.encoder.theta)
+    torch.testing.assert_close(station.directions, model.solve(gradient))
