@@ -334,6 +334,20 @@ def ours(problem: Problem, folder: Path, damping: float) -> Callable[[], Variant
     return run
 
 
+def ours_unrolled(problem: Problem, folder: Path) -> Callable[[], Variants]:
+    """The same through the steps of the fit, which is done again for it, and timed, too."""
+    config = InfluenceConfig(response="unrolled", probes=1)
+    model = InfluenceModel(problem.model, problem.processor, config)
+    model.encoder.load(problem.start)
+    model.encoder.freeze(problem.example)
+
+    def run() -> Variants:
+        model.fit(problem.train, problem.query)
+        yield "default", model.score(problem.train).task
+
+    return run
+
+
 # ------------------------------------------------------------------------------ EK-FAC, kronfluence
 
 
@@ -706,6 +720,9 @@ METHODS = {
     "ours": Method(
         partial(ours, damping=InfluenceConfig().damping),
         "fit(...) with no epochs, then score(...); one probe",
+    ),
+    "ours, unrolled": Method(
+        ours_unrolled, "response='unrolled', no damping; the fit of ten epochs is in its time"
     ),
     "ours, damping 0.01": Method(
         partial(ours, damping=0.01), "the same; the solve does not reach its tolerance"
