@@ -630,7 +630,7 @@ class InfluenceModel:
             self.encoder.theta,
             batch_size=config.batch_size,
             epochs=config.fit_epochs,
-            learning_rate=config.fit_learning_rate,
+            learning_rate=config.learning_rate,
             generator=generator,
             course=course,
         )
