@@ -608,7 +608,7 @@ class InfluenceModel:
             start,
             batch_size=config.batch_size,
             epochs=config.fit_epochs,
-            learning_rate=config.fit_learning_rate,
+            learning_rate=config.learning_rate,
             generator=generator,
             checkpoints=known,
             advance=progress("Fit", config.fit_epochs),
@@ -630,7 +630,7 @@ class InfluenceModel:
             self.encoder.theta,
             batch_size=config.batch_size,
             epochs=config.fit_epochs,
-            learning_rate=config.fit_learning_rate,
+            learning_rate=config.learning_rate,
             generator=generator,
             course=course,
         )

@@ -146,7 +146,7 @@ def refit(objective: Objective, start: Tensor, generator: torch.Generator) -> Te
         start,
         batch_size=CONFIG.batch_size,
         epochs=CONFIG.fit_epochs,
-        learning_rate=CONFIG.fit_learning_rate,
+        learning_rate=CONFIG.learning_rate,
         generator=generator,
     )[0]
 
