@@ -14,7 +14,7 @@ the batches whose losses are averaged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +92,27 @@ class Problem:
 
 def read_problem() -> Problem:
     """Read the embedded data, and fit."""
-    # The solve that `fit` goes on to is not used: one that takes few iterations will do.
-    quick = InfluenceConfig(damping=1000, probes=1)
-    wrapped = InfluenceModel.from_pretrained(DEMO / "model", quick)
+    wrapped = InfluenceModel.from_pretrained(DEMO / "model", CONFIG)
     train = check_columns(load_rows(str(DEMO / "data"), "train"), "image", "text")
     rows = wrapped.read(train)
     query = wrapped.read(load_rows(str(DEMO / "data"), "validation"))
-    generator = torch.Generator().manual_seed(CONFIG.seed)
+    return pose(wrapped, rows, query, torch.tensor(train["is_misaligned"][:])[rows.positions])
+
+
+def pose(wrapped: InfluenceModel, rows: Rows, query: Rows, wrong: Tensor) -> Problem:
+    """Fit the projections of the embedded model to the rows, with the seed of its config."""
+    generator = torch.Generator().manual_seed(wrapped.config.seed)
+    # The solve that `fit` goes on to is not used: one that takes few iterations will do.
+    given = wrapped.config
+    wrapped.config = replace(given, damping=1000, probes=1)
     theta, checkpoints = fit(wrapped, rows, query)
+    wrapped.config = given
     return Problem(
         model=wrapped.encoder.model,
         processor=wrapped.processor,
         train=rows,
         query=query,
-        wrong=torch.tensor(train["is_misaligned"][:])[rows.positions],
+        wrong=wrong,
         example=raw_features("train", 2),
         start=wrapped.encoder.theta,
         theta=theta,

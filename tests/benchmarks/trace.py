@@ -49,7 +49,7 @@ from hf_ecif.proposals import build_index
 from hf_ecif.queries import Query
 from hf_ecif.scoring import Batching, Directions, score_rows
 from hf_ecif.tracing import CHUNK, Task, find_errors, margin_of
-from tests.benchmarks.shared import embedded, parser, save
+from tests.benchmarks.shared import as_markdown, embedded, parser, save, write_page
 
 CONCEPTS, QUICK_CONCEPTS = 10, 2
 COUNTS, POOL = (5, 10, 15, 20), 30
@@ -63,6 +63,7 @@ NEIGHBOURS, RANDOM = "neighbours of the image", "random"
 DELETED = (OURS, RELATIVE, TRACIN, TRACINS, NEIGHBOURS, RANDOM)
 GOALS = {"recall": 0.9, "mended": 0.5, "mended at random": 0.1}
 RANKS, PROPOSED, CAUSES = (16, 32, 64, 128), (50, 100, 200), 10
+NOTE = (__doc__ or "").split("\n\n", 2)[2].strip()
 
 
 def main() -> None:
@@ -91,10 +92,10 @@ def main() -> None:
         "tried": study.tried,
     }
     save(args.output, settings, {"cases": results, "index": index})
-    table = describe(results, index, study.tried)
-    args.output.with_suffix(".md").write_text(table)
-    print(table)
     draw(results, args.output.with_suffix(".png"))
+    parts = describe(results, index, study.tried)
+    write_page(args.output, "Who caused this error?", [NOTE, *parts])
+    print("\n\n".join(parts))
 
 
 # ------------------------------------------------------------------------------------- planting
@@ -329,34 +330,34 @@ def proposed(estimate: Tensor, causes: Tensor, count: int) -> float:
 # ---------------------------------------------------------------------------------- the report
 
 
-def describe(results: list[dict[str, Any]], index: dict[str, Any], tried: int) -> str:
-    """Two tables in Markdown."""
+def describe(results: list[dict[str, Any]], index: dict[str, Any], tried: int) -> list[str]:
+    """Paragraphs and two tables, Markdown."""
     counts = [case["planted"] for case in results]
-    lines = [
+    methods = [
+        (name, *(mean(results, key, name) for key in ("recall", "mended")))
+        for name in [*results[0]["recall"], "the planted pairs"]
+    ]
+    ranks = [
+        (
+            r,
+            *(f"{share:.3f}" for share in recall.values()),
+            *(f"{index['seconds'][f'{step} {r}']:.1f}" for step in ("build", "ask")),
+        )
+        for r, recall in index["recall"].items()
+    ]
+    among = [f"causes among {n} candidates" for n in PROPOSED]
+    return [
         f"{len(results)} concepts that failed, of {tried} tried, by {min(counts)} to {max(counts)} "
         f"planted pairs (mean {np.mean(counts):.1f}); "
         f"{sum(case['errors'] for case in results)} errors.",
-        "",
-        f"| method | recall@{NAMED} | errors mended without its first {NAMED} |",
-        "|---|---|---|",
-    ]
-    for name in [*results[0]["recall"], "the planted pairs"]:
-        cells = [mean(results, key, name) for key in ("recall", "mended")]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
-    lines += ["", "Goals: " + "; ".join(goals(results)) + ".", ""]
-    among = [f"causes among {n} candidates" for n in PROPOSED]
-    lines += [
+        as_markdown(
+            ["method", f"recall@{NAMED}", f"errors mended without its first {NAMED}"], methods
+        ),
+        "Goals: " + "; ".join(goals(results)) + ".",
         f"Index, {index['errors']} errors and {index['rows']:,} rows; the exact trace took "
         f"{index['seconds']['exact']:.1f} s.",
-        "",
-        f"| rank | {' | '.join(among)} | s to build | s to ask |",
-        "|---|" + "---|" * (len(PROPOSED) + 2),
+        as_markdown(["rank", *among, "s to build", "s to ask"], ranks),
     ]
-    for r, recall in index["recall"].items():
-        cells = [f"{value:.3f}" for value in recall.values()]
-        cells += [f"{index['seconds'][f'{step} {r}']:.1f}" for step in ("build", "ask")]
-        lines.append(f"| {r} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def values_of(results: list[dict[str, Any]], key: str, name: str) -> list[float]:
