@@ -89,11 +89,12 @@ class Derivative:
 
     def push(self, tangents: Tensor) -> list[Tensor]:
         """Tangents ``(K, ...)`` of the value along each of ``(K, P)``."""
-        moved = [value.new_zeros(len(tangents), *value.shape) for value in self.value]
         pushed = _backward([self._pulled], self._cotangents, [tangents])
-        for number, tangent in zip(self._moving, pushed, strict=True):
-            moved[number] = tangent
-        return moved
+        moved = dict(zip(self._moving, pushed, strict=True))
+        return [
+            moved[number] if number in moved else value.new_zeros(len(tangents), *value.shape)
+            for number, value in enumerate(self.value)
+        ]
 
     def pull(self, cotangents: Sequence[Tensor]) -> Tensor:
         """Gradients ``(K, P)`` of ``<cotangent, function>`` for cotangents ``(K, ...)``."""
