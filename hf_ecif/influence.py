@@ -286,7 +286,7 @@ class InfluenceModel:
         Args:
             gradients: of the queries at the fitted parameters, ``(P,)`` or ``(Q, P)``.
         """
-        if self.config.response == "unrolled":
+        if self._unrolls:
             objective = self._require_inverse().objective
             return unroll(objective, self._course(), gradients, self.config.curvature)
         return [Station(self.theta, self.solve(gradients))]
@@ -558,7 +558,7 @@ class InfluenceModel:
         inverse = InverseCurvature(objective, theta, self.config, spectrum)
         target = self._target(query, generator)
         fitted = self._solve(inverse, target, start, generator, report)
-        if self.config.response == "unrolled":
+        if self._unrolls:
             course, gradients = self._walk(objective), target.gradients(self.encoder, theta)
             advance = progress("Unroll", len(course))
             stations = unroll(objective, course, gradients, self.config.curvature, advance)
@@ -614,6 +614,10 @@ class InfluenceModel:
             advance=progress("Fit", config.fit_epochs),
         )
         return theta, report, objective
+
+    @property
+    def _unrolls(self) -> bool:
+        return self.config.response == "unrolled" and self.config.fit_epochs > 0
 
     def _course(self) -> list[Epoch]:
         """The course of the last fit."""

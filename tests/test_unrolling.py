@@ -15,7 +15,6 @@ from transformers import CLIPModel
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.encoders import DualEncoder
-from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
 from hf_ecif.fitting import Epoch, fit_parameters
 from hf_ecif.influence import InfluenceModel
@@ -271,13 +270,11 @@ def test_a_saved_fit_scores_alike(demo: Demo, tmp_path: Path) -> None:
 
 
 def test_without_a_fit_there_is_nothing_to_unroll() -> None:
-    with pytest.raises(UserError, match="fit some epochs"):
-        InfluenceConfig(response="unrolled", fit_epochs=0)
-
-
-def test_a_model_that_was_not_fitted_is_traced_by_its_curvature() -> None:
-    model = fit_demo(replace(CONFIG, fit_epochs=0, response="stationary")).model
-    gradient = torch.ones_like(model.theta)
-    [station] = model.contribute(gradient)
-    assert torch.equal(station.theta, model.encoder.theta)
-    torch.testing.assert_close(station.directions, model.solve(gradient))
+    """The inverse curvature answers then, for the query and for contributions."""
+    demo = fit_demo(replace(CONFIG, fit_epochs=0))
+    model, gradient = demo.model, torch.ones_like(demo.model.theta)
+    assert model.fitted is not None
+    assert not model.fitted.stations
+    for [station] in (model.respond(gradient), model.contribute(gradient)):
+        assert torch.equal(station.theta, model.encoder.theta)
+        torch.testing.assert_close(station.directions, model.solve(gradient))
