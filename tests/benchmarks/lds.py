@@ -146,14 +146,14 @@ def fit(
     return theta, [seen[epoch * steps - 1] for epoch in CHECKPOINTS]
 
 
-def refit(objective: Objective, start: Tensor, generator: torch.Generator) -> Tensor:
-    """By the recipe of `InfluenceModel.fit`."""
+def refit(objective: Objective, start: Tensor, generator: torch.Generator, epochs: int) -> Tensor:
+    """By the recipe of `InfluenceModel.fit`, but for the epochs."""
     return fit_parameters(
         objective,
         start,
         batch_size=CONFIG.batch_size,
-        epochs=CONFIG.fit_epochs,
-        learning_rate=CONFIG.fit_learning_rate,
+        epochs=epochs,
+        learning_rate=CONFIG.learning_rate,
         generator=generator,
     )[0]
 
@@ -184,7 +184,7 @@ class Truth:
         return compare(self.mean, self, resamples=0)["noise_ceiling"]
 
 
-def train_on_halves(problem: Problem, count: int, seeds: int) -> Truth:
+def train_on_halves(problem: Problem, count: int, seeds: int, epochs: int) -> Truth:
     """The query's loss after training on ``count`` random halves, each ``seeds`` times."""
     encoder, rows, total = problem.encoder(), problem.train, len(problem.train)
     query = Objective(
@@ -197,7 +197,8 @@ def train_on_halves(problem: Problem, count: int, seeds: int) -> Truth:
         kept[half, chosen.numpy()] = True
         for seed in range(seeds):
             generator = torch.Generator().manual_seed(10_000 * (seed + 1) + half)
-            theta = refit(objective_of(encoder, rows, chosen, generator), problem.start, generator)
+            objective = objective_of(encoder, rows, chosen, generator)
+            theta = refit(objective, problem.start, generator, epochs)
             losses[half, seed] = query.value(theta).item()
     return Truth(kept, losses)
 

@@ -14,7 +14,9 @@ the same cached activations of what lies below. Measured, for each in a process 
 * *AUROC* of finding the misaligned rows, where a row whose removal is predicted to lower the loss
   most is the most suspicious;
 * *LDS*, how well the true losses after training on random halves are foretold; see
-  `tests.benchmarks.lds`.
+  `tests.benchmarks.lds`. A half has half the batches: trained for as many *epochs* as the fit,
+  it is trained half as long, and another fit is foretold than the one that all methods look at.
+  So there is a second truth, with as many *steps*.
 
 Ours runs at its defaults, and with small damping beside. The others have a damping to choose: the
 best of several is given, separately for AUROC and LDS, and its name in brackets. It is chosen with
@@ -75,6 +77,8 @@ from tests.benchmarks.tools import (
     trak,
 )
 
+# Epochs of a training on half the rows.
+TRUTHS = {"epochs": CONFIG.fit_epochs, "steps": 2 * CONFIG.fit_epochs}
 JACOBIAN_ROWS = 64  # per-sample gradients that are taken at a time
 
 Along = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
@@ -96,7 +100,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of a method; the names are those of the variant that is best at it."""
+    """Of a method; the names are those of the variant that is best at it. LDS by `TRUTHS`."""
 
     method: str
     seconds: float
@@ -105,9 +109,9 @@ class Figures:
     beyond_load_mib: float
     auroc: float
     auroc_variant: str
-    lds: float
-    lds_error: float
-    lds_variant: str
+    lds: dict[str, float]
+    lds_error: dict[str, float]
+    lds_variant: dict[str, str]
     variants: dict[str, dict[str, float]]
 
 
@@ -215,17 +219,21 @@ def prepare(work: Path, halves: int, seeds: int) -> None:
     problem = read_problem()
     problem.save(work)
     torch.save((raw_features("train"), raw_features("validation")), work / "raw.pt")
-    truth = train_on_halves(problem, halves, seeds)
-    np.savez(work / "truth.npz", wrong=problem.wrong.numpy(), **vars(truth))
-    facts = {
+    facts: dict[str, Any] = {
         "training rows": len(problem.train),
         "query rows": len(problem.query),
         "attributed parameters": len(problem.theta),
         "misaligned": float(problem.wrong.double().mean()),
-        "spread of the true losses": float(truth.mean.std()),
-        "noise of a true loss": float(truth.losses.std(axis=1, ddof=1).mean()) if seeds > 1 else 0,
-        "highest LDS that the noise allows": truth.reliability,
     }
+    for name, epochs in TRUTHS.items():
+        truth = train_on_halves(problem, halves, seeds, epochs)
+        np.savez(work / f"truth-{name}.npz", wrong=problem.wrong.numpy(), **vars(truth))
+        noise = float(truth.losses.std(axis=1, ddof=1).mean()) if seeds > 1 else 0
+        facts[f"same {name}"] = {
+            "spread of the true losses": float(truth.mean.std()),
+            "noise of a true loss": noise,
+            "highest LDS that the noise allows": truth.reliability,
+        }
     (work / "facts.json").write_text(json.dumps(facts))
 
 
@@ -234,12 +242,14 @@ def measure(name: str, work: Path, args: argparse.Namespace) -> Figures:
     for repeat in range(args.repeats):
         in_own_process(name, work, args, variants=repeat == 0)
         costs.append(json.loads((work / "costs.json").read_text()))
-    saved = np.load(work / "truth.npz")
-    truth = Truth(saved["kept"], saved["losses"])
-    scores = dict(np.load(work / "scores.npz"))
-    variants = {key: judge(value, saved["wrong"], truth) for key, value in scores.items()}
+    saved = {truth: np.load(work / f"truth-{truth}.npz") for truth in TRUTHS}
+    truths = {truth: Truth(of["kept"], of["losses"]) for truth, of in saved.items()}
+    scores, wrong = dict(np.load(work / "scores.npz")), saved["epochs"]["wrong"]
+    variants = {key: judge(value, wrong, truths) for key, value in scores.items()}
     detects = max(variants, key=lambda key: variants[key]["AUROC"])
-    predicts = max(variants, key=lambda key: variants[key]["LDS"])
+    predicts = {
+        truth: max(variants, key=lambda key: variants[key][f"LDS, {truth}"]) for truth in TRUTHS
+    }
     return Figures(
         method=name,
         seconds=min(cost["seconds"] for cost in costs),
@@ -248,19 +258,20 @@ def measure(name: str, work: Path, args: argparse.Namespace) -> Figures:
         beyond_load_mib=min(cost["beyond"] for cost in costs),
         auroc=variants[detects]["AUROC"],
         auroc_variant=detects,
-        lds=variants[predicts]["LDS"],
-        lds_error=variants[predicts]["error"],
+        lds={truth: variants[best][f"LDS, {truth}"] for truth, best in predicts.items()},
+        lds_error={truth: variants[best][f"error, {truth}"] for truth, best in predicts.items()},
         lds_variant=predicts,
         variants=variants,
     )
 
 
-def judge(scores: Floats, wrong: np.ndarray, truth: Truth) -> dict[str, float]:
-    if not np.isfinite(scores).all():
-        return {"AUROC": 0.0, "LDS": -1.0, "error": 0.0}
-    correlation, error = lds(scores, truth)
-    auroc = float(roc_auc_score(wrong, -scores))
-    return {"AUROC": auroc, "LDS": correlation, "error": error}
+def judge(scores: Floats, wrong: np.ndarray, truths: dict[str, Truth]) -> dict[str, float]:
+    finite = bool(np.isfinite(scores).all())
+    found = {"AUROC": float(roc_auc_score(wrong, -scores)) if finite else 0.0}
+    for name, truth in truths.items():
+        correlation, error = lds(scores, truth) if finite else (-1.0, 0.0)
+        found |= {f"LDS, {name}": correlation, f"error, {name}": error}
+    return found
 
 
 def peak_mib() -> float:
@@ -275,6 +286,20 @@ def ours(problem: Problem, folder: Path, damping: float) -> Callable[[], Variant
     config = InfluenceConfig(damping=damping, fit_epochs=0, probes=1)
     model = InfluenceModel(problem.model, problem.processor, config)
     model.encoder.load(problem.theta)
+    model.encoder.freeze(problem.example)
+
+    def run() -> Variants:
+        model.fit(problem.train, problem.query)
+        yield "default", model.score(problem.train).task
+
+    return run
+
+
+def ours_unrolled(problem: Problem, folder: Path) -> Callable[[], Variants]:
+    """The same through the steps of the fit, which is done again for it, and timed, too."""
+    config = InfluenceConfig(response="unrolled", probes=1)
+    model = InfluenceModel(problem.model, problem.processor, config)
+    model.encoder.load(problem.start)
     model.encoder.freeze(problem.example)
 
     def run() -> Variants:
@@ -404,6 +429,9 @@ METHODS = {
         partial(ours, damping=InfluenceConfig().damping),
         "fit(...) with no epochs, then score(...); one probe",
     ),
+    "ours, unrolled": Method(
+        ours_unrolled, "response='unrolled', no damping; the fit of ten epochs is in its time"
+    ),
     "ours, damping 0.01": Method(
         partial(ours, damping=0.01), "the same; the solve does not reach its tolerance"
     ),
@@ -458,10 +486,15 @@ def print_table(results: list[Figures], facts: dict[str, Any], args: argparse.Na
         f"{facts['training rows']:,} rows, one query, {facts['attributed parameters']:,} "
         f"parameters, {args.threads} thread(s); LDS over {args.halves} halves"
     )
-    highest = facts["highest LDS that the noise allows"]
-    title += "" if highest is None else f", at most {highest:.2f}"
     table = Table(
-        "method", "seconds", "CPU s", "peak MiB", "beyond load", "AUROC", "LDS", title=title
+        "method",
+        "seconds",
+        "CPU s",
+        "peak MiB",
+        "beyond load",
+        "AUROC",
+        *(f"LDS, same {truth}" for truth in TRUTHS),
+        title=title,
     )
     for result in results:
         table.add_row(
@@ -471,9 +504,12 @@ def print_table(results: list[Figures], facts: dict[str, Any], args: argparse.Na
             f"{result.peak_mib:.0f}",
             f"{result.beyond_load_mib:.0f}",
             f"{result.auroc:.3f} ({result.auroc_variant})",
-            f"{result.lds:.2f} ± {result.lds_error:.2f} ({result.lds_variant})",
+            *(
+                f"{result.lds[t]:.2f} ± {result.lds_error[t]:.2f} ({result.lds_variant[t]})"
+                for t in TRUTHS
+            ),
         )
-    console = Console(width=150)
+    console = Console(width=170)
     console.print(table)
     for result in results:
         console.print(f"{result.method}: {METHODS[result.method].note}.", highlight=False)
