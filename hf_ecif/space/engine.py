@@ -163,7 +163,7 @@ class Cause:
 
     Attributes:
         row: its number in the audited data.
-        score: predicted change of the margin without it, in nats; negative mends the error.
+        score: change of the margin without what it contributed, in nats; negative is a cause.
         stderr: standard error of it.
         positive: its part from the pair's role as a positive.
         negative: its part from the role as a negative.

@@ -25,8 +25,8 @@ def build(session: Session) -> None:
     """Lay out the tab and connect it."""
     gr.Markdown(
         "Captions of the query for which the fitted model finds another image than their own. "
-        "Choose one, or bring a pair of your own. The pairs behind it are those whose removal is "
-        "predicted to mend it most, for the size of the change that they cause."
+        "Choose one, or bring a pair of your own. The pairs behind it are those that have "
+        "contributed most to it while the model was fitted."
     )
     nothing = render("nothing", text=WAITING)
     with gr.Row():
