@@ -28,7 +28,7 @@ from tests.benchmarks.lds import CONFIG, Problem
 
 OWN_DAMPING = "0.1, by layer"  # the library's: a tenth of a layer's mean eigenvalue
 DAMPINGS = (0.01, 1.0, 10.0, 30.0, 100.0, 1000.0)  # of EK-FAC, in units of its mean eigenvalue
-RIDGES = (0.1, 1.0, 10.0, 100.0)  # of TRAK, in units of the mean diagonal of its matrix
+RIDGES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)  # of TRAK, in units of the mean diagonal of its matrix
 TRAK_DIMENSIONS = (512, 2048)
 
 Variants = Iterator[tuple[str, Tensor]]
