@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_ecif import processes
 from hf_ecif.errors import UserError
-from hf_ecif.forward_mode import FrozenLinears
+from hf_ecif.forward_mode import Derivative, FrozenLinears
 from hf_ecif.inputs import Features, Side
 from hf_ecif.objectives import Contrastive, Embeddings, infonce, sigmoid
 from hf_ecif.parameters import TEMPERATURE, select_parameters
@@ -119,8 +120,12 @@ class DualEncoder:
 
     def rows_that_fit(self, features: Features, tangents: int) -> int:
         """Rows whose embeddings and tangents, with the cotangents to come, take `CHUNK_BYTES`."""
+        return max(1, CHUNK_BYTES // self.bytes_per_row(features, tangents))
+
+    def bytes_per_row(self, features: Features, tangents: int) -> int:
+        """Of a pair's embeddings and their tangents, with the cotangents to come."""
         width = self._towers["text"].width(self._here(features.example("text")))
-        return max(1, CHUNK_BYTES // (4 * width * (1 + tangents) * self.dtype.itemsize))
+        return 4 * width * (1 + tangents) * self.dtype.itemsize
 
     def freeze(self, features: Features) -> Features:
         """Run what lies below the attributed parameters, once; the rest needs only its output.
@@ -145,15 +150,15 @@ class DualEncoder:
 
     def embed(self, theta: Tensor, features: Features) -> Embeddings:
         """Normalised embeddings ``(N, d)``, scale and bias, without a graph."""
-        weights = self._unflatten(theta)
-
-        def run(side: Side) -> Tensor:
-            positions, parts = self._parts(side, features, weights)
-            embedded = [(embed(own),) for _, embed, own in parts]
-            return self._whole(side, features, positions, embedded, [()])[0]
-
         with torch.no_grad():
-            return Embeddings(run("text"), run("image"), *self._temperature(weights))
+            return self._embed(features, theta)
+
+    def linearise(self, theta: Tensor, features: Features) -> Derivative:
+        """The derivative of `embed`, kept for many products; of few rows, and held here.
+
+        It keeps all that leads to the embeddings: for inputs that `are_light`.
+        """
+        return Derivative(partial(self._embed, features), theta)
 
     def push(
         self, theta: Tensor, tangents: Tensor, features: Features, form: TangentForm = "exact"
@@ -254,6 +259,16 @@ class DualEncoder:
         """Write ``theta`` into the model's own parameters."""
         for name, value in self._unflatten(theta).items():
             self.model.get_parameter(name).copy_(value)
+
+    def _embed(self, features: Features, theta: Tensor) -> Embeddings:
+        weights = self._unflatten(theta)
+
+        def run(side: Side) -> Tensor:
+            positions, parts = self._parts(side, features, weights)
+            embedded = [(embed(own),) for _, embed, own in parts]
+            return self._whole(side, features, positions, embedded, [()])[0]
+
+        return Embeddings(run("text"), run("image"), *self._temperature(weights))
 
     def _push_by_difference(
         self, theta: Tensor, tangents: Tensor, features: Features

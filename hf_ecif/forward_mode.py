@@ -1,12 +1,13 @@
-"""A forward-mode rule that torch has, but slower than need be.
+"""Forward mode where torch has it, but slower than need be.
 
-A linear layer whose weight is not attributed has the tangent ``W x'``. Torch takes the missing
-tangent of ``W`` for zeros and multiplies them with ``x``, too: three matrix products for two.
+- A linear layer whose weight is not attributed has the tangent ``W x'``. Torch takes the missing
+  tangent of ``W`` for zeros and multiplies them with ``x``, too: three matrix products for two.
+- A push always comes with the primal pass, though many pushes at one point need it once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -59,3 +60,71 @@ class _FrozenLinear(torch.autograd.Function):
     def jvp(ctx: Any, moved: Tensor | None, *constant: None) -> Tensor | None:
         (weight,) = ctx.saved_tensors
         return None if moved is None else F.linear(moved, weight)
+
+
+class Derivative:
+    """The derivative of a function at a point, for many pushes and pulls without another pass.
+
+    A pull is linear in the cotangent, so the pull of a pull is the push: one graph serves for both,
+    and is kept with all that it holds.
+
+    Args:
+        function: of a vector ``(P,)``; some of the tensors ``(...)`` that it gives may not depend
+            on the vector.
+        point: ``(P,)``.
+
+    Attributes:
+        value: of the function.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Sequence[Tensor]], point: Tensor) -> None:
+        with torch.enable_grad():
+            self._point = point.detach().requires_grad_()
+            outputs = function(self._point)
+            self._moving = [number for number, out in enumerate(outputs) if out.requires_grad]
+            self._outputs = [outputs[number] for number in self._moving]
+            self._cotangents = [torch.zeros_like(out).requires_grad_() for out in self._outputs]
+            self._pulled = self._pull(self._cotangents)
+        self.value = tuple(out.detach() for out in outputs)
+
+    def push(self, tangents: Tensor) -> list[Tensor]:
+        """Tangents ``(K, ...)`` of the value along each of ``(K, P)``."""
+        pushed = _backward([self._pulled], self._cotangents, [tangents])
+        moved = dict(zip(self._moving, pushed, strict=True))
+        return [
+            moved[number] if number in moved else value.new_zeros(len(tangents), *value.shape)
+            for number, value in enumerate(self.value)
+        ]
+
+    def pull(self, cotangents: Sequence[Tensor]) -> Tensor:
+        """Gradients ``(K, P)`` of ``<cotangent, function>`` for cotangents ``(K, ...)``."""
+        own = [cotangents[number] for number in self._moving]
+        return _backward(self._outputs, [self._point], own)[0]
+
+    def bend(self, cotangent: Sequence[Tensor], tangents: Tensor) -> Tensor:
+        """Change ``(K, P)`` of the pull of one cotangent ``(...)`` along each of ``(K, P)``.
+
+        As second derivatives are symmetric, that is once more a pull.
+        """
+        with torch.enable_grad():
+            pulled = self._pull([cotangent[number] for number in self._moving])
+        if not pulled.requires_grad:  # a linear function
+            return torch.zeros_like(tangents)
+        return _backward([pulled], [self._point], [tangents])[0]
+
+    def _pull(self, cotangents: list[Tensor]) -> Tensor:
+        """A pull that can be differentiated."""
+        return torch.autograd.grad(self._outputs, self._point, cotangents, create_graph=True)[0]
+
+
+def _backward(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Gradients with a leading ``K`` for cotangents with a leading ``K``; the graph stays."""
+    if len(cotangents[0]) > 1:
+        return torch.autograd.grad(
+            outputs, inputs, cotangents, retain_graph=True, is_grads_batched=True
+        )
+    single = [cotangent[0] for cotangent in cotangents]  # batched products of one are slower
+    found = torch.autograd.grad(outputs, inputs, single, retain_graph=True)
+    return [gradient[None] for gradient in found]

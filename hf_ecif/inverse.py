@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.low_rank import LowRank, nystrom, ritz_pairs
 from hf_ecif.operators import Objective, random_batches
-from hf_ecif.solvers import LANCZOS_STEPS, LOW_RANK, SolveReport, Spectrum, estimate_spectrum, solve
+from hf_ecif.solvers import LOW_RANK, SolveReport, Spectrum, estimate_spectrum, solve
 
 
 class InverseCurvature:
@@ -43,10 +43,7 @@ class InverseCurvature:
         self._config = config
         self._generator = torch.Generator().manual_seed(config.seed)
         self.product = objective.operator(config.curvature, theta)
-        steps = LANCZOS_STEPS if config.solver == "lissa" else 0
-        self.spectrum = spectrum or estimate_spectrum(
-            self.product, theta, steps=steps, seed=config.seed
-        )
+        self.spectrum = spectrum or estimate_spectrum(self.product, theta, seed=config.seed)
 
     def solve(self, b: Tensor) -> tuple[Tensor, SolveReport]:
         """``(H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and how it went.

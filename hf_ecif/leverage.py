@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -145,10 +144,10 @@ def change_without(
         DivergenceError: the curvature of what remains is negative along the way, or not finite.
     """
     touched = _touched_batches(objective, members)
+    whole = objective.operator(curvature, theta)
 
     def product(vectors: Tensor) -> Tensor:
-        whole = objective.curvature(curvature, theta, vectors)
-        return whole - _leaving_products(touched, theta, members, vectors, curvature)
+        return whole(vectors) - _leaving_products(touched, theta, members, vectors, curvature)
 
     return solve(
         product,
@@ -230,7 +229,7 @@ def sample_leverage(
     members = torch.zeros(len(rows), len(objective.features), dtype=torch.bool)
     members[torch.arange(len(rows)), rows] = True
     changes, _ = solve(
-        partial(objective.ggn, theta),
+        objective.operator("ggn", theta),
         _leaving_gradients(_touched_batches(objective, members), theta, members),
         spectrum,
         relative_damping=damping / spectrum.mean_eigenvalue,

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from hf_ecif import processes
 from hf_ecif.encoders import DualEncoder
+from hf_ecif.forward_mode import Derivative
 from hf_ecif.inputs import Features
 from hf_ecif.low_rank import Matvec
-from hf_ecif.objectives import Contrastive, Embeddings
+from hf_ecif.objectives import Contrastive, Embeddings, LinearisedLoss
 
 Curvature = Literal["ggn", "hessian"]
 
 BROUGHT_BYTES = 2**30  # of activations that a process may hold for its own batches
+KEPT_BYTES = 2**30  # of what an operator may keep between its products
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,23 @@ class Objective:
     def operator(self, kind: Curvature, theta: Tensor) -> Matvec:
         """The same as a function of the vectors alone, for many products at one ``theta``.
 
-        With several processes, each is given the rows of its own contrastive batches, once, if
-        there are batches for all and the rows are light. A product then exchanges nothing but the
-        ``(K, P)`` that come out; otherwise, embeddings and tangents of all rows.
+        Where a head at most remains of each tower, what no vector changes (embeddings, and the
+        loss's derivatives by the logits) is made once and kept, for as many batches as `KEPT_BYTES`
+        hold. With several processes, each is then given the rows of its own contrastive batches,
+        once, if there are batches for all, and a product exchanges nothing but the ``(K, P)`` that
+        come out; otherwise, embeddings and tangents of all rows.
         """
         own = self._own_batches()
         if own is None:
             return lambda vectors: self.curvature(kind, theta, vectors)
+        with processes.alone():
+            kept, rest = own._linearise(theta)
 
         def product(vectors: Tensor) -> Tensor:
             with processes.alone():
-                part = own.curvature(kind, theta, vectors)
+                part = rest.curvature(kind, theta, vectors)
+                for batch in kept:
+                    part += batch.product(kind, vectors)
             return processes.add_up(part) + self.l2 * vectors
 
         return product
@@ -102,7 +110,7 @@ class Objective:
         total = self.l2 * vectors
         for chunk in self._chunks(len(vectors)):
             pushed = self.encoder.push(theta, vectors, chunk.features)
-            cotangents = self._product_of(chunk, self._loss.ggn_product, *pushed)
+            cotangents = self._product_of(LinearisedLoss.ggn_product, chunk, *pushed)
             total += self.encoder.pull(theta, cotangents, chunk.features)
         return total
 
@@ -112,7 +120,7 @@ class Objective:
         for chunk in self._chunks(len(vectors)):
             pushed = self.encoder.push(theta, vectors, chunk.features)
             fixed = self._gradient_of(chunk, pushed[0])
-            moved = self._product_of(chunk, self._loss.hessian_product, *pushed)
+            moved = self._product_of(LinearisedLoss.hessian_product, chunk, *pushed)
             total += self.encoder.pull_tangent(theta, vectors, fixed, moved, chunk.features)
         return total
 
@@ -146,11 +154,14 @@ class Objective:
     def _own_batches(self) -> Objective | None:
         """This process's part of the sum over batches, all of its rows held here; without l2.
 
-        None where there are no others, fewer batches than processes, or rows too large to be sent.
+        None where more than heads remains of the towers. With several processes, also where there
+        are fewer batches than processes, or rows too large to be sent.
         """
         count = processes.count()
-        if count == 1 or len(self.batches) < count or not self.features.are_light():
+        if len(self.batches) < count or not self.features.are_light():
             return None
+        if count == 1:
+            return replace(self, l2=0.0)
         if self.features.bytes_per_row() * sum(map(len, self.batches)) > BROUGHT_BYTES * count:
             return None
         share = processes.share(len(self.batches))
@@ -165,29 +176,46 @@ class Objective:
             weights=self._weights[own],
         )
 
+    def _linearise(self, theta: Tensor) -> tuple[list[_Linearised], Objective]:
+        """As many batches as may be kept, at one ``theta``, and the objective of the others."""
+        rows = max(map(len, self.batches))
+        cells = 3 * rows * self.encoder.dtype.itemsize  # of a row: no loss keeps more tables
+        embeddings = self.encoder.bytes_per_row(self.features, tangents=1)  # and what led to them
+        most = KEPT_BYTES // (rows * (self.features.bytes_per_row() + embeddings + cells))
+        rest = replace(self, batches=self.batches[most:], weights=self._weights[most:])
+        return [self._linearise_batch(theta, n) for n in range(len(self.batches[:most]))], rest
+
+    def _linearise_batch(self, theta: Tensor, number: int) -> _Linearised:
+        rows = self.batches[number]
+        embeddings = self.encoder.linearise(theta, self.features[rows])
+        same = None if self.same is None else self.same[rows].to(self.encoder.device)
+        loss = self._loss.linearise(Embeddings(*embeddings.value), same).kept()
+        return _Linearised(self._weights[number], embeddings, loss)
+
     @property
     def _loss(self) -> Contrastive:
         return self.encoder.contrastive
 
     @property
     def _weights(self) -> Sequence[float]:
-        return self.weights or [1 / len(self.batches)] * len(self.batches)
+        if self.weights is None:
+            return [1 / len(self.batches)] * len(self.batches)
+        return self.weights
 
     def _gradient_of(self, chunk: _Chunk, embeddings: Embeddings) -> Embeddings:
         """The loss's gradient with respect to the embeddings of a chunk."""
-        gradient = self._loss.loss_gradient
-        return chunk.join(lambda b: gradient(b.of(embeddings), b.same, b.rows), like=embeddings)
+        return chunk.join(lambda b: b.near(embeddings, self._loss).gradient(), like=embeddings)
 
     def _product_of(
         self,
+        product: Callable[[LinearisedLoss, Embeddings], Embeddings],
         chunk: _Chunk,
-        product: Callable[..., Embeddings],
         embeddings: Embeddings,
         tangents: Embeddings,
     ) -> Embeddings:
         """Products of the loss's curvature with tangents of the embeddings of a chunk."""
         return chunk.join(
-            lambda b: product(b.of(embeddings), b.of(tangents), b.same, b.rows), like=tangents
+            lambda b: product(b.near(embeddings, self._loss), b.of(tangents)), like=tangents
         )
 
     def _from_center(self, theta: Tensor) -> Tensor:
@@ -196,7 +224,7 @@ class Objective:
     def _chunks(self, tangents: int) -> Iterator[_Chunk]:
         """As many batches at a time as fit in memory: rows are encoded alike in any batch."""
         most = self.encoder.rows_that_fit(self.features, tangents)
-        size = max(1, most // max(len(batch) for batch in self.batches))
+        size = max(1, most // max((len(batch) for batch in self.batches), default=1))
         for start in range(0, len(self.batches), size):
             batches = self.batches[start : start + size]
             rows = torch.cat(list(batches))
@@ -288,6 +316,33 @@ class _Batch:
         """The part of a chunk's embeddings, or of their tangents, that is the batch's."""
         text, image = (part[..., self.place, :] for part in embeddings[:2])
         return embeddings._replace(text=text, image=image)
+
+    def near(self, embeddings: Embeddings, loss: Contrastive) -> LinearisedLoss:
+        """The loss of the batch near the embeddings of its chunk."""
+        return loss.linearise(self.of(embeddings), self.same, self.rows)
+
+
+@dataclass(frozen=True)
+class _Linearised:
+    """A contrastive batch at one ``theta``: all of its products but the vectors.
+
+    Attributes:
+        weight: in the objective.
+        embeddings: derivative of the batch's embeddings.
+        loss: near them.
+    """
+
+    weight: float
+    embeddings: Derivative
+    loss: LinearisedLoss
+
+    def product(self, kind: Curvature, vectors: Tensor) -> Tensor:
+        """The batch's part of a product with the `ggn` or the `hessian`, ``(K, P)``."""
+        moved = Embeddings(*self.embeddings.push(vectors))
+        if kind == "ggn":
+            return self.weight * self.embeddings.pull(self.loss.ggn_product(moved))
+        straight = self.embeddings.pull(self.loss.hessian_product(moved))
+        return self.weight * (straight + self.embeddings.bend(self.loss.gradient(), vectors))
 
 
 def random_batches(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:

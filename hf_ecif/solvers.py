@@ -33,8 +33,7 @@ class Spectrum:
     Attributes:
         mean_eigenvalue: ``trace(H) / P``, by Hutchinson's estimator; a Hessian that is not positive
             semi-definite may have one below zero.
-        largest_eigenvalue: by Lanczos, with its residual added: an upper estimate. None if it was
-            not asked for; only LiSSA rests on it.
+        largest_eigenvalue: if it is known; LiSSA, which alone rests on it, estimates it otherwise.
     """
 
     mean_eigenvalue: float
@@ -71,28 +70,36 @@ class SolveReport:
     advice: str = ""
 
 
-def estimate_spectrum(
-    matvec: Matvec, like: Tensor, *, probes: int = 8, steps: int = LANCZOS_STEPS, seed: int = 0
-) -> Spectrum:
-    """Mean and largest eigenvalue of ``H``.
+def estimate_spectrum(matvec: Matvec, like: Tensor, *, probes: int = 8, seed: int = 0) -> Spectrum:
+    """Mean eigenvalue of ``H``; all that most solvers need.
 
     Args:
         matvec: products with ``H``.
         like: ``(P,)``, gives size, dtype and device.
         probes: random sign vectors of Hutchinson's trace estimator.
-        steps: Lanczos steps; with none, the largest eigenvalue stays unknown.
         seed: of the random vectors.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    signs = random_signs((probes, len(like)), generator).to(like)
+    return Spectrum((signs * matvec(signs)).sum(dim=1).mean().item() / len(like))
+
+
+def estimate_largest_eigenvalue(
+    matvec: Matvec, like: Tensor, *, steps: int = LANCZOS_STEPS, seed: int = 0
+) -> float:
+    """Largest eigenvalue of ``H`` by Lanczos, with its residual added: an upper estimate.
+
+    Args:
+        matvec: products with ``H``.
+        like: ``(P,)``, gives size, dtype and device.
+        steps: products to spend at most.
+        seed: of the start.
 
     Raises:
         DivergenceError: a product is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    signs = random_signs((probes, len(like)), generator).to(like)
-    mean = (signs * matvec(signs)).sum(dim=1).mean().item() / len(like)
-    if steps == 0:
-        return Spectrum(mean)
     pairs, residuals = lanczos(matvec, like, steps, seed=seed)
-    return Spectrum(mean, (pairs.values[0] + residuals[0]).item())
+    return (pairs.values[0] + residuals[0]).item()
 
 
 def solve(
@@ -116,7 +123,7 @@ def solve(
     Args:
         matvec: products with ``H``, which must be positive definite once damped.
         b: ``(K, P)``.
-        spectrum: of ``H``; sets the damping and LiSSA's scale.
+        spectrum: of ``H``; sets the damping, and LiSSA's scale if it has the largest eigenvalue.
         relative_damping: ``damping / mean_eigenvalue``.
         method: ``cg`` (conjugate gradients, the reference), ``lissa`` (stochastic recursion),
             ``low_rank`` (Ritz pairs of ``H``, for many right-hand sides at the cost of one basis),
@@ -146,7 +153,7 @@ def solve(
             argument out of range.
     """
     damping = _absolute_damping(relative_damping, spectrum)
-    damped = _Damped(matvec, damping)
+    damped, largest = _Damped(matvec, damping), spectrum.largest_eigenvalue
     # Squares of small gradients leave the range of float32; each is solved at the scale of one.
     scale = b.abs().amax(dim=1, keepdim=True)
     scale = torch.where(scale == 0, 1.0, scale)
@@ -156,9 +163,9 @@ def solve(
         x, iterations = cg(damped, b, preconditioner, tolerance, max_iterations)
     elif method == "lissa":
         noisy = _Damped(stochastic_matvec or matvec, damping)
-        if spectrum.largest_eigenvalue is None:
-            raise ValueError("LiSSA needs the largest eigenvalue: estimate it with Lanczos steps.")
-        sigma = 1.1 * (spectrum.largest_eigenvalue + damping)
+        if largest is None:
+            largest = estimate_largest_eigenvalue(matvec, b[0])
+        sigma = 1.1 * (largest + damping)
         x, iterations = _repeated_lissa(repeats, damped, noisy, b, sigma, tolerance, max_iterations)
     elif method == "low_rank":
         x, iterations = _low_rank(damped, b, pairs or ritz_pairs(matvec, b[0], rank))
@@ -183,7 +190,7 @@ def solve(
         damping=damping,
         relative_damping=relative_damping,
         mean_eigenvalue=spectrum.mean_eigenvalue,
-        largest_eigenvalue=spectrum.largest_eigenvalue,
+        largest_eigenvalue=largest,
         advice="" if converged else _advice(method, spent=iterations >= max_iterations),
     )
     return x * scale, report

@@ -14,10 +14,10 @@ from torch.func import functional_call, hessian, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import logsigmoid
 
-from hf_ecif import encoders
+from hf_ecif import encoders, operators
 from hf_ecif.encoders import DualEncoder
 from hf_ecif.inputs import Features
-from hf_ecif.operators import Objective, random_batches
+from hf_ecif.operators import Curvature, Objective, random_batches
 from tests.families import SIGMOID, build, build_inputs, gaussian
 
 close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-9)
@@ -194,6 +194,70 @@ def test_memory_does_not_matter(family: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(encoders, "CHUNK_BYTES", 1)
     split = [objective.curvature(kind, theta, vectors) for kind in ("ggn", "hessian")]
     close(split, whole)
+
+
+# ----------------------------------------------------------------------- many at one theta
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian"])
+@pytest.mark.parametrize("same", [None, SAME], ids=["all negatives", "masked"])
+@pytest.mark.parametrize(
+    ("family", "parameters"),
+    [(family, "projections") for family in FAMILIES]
+    + [
+        ("clip", WITH_SCALE),
+        ("siglip", "logit_"),
+        ("clip", r"text_projection|layers\.1\.layer_norm1"),
+    ],
+)
+def test_operator_is_the_curvature(
+    family: str, parameters: str, same: Tensor | None, kind: Curvature
+) -> None:
+    objective = replace(make(family, parameters)[0], same=same, weights=[0.2, 0.5, 0.4])
+    theta = objective.encoder.theta
+    product = objective.operator(kind, theta)
+    for count in (1, 3, 1):
+        vectors = gaussian(count, len(theta))
+        close(product(vectors), objective.curvature(kind, theta, vectors))
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_operator_in_other_precisions(family: str, dtype: torch.dtype, kind: Curvature) -> None:
+    inputs = build_inputs(family, 10)
+    pixels = {key: value.to(dtype) for key, value in inputs.image.items()}
+    encoder = DualEncoder(build(family).to(dtype), "projections", micro_batch_size=3)
+    frozen = encoder.freeze(Features(inputs.text, pixels))
+    objective, theta = Objective(encoder, frozen, BATCHES, SAME, L2), encoder.theta
+    vectors = gaussian(2, len(theta)).float()
+    actual = objective.operator(kind, theta)(vectors)
+    expected = objective.curvature(kind, theta, vectors)
+    assert actual.dtype == torch.float32
+    # In half precision, batches round apart.
+    assert (actual - expected).norm() <= (0.01 if dtype.itemsize < 4 else 1e-5) * expected.norm()
+
+
+@pytest.mark.parametrize("budget", [0, 1, 2, 3])
+def test_operator_keeps_what_it_may(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is over the budget is embedded anew in every product, the rest never again."""
+    objective, _ = make("clip", "projections")
+    theta, embedded = objective.encoder.theta, []
+    expected = objective.ggn(theta, vectors := gaussian(2, len(theta)))
+    row = objective.features.bytes_per_row() + objective.encoder.bytes_per_row(
+        objective.features, tangents=1
+    )
+    monkeypatch.setattr(operators, "KEPT_BYTES", budget * 4 * (row + 3 * 4 * 8))
+    product = objective.operator("ggn", theta)
+    push = DualEncoder.push
+
+    def counted(self: DualEncoder, theta: Tensor, vectors: Tensor, features: Features) -> object:
+        embedded.append(len(features))
+        return push(self, theta, vectors, features)
+
+    monkeypatch.setattr(DualEncoder, "push", counted)
+    close(product(vectors), expected)
+    assert sum(embedded) == 4 * (3 - budget)
 
 
 class Classifier(nn.Module):

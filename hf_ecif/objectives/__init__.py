@@ -6,6 +6,7 @@ Pure tensor functions of normalised embeddings; nothing here knows of models or 
 
 from hf_ecif.objectives import infonce, sigmoid
 from hf_ecif.objectives.contrastive import Contrastive
+from hf_ecif.objectives.linearised import LinearisedLoss
 from hf_ecif.objectives.similarity import Embeddings, RoleForm, Roles
 
-__all__ = ["Contrastive", "Embeddings", "RoleForm", "Roles", "infonce", "sigmoid"]
+__all__ = ["Contrastive", "Embeddings", "LinearisedLoss", "RoleForm", "Roles", "infonce", "sigmoid"]

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from hf_ecif.objectives.linearised import LinearisedLoss
 from hf_ecif.objectives.similarity import Embeddings, RoleForm, Roles
 
 
@@ -39,32 +40,10 @@ class Contrastive(Protocol):
     ) -> Tensor:
         """The positive role of every pair, as `roles` gives it, without the negative; ``(B,)``."""
 
-    def loss_gradient(
+    def linearise(
         self, embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
-    ) -> Embeddings:
-        """Gradient of the loss with respect to text, image, scale and bias, of the batch's form."""
-
-    def ggn_product(
-        self,
-        embeddings: Embeddings,
-        tangents: Embeddings,
-        same: Tensor | None = None,
-        rows: range | None = None,
-    ) -> Embeddings:
-        """Generalised Gauss-Newton product ``J_S^T (d2L/dS2) J_S e'`` of every tangent ``e'``.
-
-        Positive semi-definite. The result is a cotangent: pulled back through the encoders it is
-        the product in parameter space.
-        """
-
-    def hessian_product(
-        self,
-        embeddings: Embeddings,
-        tangents: Embeddings,
-        same: Tensor | None = None,
-        rows: range | None = None,
-    ) -> Embeddings:
-        """Derivative of `loss_gradient` along every tangent: the full Hessian at the embeddings."""
+    ) -> LinearisedLoss:
+        """The loss's gradient and curvature products near a batch."""
 
     def roles(
         self, embeddings: Embeddings, *, form: RoleForm = "exact", same: Tensor | None = None

@@ -17,16 +17,16 @@ The functions are those of `hf_ecif.objectives.Contrastive`, which states their 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_ecif.objectives import similarity
+from hf_ecif.objectives import linearised, similarity
+from hf_ecif.objectives.linearised import Derivatives, LinearisedLoss
 from hf_ecif.objectives.similarity import (
-    Derivatives,
-    Differentiate,
     Direction,
     Embeddings,
     FactorTangents,
@@ -56,33 +56,15 @@ def pair_losses(
     return similarity.total(ways)
 
 
-def loss_gradient(
+def linearise(
     embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
-) -> Embeddings:
-    """Gradient of `loss`; zero for the bias."""
-    count, derivatives = _walk(embeddings, same, rows)
-    ways = similarity.two_ways(embeddings)[:count]
-    return similarity.merge_ways(*(similarity.gradient(way, derivatives, rows) for way in ways))
-
-
-def ggn_product(
-    embeddings: Embeddings,
-    tangents: Embeddings,
-    same: Tensor | None = None,
-    rows: range | None = None,
-) -> Embeddings:
-    """``J_S^T (d2L/dS2) J_S e'``; ``d2L/dS2`` is the softmax Fisher of rows and of columns."""
-    return _curvature_product(embeddings, tangents, same, rows, full=False)
-
-
-def hessian_product(
-    embeddings: Embeddings,
-    tangents: Embeddings,
-    same: Tensor | None = None,
-    rows: range | None = None,
-) -> Embeddings:
-    """Derivative of `loss_gradient` along every tangent."""
-    return _curvature_product(embeddings, tangents, same, rows, full=True)
+) -> LinearisedLoss:
+    """`loss` near a batch; ``d2L/dS2`` is the softmax Fisher of rows and of columns."""
+    if rows is None and len(embeddings.text) <= similarity.BLOCK:
+        joint = partial(_joint_derivatives, same=same)
+        return linearised.linearise(embeddings, _first_way, joint)
+    single = partial(_derivatives, same=same)
+    return linearised.linearise(embeddings, similarity.two_ways, single, rows)
 
 
 def roles(embeddings: Embeddings, *, form: RoleForm = "exact", same: Tensor | None = None) -> Roles:
@@ -393,12 +375,17 @@ def _logits(direction: Direction, rows: slice, same: Tensor | None) -> Tensor:
     return logits.masked_fill(similarity.repeated(same, rows), -torch.inf)
 
 
+def _first_way(embeddings: Embeddings) -> Sequence[Direction]:
+    return similarity.two_ways(embeddings)[:1]
+
+
 def _derivatives(direction: Direction, rows: slice, same: Tensor | None) -> Derivatives:
     """Of ``L`` in one direction with respect to the logits: ``p - 1`` and the softmax Fisher."""
     terms = TERMS * len(direction.anchors)
     weights = _logits(direction, rows, same).softmax(dim=1) / terms
-    cotangent = weights.clone()
-    similarity.own_cells(cotangent, rows).sub_(1 / terms)
+
+    def cotangent() -> Tensor:
+        return _less_own(weights, rows, 1 / terms)
 
     def curvature(logits_tangent: Tensor) -> Tensor:
         mean = (weights * logits_tangent).sum(dim=-1, keepdim=True) * terms
@@ -416,43 +403,26 @@ def _joint_derivatives(direction: Direction, rows: slice, same: Tensor | None) -
     logits = _logits(direction, rows, same)
     by_row, by_column = logits.softmax(dim=1) / terms, logits.softmax(dim=0) / terms
     weights = by_row + by_column
-    cotangent = weights.clone()
-    similarity.own_cells(cotangent, rows).sub_(2 / terms)
+
+    def cotangent() -> Tensor:
+        return _less_own(weights, rows, 2 / terms)
 
     def curvature(logits_tangent: Tensor) -> Tensor:
-        row_means = terms * torch.einsum("rc,krc->kr", by_row, logits_tangent)
-        column_means = terms * torch.einsum("rc,krc->kc", by_column, logits_tangent)
-        means = by_row * row_means[..., None] + by_column * column_means[..., None, :]
-        return weights * logits_tangent - means
+        row_means = terms * (by_row * logits_tangent).sum(dim=-1, keepdim=True)
+        column_means = terms * (by_column * logits_tangent).sum(dim=-2, keepdim=True)
+        # In place: passes over the cells are what a product with a single tangent is bound by.
+        changes = weights * logits_tangent
+        changes.addcmul_(by_row, row_means, value=-1)
+        return changes.addcmul_(by_column, column_means, value=-1)
 
     return Derivatives(cotangent, curvature)
 
 
-def _curvature_product(
-    embeddings: Embeddings,
-    tangents: Embeddings,
-    same: Tensor | None,
-    rows: range | None,
-    *,
-    full: bool,
-) -> Embeddings:
-    count, derivatives = _walk(embeddings, same, rows)
-    ways = list(zip(similarity.two_ways(embeddings), similarity.two_ways(tangents), strict=True))
-    return similarity.merge_ways(
-        *(
-            similarity.curvature_product(way, moved, derivatives, rows, full=full)
-            for way, moved in ways[:count]
-        )
-    )
-
-
-def _walk(
-    embeddings: Embeddings, same: Tensor | None, rows: range | None
-) -> tuple[int, Differentiate]:
-    """How many directions to walk, and the derivatives on the way: both in one, if they fit."""
-    if rows is None and len(embeddings.text) <= similarity.BLOCK:
-        return 1, partial(_joint_derivatives, same=same)
-    return 2, partial(_derivatives, same=same)
+def _less_own(weights: Tensor, rows: slice, amount: float) -> Tensor:
+    """A copy with less where a row of the block meets its own column."""
+    lessened = weights.clone()
+    similarity.own_cells(lessened, rows).sub_(amount)
+    return lessened
 
 
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:

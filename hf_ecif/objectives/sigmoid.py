@@ -15,15 +15,16 @@ The functions are those of `hf_ecif.objectives.Contrastive`, which states their 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from hf_ecif.objectives import similarity
+from hf_ecif.objectives import linearised, similarity
+from hf_ecif.objectives.linearised import Derivatives, LinearisedLoss
 from hf_ecif.objectives.similarity import (
-    Derivatives,
     Direction,
     Embeddings,
     FactorTangents,
@@ -50,32 +51,12 @@ def pair_losses(
     return torch.cat([similarity.own_cells(_terms(direction, b, same), b) for b in blocks])
 
 
-def loss_gradient(
+def linearise(
     embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
-) -> Embeddings:
-    """Gradient of `loss`."""
-    direction = similarity.one_way(embeddings)
-    return Embeddings(*similarity.gradient(direction, partial(_derivatives, same=same), rows))
-
-
-def ggn_product(
-    embeddings: Embeddings,
-    tangents: Embeddings,
-    same: Tensor | None = None,
-    rows: range | None = None,
-) -> Embeddings:
-    """``J_S^T (d2L/dS2) J_S e'``; ``d2L/dS2`` is diagonal, ``sigmoid(S) sigmoid(-S) / B``."""
-    return _curvature_product(embeddings, tangents, same, rows, full=False)
-
-
-def hessian_product(
-    embeddings: Embeddings,
-    tangents: Embeddings,
-    same: Tensor | None = None,
-    rows: range | None = None,
-) -> Embeddings:
-    """Derivative of `loss_gradient` along every tangent."""
-    return _curvature_product(embeddings, tangents, same, rows, full=True)
+) -> LinearisedLoss:
+    """`loss` near a batch; ``d2L/dS2`` is diagonal, ``sigmoid(S) sigmoid(-S) / B``."""
+    derivatives = partial(_derivatives, same=same)
+    return linearised.linearise(embeddings, _only_way, derivatives, rows)
 
 
 def roles(embeddings: Embeddings, *, form: RoleForm = "exact", same: Tensor | None = None) -> Roles:
@@ -236,27 +217,18 @@ def _partner_tangents(
     return slopes[:, pairs] * change
 
 
+def _only_way(embeddings: Embeddings) -> Sequence[Direction]:
+    return [similarity.one_way(embeddings)]
+
+
 def _derivatives(direction: Direction, rows: slice, same: Tensor | None) -> Derivatives:
     """Of ``L`` with respect to the logits of a block."""
     count = len(direction.anchors)
     margins = _margins(direction, rows, same)
     curvature = margins.sigmoid() * (-margins).sigmoid() / count
-    return Derivatives(_slopes(margins, rows) / count, lambda tangent: curvature * tangent)
+    return Derivatives(lambda: _slopes(margins, rows) / count, lambda tangent: curvature * tangent)
 
 
 def _touched(members: Tensor, rows: slice) -> Tensor:
     """Booleans ``(r, B)``: cells that go when the members leave."""
     return members[rows, None] | members[None, :]
-
-
-def _curvature_product(
-    embeddings: Embeddings,
-    tangents: Embeddings,
-    same: Tensor | None,
-    rows: range | None,
-    *,
-    full: bool,
-) -> Embeddings:
-    direction, moved = similarity.one_way(embeddings), similarity.one_way(tangents)
-    derivatives = partial(_derivatives, same=same)
-    return Embeddings(*similarity.curvature_product(direction, moved, derivatives, rows, full=full))

@@ -1,4 +1,4 @@
-"""The logits of a contrastive batch in blocks of rows, pushed forward and pulled back.
+"""The logits of a contrastive batch in blocks of rows, and their tangents.
 
 What the losses share. A batch of ``B`` pairs has logits ``S = scale * U V^T + bias``, rows texts
 and columns images. A large batch is only ever seen in blocks of rows, so that memory is
@@ -9,13 +9,12 @@ Shapes: ``r`` rows in a block, ``K`` tangents, embeddings of size ``d``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 RoleForm = Literal["exact", "first_order"]
 BLOCK = 1024
@@ -58,21 +57,6 @@ class Direction(NamedTuple):
     bias: Tensor | None = None
 
 
-class Derivatives(NamedTuple):
-    """The first two derivatives of a loss with respect to a block of logits.
-
-    Attributes:
-        cotangent: ``dL/dS``, ``(r, B)``.
-        curvature: takes logits tangents ``S'`` to ``(d2L/dS2) S'``, both ``(K, r, B)``.
-    """
-
-    cotangent: Tensor
-    curvature: Callable[[Tensor], Tensor]
-
-
-Differentiate = Callable[[Direction, slice], Derivatives]
-
-
 # ------------------------------------------------------------------------- a batch and its blocks
 
 
@@ -86,14 +70,6 @@ def two_ways(embeddings: Embeddings) -> tuple[Direction, Direction]:
     """Text to image, then image to text, without the bias: for a loss that normalises both."""
     text, image, scale, _ = embeddings
     return Direction(text, image, scale), Direction(image, text, scale)
-
-
-def merge_ways(to_image: Direction, to_text: Direction | None = None) -> Embeddings:
-    """Cotangents of `two_ways` added up; that of the bias is zero."""
-    text, image, scale = to_image[:3]
-    if to_text is not None:
-        text, image, scale = text + to_text.keys, image + to_text.anchors, scale + to_text.scale
-    return Embeddings(text, image, scale, torch.zeros_like(scale))
 
 
 def blocks(count: int, rows: range | None = None) -> Iterator[slice]:
@@ -124,7 +100,7 @@ def total(tensors: Iterable[Tensor]) -> Tensor:
     return reduce(torch.add, tensors)
 
 
-# ------------------------------------------------------------------------------------ pushing
+# ------------------------------------------------------------------------- the logits of a block
 
 
 def logits(direction: Direction, rows: slice) -> Tensor:
@@ -215,95 +191,3 @@ def _cell_sums(own: Tensor, moved_others: Tensor, weights: Tensor) -> Tensor:
         cells = own @ some.reshape(-1, some.shape[2]).T
         parts.append(weights @ cells.view(len(own), *some.shape[:2]).mT)
     return torch.cat(parts, dim=2)
-
-
-def _mix(weights: Tensor, values: Tensor) -> Tensor:
-    """``weights @ values`` for every leading index of ``(K, B, d)``, as one matrix product."""
-    columns = values.movedim(-2, 0)
-    mixed = weights @ columns.reshape(len(columns), -1)
-    return mixed.view(len(weights), *columns.shape[1:]).movedim(0, -2)
-
-
-# ------------------------------------------------------------------------------------- pulling
-
-
-def gradient(
-    direction: Direction, derivatives: Differentiate, rows: range | None = None
-) -> Direction:
-    """The loss's gradient with respect to anchors, keys, scale and bias."""
-    count = len(direction.anchors)
-    parts = (
-        _pull(direction, block, derivatives(direction, block).cotangent)
-        for block in blocks(count, rows)
-    )
-    return _gather(parts, count, rows)
-
-
-def curvature_product(
-    direction: Direction,
-    moved: Direction,
-    derivatives: Differentiate,
-    rows: range | None = None,
-    *,
-    full: bool,
-) -> Direction:
-    """The loss's curvature with respect to anchors, keys, scale and bias, times each tangent.
-
-    The Gauss-Newton part ``J_S^T (d2L/dS2) J_S e'`` alone or, if ``full``, the Hessian: logits are
-    bilinear in the embeddings, which adds the change of ``J_S^T`` with ``dL/dS`` held fixed.
-    """
-
-    def of_block(block: slice) -> Direction:
-        cotangent, curvature = derivatives(direction, block)
-        part = _pull(direction, block, curvature(logits_tangent(direction, moved, block)))
-        return _add(part, _pull_tangent(direction, moved, block, cotangent)) if full else part
-
-    count = len(direction.anchors)
-    return _gather(map(of_block, blocks(count, rows)), count, rows)
-
-
-def _pull(direction: Direction, rows: slice, cotangent: Tensor) -> Direction:
-    """A cotangent ``(..., r, B)`` of the block's logits as one of its anchors and all keys."""
-    anchors, through_keys = direction.anchors[rows], cotangent @ direction.keys
-    return Direction(
-        direction.scale * through_keys,
-        direction.scale * (cotangent.mT @ anchors),
-        (through_keys * anchors).sum(dim=(-2, -1)),
-        cotangent.sum(dim=(-2, -1)),
-    )
-
-
-def _pull_tangent(
-    direction: Direction, moved: Direction, rows: slice, cotangent: Tensor
-) -> Direction:
-    """Derivative of `_pull` along each tangent, the logits cotangent ``(r, B)`` held fixed."""
-    anchors, moved_anchors = direction.anchors[rows], moved.anchors[:, rows]
-    through_keys, moved_through_keys = cotangent @ direction.keys, _mix(cotangent, moved.keys)
-    moved_scale = moved.scale[:, None, None]
-    return Direction(
-        direction.scale * moved_through_keys + moved_scale * through_keys,
-        direction.scale * _mix(cotangent.T, moved_anchors) + moved_scale * (cotangent.T @ anchors),
-        (through_keys * moved_anchors + moved_through_keys * anchors).sum(dim=(-2, -1)),
-        torch.zeros_like(moved.scale),
-    )
-
-
-def _add(one: Direction, other: Direction) -> Direction:
-    return Direction(*map(torch.add, one, other))
-
-
-def _gather(parts: Iterable[Direction], count: int, rows: range | None) -> Direction:
-    """Blocks put together: each has its own anchors; the rest is shared and adds up.
-
-    Anchors outside of ``rows``, of which there are ``count`` in all, get zero.
-    """
-    anchors: list[Tensor] = []
-    shared: list[Tensor] = []
-    for part in parts:
-        anchors.append(part.anchors)
-        # Added at once: kept until the end, the cotangents of the keys would outweigh the batch.
-        shared = list(map(torch.add, shared, part[1:])) if shared else list(part[1:])
-    joined = torch.cat(anchors, dim=-2)
-    if rows is not None:
-        joined = pad(joined, (0, 0, rows.start, count - rows.stop))
-    return Direction(joined, *shared)

@@ -285,10 +285,11 @@ def cached_product(encoder: DualEncoder, theta: Tensor, rows: Features) -> Figur
     batches = random_batches(len(rows), BATCH, torch.Generator().manual_seed(0))
     objective = Objective(encoder, rows, batches)
     vector = only(torch.randn(len(theta)) * 1e-3).query[None]
+    product = objective.operator("ggn", theta)
     parts = [(rows[b].text["hidden"], rows[b].image["hidden"]) for b in batches]
     times = race(
         3,
-        ggn=lambda: objective.ggn(theta, vector),
+        ggn=lambda: product(vector),
         bare=lambda: bare_matrix_products(encoder, theta, parts),
     )
     return {"GGN product, projections, cached": ratio(times, "ggn", "bare")}
@@ -301,7 +302,7 @@ def solving(encoder: DualEncoder, theta: Tensor, frozen: Features, floor: float)
     objective = Objective(encoder, rows, batches)
     start = clock()
     gradient = objective.over(batches[:1]).gradient(theta)
-    product = partial(objective.ggn, theta)
+    product = objective.operator("ggn", theta)
     spectrum = estimate_spectrum(product, theta)
     damping = InfluenceConfig().damping
     report = solve(product, gradient[None], spectrum, relative_damping=damping)[1]

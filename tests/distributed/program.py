@@ -95,7 +95,7 @@ def engine(family: str, parameters: str, dtype: torch.dtype) -> Iterator[tuple[s
     yield "few/blocks", few.ggn(theta, vectors)
     similarity.BLOCK = 1024
 
-    spectrum = estimate_spectrum(lambda v: many.ggn(theta, v), theta, steps=4)
+    spectrum = estimate_spectrum(lambda v: many.ggn(theta, v), theta)
     solved, _ = solve(lambda v: many.ggn(theta, v), vectors, spectrum, relative_damping=10.0)
     yield "solved", solved
     course: list[Epoch] = []

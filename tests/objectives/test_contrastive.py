@@ -56,7 +56,7 @@ def mean_loss(dense: Dense, batch: Embeddings, same: Tensor | None) -> Tensor:
 @LOSSES
 def test_modules_have_the_functions_of_the_protocol(dense: Dense) -> None:
     declared = [f for f in vars(Contrastive).values() if inspect.isfunction(f) and f.__doc__]
-    assert len(declared) == 11
+    assert len(declared) == 9
     for function in declared:
         offered = inspect.signature(getattr(dense.loss, function.__name__))
         expected = inspect.signature(function)
@@ -74,7 +74,7 @@ def test_loss_and_gradient(dense: Dense, batch: Embeddings, same: Tensor | None)
     oracle = mean_loss(dense, leaves, same)
     oracle.backward()
     close(dense.loss.loss(batch, same), oracle.detach())
-    for actual, leaf in zip(dense.loss.loss_gradient(batch, same), leaves, strict=True):
+    for actual, leaf in zip(dense.loss.linearise(batch, same).gradient(), leaves, strict=True):
         close(actual, leaf.grad)
 
 
@@ -86,7 +86,7 @@ def test_ggn_product(dense: Dense, batch: Embeddings, same: Tensor | None) -> No
     jacobian = jacrev(lambda x: dense_logits(unflat(x, batch)).flatten())(flat(batch))
     inner = hessian(lambda x: dense.total(x.view_as(logits), same))(logits.flatten())
     oracle = jacobian.T @ inner @ jacobian / (dense.loss.TERMS * len(logits))
-    actual = flat(dense.loss.ggn_product(batch, every_direction(batch), same))
+    actual = flat(dense.loss.linearise(batch, same).ggn_product(every_direction(batch)))
     close(actual, oracle)
     eigenvalues = torch.linalg.eigvalsh(actual)
     assert eigenvalues.min() > -1e-12 * eigenvalues.max()
@@ -96,7 +96,7 @@ def test_ggn_product(dense: Dense, batch: Embeddings, same: Tensor | None) -> No
 @MASKS
 def test_hessian_product(dense: Dense, batch: Embeddings, same: Tensor | None) -> None:
     oracle = hessian(lambda x: mean_loss(dense, unflat(x, batch), same))(flat(batch))
-    close(flat(dense.loss.hessian_product(batch, every_direction(batch), same)), oracle)
+    close(flat(dense.loss.linearise(batch, same).hessian_product(every_direction(batch))), oracle)
 
 
 @LOSSES
@@ -105,8 +105,29 @@ def test_hessian_product_is_the_change_of_the_gradient(
     dense: Dense, batch: Embeddings, same: Tensor | None
 ) -> None:
     tangents = random_tangents(batch)
-    change = central_difference(lambda b: flat(dense.loss.loss_gradient(b, same)), batch, tangents)
-    close(flat(dense.loss.hessian_product(batch, tangents, same)), change)
+    change = central_difference(
+        lambda b: flat(dense.loss.linearise(b, same).gradient()), batch, tangents
+    )
+    close(flat(dense.loss.linearise(batch, same).hessian_product(tangents)), change)
+
+
+@LOSSES
+@MASKS
+@pytest.mark.parametrize("block", [3, 8])
+def test_what_is_kept_is_made_once(
+    dense: Dense,
+    batch: Embeddings,
+    same: Tensor | None,
+    block: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(similarity, "BLOCK", block)
+    near, tangents = dense.loss.linearise(batch, same), random_tangents(batch)
+    expected = near.gradient(), near.ggn_product(tangents), near.hessian_product(tangents)
+    kept = near.kept()
+    monkeypatch.setattr(similarity, "logits", None)  # nothing asks for them again
+    actual = kept.gradient(), kept.ggn_product(tangents), kept.hessian_product(tangents)
+    assert all(map(torch.equal, sum(actual, ()), sum(expected, ())))
 
 
 # -------------------------------------------------------------------------- the roles of a pair
@@ -210,7 +231,7 @@ def test_exact_role_tangents(
 def test_no_tangents_give_no_results(dense: Dense, batch: Embeddings) -> None:
     none = random_tangents(batch, count=0)
     assert dense.loss.role_tangents(batch, none).negative.shape == (0, 8)
-    assert dense.loss.hessian_product(batch, none).text.shape == (0, 8, 5)
+    assert dense.loss.linearise(batch).hessian_product(none).text.shape == (0, 8, 5)
     assert dense.loss.group_role_tangents(batch, none, chosen([1]))[1].shape == (0,)
 
 
@@ -283,10 +304,11 @@ def test_masking_all_but_few_gives_no_nan(
     members = torch.arange(8) < 7
     roles = loss.roles(batch, form=form, same=mask)
     changes = loss.role_tangents(batch, tangents, form=form, same=mask)
+    near = loss.linearise(batch, mask)
     others = [
-        *loss.loss_gradient(batch, mask),
-        *loss.ggn_product(batch, tangents, mask),
-        *loss.hessian_product(batch, tangents, mask),
+        *near.gradient(),
+        *near.ggn_product(tangents),
+        *near.hessian_product(tangents),
         *loss.group_roles(batch, members, mask),
         *loss.group_role_tangents(batch, tangents, members, mask),
     ]
@@ -310,12 +332,12 @@ def everything(
     members: Tensor,
 ) -> dict[str, list[Embeddings] | list[Tensor]]:
     """All that the loss offers: per row of the batch, per pair, and per batch."""
-    loss = dense.loss
+    loss, near = dense.loss, dense.loss.linearise(batch, same)
     return {
         "embeddings": [
-            loss.loss_gradient(batch, same),
-            loss.ggn_product(batch, tangents, same),
-            loss.hessian_product(batch, tangents, same),
+            near.gradient(),
+            near.ggn_product(tangents),
+            near.hessian_product(tangents),
         ],
         "pairs": [
             loss.pair_losses(batch, same),
