@@ -64,9 +64,9 @@ def unroll(
 ) -> list[Station]:
     """The directions of every epoch, in the order of the fit.
 
-    Costs the fit once more, and a product with the curvature per step if there is one. Held are
-    three times as many numbers as there are parameters for each query, and twice for each step of
-    an epoch.
+    Costs the fit once more, and a product with the curvature per step if there is one. Held are, in
+    vectors of parameters, three for each epoch, four for each step of one epoch, and four for each
+    query.
 
     Args:
         objective: that of the fit; its own batches are not used.
