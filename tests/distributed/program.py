@@ -110,7 +110,7 @@ def engine(family: str, parameters: str, dtype: torch.dtype) -> Iterator[tuple[s
     )
     yield "fitted", fitted
     for number, station in enumerate(unroll(many, course, vectors, "ggn")):
-        yield f"unrolled/{number}", station.directions
+        yield f"{number}/unrolled", station.directions
 
     members = torch.arange(COUNT) % 4 == 0
     removed, _ = remove(many, theta, members, spectrum, relative_damping=10.0)

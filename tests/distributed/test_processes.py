@@ -17,8 +17,12 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
 SECONDS = 600
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
-# Standard errors are roots of differences of nearly equal numbers.
-LOOSE = ("stderr", "self_stderr", "size_stderr", "planted", "reference", "difference")
+# Standard errors are roots of differences of nearly equal numbers, and derivatives of Adam's first
+# steps such differences: their size does not depend on that of the gradient.
+LOOSE = (
+    *("stderr", "self_stderr", "size_stderr", "planted", "reference", "difference"),
+    "unrolled",
+)
 
 
 def environment() -> dict[str, str]:
