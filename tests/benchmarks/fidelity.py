@@ -11,9 +11,10 @@ Three kinds of truth, all for the contrastive loss of the validation split as th
   float64, minimised to convergence, again without each pair. Two weights of the penalty.
 * *leave a tenth out* and *halves*: 50 random sets of rows each, by the model's own recipe from the
   pretrained weights, averaged over seeds that are common to all sets. The last block and LoRA, of
-  which every training and every product goes through whole layers, have 40 halves of 400 rows, and
-  no tenths. The rank correlation over halves is the linear datamodeling score (LDS). Its ceiling is
-  what a perfect prediction would be expected to reach, from how far the seeds agree.
+  which every training and every product goes through layers, have 40 and 30 halves of 400 rows in
+  smaller batches, and no tenths. The rank correlation over halves is the linear datamodeling score
+  (LDS). Its ceiling is what a perfect prediction would be expected to reach, from how far the seeds
+  agree.
 
 A set's predicted change is the sum of its rows' scores: by several dampings in units of the mean
 eigenvalue, for the default damping also in the group form, in which the pairs leave together, and
@@ -27,7 +28,8 @@ interval over bootstrap samples of the sets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,7 +52,15 @@ from tests.benchmarks import leverage
 from tests.benchmarks.lds import Truth
 from tests.benchmarks.lds import compare as compare_sets
 from tests.benchmarks.leverage import Problem, minimise, moved_query, plain_scores
-from tests.benchmarks.shared import Embedded, embedded, parser, print_table, save, write_table
+from tests.benchmarks.shared import (
+    Embedded,
+    embedded,
+    origin,
+    parser,
+    print_table,
+    save,
+    write_table,
+)
 
 Floats = NDArray[np.float64]
 DEFAULT = InfluenceConfig().damping
@@ -58,17 +68,15 @@ DAMPINGS = (0.01, 1.0, DEFAULT, 1000.0)
 UNROLLED, EQUAL_STEPS = "unrolled", "unrolled, as many steps"
 PENALTIES = (0.3, 0.03)
 ALONE = "leave one out"
-# Fewer rows in smaller batches where every retraining goes through a transformer, fewer sets and
-# fits, and only dampings that a solve reaches in some tens of products.
-CUT, CUT_SETS, CUT_FITS, CUT_DAMPINGS = 400, 40, 2, (DEFAULT, 1000.0)
 MODELS = {
     "projections": InfluenceConfig(probes=1),
     "last_block": InfluenceConfig(probes=1, parameters="last_block", batch_size=64),
     "lora": InfluenceConfig(probes=1, parameters="lora", batch_size=64),
 }
 SHARES = {"a tenth": 0.1, "halves": 0.5}
-SEEDS_OF_TRUTH = {"a tenth": 8, "halves": 4}  # of projections; two elsewhere
+SEEDS_OF_TRUTH = {"a tenth": 8, "halves": 4}
 QUICK = "projections"
+CUT, CUT_FITS = 400, 2
 
 
 @dataclass(frozen=True)
@@ -82,20 +90,43 @@ class Effort:
     quick: bool = False
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What is left where every retraining and every product goes through layers: halves alone.
+
+    Attributes:
+        sets: retrained on.
+        seeds: of each.
+        dampings: that a solve reaches in some tens of products.
+    """
+
+    sets: int
+    seeds: int
+    dampings: tuple[float, ...]
+
+
+CUTS = {"last_block": Cut(40, 2, (DEFAULT, 1000.0)), "lora": Cut(30, 1, (1000.0,))}
+
+
 def main() -> None:
     options = parser(__doc__, "fidelity")
-    options.add_argument("--parts", nargs="*", choices=[ALONE, *MODELS])
+    options.add_argument(
+        "--parts",
+        nargs="*",
+        choices=[ALONE, *MODELS],
+        help="only these; what the record says of others stays, with its commit",
+    )
     args = options.parse_args()
     torch.set_num_threads(1)
     parts = args.parts or ([ALONE, QUICK] if args.quick else [ALONE, *MODELS])
     effort = Effort(8, 12, 2, 2, quick=True) if args.quick else Effort(100, 50, 3, None)
-    results: list[dict[str, Any]] = []
+    results = known_beside(args.output, parts) if args.parts else []
     for part in parts:
         if part == ALONE:
             found = leave_one_out(PENALTIES[:1] if args.quick else PENALTIES, effort.pairs)
         else:
             found = leave_sets_out(part, effort)
-        results += found
+        results += [one | {"commit": origin()["commit"]} for one in found]
         settings = {"effort": asdict(effort), "dampings": DAMPINGS, "rows of the cut": CUT}
         configs = {name: config.to_dict() for name, config in MODELS.items()}
         save(args.output, settings | {"configs": configs}, results)  # what is done is not lost
@@ -103,6 +134,15 @@ def main() -> None:
         table = ("Predicted against true retraining", HEADING, [*table_rows(results)])
         print_table(*table)
         write_table(args.output, *table, note=note_on(effort))
+
+
+def known_beside(path: Path, parts: Sequence[str]) -> list[dict[str, Any]]:
+    """What a record says of other parts, each with the commit that it comes from."""
+    if not path.exists():
+        return []
+    record = json.loads(path.read_text())
+    others = [one for one in record["results"] if one["part"] not in parts]
+    return [{"commit": record["origin"]["commit"]} | one for one in others]
 
 
 # -------------------------------------------------------------------------------- single pairs
@@ -178,10 +218,11 @@ def leave_sets_out(name: str, effort: Effort) -> list[dict[str, Any]]:
     if name == QUICK:
         shares, dampings, seeds = SHARES, DAMPINGS, SEEDS_OF_TRUTH
     else:
-        shares, dampings, seeds = {"halves": SHARES["halves"]}, CUT_DAMPINGS, {"halves": 2}
+        cut = CUTS[name]
+        shares, dampings, seeds = {"halves": SHARES["halves"]}, cut.dampings, {"halves": cut.seeds}
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         rows = rows.select(order[:CUT])
-        effort = replace(effort, sets=min(effort.sets, CUT_SETS), fits=min(effort.fits, CUT_FITS))
+        effort = replace(effort, sets=min(effort.sets, cut.sets), fits=min(effort.fits, CUT_FITS))
     results = []
     for kind, part in shares.items():
         repeats, label = effort.seeds or seeds[kind], f"{name}, {kind}"
@@ -283,8 +324,8 @@ def bar(items: Any, label: str) -> Any:
 def note_on(effort: Effort) -> str:
     return (
         f"Spearman of predicted and true changes of the query: {effort.pairs} single pairs, "
-        f"{effort.sets} sets of rows, mean ± standard error over {effort.fits} fits (last block "
-        f"and LoRA: {CUT_SETS} halves of {CUT} rows, {CUT_FITS} fits); over halves, the linear "
+        f"{effort.sets} sets of rows, mean ± standard error over {effort.fits} fits (layers: fewer "
+        f"halves of {CUT} rows, {CUT_FITS} fits); over halves, the linear "
         "datamodeling score. Slope of true on predicted. Ceiling: what a perfect prediction would "
         "reach, given how far the retrainings' seeds agree."
     )

@@ -1,9 +1,12 @@
 """What the removal benchmarks make of their measurements."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from tests.benchmarks import curves, edit
+from tests.benchmarks import curves, edit, fidelity
 
 
 def test_differences_are_paired_over_the_seeds() -> None:
@@ -34,3 +37,14 @@ def test_gaps_of_seeds_cancel_and_those_of_kinds_do_not() -> None:
     ]
     gaps = edit.size_of_gaps(cells, "remove, 1 step", "R@1")
     assert gaps == {"mean": pytest.approx(0.3), "largest": pytest.approx(0.4)}
+
+
+def test_other_parts_of_a_record_stay_with_their_commit(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    assert fidelity.known_beside(path, ["lora"]) == []
+    parts = [{"part": "lora"}, {"part": "last_block"}, {"part": "projections", "commit": "older"}]
+    path.write_text(json.dumps({"origin": {"commit": "old"}, "results": parts}))
+    assert fidelity.known_beside(path, ["lora"]) == [
+        {"part": "last_block", "commit": "old"},
+        {"part": "projections", "commit": "older"},
+    ]
