@@ -24,9 +24,12 @@ What bounds each quantity:
   1 + 2 * 256 / (512 + 768) = 1.4 at ViT size: no arrangement of dense products goes below.
   Tangents of short embeddings are many passes over memory beside few products, so heads take as
   many rows at a time as a cache holds.
-- *A cached GGN product* with one vector has ten matrix products and some twenty passes over
-  `B x B` cells, most of which are softmax and so do not depend on the vector; with several vectors
-  they are shared. The pull embeds again, two products of the heads that the floor does not have.
+- *A cached GGN product* is one of the products of a solve: an operator keeps the embeddings and the
+  softmax. Eight of the floor's eleven matrix products are left (no vector changes those of the
+  heads and the logits), so at ViT size it is below the floor. With the short embeddings of the
+  embedded CLIP, half of its time goes to small things: the derivative of the normalisation,
+  backwards twice, and seven passes over `B x B` cells. A fit solves for 17 vectors at once, for
+  which matrix products are most of it.
 """
 
 from __future__ import annotations
@@ -386,7 +389,12 @@ def heads(encoder: DualEncoder, theta: Tensor, rows: Features) -> None:
 def bare_matrix_products(
     encoder: DualEncoder, theta: Tensor, parts: list[tuple[Tensor, Tensor]]
 ) -> None:
-    """The matrix products of a GGN product with one vector, and nothing between them."""
+    """The matrix products of a GGN product with one vector, and nothing between them.
+
+    Eleven: two of the heads and two of their tangents, one of the logits and two of their tangents,
+    two to pull cells back to the embeddings, and two from there to the heads. Three of them are of
+    no vector, so that an operator makes them once.
+    """
     visual, textual = head_weights(encoder, theta)
     for text, image in parts:
         u, v = text @ textual.T, image @ visual.T
