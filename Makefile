@@ -50,7 +50,7 @@ lint: install ## check style, formatting and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-BENCHES := detection natural ablations threshold cleaning fidelity leverage edit curves trace
+BENCHES := detection detection_peers natural ablations threshold cleaning fidelity leverage edit curves trace
 
 bench: install ## run every experiment in brief, into runs/bench; in full: python -m tests.benchmarks.NAME
 	@for name in $(BENCHES); do \

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
+from contextlib import nullcontext, redirect_stdout
 from typing import Annotated, Any, cast
 
 import typer
@@ -33,8 +35,9 @@ from hf_ecif.version import __version__
 def main() -> None:
     """Entry point: a user's mistake is a message and status 2, never a stack trace."""
     try:
-        # Of several processes, each would tell of a wrong option: that is left to us.
-        sys.exit(app(standalone_mode=not _has_company()))
+        # Of several processes, each would print help and tell of a wrong option; one does.
+        with nullcontext() if _prints() else redirect_stdout(io.StringIO()):
+            sys.exit(app(standalone_mode=not _has_company()))
     except Exception as error:
         if not _has_to_tell(error):
             sys.exit(2)
@@ -52,6 +55,10 @@ def main() -> None:
 
 def _has_company() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _prints() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _has_to_tell(error: Exception) -> bool:

@@ -241,11 +241,11 @@ def train(
     same = rows.same_text if config.mask_repeated else None
     objective = Objective(model.encoder, rows.features, [], same, config.l2, start)
     current = start.clone()
-    optimizer = torch.optim.Adam([current], lr=config.fit_learning_rate)
+    optimizer = torch.optim.Adam([current], lr=config.learning_rate)
     generator = torch.Generator().manual_seed(seed)
     for step, batch in enumerate(islice(_endless(version, batch_size, generator), steps)):
         fall = (1 + math.cos(math.pi * step / steps)) / 2
-        optimizer.param_groups[0]["lr"] = fall * config.fit_learning_rate
+        optimizer.param_groups[0]["lr"] = fall * config.learning_rate
         current.grad = objective.over([batch]).gradient(current)
         optimizer.step()
     return current

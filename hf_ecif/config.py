@@ -10,6 +10,22 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hf_ecif.errors import UserError
 
+# The more weights move, the sooner they memorise. Chosen by the loss of the demo's validation split
+# after ten epochs, in nats; train as shipped, seed 0.
+#                                          before    1e-3    3e-4    1e-4    3e-5
+#   400 rows, batches of 64   layer_norm   0.874    0.821   0.852       -       -
+#                             lora         0.874    0.822   0.845   0.866   0.872
+#                             last_block   0.874    0.995   0.849   0.783   0.829
+#                             all          0.874    1.364   0.937   0.950   0.795
+#   400 rows, batches of 256  last_block   1.355    1.506   1.217   1.259   1.319
+#                             all          1.355    1.943   1.514   1.290   1.237
+#   all rows, batches of 256  last_block   1.355    1.268   1.124   1.143   1.258
+LEARNING_RATES = {
+    **dict.fromkeys(("projections", "logit_scale", "layer_norm", "lora"), 1e-3),
+    "all": 3e-5,
+}
+RATE_OF_LAYERS = 1e-4  # of last_block and its like, and of what a regular expression selects
+
 
 def _option(
     default: Any, help: str, *, at_least: float | None = None, is_resource: bool = False
@@ -53,7 +69,12 @@ class InfluenceConfig:
         True, "equal captions in a batch are not taken as negatives of each other"
     )
     fit_epochs: int = _option(10, "epochs of fitting the attributed parameters first", at_least=0)
-    fit_learning_rate: float = _option(1e-3, "of that fit, by Adam", at_least=0)
+    fit_learning_rate: float | None = _option(
+        None,
+        "of that fit, by Adam; if not given, what suits the parameters: 0.001, of whole layers "
+        "1e-4, of all 3e-5",
+        at_least=0,
+    )
     l2: float = _option(
         0.0,
         "weight of |theta - theta_0|^2 / 2 in the training objective, theta_0 the model as given",
@@ -61,6 +82,14 @@ class InfluenceConfig:
     )
     curvature: Literal["ggn", "hessian"] = _option(
         "ggn", "generalised Gauss-Newton matrix, or the full Hessian, which may be indefinite"
+    )
+    # Rank correlation of predicted and true retrainings of the demo without a tenth of the rows:
+    # 0.86 for the one, 0.91 for the other; slope of true on predicted changes, 2.8 and 1.3.
+    response: Literal["stationary", "unrolled"] = _option(
+        "stationary",
+        "how the model answers to a removal: stationary, as a minimum does (inverse curvature, "
+        "with its damping), or unrolled through the steps of its own fit, if there are any, which "
+        "foretells short fits better and costs a few more passes",
     )
     solver: Literal["cg", "lissa", "low_rank", "exact", "identity"] = _option(
         "cg",
@@ -123,7 +152,7 @@ class InfluenceConfig:
         for option in fields(self):
             value = getattr(self, option.name)
             least = option.metadata["at_least"]
-            if least is not None and not value >= least:
+            if least is not None and value is not option.default and not value >= least:
                 raise UserError(f"{option.name} = {value!r}: must be at least {least:g}.")
             if get_origin(hints[option.name]) is Literal:
                 choices = get_args(hints[option.name])
@@ -145,17 +174,21 @@ class InfluenceConfig:
         """
         return str({option.name: option for option in fields(cls)}[name].metadata["help"])
 
+    @property
+    def learning_rate(self) -> float:
+        """`fit_learning_rate`, or what suits the attributed parameters."""
+        if self.fit_learning_rate is not None:
+            return self.fit_learning_rate
+        return LEARNING_RATES.get(self.parameters, RATE_OF_LAYERS)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON, with the learning rate in force: a record outlives defaults."""
+        return asdict(self) | {"fit_learning_rate": self.learning_rate}
 
     def deciding(self) -> dict[str, Any]:
         """The values that decide a score; those of memory and workers move it by rounding alone."""
-        return {
-            option.name: getattr(self, option.name)
-            for option in fields(self)
-            if not option.metadata["is_resource"]
-        }
+        resources = {o.name for o in fields(self) if o.metadata["is_resource"]}
+        return {name: value for name, value in self.to_dict().items() if name not in resources}
 
     def fingerprint(self) -> str:
         """A short hash of the values that decide a score."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hf_ecif.checkpoints import State
 from hf_ecif.fitting import FitReport
 from hf_ecif.scoring import Directions
 from hf_ecif.solvers import SolveReport, Spectrum
+from hf_ecif.unrolling import Station
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,7 +22,7 @@ class Fitted:
 
     Attributes:
         theta: attributed parameters at which everything is linearised, ``(P,)``.
-        directions: tangents of the scoring pass.
+        directions: tangents of the scoring pass at ``theta``.
         spectrum: of the curvature there.
         train_count: rows fitted on, the ``N`` of every score.
         fit: how the parameters were fitted.
@@ -27,6 +30,8 @@ class Fitted:
         query_loss_before: loss of the query at the model's own parameters, in nats.
         query_loss: loss of the query at ``theta``.
         alignment: cosine of the query's gradient and the training gradient.
+        stations: of an unrolled response, by which the query is scored in place of its direction
+            at ``theta``; none of a stationary one.
     """
 
     theta: Tensor
@@ -38,6 +43,12 @@ class Fitted:
     query_loss_before: float
     query_loss: float
     alignment: float
+    stations: Sequence[Station] = ()
+
+    @property
+    def scored_at(self) -> Sequence[Station]:
+        """Where, and along which directions, the query is scored, whatever the response."""
+        return self.stations or [Station(self.theta, self.directions.query)]
 
     def __repr__(self) -> str:
         """In words; the tensors would fill a screen."""
@@ -59,15 +70,21 @@ class Fitted:
             "query_loss": self.query_loss,
             "alignment": self.alignment,
         }
-        return State({"theta": self.theta} | self.directions._asdict(), values)
+        tensors = {"theta": self.theta} | self.directions._asdict()
+        if self.stations:
+            columns = zip(Station._fields, zip(*self.stations, strict=True), strict=True)
+            tensors |= {f"stations.{name}": torch.stack(column) for name, column in columns}
+        return State(tensors, values)
 
     @classmethod
     def from_state(cls, state: State, like: Tensor) -> Fitted:
         """Read what `to_state` wrote, with the dtype and the device of ``like``."""
         tensors = {name: value.to(like) for name, value in state.tensors.items()}
         values = dict(state.values)
+        columns = [tensors.pop(f"stations.{name}", ()) for name in Station._fields]
         return cls(
             theta=tensors.pop("theta"),
+            stations=[Station(*station) for station in zip(*columns, strict=True)],
             directions=Directions(**tensors),
             spectrum=Spectrum(**values.pop("spectrum")),
             fit=FitReport(**values.pop("fit")),

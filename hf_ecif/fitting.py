@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hf_ecif.checkpoints import Checkpoints, State
 from hf_ecif.operators import Objective, random_batches
+
+DECAYS, EPSILON = (0.9, 0.999), 1e-8  # of Adam's moments, and below its root
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,26 @@ class FitReport:
     gradient_norm: float
 
 
+class Epoch(NamedTuple):
+    """Where an epoch began, and the batches it went through: enough to go through it again.
+
+    Attributes:
+        theta: parameters before its first step, ``(P,)``.
+        first: Adam's mean of the gradients there, ``(P,)``.
+        second: and of their squares.
+        steps: of the fit that were done before.
+        learning_rate: of the epoch.
+        batches: of its steps.
+    """
+
+    theta: Tensor
+    first: Tensor
+    second: Tensor
+    steps: int
+    learning_rate: float
+    batches: list[Tensor]
+
+
 def fit_parameters(
     objective: Objective,
     theta: Tensor,
@@ -43,6 +66,7 @@ def fit_parameters(
     learning_rate: float,
     generator: torch.Generator,
     checkpoints: Checkpoints | None = None,
+    course: list[Epoch] | None = None,
     advance: Callable[[int], None] = lambda epochs: None,
 ) -> tuple[Tensor, FitReport]:
     """Minimise ``objective`` from ``theta`` with Adam, fresh random batches in every epoch.
@@ -55,6 +79,7 @@ def fit_parameters(
         learning_rate: at the start; it falls to zero along a cosine.
         generator: of the batches.
         checkpoints: where the state after the last epoch is kept.
+        course: takes up every epoch that is not known from the checkpoints.
         advance: called after every epoch, for a progress bar.
 
     Returns:
@@ -62,13 +87,16 @@ def fit_parameters(
     """
     known = checkpoints or Checkpoints()
     current = theta.clone()
-    optimizer = torch.optim.Adam([current], lr=learning_rate)
+    optimizer = torch.optim.Adam([current], lr=learning_rate, betas=DECAYS, eps=EPSILON)
     done = _resume(known, current, optimizer, generator)
     advance(done)
     for epoch in range(done, epochs):
         rate = learning_rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
         optimizer.param_groups[0]["lr"] = rate
-        for batch in random_batches(len(objective.features), batch_size, generator):
+        batches = random_batches(len(objective.features), batch_size, generator)
+        if course is not None:
+            course.append(_begin(current, optimizer, epoch * len(batches), rate, batches))
+        for batch in batches:
             current.grad = objective.over([batch]).gradient(current)
             optimizer.step()
         _keep(known, current, optimizer, generator, epoch + 1)
@@ -79,6 +107,19 @@ def fit_parameters(
         loss_after=objective.value(current).item(),
         gradient_norm=objective.gradient(current).norm().item(),
     )
+
+
+def _begin(
+    current: Tensor,
+    optimizer: torch.optim.Adam,
+    steps: int,
+    learning_rate: float,
+    batches: list[Tensor],
+) -> Epoch:
+    zeros = torch.zeros_like(current)
+    state = optimizer.state[current] if steps else {"exp_avg": zeros, "exp_avg_sq": zeros}
+    first, second = state["exp_avg"].clone(), state["exp_avg_sq"].clone()
+    return Epoch(current.clone(), first, second, steps, learning_rate, batches)
 
 
 def _keep(

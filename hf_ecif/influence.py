@@ -36,7 +36,7 @@ from hf_ecif.encoders import DualEncoder
 from hf_ecif.errors import UserError
 from hf_ecif.features import Rows, Table, read_rows, require_rows
 from hf_ecif.fitted import Fitted
-from hf_ecif.fitting import FitReport, fit_parameters
+from hf_ecif.fitting import Epoch, FitReport, fit_parameters
 from hf_ecif.inverse import InverseCurvature
 from hf_ecif.leverage import change_without, implied_penalty, leverage, sample_leverage
 from hf_ecif.low_rank import CHUNK, nystrom
@@ -50,6 +50,7 @@ from hf_ecif.queries import ContrastiveLoss, Query, Several, Target
 from hf_ecif.removal import RemovalReport, remove
 from hf_ecif.scoring import Batching, Directions, GroupScore, Scores, score_group, score_rows
 from hf_ecif.solvers import Spectrum, random_signs
+from hf_ecif.unrolling import Station, score_through, unroll
 from hf_ecif.witnesses import Witnesses, find_witnesses
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class InfluenceModel:
         self.name = ""
         self.fitted: Fitted | None = None
         self.inverse: InverseCurvature | None = None
+        self._walked: list[Epoch] = []
 
     @classmethod
     def from_pretrained(
@@ -248,6 +250,7 @@ class InfluenceModel:
                 _check_rows("query", one)
         known = checkpoints or Checkpoints()
         self.fitted, self.inverse = self._fit(train, query, progress, known)
+        self._walked = []
         return self.fitted
 
     def score(
@@ -270,33 +273,51 @@ class InfluenceModel:
         """
         generator = torch.Generator().manual_seed(self.config.seed)
         gradients = self._target(query, generator).gradients(self.encoder, self.theta)
-        return self.score_along(rows, self.solve(gradients))
+        return self.score_through(rows, self.respond(gradients))
 
     def solve(self, gradients: Tensor) -> Tensor:
         """``(H + damping)^-1`` times gradients at the fitted parameters, ``(P,)`` or ``(Q, P)``."""
         rows = gradients.reshape(-1, len(self.theta))
         return self._require_inverse().solve(rows)[0].view(gradients.shape)
 
-    def score_along(self, rows: Rows, direction: Tensor) -> Scores:
-        """What `score_for` gives, for a direction that is known; ``(P,)`` or ``(Q, P)``."""
-        fitted = self._require_fit()
-        directions = Directions.none(fitted.theta)._replace(query=direction)
-        return self._score(rows, replace(fitted, directions=directions))
+    def respond(self, gradients: Tensor) -> list[Station]:
+        """Where and along which directions pairs are scored for queries, by the config's response.
 
-    def find_partners(self, rows: Rows, direction: Tensor, pairs: Tensor) -> Partners:
+        Args:
+            gradients: of the queries at the fitted parameters, ``(P,)`` or ``(Q, P)``.
+        """
+        if self._unrolls:
+            objective = self._require_inverse().objective
+            return unroll(objective, self._course(), gradients, self.config.curvature)
+        return [Station(self.theta, self.solve(gradients))]
+
+    def contribute(self, gradients: Tensor) -> list[Station]:
+        """The same for contributions: what pairs have moved themselves, whoever else would have.
+
+        A model that was not fitted here has moved nowhere; pairs are scored by the inverse
+        curvature then.
+        """
+        if not self.config.fit_epochs:
+            return [Station(self.theta, self.solve(gradients))]
+        return unroll(self._require_inverse().objective, self._course(), gradients)
+
+    def score_through(self, rows: Rows, stations: Sequence[Station]) -> Scores:
+        """What `score_for` gives, for what `respond` or `contribute` gave."""
+        return self._score_through(rows, stations, self._require_fit().train_count)
+
+    def find_partners(self, rows: Rows, stations: Sequence[Station], pairs: Tensor) -> Partners:
         """In whose terms some pairs act most strongly as negatives; see `strongest_partners`.
 
         Args:
             rows: the training rows.
-            direction: of `solve`, ``(Q, P)``.
+            stations: of several queries.
             pairs: ``(Q, k)``, numbers of rows, for each query its own.
         """
         fitted = self._require_fit()
         return strongest_partners(
             self.encoder,
-            fitted.theta,
+            stations,
             rows.features,
-            direction,
             pairs,
             self._batching(rows),
             train_count=fitted.train_count,
@@ -311,15 +332,21 @@ class InfluenceModel:
             members: ``(n,)`` booleans.
         """
         fitted = self._require_fit()
-        return score_group(
-            self.encoder,
-            fitted.theta,
-            rows.features,
-            fitted.directions.query,
-            members,
-            self._batching(rows),
-            train_count=fitted.train_count,
-        )
+        parts = [
+            score_group(
+                self.encoder,
+                station.theta,
+                rows.features,
+                station.directions,
+                members,
+                self._batching(rows),
+                train_count=fitted.train_count,
+            )
+            for station in fitted.scored_at
+        ]
+        positive, negative, stderr = map(torch.stack, zip(*parts, strict=True))
+        error = stderr.square().sum(dim=0).sqrt()
+        return GroupScore(positive.sum(dim=0), negative.sum(dim=0), error)
 
     def score_without(
         self, rows: Rows, sets: Tensor, query: AnyQuery, progress: ProgressFactory = silent
@@ -529,7 +556,13 @@ class InfluenceModel:
             fitted = Fitted.from_state(known_fit, like=theta)
             return fitted, InverseCurvature(objective, theta, self.config, fitted.spectrum)
         inverse = InverseCurvature(objective, theta, self.config, spectrum)
-        fitted = self._solve(inverse, self._target(query, generator), start, generator, report)
+        target = self._target(query, generator)
+        fitted = self._solve(inverse, target, start, generator, report)
+        if self._unrolls:
+            course, gradients = self._walk(objective), target.gradients(self.encoder, theta)
+            advance = progress("Unroll", len(course))
+            stations = unroll(objective, course, gradients, self.config.curvature, advance)
+            fitted = replace(fitted, stations=stations)
         known.save("direction", fitted.to_state())
         return fitted, inverse
 
@@ -575,12 +608,37 @@ class InfluenceModel:
             start,
             batch_size=config.batch_size,
             epochs=config.fit_epochs,
-            learning_rate=config.fit_learning_rate,
+            learning_rate=config.learning_rate,
             generator=generator,
             checkpoints=known,
             advance=progress("Fit", config.fit_epochs),
         )
         return theta, report, objective
+
+    @property
+    def _unrolls(self) -> bool:
+        return self.config.response == "unrolled" and self.config.fit_epochs > 0
+
+    def _course(self) -> list[Epoch]:
+        """The course of the last fit."""
+        self._walked = self._walked or self._walk(self._require_inverse().objective)
+        return self._walked
+
+    def _walk(self, objective: Objective) -> list[Epoch]:
+        """The course of the fit to an objective, gone through once more: it is large to be kept."""
+        config, course = self.config, list[Epoch]()
+        generator = torch.Generator().manual_seed(config.seed)
+        random_batches(len(objective.features), config.batch_size, generator)  # the objective's
+        fit_parameters(
+            objective,
+            self.encoder.theta,
+            batch_size=config.batch_size,
+            epochs=config.fit_epochs,
+            learning_rate=config.learning_rate,
+            generator=generator,
+            course=course,
+        )
+        return course
 
     def _score(
         self,
@@ -589,8 +647,35 @@ class InfluenceModel:
         progress: ProgressFactory = silent,
         known: Checkpoints | None = None,
     ) -> Scores:
-        found = fitted.theta, rows, fitted.directions, fitted.train_count
-        return self._score_at(*found, progress, known)
+        directions, count = fitted.directions, fitted.train_count
+        if not fitted.stations:
+            return self._score_at(fitted.theta, rows, directions, count, progress, known)
+        others = directions._replace(query=torch.zeros_like(fitted.theta))
+        scores = self._score_at(fitted.theta, rows, others, count, silent, known)
+        query = self._score_through(rows, fitted.stations, count, progress, known)
+        return replace(
+            scores, positive=query.positive, negative=query.negative, stderr=query.stderr
+        )
+
+    def _score_through(
+        self,
+        rows: Rows,
+        stations: Sequence[Station],
+        train_count: int,
+        progress: ProgressFactory = silent,
+        known: Checkpoints | None = None,
+    ) -> Scores:
+        return score_through(
+            self.encoder,
+            stations,
+            rows.features,
+            self._batching(rows),
+            train_count=train_count,
+            form=self.config.role,
+            tangents=self.config.tangents,
+            checkpoints=(known or Checkpoints()).within("score"),
+            advance=progress("Score", len(rows) * len(stations)),
+        )
 
     def _score_at(
         self,

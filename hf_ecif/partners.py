@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from hf_ecif.encoders import DualEncoder
 from hf_ecif.inputs import Features
 from hf_ecif.objectives import RoleForm
 from hf_ecif.scoring import Batch, Batching, pushed_batches, row_chunks
+from hf_ecif.unrolling import Station, share_partitions
 
 CELLS = 2**24  # derivatives by query, partner and pair that are held at a time
 
@@ -31,9 +33,8 @@ class Partners(NamedTuple):
 
 def strongest_partners(
     encoder: DualEncoder,
-    theta: Tensor,
+    stations: Sequence[Station],
     features: Features,
-    directions: Tensor,
     pairs: Tensor,
     batching: Batching,
     *,
@@ -42,24 +43,27 @@ def strongest_partners(
 ) -> Partners:
     """In whose terms some pairs act most strongly as negatives.
 
-    Of one meeting, since two pairs seldom meet in more than one partition; by absolute value.
+    Of one meeting at one station, since two pairs seldom meet twice; by absolute value.
 
     Args:
         encoder: of the attributed parameters.
-        theta: ``(P,)``.
+        stations: of several queries, ``(Q, P)`` each.
         features: ``N`` rows.
-        directions: ``s`` of every query, ``(Q, P)``.
         pairs: ``(Q, k)``, numbers of rows, for each query its own.
-        batching: how the rows meet; as in `score_rows`, the very same batches.
+        batching: how the rows meet; as in `score_through`, the very same batches.
         train_count: rows of the training set, the ``N`` of ``1 / 2N``.
         form: of the negative role.
     """
-    found = Partners(torch.full(pairs.shape, -1), torch.zeros(pairs.shape, dtype=theta.dtype))
-    for rows in row_chunks(features, len(directions), batching, encoder):
-        chunk = batching.of(rows)
-        for batch in pushed_batches(encoder, theta, features[rows], directions, chunk, "exact"):
-            met = _meet(encoder, batch, rows[batch.rows], pairs, form)
-            found = _stronger(found, met)
+    dtype = stations[0].theta.dtype
+    found = Partners(torch.full(pairs.shape, -1), torch.zeros(pairs.shape, dtype=dtype))
+    for (theta, directions), own in zip(
+        stations, share_partitions(batching, len(stations)), strict=True
+    ):
+        for rows in row_chunks(features, len(directions), own, encoder):
+            chunk = own.of(rows)
+            for batch in pushed_batches(encoder, theta, features[rows], directions, chunk, "exact"):
+                met = _meet(encoder, batch, rows[batch.rows], pairs, form)
+                found = _stronger(found, met)
     for other in processes.collect(found):
         found = _stronger(found, other)
     return found._replace(parts=found.parts / (encoder.contrastive.TERMS * train_count))

@@ -1,9 +1,9 @@
-"""Candidates for thousands of queries at once: an inner product each, in place of a solve.
+"""Candidates for thousands of queries at once: an inner product each, in place of a pass.
 
-The gradients of the queries span few directions. In an orthonormal basis ``q_1 ... q_r`` of them,
-``s . g_n = grad F . H^-1 g_n`` is nearly ``sum_k (grad F . q_k) (H^-1 q_k . g_n)``, where ``g_n``
-is what the removal of pair ``n`` takes away. The second factors do not depend on the query: they
-are the index, ``r`` solves and one pass with ``r`` tangents. The basis is found from random
+The gradients of the queries span few directions, and what a pair contributes to a query is linear
+in the gradient. In an orthonormal basis ``q_1 ... q_r``, it is nearly ``sum_k (grad F . q_k) c_kn``
+with ``c_kn`` the contribution of pair ``n`` to ``q_k``. These do not depend on the query: they
+are the index, passes with ``r`` tangents. The basis is found from random
 combinations of all gradients (Halko, Martinsson & Tropp, 2011), so that neither these nor their
 directions are ever held together.
 """
@@ -71,6 +71,6 @@ def build_index(
         mixed += weights @ gradients
         advance(len(gradients))
     basis = torch.linalg.qr(mixed.T).Q.T.contiguous()
-    scores = [model.score_along(train, model.solve(part)) for part in basis.split(CHUNK)]
+    scores = [model.score_through(train, model.contribute(part)) for part in basis.split(CHUNK)]
     parts = [torch.stack([some.positive, some.negative]) for some in scores]
     return Index(basis, torch.cat(parts, dim=1))

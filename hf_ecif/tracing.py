@@ -1,13 +1,17 @@
 """Why did it get this one wrong? The training pairs behind mispredictions.
 
 For every error the query is a margin, the log-odds against the right answer. A pair is responsible
-through one of its roles, as a positive or as a hard negative (of which partner, is found, too), and
-the more so, the further the margin is predicted to fall without it in this role, for the size of
-the change that its removal causes: see `blame`.
+for what its own gradients have added to the margin in the course of the fit, its *contribution*
+(see `hf_ecif.unrolling`), as a positive or as a hard negative (of which partner, is found, too).
+
+A cause is something else than what a removal would change. Where several wrong pairs teach the same
+error, the others make up for each that is removed, so that the predicted effect of a removal hides
+them: of planted causes, 0.95 are among the first 20 by contribution, and 0.68 by the effect.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +30,7 @@ from hf_ecif.queries import (
     retrieval_margin,
     zero_shot_margin,
 )
+from hf_ecif.unrolling import Station
 
 CHUNK = 32  # errors whose tangents are pushed together
 # Of the index that proposes candidates. For 177 errors of the demo, 200 candidates of 1,492 rows
@@ -61,12 +66,11 @@ class Traces:
 
     Attributes:
         pairs: numbers of the training rows, the most responsible first.
-        score: predicted change of the error's margin if the pair were removed, in nats; negative
-            means that the error would shrink.
+        score: change of the error's margin without what the pair has contributed, in nats, which
+            is ranked by; negative means that the error would shrink.
         positive: the part of the score from the pair's role as a positive.
         negative: the part from its role as a negative of other pairs.
-        relative: the score over the size of the change that the removal causes.
-        blame: what is ranked by, see `blame`.
+        relative: the score over the size of the change that the pair's removal causes.
         stderr: standard error of the score over random partitions.
         partner: number of the training row in whose terms the pair acts most strongly as a
             negative, of those that it met in a batch; -1 where there is none.
@@ -78,7 +82,6 @@ class Traces:
     positive: Tensor
     negative: Tensor
     relative: Tensor
-    blame: Tensor
     stderr: Tensor
     partner: Tensor
     partner_part: Tensor
@@ -87,23 +90,12 @@ class Traces:
     def none(cls, top_k: int) -> Traces:
         """Of no errors."""
         numbers, values = torch.zeros(0, top_k, dtype=torch.int64), torch.zeros(0, top_k)
-        return cls(numbers, values, values, values, values, values, values, numbers, values)
+        return cls(numbers, values, values, values, values, values, numbers, values)
 
     @property
     def is_negative(self) -> Tensor:
-        """Whether the role that a pair is blamed for is that of a negative."""
+        """Whether a pair is responsible as a negative rather than as a positive."""
         return self.negative < self.positive
-
-
-def blame(positive: Tensor, negative: Tensor, size: Tensor) -> Tensor:
-    """The relative score of the role that does more harm; the more negative, the more to blame.
-
-    The paper's relative score lets both roles be scaled independently (Proposition 5.3). So does
-    this one, with a sign. The roles of wrong pairs that say the same thing pull in opposite
-    directions: as a positive each teaches the error, and as a negative it holds the shared answer
-    off the others. In the sum, which foretells the removal of a single pair, they hide each other.
-    """
-    return torch.minimum(positive, negative) / size
 
 
 def find_errors(model: InfluenceModel, rows: Rows, direction: Task = "text_to_image") -> Errors:
@@ -195,8 +187,8 @@ def trace(
     parts = []
     for chunk, query in chunks:
         gradients = query.gradients(model.encoder, model.theta)
-        among = _propose(index, gradients, size, max(candidates, top_k), model.config.seed)
-        parts.append(_trace_chunk(model, train, model.solve(gradients), size, among, top_k))
+        among = _propose(index, gradients, max(candidates, top_k), model.config.seed)
+        parts.append(_trace_chunk(model, train, model.contribute(gradients), size, among, top_k))
         advance(len(chunk))
     return Traces(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -216,7 +208,7 @@ def _nearest(anchors: Tensor, keys: Tensor) -> Tensor:
 
 
 def _propose(
-    index: Index | None, gradients: Tensor, size: Tensor, count: int, seed: int
+    index: Index | None, gradients: Tensor, count: int, seed: int
 ) -> tuple[Tensor, Tensor] | None:
     """Candidates of some errors together, sorted, and rows to be their company; None for all rows.
 
@@ -225,10 +217,10 @@ def _propose(
     """
     if index is None:
         return None
-    positive, negative = index.estimate(gradients)
-    estimate = blame(positive, negative, size)
-    proposed = estimate.topk(min(count, len(size)), dim=1, largest=False).indices.unique()
-    others = torch.ones(len(size), dtype=torch.bool).index_fill(0, proposed, False).nonzero()[:, 0]
+    estimate = index.estimate(gradients).sum(dim=0)
+    rows = estimate.shape[1]
+    proposed = estimate.topk(min(count, rows), dim=1, largest=False).indices.unique()
+    others = torch.ones(rows, dtype=torch.bool).index_fill(0, proposed, False).nonzero()[:, 0]
     if len(others) <= COMPANY * len(proposed):
         return None
     generator = torch.Generator().manual_seed(seed)
@@ -239,21 +231,20 @@ def _propose(
 def _trace_chunk(
     model: InfluenceModel,
     train: Rows,
-    direction: Tensor,
+    stations: Sequence[Station],
     size: Tensor,
     among: tuple[Tensor, Tensor] | None,
     top_k: int,
 ) -> tuple[Tensor, ...]:
-    """The columns of `Traces`, for errors with these directions."""
+    """The columns of `Traces`, for errors with these directions at the stations."""
     numbers = torch.arange(len(train)) if among is None else torch.cat(among)
     rows = train if among is None else train.select(numbers)
     count = len(numbers) if among is None else len(among[0])
-    scores = model.score_along(rows, direction)
+    scores = model.score_through(rows, stations)
     relative = scores.task / size[numbers]
-    blamed = blame(scores.positive, scores.negative, size[numbers])
-    best = blamed[:, :count].topk(min(top_k, count), dim=1, largest=False).indices
-    values = (scores.task, scores.positive, scores.negative, relative, blamed, scores.stderr)
-    partners = model.find_partners(rows, direction, best)
+    best = scores.task[:, :count].topk(min(top_k, count), dim=1, largest=False).indices
+    values = (scores.task, scores.positive, scores.negative, relative, scores.stderr)
+    partners = model.find_partners(rows, stations, best)
     partner = torch.where(partners.rows < 0, -1, numbers[partners.rows])
     chosen = (value.gather(1, best) for value in values)
     return (numbers[best], *chosen, partner, partners.parts)

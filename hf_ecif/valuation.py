@@ -8,7 +8,7 @@ valued by the same closed form, each inside batches of training rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from hf_ecif import processes
 from hf_ecif.comparison import Version
 from hf_ecif.comparison import train as fine_tune
+from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.inputs import Features
@@ -26,6 +27,7 @@ from hf_ecif.objectives import Embeddings, RoleForm, Roles, sigmoid, similarity
 from hf_ecif.objectives.similarity import Direction, FactorTangents
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.scoring import Scores
+from hf_ecif.unrolling import Station
 
 WHOLE = "all"
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -306,10 +308,29 @@ def value_in_companies(
     progress: ProgressFactory = silent,
 ) -> Additions:
     """The same in batches of one's own: each company is numbers of training rows."""
-    theta, fitted, encoder = model.theta, model.fitted, model.encoder
-    assert fitted is not None  # or there would be no theta
-    query = fitted.directions.query
-    vectors = query.reshape(-1, len(theta))
+    fitted = model.fitted
+    if fitted is None:
+        raise UserError("This model is not fitted yet: call fit(train, query) first.")
+    stations = fitted.scored_at
+    advance = progress("Value candidates", len(candidates) * len(stations))
+    parts = sum(
+        _value_at(model, station, train, candidates, companies, advance) for station in stations
+    )
+    parts = -processes.add_up(parts) / (model.encoder.contrastive.TERMS * fitted.train_count)
+    return _average(parts, stations[0].directions)
+
+
+def _value_at(
+    model: InfluenceModel,
+    station: Station,
+    train: Rows,
+    candidates: Rows,
+    companies: Sequence[Tensor],
+    advance: Callable[[int], None],
+) -> Tensor:
+    """This process's part of what the roles grow by, ``(companies, 2, Q, C)``."""
+    encoder, theta = model.encoder, station.theta
+    vectors = station.directions.reshape(-1, len(theta))
 
     def push(features: Features) -> Pushed:
         return Pushed(*encoder.push(theta, vectors, features, model.config.tangents))
@@ -318,7 +339,6 @@ def value_in_companies(
     join = join_sigmoid if encoder.contrastive is sigmoid else join_softmax
     shape = (len(companies), 2, len(vectors), len(candidates))
     parts = torch.zeros(shape, dtype=torch.float64)
-    advance = progress("Value candidates", len(candidates))
     size = min(CHUNK, encoder.rows_that_fit(candidates.features, len(vectors)))
     for chunk in torch.arange(len(candidates)).split(size):
         newcomers = push(candidates.features[chunk])
@@ -331,8 +351,7 @@ def value_in_companies(
                 along = join(others, newcomers, model.config.role, alike)
                 parts[number, :, :, chunk] = torch.stack(along).cpu().double()
         advance(len(chunk))
-    parts = -processes.add_up(parts) / (encoder.contrastive.TERMS * fitted.train_count)
-    return _average(parts, query)
+    return parts
 
 
 # ---------------------------------------------------------------------------------- slices

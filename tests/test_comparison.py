@@ -98,7 +98,7 @@ class TestBudget:
         found = train(model, Version(rows), steps=6, batch_size=16, seed=4)
         text, image = rows.features.text["hidden"], rows.features.image["hidden"]
         theta = model.encoder.theta.clone().requires_grad_()
-        optimizer = torch.optim.Adam([theta], lr=CONFIG.fit_learning_rate)
+        optimizer = torch.optim.Adam([theta], lr=CONFIG.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
         generator = torch.Generator().manual_seed(4)
         batches = [b for _ in range(2) for b in Version(rows).epoch(16, generator)][:6]

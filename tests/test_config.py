@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def test_every_field_has_help(option: Any) -> None:
 )
 def test_json_round_trip(tmp_path: Path, config: InfluenceConfig) -> None:
     config.save(tmp_path / "config.json")
-    assert InfluenceConfig.load(tmp_path / "config.json") == config
+    assert InfluenceConfig.load(tmp_path / "config.json").to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,19 @@ def test_memory_and_workers_decide_nothing() -> None:
     assert frugal.deciding() == InfluenceConfig().deciding()
     assert frugal.fingerprint() == InfluenceConfig().fingerprint()
     assert InfluenceConfig(damping=1.0).fingerprint() != InfluenceConfig().fingerprint()
+
+
+@pytest.mark.parametrize("given", [None, 0.0, 0.02])
+@pytest.mark.parametrize(
+    ("parameters", "default"),
+    [("projections", 1e-3), ("lora", 1e-3), ("last_2", 1e-4), ("mlp", 1e-4), ("all", 3e-5)],
+)
+def test_learning_rate_suits_the_parameters_or_is_given(
+    parameters: str, default: float, given: float | None
+) -> None:
+    config = InfluenceConfig(parameters=parameters, fit_learning_rate=given)
+    assert config.learning_rate == (default if given is None else given)
+    assert config.to_dict()["fit_learning_rate"] == config.learning_rate
+    named = replace(config, fit_learning_rate=config.learning_rate)
+    assert named.fingerprint() == config.fingerprint()
+    assert InfluenceConfig.from_dict(config.to_dict()) == named

@@ -73,7 +73,7 @@ def test_page(trace: Run, tmp_path: Path) -> None:
     assert sorted(set(rows["error_row"])) == [0, 5]
     assert page.count('class="error"') == 2
     assert not re.search(r'(src|href)="(?!data:|#)', page)
-    shown = [row for row in rows if row["blame"] < 0 and row["rank"] < 5]
+    shown = [row for row in rows if row["score"] < 0 and row["rank"] < 5]
     roles = {row["role"] for row in shown}
     assert ("As a positive:" in page) == ("positive" in roles)
     assert ("As a hard negative:" in page) == ("negative" in roles)

@@ -190,7 +190,6 @@ COLUMNS = {
     "score": "float32",
     "stderr": "float32",
     "relative": "float32",
-    "blame": "float32",
     "positive": "float32",
     "negative": "float32",
     "role": "string",
@@ -370,8 +369,8 @@ class _Pictures:
 
 
 def _show(error: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
-    """An error as the page shows it; causes are pairs with a role that does harm."""
-    causes = [cause for cause in error["causes"] if cause["blame"] < 0][:SHOWN_CAUSES]
+    """An error as the page shows it; causes are pairs without which it would shrink."""
+    causes = [cause for cause in error["causes"] if cause["score"] < 0][:SHOWN_CAUSES]
     parts = [abs(cause[role]) for cause in causes for role in ("positive", "negative")]
     return {
         "asked": pictures.query(error["error_row"]),

@@ -22,7 +22,7 @@ from hf_ecif.commands.options import (
 from hf_ecif.config import InfluenceConfig
 
 
-@command
+@command()
 def audit(
     *,
     sources: dict[str, Any],

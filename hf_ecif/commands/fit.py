@@ -20,7 +20,7 @@ from hf_ecif.commands.options import (
 from hf_ecif.config import InfluenceConfig
 
 
-@command
+@command()
 def fit(
     *,
     sources: dict[str, Any],

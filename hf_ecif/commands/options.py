@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from functools import wraps
@@ -65,34 +65,40 @@ Resume = Annotated[
 ]
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
+def command(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command with the options that all have in common, beside its own.
 
     It gets the `SOURCES` as a dictionary ``sources``, and an option for every field of
     `InfluenceConfig` as a ``config``.
+
+    Args:
+        defaults: of fields of the config, where those of the library do not suit the command.
     """
-    settings = _settings()
+    settings = _settings(defaults)
 
-    @wraps(function)
-    def command(**values: Any) -> None:
-        config = InfluenceConfig(**{setting.name: values.pop(setting.name) for setting in settings})
-        sources = {source.name: values.pop(source.name) for source in SOURCES}
-        function(sources=sources, config=config, **values)
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def command(**values: Any) -> None:
+            named = {setting.name: values.pop(setting.name) for setting in settings}
+            sources = {source.name: values.pop(source.name) for source in SOURCES}
+            function(sources=sources, config=InfluenceConfig(**named), **values)
 
-    own = signature(function, eval_str=True).parameters.values()
-    kept = [parameter for parameter in own if parameter.name not in ("sources", "config")]
-    command.__signature__ = Signature([*SOURCES, *kept, *settings])  # type: ignore[attr-defined]
-    return app.command()(command)
+        own = signature(function, eval_str=True).parameters.values()
+        kept = [parameter for parameter in own if parameter.name not in ("sources", "config")]
+        command.__signature__ = Signature([*SOURCES, *kept, *settings])  # type: ignore[attr-defined]
+        return app.command()(command)
+
+    return decorate
 
 
-def _settings() -> list[Parameter]:
+def _settings(defaults: Mapping[str, Any]) -> list[Parameter]:
     hints = get_type_hints(InfluenceConfig)
     return [
         _option(
             field.name,
             # The config checks choices itself, so that the library and the command say the same.
             str if get_origin(hints[field.name]) is Literal else hints[field.name],
-            field.default,
+            defaults.get(field.name, field.default),
             InfluenceConfig.help(field.name),
             "How it is computed",
         )

@@ -16,7 +16,7 @@ from hf_ecif.config import InfluenceConfig
 NAMES = {"before": "before", "after": "rows removed", "retrained": "retrained"}
 
 
-@command
+@command()
 def remove(
     *,
     sources: dict[str, Any],

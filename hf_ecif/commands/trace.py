@@ -13,7 +13,7 @@ from hf_ecif.commands.options import Json, Quiet, bars, command, print_json
 from hf_ecif.config import InfluenceConfig
 
 
-@command
+@command()
 def trace(
     *,
     sources: dict[str, Any],

@@ -11,7 +11,7 @@ from hf_ecif.commands.options import Quiet, bars, command
 from hf_ecif.config import InfluenceConfig
 
 
-@command
+@command(response="unrolled")
 def validate(
     *,
     sources: dict[str, Any],

@@ -14,7 +14,7 @@ from hf_ecif.commands.options import Json, Quiet, bars, command, print_json
 from hf_ecif.config import InfluenceConfig
 
 
-@command
+@command(response="unrolled")
 def value(
     *,
     sources: dict[str, Any],

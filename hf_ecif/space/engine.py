@@ -23,7 +23,7 @@ from hf_ecif.pages import thumbnail
 from hf_ecif.queries import Query
 from hf_ecif.sources import Sources, open_sources
 from hf_ecif.space.audits import open_audit
-from hf_ecif.tracing import blame, find_errors
+from hf_ecif.tracing import find_errors
 
 IMAGE = "image"
 MOST_CLASSES = 500
@@ -42,7 +42,6 @@ class Prepared:
         rows: the audited rows.
         query: the query's.
         embeddings: of the rows, by the model as given.
-        size: of the change that each row's removal causes, ``(N,)``.
         test: rows that neither the audit nor its query has; None where there are none.
         query_images: of the data set that the query's rows are of, not decoded.
     """
@@ -51,7 +50,6 @@ class Prepared:
     rows: Rows
     query: Rows
     embeddings: Embeddings
-    size: Tensor
     test: Rows | None
     query_images: Column
 
@@ -234,9 +232,11 @@ def ask(prepared: Prepared, image: bytes, text: str, others: list[str]) -> tuple
 
 
 def find_causes(prepared: Prepared, query: Query, count: int) -> list[Cause]:
-    """The training pairs most responsible for one query, by what they are to `blame` for."""
-    scores = prepared.model.score_for(prepared.rows, query).of_query(0)
-    order = blame(scores.positive, scores.negative, prepared.size).argsort()[:count].tolist()
+    """The training pairs that have contributed most to one query."""
+    model = prepared.model
+    stations = model.contribute(query.gradients(model.encoder, model.theta))
+    scores = model.score_through(prepared.rows, stations).of_query(0)
+    order = scores.task.argsort()[:count].tolist()
     return [
         Cause(
             row=int(prepared.rows.positions[one]),
@@ -277,7 +277,6 @@ def _prepare(folder: str) -> Prepared:
         rows=rows,
         query=queries,
         embeddings=model.encoder.embed(model.encoder.theta, rows.features),
-        size=model.score(rows).size,
         test=_read_test(model, sources),
         query_images=cells[sources.image_column],
     )

@@ -116,12 +116,7 @@ def summarise(cell: Cell, runs: list[Run]) -> dict[str, Any]:
     wrong = [one.truth.wrong for one in runs]
     detections = [one.judged.detection for one in runs]
     settings = {name: best_setting(name, runs) for name in runs[0].judged.tuned}
-    signals = {
-        name: [one.judged.signals[name] for one in runs] for name in runs[0].judged.signals
-    } | {
-        name: [one.judged.tuned[name][setting] for one in runs]
-        for name, setting in settings.items()
-    }
+    signals = signals_of(runs, settings)
     methods = {name: measures(wrong, found) for name, found in signals.items()}
     return {
         "cell": cell.name,
@@ -143,6 +138,14 @@ def summarise(cell: Cell, runs: list[Run]) -> dict[str, Any]:
             for label, names in (("as published", FIXED), ("tuned, too", (*FIXED, *TUNED)))
         },
         "most suspicious": np.argsort(-signals[OURS][0])[:TOP].tolist(),
+    }
+
+
+def signals_of(runs: list[Run], settings: dict[str, str]) -> dict[str, list[Floats]]:
+    """Of every method by seed; ``settings`` are those of the tuned ones."""
+    return {name: [one.judged.signals[name] for one in runs] for name in runs[0].judged.signals} | {
+        name: [one.judged.tuned[name][setting] for one in runs]
+        for name, setting in settings.items()
     }
 
 
@@ -191,7 +194,10 @@ def measures(wrong: list[Bools], signals: list[Floats]) -> dict[str, list[float]
 
 
 def against_best(
-    wrong: list[Bools], signals: dict[str, list[Floats]], baselines: Sequence[str]
+    wrong: list[Bools],
+    signals: dict[str, list[Floats]],
+    baselines: Sequence[str],
+    ours: str = OURS,
 ) -> dict[str, Any]:
     """Ours minus the baseline with the highest mean AUPRC."""
 
@@ -200,7 +206,7 @@ def against_best(
         return float(np.mean([average_precision_score(*pair) for pair in pairs]))
 
     best = max(baselines, key=quality)
-    differences = paired_difference(wrong, signals[OURS], signals[best])
+    differences = paired_difference(wrong, signals[ours], signals[best])
     return {
         "baseline": best,
         "differences": differences,

@@ -150,7 +150,7 @@ def retrain_from_images(data: Embedded) -> float:
     network.requires_grad_(False)
     for weight in weights:
         weight.requires_grad_(True)
-    optimizer = torch.optim.Adam(weights, lr=config.fit_learning_rate)
+    optimizer = torch.optim.Adam(weights, lr=config.learning_rate)
     generator = torch.Generator().manual_seed(0)
     start = time.process_time()
     for _ in range(config.fit_epochs):

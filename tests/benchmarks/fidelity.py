@@ -15,8 +15,11 @@ Three kinds of truth, all for the contrastive loss of the validation split as th
   no tenths. The rank correlation over halves is the linear datamodeling score (LDS). Its ceiling is
   what a perfect prediction would be expected to reach, from how far the seeds agree.
 
-A set's predicted change is the sum of its rows' scores, by several dampings in units of the mean
-eigenvalue, and for the default damping also the group form, in which the pairs leave together.
+A set's predicted change is the sum of its rows' scores: by several dampings in units of the mean
+eigenvalue, for the default damping also in the group form, in which the pairs leave together, and
+unrolled through the steps of the fit. A retraining has as many epochs, hence fewer steps, half as
+many on half of the rows: so a fit of fewer epochs and as many steps is unrolled, too.
+
 Scores are those of one fit; its own seed decides a part of them, so there are several fits, each
 scored on its own: given are mean and standard error over the fits, and for the first fit the 95 %
 interval over bootstrap samples of the sets.
@@ -52,6 +55,7 @@ from tests.benchmarks.shared import Embedded, embedded, parser, print_table, sav
 Floats = NDArray[np.float64]
 DEFAULT = InfluenceConfig().damping
 DAMPINGS = (0.01, 1.0, DEFAULT, 1000.0)
+UNROLLED, EQUAL_STEPS = "unrolled", "unrolled, as many steps"
 PENALTIES = (0.3, 0.03)
 ALONE = "leave one out"
 # Fewer rows in smaller batches where every retraining goes through a transformer, fewer sets and
@@ -236,16 +240,22 @@ def predict(
     data: Embedded, rows: Rows, truth: Truth, seed: int, dampings: tuple[float, ...]
 ) -> dict[str, Floats]:
     """Predicted change of the query for every set, by every method, at one fit."""
-    gone, model = ~truth.kept, data.model
-    given = model.config
+    gone, model, given = ~truth.kept, data.model, data.model.config
+
+    def sums(**changes: Any) -> Floats:
+        model.config = replace(given, seed=seed, **changes)
+        model.fit(rows, data.query)
+        return gone @ model.score(rows).task.double().numpy()
+
     found = {}
     for damping in dampings:
-        model.config = replace(given, damping=damping, seed=seed)
-        model.fit(rows, data.query)
-        found[f"damping {damping:g}"] = gone @ model.score(rows).task.double().numpy()
+        found[f"damping {damping:g}"] = sums(damping=damping)
         if damping == DEFAULT:
             groups = [model.score_group(rows, torch.from_numpy(members)) for members in gone]
             found["group form"] = np.array([group.task.item() for group in groups])
+    equal = round(given.fit_epochs * truth.kept.mean())
+    for name, epochs in ((UNROLLED, given.fit_epochs), (EQUAL_STEPS, equal)):
+        found[name] = sums(response="unrolled", fit_epochs=epochs, solver="identity")
     model.config = given
     return found
 
@@ -306,7 +316,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     )
     shown: dict[bool, Callable[[dict[str, Any]], tuple[str, Any]]] = {
         True: lambda one: ("next to no damping", one["true"]),
-        False: lambda one: (f"damping {DEFAULT:g}", _centred(one["losses"])),
+        False: lambda one: (UNROLLED, _centred(one["losses"])),
     }
     for axis, one in zip(axes[0], results, strict=True):
         method, true = shown[one["part"] == ALONE](one)

@@ -14,7 +14,7 @@ the batches whose losses are averaged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +92,27 @@ class Problem:
 
 def read_problem() -> Problem:
     """Read the embedded data, and fit."""
-    # The solve that `fit` goes on to is not used: one that takes few iterations will do.
-    quick = InfluenceConfig(damping=1000, probes=1)
-    wrapped = InfluenceModel.from_pretrained(DEMO / "model", quick)
+    wrapped = InfluenceModel.from_pretrained(DEMO / "model", CONFIG)
     train = check_columns(load_rows(str(DEMO / "data"), "train"), "image", "text")
     rows = wrapped.read(train)
     query = wrapped.read(load_rows(str(DEMO / "data"), "validation"))
-    generator = torch.Generator().manual_seed(CONFIG.seed)
+    return pose(wrapped, rows, query, torch.tensor(train["is_misaligned"][:])[rows.positions])
+
+
+def pose(wrapped: InfluenceModel, rows: Rows, query: Rows, wrong: Tensor) -> Problem:
+    """Fit the projections of the embedded model to the rows, with the seed of its config."""
+    generator = torch.Generator().manual_seed(wrapped.config.seed)
+    # The solve that `fit` goes on to is not used: one that takes few iterations will do.
+    given = wrapped.config
+    wrapped.config = replace(given, damping=1000, probes=1)
     theta, checkpoints = fit(wrapped, rows, query)
+    wrapped.config = given
     return Problem(
         model=wrapped.encoder.model,
         processor=wrapped.processor,
         train=rows,
         query=query,
-        wrong=torch.tensor(train["is_misaligned"][:])[rows.positions],
+        wrong=wrong,
         example=raw_features("train", 2),
         start=wrapped.encoder.theta,
         theta=theta,
@@ -139,14 +146,14 @@ def fit(
     return theta, [seen[epoch * steps - 1] for epoch in CHECKPOINTS]
 
 
-def refit(objective: Objective, start: Tensor, generator: torch.Generator) -> Tensor:
-    """By the recipe of `InfluenceModel.fit`."""
+def refit(objective: Objective, start: Tensor, generator: torch.Generator, epochs: int) -> Tensor:
+    """By the recipe of `InfluenceModel.fit`, but for the epochs."""
     return fit_parameters(
         objective,
         start,
         batch_size=CONFIG.batch_size,
-        epochs=CONFIG.fit_epochs,
-        learning_rate=CONFIG.fit_learning_rate,
+        epochs=epochs,
+        learning_rate=CONFIG.learning_rate,
         generator=generator,
     )[0]
 
@@ -177,7 +184,7 @@ class Truth:
         return compare(self.mean, self, resamples=0)["noise_ceiling"]
 
 
-def train_on_halves(problem: Problem, count: int, seeds: int) -> Truth:
+def train_on_halves(problem: Problem, count: int, seeds: int, epochs: int) -> Truth:
     """The query's loss after training on ``count`` random halves, each ``seeds`` times."""
     encoder, rows, total = problem.encoder(), problem.train, len(problem.train)
     query = Objective(
@@ -190,7 +197,8 @@ def train_on_halves(problem: Problem, count: int, seeds: int) -> Truth:
         kept[half, chosen.numpy()] = True
         for seed in range(seeds):
             generator = torch.Generator().manual_seed(10_000 * (seed + 1) + half)
-            theta = refit(objective_of(encoder, rows, chosen, generator), problem.start, generator)
+            objective = objective_of(encoder, rows, chosen, generator)
+            theta = refit(objective, problem.start, generator, epochs)
             losses[half, seed] = query.value(theta).item()
     return Truth(kept, losses)
 

@@ -1,7 +1,7 @@
 """Mismatches that nobody made: captions as their authors wrote them, judged by hand.
 
     python -m tests.benchmarks.natural                  # minutes
-    python -m tests.benchmarks.natural --sheets FOLDER  # the pictures to judge, in blind order
+    python -m tests.benchmarks.natural --sheets FOLDER  # pictures yet to be judged, in blind order
     python -m tests.benchmarks.natural --quick          # the test split, without the hand count
 
 An audit ranks the training rows with their own captions, none exchanged: *emoji*, named by their
@@ -15,8 +15,11 @@ digit), without knowing which it was:
 * *fits*: the picture is what the name says, well drawn or not. Vague or odd tags after the name are
   no misfit.
 
-The verdicts are in `results/natural_verdicts.csv`, a line for each pair. A pair that another
-version of the detector puts among those shown may be without one.
+The verdicts are in `results/natural_verdicts.csv`, a line for each pair. They are of two rounds:
+where another version of the detector puts other pairs among the 50, these are judged in the same
+way, with their new control and without those judged before. How strict *unclear* was may differ
+from round to round, and most of the suspicious digits are of the first one, most of their control
+of the second.
 """
 
 from __future__ import annotations
@@ -80,7 +83,9 @@ def main() -> None:
         results[name] = summary(detection, pairs)
         lines += table(name, pairs)
         if args.sheets:
-            draw(blind(pairs), rows, args.sheets / f"{name}.png", blind=True)
+            unjudged = [pair for pair in pairs if pair.verdict == "not judged"]
+            if unjudged:
+                draw(blind(unjudged), rows, args.sheets / f"{name}.png", blind=True)
         else:
             top = [pair for pair in pairs if pair.group == "suspicious"]
             draw(top, rows, args.output.with_name(f"{args.output.stem}_{name}.jpg"))
@@ -160,7 +165,9 @@ def draw(pairs: list[Pair], rows: Dataset, path: Path, blind: bool = False) -> N
     lines = -(-len(pairs) // COLUMNS)
     size = (1.5 * COLUMNS, 1.95 * lines)
     canvas, axes = plt.subplots(lines, COLUMNS, figsize=size, squeeze=False, layout="constrained")
-    for axis, pair in zip(axes.flat, pairs, strict=True):
+    for axis in axes.flat[len(pairs) :]:
+        axis.set_visible(False)
+    for axis, pair in zip(axes.flat, pairs, strict=False):
         axis.imshow(rows[pair.row]["image"].convert("RGB"))
         axis.set(xticks=[], yticks=[])
         below = f"row {pair.row}" if blind else f"{pair.verdict}, {pair.probability:.2f}"

@@ -158,35 +158,49 @@ def print_table(title: str, heading: Sequence[str], rows: Iterable[Sequence[Any]
 def write_table(
     path: Path, title: str, heading: Sequence[str], rows: Iterable[Sequence[Any]], note: str = ""
 ) -> None:
-    """Write a record's figures as Markdown, for people.
-
-    A figure of the same name, drawn before, is shown below the table.
+    """Write a record's figures as a page with one table; see `write_page`.
 
     Args:
-        path: of the record; the table lies beside it, ending in ``.md``.
+        path: of the record.
         title: of the page.
         heading: names of the columns.
         rows: their cells, as they are to be read.
         note: how to read them, Markdown.
     """
+    write_page(path, title, [note, as_markdown(heading, rows)])
+
+
+def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
+    """Write a record's figures as Markdown, for people.
+
+    A figure of the same name, drawn before, is shown below them, and then where they come from.
+
+    Args:
+        path: of the record, which is there; the page lies beside it, ending in ``.md``.
+        title: of the page.
+        parts: paragraphs and tables, Markdown; empty ones are left out.
+    """
+    page = [f"# {title}", *filter(None, parts)]
+    figure = path.with_suffix(".png")
+    if figure.exists():
+        page.append(f"![{title}]({figure.name})")
+    source = json.loads(path.read_text())["origin"]
+    machine = source["machine"]
+    page.append(
+        f"Commit {source['commit']}, torch {source['versions']['torch']}, {machine['threads']} "
+        f"thread(s) of {machine['cores']} cores; settings and single values are in "
+        f"[{path.name}]({path.name})."
+    )
+    path.with_suffix(".md").write_text("\n\n".join(page) + "\n")
+
+
+def as_markdown(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table; bars within its cells are escaped."""
 
     def line(cells: Iterable[Any]) -> str:
         return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
 
-    parts = [f"# {title}", "\n".join([line(heading), line("-" * len(heading)), *map(line, rows)])]
-    if note:
-        parts.insert(1, note)
-    figure = path.with_suffix(".png")
-    if figure.exists():
-        parts.append(f"![{title}]({figure.name})")
-    here = origin()
-    machine = here["machine"]
-    parts.append(
-        f"Commit {here['commit']}, torch {here['versions']['torch']}, {machine['threads']} "
-        f"thread(s) of {machine['cores']} cores; settings and single values are in "
-        f"[{path.name}]({path.name})."
-    )
-    path.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
+    return "\n".join([line(heading), line("-" * len(heading)), *map(line, rows)])
 
 
 def origin() -> dict[str, Any]:

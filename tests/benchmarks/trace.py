@@ -7,18 +7,18 @@
 A concept is a row of the split whose image finds its own caption after a fit to right pairs. Of the
 30 training images most like it, 5, 10, 15 or 20, the fewest that do, get one and the same caption,
 that of another row of the split drawn at random; the concept has failed when its image finds that
-caption, in a fit of record and in a second one with other batches. Every error of that kind
-is traced. Measured are the share of the planted pairs among the 20 that a method names first, and
-the share of the errors that are gone after a fit without these 20. The fit has ten epochs at three
+caption, in a fit of record and in a second one with other batches. It and all other images that
+find that caption in both fits, and found their own before, are errors, and traced. Measured are the
+share of the planted pairs among the 20 that a method names first, and the share of the errors that
+are gone after two fits without these 20, with the same batches. The fit has ten epochs at three
 times the default rate: at the default one, few concepts fail at all.
 
-Beside it: TracIn (gradients alone, of the pair's own terms, at the last parameters or summed over
-the first and the last); nearest neighbours of the image, of the pair, and of the error itself (the
-image with the caption it found, which says where to look); and random pairs. Further rows: the
-role that does more harm by its plain score, the relative and the plain score of both roles
-together, and all four at a damping that leaves next to no curvature. The ranking by role was chosen
-on the validation split: there, the planted pairs' negative parts have the opposite sign of their
-positive ones.
+Ours ranks by contribution, what a pair's gradients have moved through Adam in the course of the
+fit. Beside it: the predicted effect of a removal, unrolled through the fit, or by the inverse
+curvature at its end (plain, or relative as in the paper); TracIn (gradients alone, of the pair's
+own terms, at the last parameters or summed over all epochs with their learning rates); nearest
+neighbours of the image, of the pair, and of the error itself (the image with the caption it found,
+which says where to look); and random pairs. The contribution was chosen on the validation split.
 
 The second part asks all errors of both splits, in three ways, of one fitted model, and measures
 what the index of `hf_ecif.proposals` proposes against the exact trace.
@@ -26,6 +26,7 @@ what the index of `hf_ecif.proposals` proposes against the exact trace.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -44,24 +45,25 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.inputs import Features
-from hf_ecif.inverse import InverseCurvature
 from hf_ecif.proposals import build_index
 from hf_ecif.queries import Query
-from hf_ecif.scoring import Batching, Directions, Scores, score_rows
-from hf_ecif.tracing import CHUNK, Task, blame, find_errors, margin_of
-from tests.benchmarks.shared import embedded, parser, save
+from hf_ecif.scoring import Batching, Directions, score_rows
+from hf_ecif.tracing import CHUNK, Task, find_errors, margin_of
+from tests.benchmarks.shared import as_markdown, embedded, parser, save, write_page
 
 CONCEPTS, QUICK_CONCEPTS = 10, 2
 COUNTS, POOL = (5, 10, 15, 20), 30
 NAMED = 20  # pairs of a ranking that count
+SEEDS = (0, 1)  # of batches; the first is that of the fit of record
 CONFIG = InfluenceConfig(fit_learning_rate=3e-3)
-NO_CURVATURE = 1e4
 TASK: Task = "image_to_text"
-OURS, TRACIN = "hf_ecif", "TracIn, last parameters"
+OURS, RELATIVE = "hf_ecif, contribution", "hf_ecif, inverse curvature, relative"
+TRACIN, TRACINS = "TracIn, last parameters", "TracIn, all epochs"
 NEIGHBOURS, RANDOM = "neighbours of the image", "random"
-DELETED = (OURS, "hf_ecif, relative score", TRACIN, NEIGHBOURS, RANDOM)
+DELETED = (OURS, RELATIVE, TRACIN, TRACINS, NEIGHBOURS, RANDOM)
 GOALS = {"recall": 0.9, "mended": 0.5, "mended at random": 0.1}
 RANKS, PROPOSED, CAUSES = (16, 32, 64, 128), (50, 100, 200), 10
+NOTE = (__doc__ or "").split("\n\n", 2)[2].strip()
 
 
 def main() -> None:
@@ -90,10 +92,10 @@ def main() -> None:
         "tried": study.tried,
     }
     save(args.output, settings, {"cases": results, "index": index})
-    table = describe(results, index, study.tried)
-    args.output.with_suffix(".md").write_text(table)
-    print(table)
     draw(results, args.output.with_suffix(".png"))
+    parts = describe(results, index, study.tried)
+    write_page(args.output, "Who caused this error?", [NOTE, *parts])
+    print("\n\n".join(parts))
 
 
 # ------------------------------------------------------------------------------------- planting
@@ -127,7 +129,8 @@ class Case:
         rival: the row whose caption was planted.
         planted: training rows that carry it.
         train: the training rows, planted ones and others.
-        errors: rows of the split that find the rival's caption now, and found their own before.
+        errors: rows of the split that find the rival's caption now, and found their own before,
+            with batches of all seeds.
     """
 
     concept: int
@@ -149,8 +152,7 @@ def find_cases(study: Study) -> Iterator[Case]:
     """Concepts in random order, as long as there are any; those that do not fail are passed by."""
     model, rows = study.model, study.rows
     own = torch.arange(len(rows))
-    right = torch.stack([predict(model, rows, model.refit(study.train, seed=s)) for s in (0, 1)])
-    sound = (right == own).all(dim=0)
+    sound = (found_by_all(study, study.train) == own).all(dim=0)
     rng = random.Random(0)
     concepts = sound.nonzero()[:, 0].tolist()
     rng.shuffle(concepts)
@@ -164,12 +166,10 @@ def find_cases(study: Study) -> Iterator[Case]:
         order = torch.tensor(rng.sample(pool, max(COUNTS)))
         for count in COUNTS:
             train = plant(study.train, rows, order[:count], rival)
-            now = predict(model, rows, model.refit(train, seed=0))
-            if now[concept] != rival:
-                continue
-            if predict(model, rows, model.refit(train, seed=1))[concept] == rival:
-                errors = (sound & (now == rival)).nonzero()[:, 0]
-                yield Case(concept, rival, order[:count], train, errors)
+            failed = sound & (found_by_all(study, train) == rival).all(dim=0)
+            if failed[concept]:
+                failed[rival] = False  # that caption is its own
+                yield Case(concept, rival, order[:count], train, failed.nonzero()[:, 0])
                 break
 
 
@@ -189,10 +189,15 @@ def plant(train: Rows, rows: Rows, chosen: Tensor, rival: int) -> Rows:
     return both.with_texts_of(donors).select(torch.arange(len(train)))
 
 
-def predict(model: InfluenceModel, rows: Rows, theta: Tensor) -> Tensor:
-    """The row whose caption each image finds."""
-    text, image = model.encoder.embed(theta, rows.features)[:2]
-    return (image @ text.T).argmax(dim=1)
+def found_by_all(study: Study, train: Rows) -> Tensor:
+    """The row whose caption each image of the split finds, ``(S, n)``, after a fit of each seed."""
+    encoder = study.model.encoder
+
+    def found(theta: Tensor) -> Tensor:
+        text, image = encoder.embed(theta, study.rows.features)[:2]
+        return (image @ text.T).argmax(dim=1)
+
+    return torch.stack([found(study.model.refit(train, seed=seed)) for seed in SEEDS])
 
 
 # -------------------------------------------------------------------------------------- methods
@@ -224,22 +229,20 @@ def rank(study: Study, case: Case) -> dict[str, Tensor]:
     """Suspicion ``(E, N)`` of all training pairs by every method, for each error."""
     model, train, errors = study.model, case.train, case.errors
     query = margin_of(study.rows, errors, TASK)
-    result = {}
-    for label, damping in (("", CONFIG.damping), (", no curvature", NO_CURVATURE)):
-        scores, size = scores_at(model, train, query, damping)
-        result[f"hf_ecif{label}"] = -blame(scores.positive, scores.negative, size)
-        result[f"hf_ecif, not over the size{label}"] = -torch.minimum(
-            scores.positive, scores.negative
-        )
-        result[f"hf_ecif, relative score{label}"] = -scores.task / size
-        result[f"hf_ecif, score{label}"] = -scores.task
-    last, first = (own_terms(model, train, query, t) for t in (model.theta, model.encoder.theta))
-    result |= {TRACIN: -last, "TracIn, first and last": -(first + last)}
+    gradients = query.gradients(model.encoder, model.theta)
+    stations = model.contribute(gradients)
+    removal = model.score_for(train, query).task
     text, image = model.encoder.embed(model.theta, train.features)[:2]
     texts, images = model.encoder.embed(model.theta, study.rows.features)[:2]
     alike = images[errors] @ image.T
     generator = torch.Generator().manual_seed(case.concept)
-    return result | {
+    return {
+        OURS: -contributions(model, train, query),
+        "hf_ecif, removal unrolled": -unrolled(model, train, gradients),
+        "hf_ecif, inverse curvature": -removal,
+        RELATIVE: -removal / model.score(train).size,
+        TRACIN: -own_terms(model, train, query, model.theta),
+        TRACINS: -over_epochs(model, train, query, [station.theta for station in stations]),
         NEIGHBOURS: alike,
         "neighbours of the pair": alike + texts[errors] @ text.T,
         "neighbours of the error": alike + texts[case.rival] @ text.T,
@@ -247,22 +250,20 @@ def rank(study: Study, case: Case) -> dict[str, Tensor]:
     }
 
 
-def scores_at(
-    model: InfluenceModel, train: Rows, query: Query, damping: float
-) -> tuple[Scores, Tensor]:
-    """Scores of every error and sizes ``(N,)`` at the fitted parameters with another damping."""
-    fitted, inverse, config = model.fitted, model.inverse, model.config
-    assert fitted is not None
-    assert inverse is not None
-    model.config = replace(config, damping=damping)
-    model.inverse = InverseCurvature(
-        inverse.objective, fitted.theta, model.config, inverse.spectrum
-    )
-    solved = model.solve(fitted.directions.probes)
-    model.fitted = replace(fitted, directions=fitted.directions._replace(solved=solved))
-    scores, size = model.score_for(train, query), model.score(train).size
-    model.fitted, model.inverse, model.config = fitted, inverse, config
-    return scores, size
+def unrolled(model: InfluenceModel, train: Rows, gradients: Tensor) -> Tensor:
+    """Predicted changes ``(E, N)`` without each pair, through the steps of the fit."""
+    given, model.config = model.config, replace(model.config, response="unrolled")
+    scores = model.score_through(train, model.respond(gradients))
+    model.config = given
+    return scores.task
+
+
+def over_epochs(model: InfluenceModel, train: Rows, query: Query, thetas: list[Tensor]) -> Tensor:
+    """TracIn over checkpoints, each with the learning rate of its epoch."""
+    epochs = len(thetas)
+    rates = [(1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs)]
+    terms = (own_terms(model, train, query, theta) for theta in thetas)
+    return torch.stack([rate * one for rate, one in zip(rates, terms, strict=True)]).sum(dim=0)
 
 
 def own_terms(model: InfluenceModel, train: Rows, query: Query, theta: Tensor) -> Tensor:
@@ -278,10 +279,9 @@ def own_terms(model: InfluenceModel, train: Rows, query: Query, theta: Tensor) -
 
 
 def mend(study: Study, case: Case, deleted: Tensor) -> float:
-    """Share of the errors that are gone after a fit without some rows."""
+    """Share of the errors that are gone after fits without some rows, the mean over the seeds."""
     kept = torch.ones(len(case.train), dtype=torch.bool).index_fill(0, deleted, False)
-    theta = study.model.refit(case.train.select(kept.nonzero()[:, 0]), seed=0)
-    now = predict(study.model, study.rows, theta)[case.errors]
+    now = found_by_all(study, case.train.select(kept.nonzero()[:, 0]))[:, case.errors]
     return (now == case.errors).float().mean().item()
 
 
@@ -299,10 +299,8 @@ def measure_index(study: Study, splits: list[Rows], *, quick: bool) -> dict[str,
             errors = find_errors(model, rows, task).rows
             queries += [margin_of(rows, chunk, task) for chunk in errors.split(CHUNK)]
             count += len(errors)
-    size = model.score(train).size
     start = time.perf_counter()
-    scores = [model.score_for(train, query) for query in queries]
-    exact = torch.cat([blame(some.positive, some.negative, size) for some in scores])
+    exact = torch.cat([contributions(model, train, query) for query in queries])
     seconds = {"exact": time.perf_counter() - start}
     causes = exact.topk(CAUSES, dim=1, largest=False).indices
     recall: dict[str, dict[str, float]] = {}
@@ -311,10 +309,16 @@ def measure_index(study: Study, splits: list[Rows], *, quick: bool) -> dict[str,
         index = build_index(model, train, queries, r)
         built = time.perf_counter()
         gradients = (query.gradients(model.encoder, model.theta) for query in queries)
-        estimate = torch.cat([blame(*index.estimate(g), size) for g in gradients])
+        estimate = torch.cat([index.estimate(g).sum(dim=0) for g in gradients])
         seconds |= {f"build {r}": built - start, f"ask {r}": time.perf_counter() - built}
         recall[str(r)] = {str(n): proposed(estimate, causes, n) for n in PROPOSED}
     return {"errors": count, "rows": len(train), "recall": recall, "seconds": seconds}
+
+
+def contributions(model: InfluenceModel, train: Rows, query: Query) -> Tensor:
+    """What all rows have contributed to each error, ``(Q, N)``; negative is harmful."""
+    stations = model.contribute(query.gradients(model.encoder, model.theta))
+    return model.score_through(train, stations).task
 
 
 def proposed(estimate: Tensor, causes: Tensor, count: int) -> float:
@@ -326,34 +330,34 @@ def proposed(estimate: Tensor, causes: Tensor, count: int) -> float:
 # ---------------------------------------------------------------------------------- the report
 
 
-def describe(results: list[dict[str, Any]], index: dict[str, Any], tried: int) -> str:
-    """Two tables in Markdown."""
+def describe(results: list[dict[str, Any]], index: dict[str, Any], tried: int) -> list[str]:
+    """Paragraphs and two tables, Markdown."""
     counts = [case["planted"] for case in results]
-    lines = [
+    methods = [
+        (name, *(mean(results, key, name) for key in ("recall", "mended")))
+        for name in [*results[0]["recall"], "the planted pairs"]
+    ]
+    ranks = [
+        (
+            r,
+            *(f"{share:.3f}" for share in recall.values()),
+            *(f"{index['seconds'][f'{step} {r}']:.1f}" for step in ("build", "ask")),
+        )
+        for r, recall in index["recall"].items()
+    ]
+    among = [f"causes among {n} candidates" for n in PROPOSED]
+    return [
         f"{len(results)} concepts that failed, of {tried} tried, by {min(counts)} to {max(counts)} "
         f"planted pairs (mean {np.mean(counts):.1f}); "
         f"{sum(case['errors'] for case in results)} errors.",
-        "",
-        f"| method | recall@{NAMED} | errors mended without its first {NAMED} |",
-        "|---|---|---|",
-    ]
-    for name in [*results[0]["recall"], "the planted pairs"]:
-        cells = [mean(results, key, name) for key in ("recall", "mended")]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
-    lines += ["", "Goals: " + "; ".join(goals(results)) + ".", ""]
-    among = [f"causes among {n} candidates" for n in PROPOSED]
-    lines += [
+        as_markdown(
+            ["method", f"recall@{NAMED}", f"errors mended without its first {NAMED}"], methods
+        ),
+        "Goals: " + "; ".join(goals(results)) + ".",
         f"Index, {index['errors']} errors and {index['rows']:,} rows; the exact trace took "
         f"{index['seconds']['exact']:.1f} s.",
-        "",
-        f"| rank | {' | '.join(among)} | s to build | s to ask |",
-        "|---|" + "---|" * (len(PROPOSED) + 2),
+        as_markdown(["rank", *among, "s to build", "s to ask"], ranks),
     ]
-    for r, recall in index["recall"].items():
-        cells = [f"{value:.3f}" for value in recall.values()]
-        cells += [f"{index['seconds'][f'{step} {r}']:.1f}" for step in ("build", "ask")]
-        lines.append(f"| {r} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def values_of(results: list[dict[str, Any]], key: str, name: str) -> list[float]:
@@ -378,7 +382,8 @@ def goals(results: list[dict[str, Any]]) -> Iterator[str]:
     ours = at("recall", OURS)
     yield f"recall >= 0.9: {verdict(ours >= GOALS['recall'])}"
     yield f"above neighbours of the image: {verdict(ours > at('recall', NEIGHBOURS))}"
-    yield f"above TracIn: {verdict(ours > at('recall', TRACIN))}"
+    theirs = max(at("recall", TRACIN), at("recall", TRACINS))
+    yield f"above TracIn: {verdict(ours > theirs)}"
     yield f"half of the errors mended: {verdict(at('mended', OURS) >= GOALS['mended'])}"
     by_chance = at("mended", RANDOM) <= GOALS["mended at random"]
     yield f"a tenth at most at random: {verdict(by_chance)}"

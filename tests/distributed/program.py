@@ -23,7 +23,7 @@ from torch import Tensor
 from hf_ecif import InfluenceConfig, InfluenceModel, inputs, load_rows, processes
 from hf_ecif.encoders import DualEncoder
 from hf_ecif.features import Rows
-from hf_ecif.fitting import fit_parameters
+from hf_ecif.fitting import Epoch, fit_parameters
 from hf_ecif.inputs import Features
 from hf_ecif.objectives import similarity
 from hf_ecif.operators import Curvature, Objective, random_batches
@@ -31,6 +31,7 @@ from hf_ecif.queries import choose_query, retrieval_margin, zero_shot
 from hf_ecif.removal import remove
 from hf_ecif.scoring import Batching, Directions, score_group, score_rows
 from hf_ecif.solvers import estimate_spectrum, solve
+from hf_ecif.unrolling import unroll
 from tests.families import build, build_inputs
 
 COUNT = 13
@@ -97,6 +98,7 @@ def engine(family: str, parameters: str, dtype: torch.dtype) -> Iterator[tuple[s
     spectrum = estimate_spectrum(lambda v: many.ggn(theta, v), theta)
     solved, _ = solve(lambda v: many.ggn(theta, v), vectors, spectrum, relative_damping=10.0)
     yield "solved", solved
+    course: list[Epoch] = []
     fitted, _ = fit_parameters(
         many,
         theta,
@@ -104,8 +106,11 @@ def engine(family: str, parameters: str, dtype: torch.dtype) -> Iterator[tuple[s
         epochs=2,
         learning_rate=1e-3,
         generator=torch.Generator().manual_seed(4),
+        course=course,
     )
     yield "fitted", fitted
+    for number, station in enumerate(unroll(many, course, vectors, "ggn")):
+        yield f"unrolled/{number}", station.directions
 
     members = torch.arange(COUNT) % 4 == 0
     removed, _ = remove(many, theta, members, spectrum, relative_damping=10.0)

@@ -133,5 +133,10 @@ def test_error_is_told_once_and_ends_all(where: str, words: str) -> None:
     assert "gloo" not in output
 
 
+def test_help_is_printed_once() -> None:
+    output = finish(start(torchrun(2), "-m", "tests.distributed.failing", "--help"))
+    assert output.count("Usage:") == 1, output
+
+
 def rendezvous() -> list[str]:
     return ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{free_port()}", "--rdzv_id=test"]

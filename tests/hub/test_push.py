@@ -637,6 +637,7 @@ class TestModel:
             assert (loaded.state_dict()[name] == value).all(), name
 
     def test_holds_the_folder_and_a_card(self, hub, edited):
+        assert str(edited.parent) in (edited / "removal.html").read_text()  # so it stays behind
         push_model(edited, "ann/edited")
         files = hub.files("ann/edited", "model")
         assert files.keys() == {
