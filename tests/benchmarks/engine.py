@@ -16,7 +16,7 @@ What bounds each quantity:
   (`W x'` and `W' x`), so three times the plain pass is the floor; the tangents of the elements
   (activations, normalisation, softmax) come on top. Adapters and the last layers leave out `W' x`
   where `W` is frozen: twice the plain pass. On the embedded CLIP, whose layers are narrow, matrix
-  products are 64 % of a plain pass, and 44 % (1.6 plain passes) of a push along adapters, by torch's
+  products are 64 % of a plain pass, and 44 % (1.6 plain passes) of a push along adapters by torch's
   profiler; nearly all of the other 1.5 are products and sums of elements.
 - *A difference* is two plain passes, and some passes over the moved parameters (151 M of them at
   ViT size), which only many rows outweigh.
