@@ -156,9 +156,10 @@ class DualEncoder:
     def linearise(self, theta: Tensor, features: Features) -> Derivative:
         """The derivative of `embed`, kept for many products; of few rows, and held here.
 
-        It keeps all that leads to the embeddings: for inputs that `are_light`.
+        It keeps all that leads to the embeddings: meant for inputs that `are_light`.
         """
-        return Derivative(partial(self._embed, features), theta)
+        with _differentiable_attention():
+            return Derivative(partial(self._embed, features), theta)
 
     def push(
         self, theta: Tensor, tangents: Tensor, features: Features, form: TangentForm = "exact"
@@ -177,6 +178,9 @@ class DualEncoder:
             Embeddings ``(N, d)``, and tangents with a leading ``K``: ``(K, N, d)`` and ``(K,)``.
             The primal pass is shared by all ``K``.
         """
+        if len(tangents) == 0:
+            here = self.embed(theta, features)
+            return here, Embeddings(*(part.new_zeros(0, *part.shape) for part in here))
         if form == "difference" and all(d.itemsize >= 4 for d in self._dtypes.values()):
             return self._push_by_difference(theta, tangents, features)
         weights, moving = self._unflatten(theta), self._unflatten(tangents)

@@ -490,7 +490,7 @@ class InfluenceModel:
         self.processor.save_pretrained(folder)
 
     def score_as_given(self, rows: Rows) -> Scores:
-        """Losses and cosines at the model's own parameters; its influence parts are zero."""
+        """Losses and cosines at the model's own parameters; its influence parts are of no query."""
         theta = self.encoder.theta
         return self._score_at(theta, rows, Directions.none(theta), len(rows))
 

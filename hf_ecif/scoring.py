@@ -19,7 +19,7 @@ from hf_ecif import processes
 from hf_ecif.checkpoints import Checkpoints, State
 from hf_ecif.encoders import DualEncoder, TangentForm
 from hf_ecif.inputs import Features
-from hf_ecif.objectives import Embeddings, RoleForm
+from hf_ecif.objectives import Embeddings, RoleForm, Roles
 from hf_ecif.operators import random_batches
 
 RelativeForm = Literal["deletion", "span"]
@@ -40,9 +40,9 @@ class Directions(NamedTuple):
 
     @classmethod
     def none(cls, theta: Tensor) -> Directions:
-        """Directions that lead nowhere, for a pass that wants the losses alone."""
+        """No directions, for a pass that wants the losses alone."""
         empty = theta.new_zeros(0, len(theta))
-        return cls(torch.zeros_like(theta), empty, empty)
+        return cls(empty, empty, empty)
 
     def stack(self) -> Tensor:
         """All of them, ``(Q + 2K, P)``."""
@@ -370,7 +370,8 @@ def row_chunks(
     features: Features, vectors: int, batching: Batching, encoder: DualEncoder
 ) -> list[Tensor]:
     """A random partition of the rows into chunks of equal size that fit in memory."""
-    size = max(encoder.rows_that_fit(features, vectors), 4 * batching.batch_size)
+    fit = encoder.rows_that_fit(features, max(1, vectors))  # as many without a query as with one
+    size = max(fit, 4 * batching.batch_size)
     generator = torch.Generator().manual_seed(batching.seed)
     order = torch.randperm(len(features), generator=generator)
     return list(order.tensor_split(-(-len(features) // size)))
@@ -397,7 +398,9 @@ def _score_batch(
     the parameters, and the self-influence.
     """
     loss, embeddings = encoder.contrastive, batch.embeddings
-    along = loss.role_tangents(embeddings, batch.moved, form=form, same=batch.same)
+    along = Roles(*embeddings.scale.new_zeros(2, 0, len(batch.rows)))
+    if len(batch.moved.scale):
+        along = loss.role_tangents(embeddings, batch.moved, form=form, same=batch.same)
     parts = torch.stack([along.positive, along.negative], dim=1) / (loss.TERMS * train_count)
     count = (len(parts) - queries) // 2
     solved = parts[queries + count :]
@@ -446,7 +449,7 @@ class _Table:
         stderr = torch.where(self.visits > 1, spread, torch.inf).sqrt()
         (positive, negative, size, own), errors = self._over_probes()
         loss, cosine = self.plain / self.visits
-        rows = (*shape, -1)
+        rows = (*shape, len(loss))
         values = {
             "positive": parts[:, 0].reshape(rows),
             "negative": parts[:, 1].reshape(rows),

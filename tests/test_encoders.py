@@ -101,6 +101,30 @@ def test_push(family: str, parameters: str) -> None:
                 assert (actual - oracle).norm() <= 2e-6 * oracle.norm() + 1e-9
 
 
+@pytest.mark.parametrize("form", ["exact", "difference"])
+def test_push_of_nothing_embeds(form: str) -> None:
+    given = case("clip", "last_block")
+    none = gaussian(0, given.encoder.count)
+    embeddings, moved = given.encoder.push(given.theta, none, given.frozen, form)
+    close_all(embeddings, given.encoder.embed(given.theta, given.frozen))
+    assert [part.shape for part in moved] == [(0, *part.shape) for part in embeddings]
+
+
+@EVERY_FAMILY
+def test_linearise_is_push_and_pull(family: str) -> None:
+    """Of heads, for which it is kept; also of whole layers, if somebody asks."""
+    for parameters in ("projections", "last_block"):
+        given = case(family, parameters)
+        theta, frozen = given.theta, given.frozen
+        near = given.encoder.linearise(theta, frozen)
+        tangents = gaussian(2, given.encoder.count)
+        embeddings, moved = given.encoder.push(theta, tangents, frozen)
+        close_all(Embeddings(*near.value), embeddings)
+        close_all(Embeddings(*near.push(tangents)), moved)
+        cotangents = random_cotangents(2, embeddings)
+        close(near.pull(cotangents), given.encoder.pull(theta, cotangents, frozen))
+
+
 def autograd_pull(given: Case, theta: Tensor, cotangent: Embeddings) -> Tensor:
     theta = theta.clone().requires_grad_()
     return torch.autograd.grad(inner(cotangent, given.oracle(theta)), theta)[0]

@@ -246,7 +246,7 @@ def test_loss_and_cosine(drawn: list[Partition], family: str) -> None:
     scale = dense.model.logit_scale.exp().item()
     assert (scores.terms, scores.scale) == (dense.factor, pytest.approx(scale))
     close(scores.neg_clip_loss, -oracle.mean(dim=0) / (dense.factor * scale))
-    assert not scores.task.any()
+    assert scores.task.shape == (0, COUNT)  # of no query
 
 
 @FAMILIES
@@ -488,6 +488,19 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MANY = 23
+
+
+@FAMILIES
+@pytest.mark.usefixtures("small_chunks")
+def test_losses_do_not_depend_on_the_query(family: str) -> None:
+    """Without any, rows meet in the same chunks and batches."""
+    dense, features = make(family)
+    theta, none = dense.encoder.theta, Directions.none(dense.encoder.theta)
+    run = partial(score_rows, dense.encoder, theta, features, train_count=TRAIN_COUNT)
+    asked = run(none._replace(query=torch.ones_like(theta)), batching(2, SAME))
+    alone = run(none, batching(2, SAME))
+    close(alone.loss, asked.loss)
+    close(alone.clip_score, asked.clip_score)
 
 
 @pytest.mark.usefixtures("small_chunks")
