@@ -167,7 +167,7 @@ def _gather(parts: Iterable[Direction], count: int, rows: range | None) -> Direc
         # Added at once: kept until the end, the cotangents of the keys would outweigh the batch.
         shared = part if shared is None else _add_shared(shared, part)
     assert shared is not None
-    joined = torch.cat(anchors, dim=-2)
+    joined = anchors[0] if len(anchors) == 1 else torch.cat(anchors, dim=-2)
     if rows is not None:
         joined = pad(joined, (0, 0, rows.start, count - rows.stop))
     return shared._replace(anchors=joined)
