@@ -1,7 +1,7 @@
 """What the defaults of an audit are worth: each setting changed alone.
 
     python -m tests.benchmarks.ablations                    # an hour: all that is below
-    python -m tests.benchmarks.ablations --only damping     # questions that match this
+    python -m tests.benchmarks.ablations --only ^damping    # questions or settings that match this
     python -m tests.benchmarks.ablations --only-scores      # without the detector
     python -m tests.benchmarks.ablations --report           # from what was computed so far
     python -m tests.benchmarks.ablations --quick            # one seed of 200 rows, two questions
@@ -141,7 +141,7 @@ QUICK = ("roles in the score", "wrong rows of the query")
 
 def main() -> None:
     options = parser(__doc__, "ablations")
-    options.add_argument("--only", default="", help="questions that match this regex")
+    options.add_argument("--only", default="", help="QUESTION: SETTING that matches this regex")
     options.add_argument("--only-scores", action="store_true", help="leave out the detector")
     options.add_argument("--seeds", type=int, default=len(SEEDS), help="at most so many")
     options.add_argument("--report", action="store_true", help="compute nothing")
@@ -149,7 +149,8 @@ def main() -> None:
     chosen = [
         one
         for one in variants(FEW_ROWS if args.quick else ROWS)
-        if re.search(args.only, one.question) and (one.question in QUICK or not args.quick)
+        if re.search(args.only, f"{one.question}: {one.setting}")
+        and (one.question in QUICK or not args.quick)
     ]
     memory = Memory(None if args.quick else CACHE, verbose=0)
     of_scores, of_detector = (memory.cache(part) for part in (judge_scores, judge_detector))
