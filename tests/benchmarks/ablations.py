@@ -349,18 +349,20 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Differences from the default, a panel for each measure."""
     shown = [one for one in results if not one["setting"].endswith(DEFAULT)]
     names = [f"{one['question']}: {one['setting']}" for one in shown]
-    measures = ("AUPRC", "AUPRC of the score", "LDS")
+    known = {measure for one in shown for measure in one["measures"]}
+    measures = [name for name in ("AUPRC", "AUPRC of the score", "LDS") if name in known]
+    size = (11, 1 + 0.22 * len(names))
     canvas, axes = plt.subplots(
-        1, len(measures), figsize=(11, 1 + 0.22 * len(names)), sharey=True, layout="constrained"
+        1, len(measures), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, measure in zip(axes, measures, strict=True):
+    for axis, measure in zip(axes[0], measures, strict=True):
         for place, one in enumerate(shown):
             differences = one["measures"].get(measure, {}).get("differences", [])
             axis.plot(differences, [place] * len(differences), "o", alpha=0.6, color="tab:blue")
         axis.axvline(0, color="grey", linewidth=0.8)
         axis.set(title=f"{measure}, against the default")
-    axes[0].set_yticks(range(len(names)), names, fontsize=8)
-    axes[0].invert_yaxis()
+    axes[0, 0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0, 0].invert_yaxis()
     canvas.savefig(path, dpi=110)
     plt.close(canvas)
 
