@@ -86,8 +86,8 @@ def unroll(
             along = adjoint.through(step)
             total -= along
             if curvature is not None:
-                at_step = objective.over([step.batch])
-                adjoint.query += at_step.curvature(curvature, step.theta, along)
+                at_step = objective.over([step.batch]).operator(curvature, step.theta)
+                adjoint.query += at_step(along)
         middle = steps[len(steps) // 2].theta
         stations.append(Station(middle, total.view(gradients.shape)))
         advance(1)
