@@ -327,7 +327,8 @@ def note_on(effort: Effort) -> str:
         f"{effort.sets} sets of rows, mean ± standard error over {effort.fits} fits (layers: fewer "
         f"halves of {CUT} rows, {CUT_FITS} fits); over halves, the linear "
         "datamodeling score. Slope of true on predicted. Ceiling: what a perfect prediction would "
-        "reach, given how far the retrainings' seeds agree."
+        "reach, given how far the retrainings' seeds agree. *As many steps*: as a retraining on "
+        "fewer rows, by a fit of fewer epochs."
     )
 
 

@@ -392,7 +392,7 @@ def main() -> None:
 HEADING = ("fit", "method", "rows", "Spearman", "95 %", "Pearson", "slope")
 NOTE = (
     "Predicted against true changes of the query when single pairs are left out; slope of true on "
-    "predicted. Newton steps were taken for the first rows alone."
+    "predicted."
 )
 
 
