@@ -161,6 +161,18 @@ class DualEncoder:
         with _differentiable_attention():
             return Derivative(partial(self._embed, features), theta)
 
+    def embed_and_pull(
+        self, theta: Tensor, features: Features
+    ) -> tuple[Embeddings, Callable[[Embeddings], Tensor]]:
+        """What `embed` gives, and the `pull` of cotangents that are made of it.
+
+        One pass through heads does for both; whole layers are gone through again, in micro-batches.
+        """
+        if features.are_light() and processes.count() == 1:
+            near = self.linearise(theta, features)
+            return Embeddings(*near.value), near.pull
+        return self.embed(theta, features), lambda c: self.pull(theta, c, features)
+
     def push(
         self, theta: Tensor, tangents: Tensor, features: Features, form: TangentForm = "exact"
     ) -> tuple[Embeddings, Embeddings]:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -83,13 +84,12 @@ class Derivative:
             outputs = function(self._point)
             self._moving = [number for number, out in enumerate(outputs) if out.requires_grad]
             self._outputs = [outputs[number] for number in self._moving]
-            self._cotangents = [torch.zeros_like(out).requires_grad_() for out in self._outputs]
-            self._pulled = self._pull(self._cotangents)
         self.value = tuple(out.detach() for out in outputs)
 
     def push(self, tangents: Tensor) -> list[Tensor]:
         """Tangents ``(K, ...)`` of the value along each of ``(K, P)``."""
-        pushed = _backward([self._pulled], self._cotangents, [tangents])
+        pulled, cotangents = self._linear_pull
+        pushed = _backward([pulled], cotangents, [tangents])
         moved = dict(zip(self._moving, pushed, strict=True))
         return [
             moved[number] if number in moved else value.new_zeros(len(tangents), *value.shape)
@@ -111,6 +111,13 @@ class Derivative:
         if not pulled.requires_grad:  # a linear function
             return torch.zeros_like(tangents)
         return _backward([pulled], [self._point], [tangents])[0]
+
+    @cached_property
+    def _linear_pull(self) -> tuple[Tensor, list[Tensor]]:
+        """A pull, and the cotangents that it is a function of."""
+        with torch.enable_grad():
+            cotangents = [torch.zeros_like(output).requires_grad_() for output in self._outputs]
+            return self._pull(cotangents), cotangents
 
     def _pull(self, cotangents: list[Tensor]) -> Tensor:
         """A pull that can be differentiated."""

@@ -6,7 +6,8 @@
 
 Two steps, as in scikit-learn. *Fit* brings the attributed parameters near their optimum on the
 training rows and solves for the direction ``s = (H + damping)^-1 grad F`` of the query's loss
-``F``. *Score* is a stateless forward-mode pass with ``s`` over any rows.
+``F``, or unrolls the steps of the fit into directions for each epoch. *Score* is a stateless
+forward-mode pass with them over any rows.
 """
 
 from __future__ import annotations
@@ -601,19 +602,23 @@ class InfluenceModel:
         progress: ProgressFactory = silent,
         known: Checkpoints | None = None,
     ) -> tuple[Tensor, FitReport, Objective]:
-        config, start = self.config, self.encoder.theta
-        objective = self._objective(rows, generator, config.l2, start)
-        theta, report = fit_parameters(
-            objective,
-            start,
-            batch_size=config.batch_size,
-            epochs=config.fit_epochs,
-            learning_rate=config.learning_rate,
-            generator=generator,
-            checkpoints=known,
-            advance=progress("Fit", config.fit_epochs),
-        )
+        objective = self._objective(rows, generator, self.config.l2, self.encoder.theta)
+        advance = progress("Fit", self.config.fit_epochs)
+        theta, report = self._minimise(objective, generator, checkpoints=known, advance=advance)
         return theta, report, objective
+
+    def _minimise(
+        self, objective: Objective, generator: torch.Generator, **options: Any
+    ) -> tuple[Tensor, FitReport]:
+        return fit_parameters(
+            objective,
+            self.encoder.theta,
+            batch_size=self.config.batch_size,
+            epochs=self.config.fit_epochs,
+            learning_rate=self.config.learning_rate,
+            generator=generator,
+            **options,
+        )
 
     @property
     def _unrolls(self) -> bool:
@@ -626,18 +631,10 @@ class InfluenceModel:
 
     def _walk(self, objective: Objective) -> list[Epoch]:
         """The course of the fit to an objective, gone through once more: it is large to be kept."""
-        config, course = self.config, list[Epoch]()
-        generator = torch.Generator().manual_seed(config.seed)
-        random_batches(len(objective.features), config.batch_size, generator)  # the objective's
-        fit_parameters(
-            objective,
-            self.encoder.theta,
-            batch_size=config.batch_size,
-            epochs=config.fit_epochs,
-            learning_rate=config.learning_rate,
-            generator=generator,
-            course=course,
-        )
+        course: list[Epoch] = []
+        generator = torch.Generator().manual_seed(self.config.seed)
+        random_batches(len(objective.features), self.config.batch_size, generator)  # its own
+        self._minimise(objective, generator, course=course)
         return course
 
     def _score(

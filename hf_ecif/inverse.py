@@ -83,4 +83,4 @@ class InverseCurvature:
         """The same over one random batch, a fresh one at every call."""
         count = len(self.objective.features)
         batch = random_batches(count, self._config.batch_size, self._generator)[:1]
-        return self.objective.over(batch).curvature(self._config.curvature, self.theta, vectors)
+        return self.objective.over(batch).operator(self._config.curvature, self.theta)(vectors)

@@ -63,10 +63,10 @@ class Objective:
     def gradient(self, theta: Tensor) -> Tensor:
         """``grad J``, ``(P,)``."""
         total = self.l2 * self._from_center(theta)[None]
-        for chunk in self._chunks(0):
-            cotangents = self._gradient_of(chunk, self.encoder.embed(theta, chunk.features))
-            single = Embeddings(*(part[None] for part in cotangents))
-            total += self.encoder.pull(theta, single, chunk.features)
+        for chunk in self._chunks(2):  # a pass that is kept takes as much as two tangents
+            embeddings, pull = self.encoder.embed_and_pull(theta, chunk.features)
+            cotangents = self._gradient_of(chunk, embeddings)
+            total += pull(Embeddings(*(part[None] for part in cotangents)))
         return total[0]
 
     def curvature(self, kind: Curvature, theta: Tensor, vectors: Tensor) -> Tensor:

@@ -86,8 +86,8 @@ def unroll(
             along = adjoint.through(step)
             total -= along
             if curvature is not None:
-                at_step = objective.over([step.batch])
-                adjoint.query += at_step.curvature(curvature, step.theta, along)
+                at_step = objective.over([step.batch]).operator(curvature, step.theta)
+                adjoint.query += at_step(along)
         middle = steps[len(steps) // 2].theta
         stations.append(Station(middle, total.view(gradients.shape)))
         advance(1)
@@ -224,9 +224,12 @@ class _Adjoint:
         """
         decay, decay_of_squares = DECAYS
         mean, root = _corrected(step)
-        moved = step.learning_rate * self.query / (root + EPSILON)
+        # Without any gradient so far, of an adapter's first step for instance, no pair has one. To
+        # divide by nothing there would be a direction for later gradients of the epoch.
+        speed = (step.learning_rate / (root + EPSILON)).where(root > 0, 0)
+        slope = (mean / (2 * root * (root + EPSILON))).where(root > 0, 0)
+        moved = speed * self.query
         self.first -= moved / (1 - decay**step.number)
-        slope = (mean / (2 * root * (root + EPSILON))).where(root > 0, 0)  # never a gradient
         self.second += moved * slope / (1 - decay_of_squares**step.number)
         along = (1 - decay) * self.first
         along += 2 * (1 - decay_of_squares) * step.gradient * self.second

@@ -62,7 +62,8 @@ class Validation:
             return "The scores point the right way on these data, but do not measure."
         return (
             "The scores do not foretell retrainings on these data: use them to find candidates, "
-            "not to predict. A longer fit, smaller damping or a larger query may help."
+            "not to predict. A larger query may help, a gentler fit (--fit-learning-rate), or the "
+            "unrolled response, if this was the stationary one."
         )
 
 

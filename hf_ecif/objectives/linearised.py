@@ -79,12 +79,13 @@ class LinearisedLoss:
         with ``dL/dS`` held fixed.
         """
         moved = self.read(tangents)
-        bent = self._add_up(
-            lambda number, block, at: _pull_tangent(
-                self._ways[number], moved[number], block, at.cotangent()
-            )
-        )
-        return Embeddings(*map(torch.add, self.ggn_product(tangents), bent))
+
+        def of_block(number: int, block: slice, at: Derivatives) -> Direction:
+            way, moved_way = self._ways[number], moved[number]
+            straight = _pull(way, block, at.curvature(logits_tangent(way, moved_way, block)))
+            return _add(straight, _pull_tangent(way, moved_way, block, at.cotangent()))
+
+        return self._add_up(of_block)
 
     def kept(self) -> LinearisedLoss:
         """The same with all derivatives by the logits made now, for many products."""
@@ -165,17 +166,20 @@ def _gather(parts: Iterable[Direction], count: int, rows: range | None) -> Direc
     for part in parts:
         anchors.append(part.anchors)
         # Added at once: kept until the end, the cotangents of the keys would outweigh the batch.
-        shared = part if shared is None else _add_shared(shared, part)
+        rest = part._replace(anchors=torch.zeros_like(part.scale))
+        shared = rest if shared is None else _add(shared, rest)
     assert shared is not None
-    joined = torch.cat(anchors, dim=-2)
+    joined = anchors[0] if len(anchors) == 1 else torch.cat(anchors, dim=-2)
     if rows is not None:
         joined = pad(joined, (0, 0, rows.start, count - rows.stop))
     return shared._replace(anchors=joined)
 
 
-def _add_shared(one: Direction, other: Direction) -> Direction:
+def _add(one: Direction, other: Direction) -> Direction:
     bias = None if one.bias is None or other.bias is None else one.bias + other.bias
-    return Direction(one.anchors, one.keys + other.keys, one.scale + other.scale, bias)
+    return Direction(
+        one.anchors + other.anchors, one.keys + other.keys, one.scale + other.scale, bias
+    )
 
 
 def _merge(ways: Sequence[Direction]) -> Embeddings:

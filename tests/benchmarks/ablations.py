@@ -1,7 +1,7 @@
 """What the defaults of an audit are worth: each setting changed alone.
 
     python -m tests.benchmarks.ablations                    # an hour: all that is below
-    python -m tests.benchmarks.ablations --only damping     # questions that match this
+    python -m tests.benchmarks.ablations --only ^damping    # questions or settings that match this
     python -m tests.benchmarks.ablations --only-scores      # without the detector
     python -m tests.benchmarks.ablations --report           # from what was computed so far
     python -m tests.benchmarks.ablations --quick            # one seed of 200 rows, two questions
@@ -141,7 +141,7 @@ QUICK = ("roles in the score", "wrong rows of the query")
 
 def main() -> None:
     options = parser(__doc__, "ablations")
-    options.add_argument("--only", default="", help="questions that match this regex")
+    options.add_argument("--only", default="", help="QUESTION: SETTING that matches this regex")
     options.add_argument("--only-scores", action="store_true", help="leave out the detector")
     options.add_argument("--seeds", type=int, default=len(SEEDS), help="at most so many")
     options.add_argument("--report", action="store_true", help="compute nothing")
@@ -149,7 +149,8 @@ def main() -> None:
     chosen = [
         one
         for one in variants(FEW_ROWS if args.quick else ROWS)
-        if re.search(args.only, one.question) and (one.question in QUICK or not args.quick)
+        if re.search(args.only, f"{one.question}: {one.setting}")
+        and (one.question in QUICK or not args.quick)
     ]
     memory = Memory(None if args.quick else CACHE, verbose=0)
     of_scores, of_detector = (memory.cache(part) for part in (judge_scores, judge_detector))
@@ -348,18 +349,20 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Differences from the default, a panel for each measure."""
     shown = [one for one in results if not one["setting"].endswith(DEFAULT)]
     names = [f"{one['question']}: {one['setting']}" for one in shown]
-    measures = ("AUPRC", "AUPRC of the score", "LDS")
+    known = {measure for one in shown for measure in one["measures"]}
+    measures = [name for name in ("AUPRC", "AUPRC of the score", "LDS") if name in known]
+    size = (11, 1 + 0.22 * len(names))
     canvas, axes = plt.subplots(
-        1, len(measures), figsize=(11, 1 + 0.22 * len(names)), sharey=True, layout="constrained"
+        1, len(measures), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, measure in zip(axes, measures, strict=True):
+    for axis, measure in zip(axes[0], measures, strict=True):
         for place, one in enumerate(shown):
             differences = one["measures"].get(measure, {}).get("differences", [])
             axis.plot(differences, [place] * len(differences), "o", alpha=0.6, color="tab:blue")
         axis.axvline(0, color="grey", linewidth=0.8)
         axis.set(title=f"{measure}, against the default")
-    axes[0].set_yticks(range(len(names)), names, fontsize=8)
-    axes[0].invert_yaxis()
+    axes[0, 0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0, 0].invert_yaxis()
     canvas.savefig(path, dpi=110)
     plt.close(canvas)
 

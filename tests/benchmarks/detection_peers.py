@@ -46,7 +46,7 @@ from rich.progress import track
 from tests.benchmarks import detection_cells
 from tests.benchmarks.detection import against_best, best_setting, signals_of, summarise
 from tests.benchmarks.detection_cells import SEEDS, Cell, Run, read_data
-from tests.benchmarks.detection_report import Summary, error, figure
+from tests.benchmarks.detection_report import Summary, difference, error, figure
 from tests.benchmarks.lds import Problem, pose
 from tests.benchmarks.shared import parser, print_table, save, write_table
 from tests.benchmarks.signals import OURS, Signal, array
@@ -171,14 +171,6 @@ def table_rows(summaries: list[Summary], shown: list[str]) -> Iterator[list[str]
             cells = [figure(one["methods"][name][measure]) for name in shown]
             last = difference(one["score against"]) if measure == "AUPRC" else ""
             yield [one["cell"].removesuffix(", after"), measure, *cells, last]
-
-
-def difference(against: dict[str, Any]) -> str:
-    by = against["differences"]["AUPRC"]
-    return (
-        f"{against['verdict']} {against['baseline']}: {by['difference']:+.3f} "
-        f"[{by['low']:+.3f}, {by['high']:+.3f}]"
-    )
 
 
 def chosen(summaries: list[Summary]) -> str:

@@ -76,14 +76,15 @@ def table(summaries: list[Summary]) -> tuple[list[str], list[list[str]]]:
 
 def verdict(one: Summary) -> str:
     """In words, for both sets of baselines."""
-    parts = []
-    for found in one["against"].values():
-        by = found["differences"]["AUPRC"]
-        parts.append(
-            f"{found['verdict']} {found['baseline']}: {by['difference']:+.3f} "
-            f"[{by['low']:+.3f}, {by['high']:+.3f}]"
-        )
+    parts = [difference(found) for found in one["against"].values()]
     return f"{parts[0]} ({parts[1]})" if len(set(parts)) > 1 else parts[0]
+
+
+def difference(against: dict[str, Any]) -> str:
+    """In AUPRC, with its interval."""
+    by = against["differences"]["AUPRC"]
+    interval = f"{by['difference']:+.3f} [{by['low']:+.3f}, {by['high']:+.3f}]"
+    return f"{against['verdict']} {against['baseline']}: {interval}"
 
 
 def figure(values: list[float]) -> str:

@@ -281,25 +281,11 @@ def peak_mib() -> float:
 # ---------------------------------------------------------------------------------------- ours
 
 
-def ours(problem: Problem, folder: Path, damping: float) -> Callable[[], Variants]:
-    """The public way, but that the fit is done already."""
-    config = InfluenceConfig(damping=damping, fit_epochs=0, probes=1)
+def ours(problem: Problem, folder: Path, **settings: Any) -> Callable[[], Variants]:
+    """The public way; with no epochs of its own, from the fit that is there already."""
+    config = InfluenceConfig(probes=1, **settings)
     model = InfluenceModel(problem.model, problem.processor, config)
-    model.encoder.load(problem.theta)
-    model.encoder.freeze(problem.example)
-
-    def run() -> Variants:
-        model.fit(problem.train, problem.query)
-        yield "default", model.score(problem.train).task
-
-    return run
-
-
-def ours_unrolled(problem: Problem, folder: Path) -> Callable[[], Variants]:
-    """The same through the steps of the fit, which is done again for it, and timed, too."""
-    config = InfluenceConfig(response="unrolled", probes=1)
-    model = InfluenceModel(problem.model, problem.processor, config)
-    model.encoder.load(problem.start)
+    model.encoder.load(problem.start if config.fit_epochs else problem.theta)
     model.encoder.freeze(problem.example)
 
     def run() -> Variants:
@@ -426,14 +412,16 @@ def neg_clip_loss(problem: Problem, folder: Path) -> Callable[[], Variants]:
 
 METHODS = {
     "ours": Method(
-        partial(ours, damping=InfluenceConfig().damping),
+        partial(ours, fit_epochs=0),
         "fit(...) with no epochs, then score(...); one probe",
     ),
     "ours, unrolled": Method(
-        ours_unrolled, "response='unrolled', no damping; the fit of ten epochs is in its time"
+        partial(ours, response="unrolled"),
+        "response='unrolled', no damping; the fit of ten epochs is in its time",
     ),
     "ours, damping 0.01": Method(
-        partial(ours, damping=0.01), "the same; the solve does not reach its tolerance"
+        partial(ours, fit_epochs=0, damping=0.01),
+        "the same; the solve does not reach its tolerance",
     ),
     "EK-FAC": Method(
         ek_fac_cached,
