@@ -14,7 +14,7 @@ origin: two where predictions are half of what they should be.
 Where the pairs are memorised, a removal of two Newton steps ranks, but comes out too small, however
 well it is solved. Each solve is down to a residual of a hundredth. A whole first step goes twice as
 far as the refit, and up, because the softmax, saturated at the start, gains curvature along the
-way: the residual at its end is some 20 to 200 times that at its start. The way down is narrow and
+way: the residual at its end is some 12 to 219 times that at its start. The way down is narrow and
 bent: with the mean curvature of both ends of that step, and to the lowest point along it, the first
 step is 0.3 to 0.4 as long, and the second a tenth. That ranked eight pairs better (0.95 in place of
 0.80), and came out smaller still (slope 2.7 in place of 2.0); without looking for the lowest point
