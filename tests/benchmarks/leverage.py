@@ -11,14 +11,12 @@ and ``J`` is minimised again; the true change of the query, the mean loss of 200
 compared with what each method predicts. The slope is that of true on predicted changes through the
 origin: two where predictions are half of what they should be.
 
-Where the pairs are memorised, a removal of two Newton steps ranks, but comes out too small, however
-well it is solved. Each solve is down to a residual of a hundredth. A whole first step goes twice as
-far as the refit, and up, because the softmax, saturated at the start, gains curvature along the
-way: the residual at its end is some 12 to 219 times that at its start. The way down is narrow and
-bent: with the mean curvature of both ends of that step, and to the lowest point along it, the first
-step is 0.3 to 0.4 as long, and the second a tenth. That ranked eight pairs better (0.95 in place of
-0.80), and came out smaller still (slope 2.7 in place of 2.0); without looking for the lowest point
-it had the size (0.65), and no longer the ranks (0.62). Neither was taken up.
+Where the pairs are memorised, a removal of two Newton steps ranks, and comes out somewhat too
+small, however well it is solved. A whole first step goes twice as far as the refit, and up, because
+the softmax, saturated at the start, gains curvature along the way: the residual at its end is some
+12 to 219 times that at its start. With the mean curvature of both ends of that step, and to the
+lowest point along it, eight pairs were ranked better, and came out smaller still; without looking
+for the lowest point they had the size, and no longer the ranks. Neither was taken up.
 """
 
 from __future__ import annotations
