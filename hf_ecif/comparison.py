@@ -26,6 +26,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, image_bytes, load_rows, read_flags
 from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
+from hf_ecif.fitting import cosine_fall
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.progress import ProgressFactory, silent
@@ -244,7 +245,7 @@ def train(
     optimizer = torch.optim.Adam([current], lr=config.learning_rate)
     generator = torch.Generator().manual_seed(seed)
     for step, batch in enumerate(islice(_endless(version, batch_size, generator), steps)):
-        fall = (1 + math.cos(math.pi * step / steps)) / 2
+        fall = cosine_fall(step, steps)
         optimizer.param_groups[0]["lr"] = fall * config.learning_rate
         current.grad = objective.over([batch]).gradient(current)
         optimizer.step()

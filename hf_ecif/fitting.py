@@ -91,7 +91,7 @@ def fit_parameters(
     done = _resume(known, current, optimizer, generator)
     advance(done)
     for epoch in range(done, epochs):
-        rate = learning_rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        rate = learning_rate * cosine_fall(epoch, epochs)
         optimizer.param_groups[0]["lr"] = rate
         batches = random_batches(len(objective.features), batch_size, generator)
         if course is not None:
@@ -107,6 +107,11 @@ def fit_parameters(
         loss_after=objective.value(current).item(),
         gradient_norm=objective.gradient(current).norm().item(),
     )
+
+
+def cosine_fall(done: int, total: int) -> float:
+    """Share of the learning rate that is left: from one to zero along a cosine."""
+    return (1 + math.cos(math.pi * done / total)) / 2
 
 
 def _begin(

@@ -131,7 +131,7 @@ class InfluenceModel:
             )
         if self._adapters_are_ours:  # as added they are zero, so that merging changes nothing
             model = deepcopy(model).merge_and_unload()
-        fit = SavedFit(self.name, self.config, self._require_fit().to_state())
+        fit = SavedFit(self.name, self.config, self.require_fit().to_state())
         Path(folder, FIT).unlink(missing_ok=True)
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
@@ -177,7 +177,7 @@ class InfluenceModel:
     def fingerprint(self) -> str:
         """A hash of all that decides a score: model, config, fit."""
         digest = sha256(f"{self.encoder.fingerprint()} {self.config.fingerprint()}".encode())
-        for name, value in self._require_fit().to_state().tensors.items():
+        for name, value in self.require_fit().to_state().tensors.items():
             digest.update(name.encode())
             digest.update(value.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -185,7 +185,17 @@ class InfluenceModel:
     @property
     def theta(self) -> Tensor:
         """Attributed parameters after `fit`, ``(P,)``."""
-        return self._require_fit().theta
+        return self.require_fit().theta
+
+    def require_fit(self) -> Fitted:
+        """The last fit.
+
+        Raises:
+            UserError: there was none.
+        """
+        if self.fitted is None:
+            raise UserError("This model is not fitted yet: call fit(train, query) first.")
+        return self.fitted
 
     def read(
         self,
@@ -265,16 +275,18 @@ class InfluenceModel:
         Signs: negative is harmful (removing the pair is predicted to lower the query's loss),
         positive is valuable. Units: those of the query (nats of its mean loss), per pair.
         """
-        return self._score(rows, self._require_fit(), progress, checkpoints or Checkpoints())
+        return self._score(rows, self.require_fit(), progress, checkpoints or Checkpoints())
 
     def score_for(self, rows: Rows, query: AnyQuery | Sequence[AnyQuery]) -> Scores:
         """Influence on another query than that of the last `fit`, at the same parameters.
 
         Sizes and self-influence do not depend on the query: they are zero here; see `score`.
         """
-        generator = torch.Generator().manual_seed(self.config.seed)
-        gradients = self._target(query, generator).gradients(self.encoder, self.theta)
-        return self.score_through(rows, self.respond(gradients))
+        return self.score_through(rows, self.respond(self._gradients(query)))
+
+    def contributions(self, rows: Rows, query: AnyQuery | Sequence[AnyQuery]) -> Scores:
+        """What `score_for` gives, for what the pairs have contributed; see `contribute`."""
+        return self.score_through(rows, self.contribute(self._gradients(query)))
 
     def solve(self, gradients: Tensor) -> Tensor:
         """``(H + damping)^-1`` times gradients at the fitted parameters, ``(P,)`` or ``(Q, P)``."""
@@ -304,7 +316,7 @@ class InfluenceModel:
 
     def score_through(self, rows: Rows, stations: Sequence[Station]) -> Scores:
         """What `score_for` gives, for what `respond` or `contribute` gave."""
-        return self._score_through(rows, stations, self._require_fit().train_count)
+        return self._score_through(rows, stations, self.require_fit().train_count)
 
     def find_partners(self, rows: Rows, stations: Sequence[Station], pairs: Tensor) -> Partners:
         """In whose terms some pairs act most strongly as negatives; see `strongest_partners`.
@@ -314,7 +326,7 @@ class InfluenceModel:
             stations: of several queries.
             pairs: ``(Q, k)``, numbers of rows, for each query its own.
         """
-        fitted = self._require_fit()
+        fitted = self.require_fit()
         return strongest_partners(
             self.encoder,
             stations,
@@ -332,7 +344,7 @@ class InfluenceModel:
             rows: the training rows, members and others.
             members: ``(n,)`` booleans.
         """
-        fitted = self._require_fit()
+        fitted = self.require_fit()
         parts = [
             score_group(
                 self.encoder,
@@ -365,7 +377,7 @@ class InfluenceModel:
             query: what is asked.
             progress: makes a progress bar.
         """
-        fitted, config = self._require_fit(), self.config
+        fitted, config = self.require_fit(), self.config
         objective = self._fitted_objective(rows)
         before = self.query_value(query, fitted.theta)
         advance, scores = progress("Score without", len(sets)), []
@@ -399,7 +411,7 @@ class InfluenceModel:
         inverse, damping = self._require_inverse(), self._damping_of_fit()
         if damping is None:
             return None
-        objective, directions = inverse.objective, self._require_fit().directions.query
+        objective, directions = inverse.objective, self.require_fit().directions.query
         vectors = nystrom(partial(objective.ggn, self.theta), self.theta, rank).vectors
         # Of the scores that come along, nothing is used: the query's directions are of another
         # damping.
@@ -453,7 +465,7 @@ class InfluenceModel:
         Raises:
             UserError: nothing is to be removed, or nearly everything.
         """
-        fitted, config = self._require_fit(), self.config
+        fitted, config = self.require_fit(), self.config
         if not 0 < members.sum() < len(rows) - 1:
             raise UserError(
                 f"{int(members.sum())} of {len(rows)} rows are to be removed: choose at least one "
@@ -558,9 +570,10 @@ class InfluenceModel:
             return fitted, InverseCurvature(objective, theta, self.config, fitted.spectrum)
         inverse = InverseCurvature(objective, theta, self.config, spectrum)
         target = self._target(query, generator)
-        fitted = self._solve(inverse, target, start, generator, report)
+        gradients = target.gradients(self.encoder, theta)
+        fitted = self._solve(inverse, target, gradients, start, generator, report)
         if self._unrolls:
-            course, gradients = self._walk(objective), target.gradients(self.encoder, theta)
+            course = self._walk(objective)
             advance = progress("Unroll", len(course))
             stations = unroll(objective, course, gradients, self.config.curvature, advance)
             fitted = replace(fitted, stations=stations)
@@ -571,13 +584,13 @@ class InfluenceModel:
         self,
         inverse: InverseCurvature,
         target: Target,
+        gradients: Tensor,
         start: Tensor,
         generator: torch.Generator,
         report: FitReport,
     ) -> Fitted:
         encoder, theta, objective = self.encoder, inverse.theta, inverse.objective
-        gradient = target.gradients(encoder, theta)
-        rows = gradient.reshape(-1, len(theta))
+        rows = gradients.reshape(-1, len(theta))
         probes = random_signs((self.config.probes, len(theta)), generator).to(theta)
         # Together they take fewer products than one by one.
         solved, solve = inverse.solve(torch.cat([rows, probes]))
@@ -585,7 +598,7 @@ class InfluenceModel:
         cosine = torch.cosine_similarity(rows.mean(dim=0), objective.gradient(theta), dim=0)
         return Fitted(
             theta=theta,
-            directions=Directions(direction.view(gradient.shape), probes, solved),
+            directions=Directions(direction.view(gradients.shape), probes, solved),
             spectrum=inverse.spectrum,
             train_count=len(objective.features),
             fit=report,
@@ -647,7 +660,7 @@ class InfluenceModel:
         directions, count = fitted.directions, fitted.train_count
         if not fitted.stations:
             return self._score_at(fitted.theta, rows, directions, count, progress, known)
-        others = directions._replace(query=torch.zeros_like(fitted.theta))
+        others = directions._replace(query=Directions.none(fitted.theta).query)
         scores = self._score_at(fitted.theta, rows, others, count, silent, known)
         query = self._score_through(rows, fitted.stations, count, progress, known)
         return replace(
@@ -707,6 +720,11 @@ class InfluenceModel:
             return ContrastiveLoss(self._objective(query, generator))
         return Several([self._target(one, generator) for one in query])
 
+    def _gradients(self, query: AnyQuery | Sequence[AnyQuery]) -> Tensor:
+        """Of a query at the fitted parameters, ``(P,)`` or ``(Q, P)``."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return self._target(query, generator).gradients(self.encoder, self.theta)
+
     def _damping_of_fit(self) -> float | None:
         """What holds the fit where it stopped; None where there was no fit."""
         inverse, start = self._require_inverse(), self.encoder.theta
@@ -737,11 +755,6 @@ class InfluenceModel:
             self.save_pretrained(Path(aside, "fit"))
             with suppress(OSError):  # it is there already, whole
                 Path(aside, "fit").rename(folder)
-
-    def _require_fit(self) -> Fitted:
-        if self.fitted is None:
-            raise UserError("This model is not fitted yet: call fit(train, query) first.")
-        return self.fitted
 
     def _require_inverse(self) -> InverseCurvature:
         if self.inverse is None:

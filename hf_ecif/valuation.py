@@ -19,7 +19,6 @@ from torch import Tensor
 from hf_ecif import processes
 from hf_ecif.comparison import Version
 from hf_ecif.comparison import train as fine_tune
-from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.inputs import Features
@@ -308,9 +307,7 @@ def value_in_companies(
     progress: ProgressFactory = silent,
 ) -> Additions:
     """The same in batches of one's own: each company is numbers of training rows."""
-    fitted = model.fitted
-    if fitted is None:
-        raise UserError("This model is not fitted yet: call fit(train, query) first.")
+    fitted = model.require_fit()
     stations = fitted.scored_at
     advance = progress("Value candidates", len(candidates) * len(stations))
     parts = sum(

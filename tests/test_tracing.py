@@ -13,7 +13,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.proposals import build_index
-from hf_ecif.queries import Query, first_rows
+from hf_ecif.queries import first_rows
 from hf_ecif.scoring import Scores
 from hf_ecif.tracing import (
     COMPANY,
@@ -178,7 +178,7 @@ def test_rows_of_your_own(study: Study) -> None:
 def test_every_task_is_traced_by_its_own_margin(study: Study, task: Task) -> None:
     chosen = torch.tensor([4])
     traces = trace(study.model, study.train, study.query, chosen, direction=task, top_k=3)
-    scores = contributions(study.model, study.train, margin_of(study.query, chosen, task))
+    scores = study.model.contributions(study.train, margin_of(study.query, chosen, task))
     torch.testing.assert_close(traces.score, scores.task.gather(1, traces.pairs))
     assert torch.equal(scores.task[0].argsort()[:3], traces.pairs[0])
 
@@ -191,7 +191,7 @@ def test_no_errors(study: Study) -> None:
 def test_an_index_of_full_rank_is_exact(study: Study) -> None:
     model, query = study.model, margin_of(study.query, torch.tensor([1, 4, 9]), "text_to_image")
     index = build_index(model, study.train, [query], rank=3)
-    scores = contributions(model, study.train, query)
+    scores = model.contributions(study.train, query)
     exact = torch.stack([scores.positive, scores.negative])
     estimate = index.estimate(query.gradients(model.encoder, model.theta))
     torch.testing.assert_close(estimate, exact, rtol=1e-3, atol=1e-5)
@@ -215,14 +215,10 @@ def test_candidates_are_decided_by_their_scores(
     index, some = scored
     assert index == TRAIN
     assert 20 * (1 + COMPANY) <= some < TRAIN
-    exact = contributions(model, train, margin_of(study.query, victims, "text_to_image"))
+    exact = model.contributions(train, margin_of(study.query, victims, "text_to_image"))
     proposed = exact.task.topk(30, dim=1, largest=False).indices.unique()
     # Of an index of full rank; candidates of one error may turn out to be causes of another.
     assert torch.isin(traces.pairs, proposed).float().mean() >= 0.9
     assert (traces.score.diff(dim=1) >= 0).all()
     off = (traces.score - exact.task.gather(1, traces.pairs)) / traces.stderr
     assert off.abs().median() < 3
-
-
-def contributions(model: InfluenceModel, rows: Rows, query: Query) -> Scores:
-    return model.score_through(rows, model.contribute(query.gradients(model.encoder, model.theta)))

@@ -233,9 +233,7 @@ def ask(prepared: Prepared, image: bytes, text: str, others: list[str]) -> tuple
 
 def find_causes(prepared: Prepared, query: Query, count: int) -> list[Cause]:
     """The training pairs that have contributed most to one query."""
-    model = prepared.model
-    stations = model.contribute(query.gradients(model.encoder, model.theta))
-    scores = model.score_through(prepared.rows, stations).of_query(0)
+    scores = prepared.model.contributions(prepared.rows, query).of_query(0)
     order = scores.task.argsort()[:count].tolist()
     return [
         Cause(

@@ -26,7 +26,6 @@ what the index of `hf_ecif.proposals` proposes against the exact trace.
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Iterator
@@ -43,6 +42,7 @@ from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.features import Rows
+from hf_ecif.fitting import cosine_fall
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.inputs import Features
 from hf_ecif.proposals import build_index
@@ -237,7 +237,7 @@ def rank(study: Study, case: Case) -> dict[str, Tensor]:
     alike = images[errors] @ image.T
     generator = torch.Generator().manual_seed(case.concept)
     return {
-        OURS: -contributions(model, train, query),
+        OURS: -model.score_through(train, stations).task,
         "hf_ecif, removal unrolled": -unrolled(model, train, gradients),
         "hf_ecif, inverse curvature": -removal,
         RELATIVE: -removal / model.score(train).size,
@@ -261,7 +261,7 @@ def unrolled(model: InfluenceModel, train: Rows, gradients: Tensor) -> Tensor:
 def over_epochs(model: InfluenceModel, train: Rows, query: Query, thetas: list[Tensor]) -> Tensor:
     """TracIn over checkpoints, each with the learning rate of its epoch."""
     epochs = len(thetas)
-    rates = [(1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs)]
+    rates = [cosine_fall(epoch, epochs) for epoch in range(epochs)]
     terms = (own_terms(model, train, query, theta) for theta in thetas)
     return torch.stack([rate * one for rate, one in zip(rates, terms, strict=True)]).sum(dim=0)
 
@@ -300,7 +300,7 @@ def measure_index(study: Study, splits: list[Rows], *, quick: bool) -> dict[str,
             queries += [margin_of(rows, chunk, task) for chunk in errors.split(CHUNK)]
             count += len(errors)
     start = time.perf_counter()
-    exact = torch.cat([contributions(model, train, query) for query in queries])
+    exact = torch.cat([model.contributions(train, query).task for query in queries])
     seconds = {"exact": time.perf_counter() - start}
     causes = exact.topk(CAUSES, dim=1, largest=False).indices
     recall: dict[str, dict[str, float]] = {}
@@ -313,12 +313,6 @@ def measure_index(study: Study, splits: list[Rows], *, quick: bool) -> dict[str,
         seconds |= {f"build {r}": built - start, f"ask {r}": time.perf_counter() - built}
         recall[str(r)] = {str(n): proposed(estimate, causes, n) for n in PROPOSED}
     return {"errors": count, "rows": len(train), "recall": recall, "seconds": seconds}
-
-
-def contributions(model: InfluenceModel, train: Rows, query: Query) -> Tensor:
-    """What all rows have contributed to each error, ``(Q, N)``; negative is harmful."""
-    stations = model.contribute(query.gradients(model.encoder, model.theta))
-    return model.score_through(train, stations).task
 
 
 def proposed(estimate: Tensor, causes: Tensor, count: int) -> float:
