@@ -6,7 +6,7 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -152,7 +152,7 @@ class _Found:
     scores_as_given: Scores
     witnesses: Witnesses
     reference: NDArray[np.float64]
-    planted: NDArray[np.float64]
+    planted: list[NDArray[np.float64]]
     detection: Detection
     evidence: Evidence | None
     traced: Found | None
@@ -367,7 +367,7 @@ def _describe_loading(opened: Opened) -> dict[str, str | None]:
 
 
 def _describe_noise(
-    detection: Detection, reference: np.ndarray, planted: np.ndarray
+    detection: Detection, reference: np.ndarray, planted: Sequence[np.ndarray]
 ) -> dict[str, Any]:
     """Noise rate and threshold, and how well wrong pairs made on purpose are told from the rest."""
     return {
@@ -375,7 +375,7 @@ def _describe_noise(
         "threshold": detection.threshold,
         "borderline": int(detection.borderline.sum()),
         "planted_auroc": detection.planted_auroc,
-        "planted_score_auroc": auroc(-planted[:, 1], -reference[:, 1]),
+        "planted_score_auroc": auroc(-np.concatenate(planted)[:, 1], -reference[:, 1]),
     }
 
 

@@ -218,7 +218,7 @@ def compare(
     config = model.config
     sizes = [len(version) for repeats in versions.values() for version in repeats]
     batch_size = min(config.batch_size, *sizes)
-    steps = config.fit_epochs * math.ceil(max(sizes) / batch_size)
+    steps = math.ceil(max(sizes) / batch_size)
     advance = progress("Fine-tune", len(sizes))
 
     def run(version: Version, repeat: int) -> dict[str, float]:
@@ -237,18 +237,28 @@ def compare(
 def train(
     model: InfluenceModel, version: Version, *, steps: int, batch_size: int, seed: int
 ) -> Tensor:
-    """Attributed parameters ``(P,)`` after a number of steps on a version of the rows."""
+    """Attributed parameters ``(P,)`` after the config's epochs on a version of the rows.
+
+    Args:
+        model: its config says how, its own parameters are the start.
+        version: what is trained on.
+        steps: of an epoch, however many rows the version has. The rate falls from epoch to epoch,
+            as that of a fit does.
+        batch_size: of the contrastive batches.
+        seed: of the batches.
+    """
     config, rows, start = model.config, version.rows, model.encoder.theta
     same = rows.same_text if config.mask_repeated else None
     objective = Objective(model.encoder, rows.features, [], same, config.l2, start)
     current = start.clone()
     optimizer = torch.optim.Adam([current], lr=config.learning_rate)
-    generator = torch.Generator().manual_seed(seed)
-    for step, batch in enumerate(islice(_endless(version, batch_size, generator), steps)):
-        fall = cosine_fall(step, steps)
+    batches = _endless(version, batch_size, torch.Generator().manual_seed(seed))
+    for epoch in range(config.fit_epochs):
+        fall = cosine_fall(epoch, config.fit_epochs)
         optimizer.param_groups[0]["lr"] = fall * config.learning_rate
-        current.grad = objective.over([batch]).gradient(current)
-        optimizer.step()
+        for batch in islice(batches, steps):
+            current.grad = objective.over([batch]).gradient(current)
+            optimizer.step()
     return current
 
 

@@ -523,18 +523,19 @@ class InfluenceModel:
         query: Rows,
         progress: ProgressFactory = silent,
         checkpoints: Checkpoints | None = None,
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
         """What tells misaligned rows, in runs in which some captions were exchanged on purpose.
 
         Returns:
-            ``(R, 4)`` of the rows that stayed as they are, ``(M, 4)`` of those exchanged; see
+            ``(R, 4)`` of the rows that stayed as they are, and ``(M, 4)`` of either kind of those
+            exchanged: for the caption of an image unlike their own, and of one like it; see
             `witnesses`.
         """
         config, known = self.config, checkpoints or Checkpoints()
         generator = torch.Generator().manual_seed(config.seed + 2)
         given = self.encoder.embed(self.encoder.theta, train.features)
         advance = progress("Plant wrong pairs", config.plantings)
-        reference, planted = [], []
+        reference, unlike, alike = [], [], []
         # Their curvature differs little; it is damped alike.
         spectrum = self.fitted.spectrum if self.fitted else None
         for number in range(config.plantings):
@@ -546,11 +547,12 @@ class InfluenceModel:
             scores = self._score(planting.rows, fitted, silent, within)
             embedded = given._replace(text=given.text[planting.donors.to(given.text.device)])
             found = find_witnesses(scores, embedded, planting.rows.same_text).stack()
-            is_planted = planting.planted.numpy()
-            reference.append(found[~is_planted])
-            planted.append(found[is_planted])
+            planted, near = planting.planted.numpy(), planting.alike.numpy()
+            reference.append(found[~planted])
+            unlike.append(found[planted & ~near])
+            alike.append(found[near])
             advance(1)
-        return np.concatenate(reference), np.concatenate(planted)
+        return np.concatenate(reference), [np.concatenate(unlike), np.concatenate(alike)]
 
     def _fit(
         self,

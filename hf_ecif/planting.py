@@ -22,15 +22,22 @@ class Planting:
     Attributes:
         rows: all rows, with the exchanged captions.
         donors: ``(n,)``, the row that each caption was taken from; its own where it stayed.
+        clusters: ``(n,)``, of the images.
     """
 
     rows: Rows
     donors: Tensor
+    clusters: Tensor
 
     @property
     def planted(self) -> Tensor:
         """``(n,)`` booleans, true where the caption was exchanged."""
         return self.donors != torch.arange(len(self.donors))
+
+    @property
+    def alike(self) -> Tensor:
+        """``(n,)`` booleans, true where it was exchanged with that of an image of its cluster."""
+        return self.planted & (self.clusters == self.clusters[self.donors])
 
 
 def plant(
@@ -58,7 +65,7 @@ def plant(
         if len(candidates):
             pick = torch.randint(len(candidates), (1,), generator=generator)
             donors[row] = candidates[pick]
-    return Planting(rows.with_texts_of(donors), donors)
+    return Planting(rows.with_texts_of(donors), donors, labels)
 
 
 def cluster(embeddings: Tensor, clusters: int, seed: int) -> Tensor:

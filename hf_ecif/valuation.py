@@ -233,7 +233,7 @@ def removal_curves(
     """
     config, repeats = model.config, max(map(len, orders.values()))
     batch_size = min(config.batch_size, len(train) - round(max(shares) * len(train)))
-    steps = config.fit_epochs * math.ceil(len(train) / batch_size)
+    steps = math.ceil(len(train) / batch_size)
     advance = progress("Refit", repeats + sum(map(len, orders.values())) * len(shares))
 
     def measure(rows: Rows, repeat: int) -> tuple[float, float]:

@@ -25,7 +25,7 @@ class Mixture:
     planted: Floats
 
     def detect(self) -> Detection:
-        return detect(self.signals, self.reference, self.planted)
+        return detect(self.signals, self.reference, [self.planted])
 
 
 def draw(wrong: NDArray[np.bool_], distance: float, generator: np.random.Generator) -> Floats:
@@ -79,6 +79,29 @@ def test_threshold_is_nearly_the_best(rate: float, seed: int) -> None:
     assert f1_score(mix.wrong, detection.flag) >= best_f1(mix, detection) - 0.05
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("distance", [FAR, NEAR], ids=["far", "near"])
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.4])
+def test_kinds_of_wrong_rows_are_weighed(rate: float, distance: float, seed: int) -> None:
+    """Whatever the noise is like, if some planted rows are like it; with one kind for all it shows.
+
+    Half of the planted rows are far and half are near, and the noise is one or the other.
+    """
+    far, near = (mixture(rate, seed, kind) for kind in (FAR, NEAR))
+    data = far if distance == FAR else near
+    found = detect(data.signals, data.reference, [far.planted, near.planted])
+    pooled = detect(data.signals, data.reference, [np.concatenate([far.planted, near.planted])])
+    assert found.noise_rate == pytest.approx(rate, abs=0.08)
+    assert abs(found.noise_rate - rate) < abs(pooled.noise_rate - rate)
+    assert f1_score(data.wrong, found.flag) > f1_score(data.wrong, pooled.flag)
+
+
+def test_kinds_of_nothing_are_left_out() -> None:
+    mix = mixture(0.2, 0)
+    found = detect(mix.signals, mix.reference, [mix.planted[:0], mix.planted, mix.planted[:1]])
+    np.testing.assert_array_equal(found.probability, mix.detect().probability)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.2])
 def test_probability_flag_and_threshold_agree(rate: float) -> None:
     mix = mixture(rate, 0, NEAR)
@@ -93,7 +116,7 @@ def test_probability_rises_with_the_density_ratio() -> None:
     mix = mixture(0.2, 0, NEAR)
     loss = np.linspace(mix.signals[:, 0].min(), mix.signals[:, 0].max(), 50)
     line = np.stack([loss, np.zeros(50)], axis=1)
-    probability = detect(line, mix.reference, mix.planted).probability
+    probability = detect(line, mix.reference, [mix.planted]).probability
     assert (np.diff(probability) >= 0).all()
     assert probability[0] < 0.1 < 0.5 < probability[-1]
 
@@ -108,14 +131,14 @@ def test_planted_auroc(rate: float, distance: float, low: float, high: float) ->
 
 def test_units_of_the_signals_do_not_matter() -> None:
     mix, scale = mixture(0.2, 1, NEAR), np.array([10.0, 1e-4])
-    scaled = detect(mix.signals * scale, mix.reference * scale, mix.planted * scale)
+    scaled = detect(mix.signals * scale, mix.reference * scale, [mix.planted * scale])
     np.testing.assert_allclose(scaled.probability, mix.detect().probability, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("planted", [2, 9, 10, 11])
 def test_few_planted_rows(planted: int) -> None:
     mix = mixture(0.2, 0, rows=20)
-    found = detect(mix.signals, mix.reference, mix.planted[np.arange(planted) % len(mix.planted)])
+    found = detect(mix.signals, mix.reference, [mix.planted[np.arange(planted) % len(mix.planted)]])
     assert 0 <= found.noise_rate <= 1
     assert np.isfinite(found.probability).all()
 
@@ -124,7 +147,7 @@ def test_few_planted_rows(planted: int) -> None:
 def test_too_few_planted_rows(planted: int) -> None:
     mix = mixture(0.2, 0, rows=20)
     with pytest.raises(ValueError, match="planted"):
-        detect(mix.signals, mix.reference, mix.planted[:planted])
+        detect(mix.signals, mix.reference, [mix.planted[:planted]])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -142,7 +165,7 @@ class TestBorderline:
 
     def test_flags_do_not_depend_on_errors(self) -> None:
         mix = mixture(0.2, 0, NEAR)
-        found = detect(mix.signals, mix.reference, mix.planted, errors=0.1 * np.ones((ROWS, 2)))
+        found = detect(mix.signals, mix.reference, [mix.planted], errors=0.1 * np.ones((ROWS, 2)))
         np.testing.assert_array_equal(found.flag, mix.detect().flag)
         np.testing.assert_array_equal(found.probability, mix.detect().probability)
 
@@ -150,7 +173,7 @@ class TestBorderline:
         mix = mixture(0.2, 0, NEAR)
         errors = np.zeros((ROWS, 2))
         errors[3, 1] = np.inf
-        found = detect(mix.signals, mix.reference, mix.planted, errors=errors)
+        found = detect(mix.signals, mix.reference, [mix.planted], errors=errors)
         assert np.flatnonzero(found.borderline).tolist() == [3]
 
     @pytest.mark.parametrize(
@@ -162,7 +185,7 @@ class TestBorderline:
         mix = mixture(0.2, 0, NEAR)
         errors = np.zeros((ROWS, 2))
         errors[:, column] = size * np.median(np.abs(mix.signals[:, column]))
-        found = detect(mix.signals, mix.reference, mix.planted, errors=errors)
+        found = detect(mix.signals, mix.reference, [mix.planted], errors=errors)
         near = np.argsort(np.abs(logit(found.probability) - logit(found.threshold)))[:200]
         # Half of them up, half down, and the other way round: rate and threshold hardly move.
         sign = np.where(np.arange(200) % 2, 2.0, -2.0)[:, None]
@@ -170,7 +193,7 @@ class TestBorderline:
         for way in (sign, -sign):
             moved = mix.signals.copy()
             moved[near] += way * errors[near]
-            turned |= detect(moved, mix.reference, mix.planted).flag != found.flag
+            turned |= detect(moved, mix.reference, [mix.planted]).flag != found.flag
         assert (found.borderline[near] == turned[near]).mean() > 0.85
         assert 10 < turned[near].sum() < 190
 
@@ -191,20 +214,20 @@ class TestGroups:
     @pytest.mark.parametrize("seed", SEEDS)
     def test_each_group_has_its_own_rate(self, seed: int) -> None:
         mix, names = self.grouped((0.45, 0.02), seed)
-        found = detect(mix.signals, mix.reference, mix.planted, groups=names)
+        found = detect(mix.signals, mix.reference, [mix.planted], groups=names)
         by_name = {group.group: group for group in found.groups}
         for number, name in enumerate(self.NAMES):
             own = mix.wrong[number::2].mean()
             assert by_name[name].noise_rate == pytest.approx(own, abs=0.08)
             assert abs(found.noise_rate - own) > 0.12
-        without = detect(mix.signals, mix.reference, mix.planted)
+        without = detect(mix.signals, mix.reference, [mix.planted])
         assert f1_score(mix.wrong, found.flag) > f1_score(mix.wrong, without.flag)
 
     def test_table_counts_what_is_flagged(self) -> None:
         mix, names = self.grouped((0.45, 0.1), 0)
         errors = 0.05 * np.ones_like(mix.signals)
         errors[:, 1] = 0
-        found = detect(mix.signals, mix.reference, mix.planted, errors=errors, groups=names)
+        found = detect(mix.signals, mix.reference, [mix.planted], errors=errors, groups=names)
         assert {group.group for group in found.groups} == set(self.NAMES)
         for group in found.groups:
             mine = np.array(names) == group.group
@@ -218,7 +241,7 @@ class TestGroups:
     def test_small_groups_and_rows_of_none_are_judged_by_all(self) -> None:
         mix = mixture(0.2, 0, NEAR)
         names = ["small"] * (SMALLEST_GROUP - 1) + [None] * (ROWS - SMALLEST_GROUP + 1)
-        found, plain = detect(mix.signals, mix.reference, mix.planted, groups=names), mix.detect()
+        found, plain = detect(mix.signals, mix.reference, [mix.planted], groups=names), mix.detect()
         assert found.groups == ()
         np.testing.assert_array_equal(found.probability, plain.probability)
         np.testing.assert_array_equal(found.flag, plain.flag)
@@ -226,7 +249,7 @@ class TestGroups:
     def test_a_group_of_all_rows_is_all_rows(self) -> None:
         mix = mixture(0.2, 0, NEAR)
         found, plain = (
-            detect(mix.signals, mix.reference, mix.planted, groups=["x"] * ROWS),
+            detect(mix.signals, mix.reference, [mix.planted], groups=["x"] * ROWS),
             mix.detect(),
         )
         assert found.groups[0].rows == ROWS
@@ -236,5 +259,5 @@ class TestGroups:
     def test_largest_group_first(self) -> None:
         mix = mixture(0.2, 0, NEAR)
         names = ["a"] * 100 + ["b"] * 300 + ["c"] * (ROWS - 400)
-        found = detect(mix.signals, mix.reference, mix.planted, groups=names)
+        found = detect(mix.signals, mix.reference, [mix.planted], groups=names)
         assert [group.group for group in found.groups] == ["c", "b", "a"]

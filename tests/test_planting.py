@@ -74,6 +74,13 @@ def test_half_of_the_captions_come_from_like_images() -> None:
     donors = planting.rows.features.text["features"][:, 0].long()
     alike = (donors % 4 == torch.arange(80) % 4).double().mean()
     assert 0.5 <= alike < 0.75  # a half, and a quarter of the other half by chance
+    assert planting.alike.double().mean() == alike
+
+
+def test_rows_that_stay_are_of_no_kind() -> None:
+    planting = planting_of(DISTINCT)
+    assert 0 < planting.alike.sum() < planting.planted.sum()
+    assert not planting.alike[~planting.planted].any()
 
 
 def test_row_whose_like_images_share_its_caption_takes_another() -> None:

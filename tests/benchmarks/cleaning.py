@@ -5,7 +5,7 @@
     python -m tests.benchmarks.cleaning --quick                 # 2 seeds of 400 rows, 40 %
 
 Captions of the embedded data are exchanged, 20 or 40 % of them, with any other row (random) or one
-of the same category (cat), for 5 seeds; where the last block is trained, 40 % for 3 seeds. The
+of the same category (cat), for 20 seeds; where the last block is trained, 40 % for 3 seeds. The
 detector flags rows as an audit with default settings would; it sees the noisy rows and the
 validation split. The embedded model is then fine-tuned on
 
@@ -68,7 +68,7 @@ class Setting:
 
 # Chosen by the gap between noisy and oracle alone.
 SETTINGS = {
-    "projections": Setting(InfluenceConfig(), (0.2, 0.4), 5),
+    "projections": Setting(InfluenceConfig(), (0.2, 0.4), 20),
     "last_block": Setting(InfluenceConfig(parameters="last_block"), (0.4,), 3),
 }
 QUICK = {"projections": Setting(InfluenceConfig(), (0.4,), 2)}

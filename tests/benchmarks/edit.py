@@ -127,7 +127,7 @@ def timed(run: Callable[[], Tensor]) -> Timed:
 def retrain(data: Embedded, rows: Rows, gone: Tensor, seed: int) -> Tensor:
     """From the pretrained projections and cached activations, as many steps as the fit."""
     config, rest = data.model.config, Version(rows.select((~gone).nonzero()[:, 0]))
-    steps = config.fit_epochs * math.ceil(len(rows) / config.batch_size)
+    steps = math.ceil(len(rows) / config.batch_size)
     return train(data.model, rest, steps=steps, batch_size=config.batch_size, seed=seed)
 
 

@@ -16,6 +16,7 @@ from typing import get_args
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -169,7 +170,7 @@ def model() -> Iterator[tuple[str, Tensor]]:
     yield "positions", rows.positions
     yield from influence.score(rows).to_state().tensors.items()
     reference, planted = influence.plant(rows, query)
-    yield "planted", torch.from_numpy(planted)
+    yield "planted", torch.from_numpy(np.concatenate(planted))
     yield "reference", torch.from_numpy(reference)
 
 
