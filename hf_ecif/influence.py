@@ -277,6 +277,12 @@ class InfluenceModel:
         """
         return self._score(rows, self.require_fit(), progress, checkpoints or Checkpoints())
 
+    def sizes(self, rows: Rows) -> Tensor:
+        """``(N,)``, by how much the removal of each row moves the parameters; `Scores.size`."""
+        fitted = self.require_fit()
+        directions = fitted.directions.without_query()
+        return self._score_at(fitted.theta, rows, directions, fitted.train_count).size
+
     def score_for(self, rows: Rows, query: AnyQuery | Sequence[AnyQuery]) -> Scores:
         """Influence on another query than that of the last `fit`, at the same parameters.
 
@@ -662,7 +668,7 @@ class InfluenceModel:
         directions, count = fitted.directions, fitted.train_count
         if not fitted.stations:
             return self._score_at(fitted.theta, rows, directions, count, progress, known)
-        others = directions._replace(query=Directions.none(fitted.theta).query)
+        others = directions.without_query()
         scores = self._score_at(fitted.theta, rows, others, count, silent, known)
         query = self._score_through(rows, fitted.stations, count, progress, known)
         return replace(

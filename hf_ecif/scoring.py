@@ -44,6 +44,10 @@ class Directions(NamedTuple):
         empty = theta.new_zeros(0, len(theta))
         return cls(empty, empty, empty)
 
+    def without_query(self) -> Directions:
+        """The probes alone, for what does not depend on a query."""
+        return self._replace(query=self.probes[:0])
+
     def stack(self) -> Tensor:
         """All of them, ``(Q + 2K, P)``."""
         queries = self.query.reshape(-1, self.query.shape[-1])

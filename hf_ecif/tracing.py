@@ -176,7 +176,7 @@ def trace(
     """
     if not len(errors):
         return Traces.none(top_k)
-    size = model.score(train).size
+    size = model.sizes(train)
     chunks = [(chunk, margin_of(rows, chunk, direction)) for chunk in errors.split(CHUNK)]
     index = None
     if candidates:

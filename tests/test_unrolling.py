@@ -247,6 +247,12 @@ def test_a_query_asked_later_has_the_same_scores(demo: Demo) -> None:
     assert scores.self_influence.abs().min() > 0  # it is of the curvature still
 
 
+def test_sizes_come_without_a_query(demo: Demo) -> None:
+    plain = fit_demo(replace(CONFIG, response="stationary"))
+    for model, train, _ in (demo, plain):
+        torch.testing.assert_close(model.sizes(train), model.score(train).size)
+
+
 def test_additions_are_removals_the_other_way_round(demo: Demo) -> None:
     """A pair that is in the data already: its copy does about what its removal undoes."""
     model, train, _ = demo
