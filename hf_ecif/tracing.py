@@ -3,10 +3,11 @@
 For every error the query is a margin, the log-odds against the right answer. A pair is responsible
 for what its own gradients have added to the margin in the course of the fit, its *contribution*
 (see `hf_ecif.unrolling`), as a positive or as a hard negative (of which partner, is found, too).
+Pairs are ranked by that and by how much of what they move it is; see `responsibility`.
 
 A cause is something else than what a removal would change. Where several wrong pairs teach the same
 error, the others make up for each that is removed, so that the predicted effect of a removal hides
-them: of planted causes, 0.95 are among the first 20 by contribution, and 0.68 by the effect.
+them: of planted causes, 0.95 are among the first 20 by what they contributed, 0.64 by the effect.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Traces:
 
     Attributes:
         pairs: numbers of the training rows, the most responsible first.
-        score: change of the error's margin without what the pair has contributed, in nats, which
-            is ranked by; negative means that the error would shrink.
+        score: change of the error's margin without what the pair has contributed, in nats;
+            negative means that the error would shrink.
         positive: the part of the score from the pair's role as a positive.
         negative: the part from its role as a negative of other pairs.
         relative: the score over the size of the change that the pair's removal causes.
@@ -176,7 +177,7 @@ def trace(
     """
     if not len(errors):
         return Traces.none(top_k)
-    size = model.sizes(train)
+    sizes = model.sizes(train)
     chunks = [(chunk, margin_of(rows, chunk, direction)) for chunk in errors.split(CHUNK)]
     index = None
     if candidates:
@@ -187,10 +188,25 @@ def trace(
     parts = []
     for chunk, query in chunks:
         gradients = query.gradients(model.encoder, model.theta)
-        among = _propose(index, gradients, max(candidates, top_k), model.config.seed)
-        parts.append(_trace_chunk(model, train, model.contribute(gradients), size, among, top_k))
+        among = _propose(index, gradients, sizes, max(candidates, top_k), model.config.seed)
+        parts.append(_trace_chunk(model, train, model.contribute(gradients), sizes, among, top_k))
         advance(len(chunk))
     return Traces(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def responsibility(score: Tensor, size: Tensor) -> Tensor:
+    """What pairs are ranked by, the most responsible lowest: the score over the root of the size.
+
+    That is the geometric mean of the score and the relative score, with their sign. The score alone
+    puts pairs in front that move everything, the relative one such as hardly moved anything. Of the
+    causes planted for 40 concepts of the validation split, 0.954 are among the first 20, by the
+    score alone 0.940; eight concepts are better for it and none is worse.
+
+    Args:
+        score: ``(E, N)``, contributions.
+        size: ``(N,)``, how much the pair moves; `InfluenceModel.sizes`.
+    """
+    return score / size.sqrt()
 
 
 def _predict(model: InfluenceModel, rows: Rows, direction: Task) -> Tensor:
@@ -208,7 +224,7 @@ def _nearest(anchors: Tensor, keys: Tensor) -> Tensor:
 
 
 def _propose(
-    index: Index | None, gradients: Tensor, count: int, seed: int
+    index: Index | None, gradients: Tensor, sizes: Tensor, count: int, seed: int
 ) -> tuple[Tensor, Tensor] | None:
     """Candidates of some errors together, sorted, and rows to be their company; None for all rows.
 
@@ -217,7 +233,7 @@ def _propose(
     """
     if index is None:
         return None
-    estimate = index.estimate(gradients).sum(dim=0)
+    estimate = responsibility(index.estimate(gradients).sum(dim=0), sizes)
     rows = estimate.shape[1]
     proposed = estimate.topk(min(count, rows), dim=1, largest=False).indices.unique()
     others = torch.ones(rows, dtype=torch.bool).index_fill(0, proposed, False).nonzero()[:, 0]
@@ -232,7 +248,7 @@ def _trace_chunk(
     model: InfluenceModel,
     train: Rows,
     stations: Sequence[Station],
-    size: Tensor,
+    sizes: Tensor,
     among: tuple[Tensor, Tensor] | None,
     top_k: int,
 ) -> tuple[Tensor, ...]:
@@ -241,8 +257,10 @@ def _trace_chunk(
     rows = train if among is None else train.select(numbers)
     count = len(numbers) if among is None else len(among[0])
     scores = model.score_through(rows, stations)
-    relative = scores.task / size[numbers]
-    best = scores.task[:, :count].topk(min(top_k, count), dim=1, largest=False).indices
+    size = sizes[numbers]
+    order = responsibility(scores.task, size)[:, :count]
+    best = order.topk(min(top_k, count), dim=1, largest=False).indices
+    relative = scores.task / size
     values = (scores.task, scores.positive, scores.negative, relative, scores.stderr)
     partners = model.find_partners(rows, stations, best)
     partner = torch.where(partners.rows < 0, -1, numbers[partners.rows])

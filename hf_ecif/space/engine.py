@@ -23,7 +23,7 @@ from hf_ecif.pages import thumbnail
 from hf_ecif.queries import Query
 from hf_ecif.sources import Sources, open_sources
 from hf_ecif.space.audits import open_audit
-from hf_ecif.tracing import find_errors
+from hf_ecif.tracing import find_errors, responsibility
 
 IMAGE = "image"
 MOST_CLASSES = 500
@@ -232,9 +232,9 @@ def ask(prepared: Prepared, image: bytes, text: str, others: list[str]) -> tuple
 
 
 def find_causes(prepared: Prepared, query: Query, count: int) -> list[Cause]:
-    """The training pairs that have contributed most to one query."""
+    """The training pairs most responsible for one query."""
     scores = prepared.model.contributions(prepared.rows, query).of_query(0)
-    order = scores.task.argsort()[:count].tolist()
+    order = responsibility(scores.task, prepared.model.sizes(prepared.rows)).argsort()
     return [
         Cause(
             row=int(prepared.rows.positions[one]),
@@ -243,7 +243,7 @@ def find_causes(prepared: Prepared, query: Query, count: int) -> list[Cause]:
             positive=scores.positive[one].item(),
             negative=scores.negative[one].item(),
         )
-        for one in order
+        for one in order[:count].tolist()
     ]
 
 

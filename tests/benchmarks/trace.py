@@ -1,6 +1,6 @@
 """Who caused this error? Wrong pairs are planted that make one concept fail, and traced back.
 
-    python -m tests.benchmarks.trace                       # ten concepts of the test split
+    python -m tests.benchmarks.trace                       # thirty concepts of the test split
     python -m tests.benchmarks.trace --quick               # two of them, among 400 training pairs
     python -m tests.benchmarks.trace --split validation    # those it was developed on
 
@@ -14,11 +14,12 @@ are gone after two fits without these 20, with the same batches. The fit has ten
 times the default rate: at the default one, few concepts fail at all.
 
 Ours ranks by contribution, what a pair's gradients have moved through Adam in the course of the
-fit. Beside it: the predicted effect of a removal, unrolled through the fit, or by the inverse
+fit, over the root of the size of the change that the pair's removal causes. Beside it: the
+contribution alone; the predicted effect of a removal, unrolled through the fit, or by the inverse
 curvature at its end (plain, or relative as in the paper); TracIn (gradients alone, of the pair's
 own terms, at the last parameters or summed over all epochs with their learning rates); nearest
 neighbours of the image, of the pair, and of the error itself (the image with the caption it found,
-which says where to look); and random pairs. The contribution was chosen on the validation split.
+which says where to look); and random pairs. What ours ranks by was chosen on the validation split.
 
 The second part asks all errors of both splits, in three ways, of one fitted model, and measures
 what the index of `hf_ecif.proposals` proposes against the exact trace.
@@ -48,16 +49,16 @@ from hf_ecif.inputs import Features
 from hf_ecif.proposals import build_index
 from hf_ecif.queries import Query
 from hf_ecif.scoring import Batching, Directions, score_rows
-from hf_ecif.tracing import CHUNK, Task, find_errors, margin_of
+from hf_ecif.tracing import CHUNK, Task, find_errors, margin_of, responsibility
 from tests.benchmarks.shared import as_markdown, embedded, parser, save, write_page
 
-CONCEPTS, QUICK_CONCEPTS = 10, 2
+CONCEPTS, QUICK_CONCEPTS = 30, 2
 COUNTS, POOL = (5, 10, 15, 20), 30
 NAMED = 20  # pairs of a ranking that count
 SEEDS = (0, 1)  # of batches; the first is that of the fit of record
 CONFIG = InfluenceConfig(fit_learning_rate=3e-3)
 TASK: Task = "image_to_text"
-OURS, RELATIVE = "hf_ecif, contribution", "hf_ecif, inverse curvature, relative"
+OURS, RELATIVE = "hf_ecif", "hf_ecif, inverse curvature, relative"
 TRACIN, TRACINS = "TracIn, last parameters", "TracIn, all epochs"
 NEIGHBOURS, RANDOM = "neighbours of the image", "random"
 DELETED = (OURS, RELATIVE, TRACIN, TRACINS, NEIGHBOURS, RANDOM)
@@ -236,11 +237,13 @@ def rank(study: Study, case: Case) -> dict[str, Tensor]:
     texts, images = model.encoder.embed(model.theta, study.rows.features)[:2]
     alike = images[errors] @ image.T
     generator = torch.Generator().manual_seed(case.concept)
+    contribution, sizes = model.score_through(train, stations).task, model.sizes(train)
     return {
-        OURS: -model.score_through(train, stations).task,
+        OURS: -responsibility(contribution, sizes),
+        "hf_ecif, contribution alone": -contribution,
         "hf_ecif, removal unrolled": -unrolled(model, train, gradients),
         "hf_ecif, inverse curvature": -removal,
-        RELATIVE: -removal / model.score(train).size,
+        RELATIVE: -removal / sizes,
         TRACIN: -own_terms(model, train, query, model.theta),
         TRACINS: -over_epochs(model, train, query, [station.theta for station in stations]),
         NEIGHBOURS: alike,
@@ -300,7 +303,9 @@ def measure_index(study: Study, splits: list[Rows], *, quick: bool) -> dict[str,
             queries += [margin_of(rows, chunk, task) for chunk in errors.split(CHUNK)]
             count += len(errors)
     start = time.perf_counter()
+    sizes = model.sizes(train)
     exact = torch.cat([model.contributions(train, query).task for query in queries])
+    exact = responsibility(exact, sizes)
     seconds = {"exact": time.perf_counter() - start}
     causes = exact.topk(CAUSES, dim=1, largest=False).indices
     recall: dict[str, dict[str, float]] = {}
@@ -310,6 +315,7 @@ def measure_index(study: Study, splits: list[Rows], *, quick: bool) -> dict[str,
         built = time.perf_counter()
         gradients = (query.gradients(model.encoder, model.theta) for query in queries)
         estimate = torch.cat([index.estimate(g).sum(dim=0) for g in gradients])
+        estimate = responsibility(estimate, sizes)
         seconds |= {f"build {r}": built - start, f"ask {r}": time.perf_counter() - built}
         recall[str(r)] = {str(n): proposed(estimate, causes, n) for n in PROPOSED}
     return {"errors": count, "rows": len(train), "recall": recall, "seconds": seconds}
