@@ -7,8 +7,8 @@ The embedded data with their wrong captions, projections attributed. A fit of al
 that somebody has; 5 to 30 % of the pairs are to go: at random, the most harmful or the most
 valuable by the scores of that fit. *Remove* takes Newton steps from the fit, at its defaults;
 *retrained* goes back to the pretrained projections and trains without the pairs, with as many
-steps as the fit had, batches in another order. What counts is the test split: R@1 (mean of both
-directions) and the loss. The gap is edited minus retrained, and beside it stand that of a model
+steps as the fit had and at the same rates, batches in another order. What counts is the test split:
+R@1 (mean of both directions) and the loss. The gap is edited minus retrained, and beside it stand that of a model
 left as it was, and that of a second retraining, which differs in the order of its batches alone:
 no method can be expected to come nearer. Over all cells, it is the mean of the sizes of the cells'
 gaps, each a mean over the seeds; gaps of different sign would cancel.
@@ -19,8 +19,8 @@ model; that is timed as a plain loop over decoded images and tokens, forward thr
 backward to the projections. The library itself retrains from the activations at the frozen
 boundary, where projections cost next to nothing: ten epochs are ten passes over the rows, as many
 as one step takes, which needs the gradient twice, a few products with the curvature, and a check of
-where it led. Ten times faster would be a single pass: one gradient and no curvature.
-Seconds are those of the processor, on one
+where it led. Ten times faster would be a single pass: one gradient and no curvature. So who has the
+rows' activations at hand may as well train again. Seconds are those of the processor, on one
 thread: other programs on the machine do not count.
 """
 
