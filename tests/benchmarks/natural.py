@@ -15,11 +15,11 @@ digit), without knowing which it was:
 * *fits*: the picture is what the name says, well drawn or not. Vague or odd tags after the name are
   no misfit.
 
-The verdicts are in `results/natural_verdicts.csv`, a line for each pair. They are of two rounds:
+The verdicts are in `results/natural_verdicts.csv`, a line for each pair. They are of three rounds:
 where another version of the detector puts other pairs among the 50, these are judged in the same
 way, with their new control and without those judged before. How strict *unclear* was may differ
-from round to round, and most of the suspicious digits are of the first one, most of their control
-of the second.
+from round to round: most of the suspicious digits are of the first one, most of the control of the
+third.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ def read_verdicts(name: str) -> dict[int, str]:
 def choose(detection: Detection, count: int, verdicts: dict[int, str]) -> list[Pair]:
     """The most suspicious rows, in order, then others at random."""
     order = np.argsort(-detection.probability, kind="stable")
-    others = np.random.default_rng(0).permutation(order[count:])[:count]
+    # One order of all rows, so that another version of the detector has nearly the same control.
+    shuffled = np.random.default_rng(0).permutation(len(order))
+    others = shuffled[~np.isin(shuffled, order[:count])][:count]
     return [
         Pair(
             row=int(row),
