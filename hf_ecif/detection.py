@@ -122,7 +122,7 @@ def detect(
         signals: ``(N, S)``, of the data, to be judged.
         reference: ``(R, S)``, of the rows that were left as they are in the runs with planted rows.
         planted: ``(M, S)`` for each kind of rows whose captions were exchanged on purpose in these
-            runs. A kind of fewer than two rows is left out.
+            runs. Where a kind has fewer than two rows, all are taken to be of one.
         errors: ``(N, S)``, standard errors of ``signals``; infinite where unknown. Without them, no
             row is borderline.
         groups: a name for every row, or None. A group of `SMALLEST_GROUP` rows or more gets a noise
@@ -131,9 +131,10 @@ def detect(
     Raises:
         ValueError: fewer than two planted rows, or signals that are not finite.
     """
-    kinds = [kind for kind in planted if len(kind) > 1]
-    if not kinds:
+    together = np.concatenate(planted)
+    if len(together) < 2:
         raise ValueError("It takes at least two planted rows to learn what wrong looks like.")
+    kinds = planted if min(map(len, planted)) > 1 else [together]
     log_ratio = _learn_ratio(signals, reference, kinds)
     ratio = log_ratio(signals)
     rate = _likeliest_rate(ratio)
@@ -153,7 +154,7 @@ def detect(
         borderline=borderline,
         threshold=threshold,
         noise_rate=rate,
-        planted_auroc=auroc(log_ratio(np.concatenate(kinds)), log_ratio(reference)),
+        planted_auroc=auroc(log_ratio(together), log_ratio(reference)),
         groups=tuple(
             GroupNoise(
                 group=group,

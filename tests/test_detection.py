@@ -96,9 +96,10 @@ def test_kinds_of_wrong_rows_are_weighed(rate: float, distance: float, seed: int
     assert f1_score(data.wrong, found.flag) > f1_score(data.wrong, pooled.flag)
 
 
-def test_kinds_of_nothing_are_left_out() -> None:
+@pytest.mark.parametrize("small", [0, 1])
+def test_a_kind_that_is_too_small_to_learn_is_one_with_the_others(small: int) -> None:
     mix = mixture(0.2, 0)
-    found = detect(mix.signals, mix.reference, [mix.planted[:0], mix.planted, mix.planted[:1]])
+    found = detect(mix.signals, mix.reference, [mix.planted[:small], mix.planted[small:]])
     np.testing.assert_array_equal(found.probability, mix.detect().probability)
 
 

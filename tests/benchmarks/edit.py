@@ -8,10 +8,10 @@ that somebody has; 5 to 30 % of the pairs are to go: at random, the most harmful
 valuable by the scores of that fit. *Remove* takes Newton steps from the fit, at its defaults;
 *retrained* goes back to the pretrained projections and trains without the pairs, with as many
 steps as the fit had and at the same rates, batches in another order. What counts is the test split:
-R@1 (mean of both directions) and the loss. The gap is edited minus retrained, and beside it stand that of a model
-left as it was, and that of a second retraining, which differs in the order of its batches alone:
-no method can be expected to come nearer. Over all cells, it is the mean of the sizes of the cells'
-gaps, each a mean over the seeds; gaps of different sign would cancel.
+R@1 (mean of both directions) and the loss. The gap is edited minus retrained, and beside it stand
+that of a model left as it was, and that of a second retraining, which differs in the order of its
+batches alone: no method can be expected to come nearer. Over all cells, it is the mean of the sizes
+of the cells' gaps, each a mean over the seeds; gaps of different sign would cancel.
 
 Goals: a gap of at most half a point in R@1, and ten times as fast as the retraining that is
 replaced. There are two of those. Somebody who has no cached activations trains through the whole
