@@ -102,6 +102,8 @@ def write_validation_page(summary: Mapping[str, Any], path: Path) -> None:
     """
     predicted, actual = (np.array(summary[name]) for name in ("predicted", "actual"))
     interval = f"{summary['low']:.2f} to {summary['high']:.2f}".replace("-", "−")
+    ceiling = summary["ceiling"]
+    reach = "" if ceiling is None else f"; a perfect prediction would reach {ceiling:.2f}"
     verdict, _, advice = summary["verdict"].rstrip(".").partition(": ")
     advice = f" What follows: {advice}." if advice else ""
     share = percent(summary["removed_share"])
@@ -113,7 +115,7 @@ def write_validation_page(summary: Mapping[str, Any], path: Path) -> None:
         command="validate",
         verdict=f"{verdict}.",
         tiles=[
-            ("Rank correlation", f"{summary['spearman']:.2f}", f"95 % interval {interval}"),
+            ("Rank correlation", f"{summary['spearman']:.2f}", f"95 % interval {interval}{reach}"),
             ("Order right", percent(summary["sign_agreement"]), "of the pairs of subsets"),
             ("Slope", f"{summary['slope']:.2f}", "of true on predicted; 1 if the size is right"),
             ("Retrainings", number(len(actual)), f"subsets, each without {share} of the rows"),
@@ -134,6 +136,8 @@ def write_validation_page(summary: Mapping[str, Any], path: Path) -> None:
         limits=[
             "Many rows leave at once. The effect of a single row is too small to be told from that "
             "of another order of the batches.",
+            "Retrainings on the same rows differ by the order of their batches, which holds every "
+            "correlation down: more repeats raise what can be reached.",
             "It holds for this query, these settings and trainings as short as this one.",
         ],
     )

@@ -1,27 +1,40 @@
 import numpy as np
 import pytest
 from datasets import load_dataset
+from numpy.typing import NDArray
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.validation import compare, validate
 from tests.test_cli import DEMO
 
+Floats = NDArray[np.float64]
 RNG = np.random.default_rng(0)
 CHANGES = RNG.normal(size=60)
 
 
+def once(actual: Floats) -> Floats:
+    """As changes of single retrainings."""
+    return actual[:, None]
+
+
+def repeated(actual: Floats, noise: float, repeats: int) -> Floats:
+    rng = np.random.default_rng(2)
+    return actual[:, None] + noise * rng.normal(size=(len(actual), repeats))
+
+
 def test_perfect_predictions() -> None:
-    result = compare(CHANGES, 2 * CHANGES + 1, 0.5, 1.0)
+    result = compare(CHANGES, once(2 * CHANGES + 1), 0.5, 1.0)
     assert [result.spearman, result.low, result.high] == pytest.approx([1, 1, 1])
     assert result.slope == pytest.approx(2)
     assert result.sign_agreement == 1
+    assert result.ceiling is None
     assert "foretell retrainings on" in result.verdict
 
 
 def test_the_interval_holds_the_truth_and_shrinks() -> None:
     few, many = (
-        compare(x, x + RNG.normal(size=len(x)), 0.5, 1.0)
+        compare(x, once(x + RNG.normal(size=len(x))), 0.5, 1.0)
         for x in (RNG.normal(size=15), RNG.normal(size=1500))
     )
     assert few.low < 0.69 < few.high  # 6/pi asin(r/2) of the true correlation 0.71
@@ -33,8 +46,34 @@ def test_the_interval_holds_the_truth_and_shrinks() -> None:
     ("noise", "words"), [(0.1, "foretell"), (0.8, "rank"), (30.0, "do not foretell")]
 )
 def test_the_verdict_follows_the_interval(noise: float, words: str) -> None:
-    result = compare(CHANGES, CHANGES + noise * np.random.default_rng(1).normal(size=60), 0.5, 1.0)
-    assert words in result.verdict
+    actual = CHANGES + noise * np.random.default_rng(1).normal(size=60)
+    assert words in compare(CHANGES, once(actual), 0.5, 1.0).verdict
+
+
+@pytest.mark.parametrize("repeats", [2, 8])
+def test_a_perfect_prediction_reaches_the_ceiling(repeats: int) -> None:
+    """And no more: what retrainings do at random, no scores foretell."""
+    changes = np.random.default_rng(3).normal(size=3000)
+    result = compare(changes, repeated(changes, 1.0, repeats), 0.5, 1.0)
+    assert result.ceiling is not None
+    assert result.ceiling == pytest.approx((repeats / (repeats + 1)) ** 0.5, abs=0.03)
+    assert result.spearman == pytest.approx(result.ceiling, abs=0.03)
+    assert np.mean(result.actual) == pytest.approx(np.mean(changes), abs=0.05)
+
+
+def test_the_verdict_is_about_what_can_be_reached() -> None:
+    """Single noisy retrainings look bad; that they agree as little is known of repeated ones."""
+    changes = np.random.default_rng(3).normal(size=300)
+    noisy = repeated(changes, 1.0, 2)
+    assert "rank" in compare(changes, once(noisy.mean(axis=1)), 0.5, 1.0).verdict
+    assert "foretell retrainings on" in compare(changes, noisy, 0.5, 1.0).verdict
+
+
+def test_retrainings_that_do_not_agree_say_nothing() -> None:
+    opposite = np.stack([CHANGES, -CHANGES], axis=1)
+    result = compare(CHANGES, opposite + 1e-3 * RNG.normal(size=(60, 2)), 0.5, 1.0)
+    assert result.ceiling == 0
+    assert "more --repeats" in result.verdict
 
 
 def test_scores_foretell_retrainings_of_the_demo() -> None:

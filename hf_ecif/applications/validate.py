@@ -24,7 +24,7 @@ class ValidateRequest(Sources):
     """What to validate; the fields are the options of ``hf-ecif validate``."""
 
     output: Path
-    subsets: int = 32
+    subsets: int = 64
     removed_share: float = 0.5
     repeats: int = 2
 
