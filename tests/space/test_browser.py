@@ -164,6 +164,7 @@ class TestReview:
         visitor.tab("Review")
         expect(visitor["#review-cards [data-row]"]).to_have_count(24, timeout=WAIT)
         page = visitor["#review-page input[type=number]"]
+        expect(page).to_have_attribute("max", "42", timeout=WAIT)  # the cards come before it
         page.fill("42")
         page.press("Enter")
         visitor.sees("#review-cards", "bird number 999")
