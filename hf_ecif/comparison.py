@@ -26,7 +26,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, image_bytes, load_rows, read_flags
 from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
-from hf_ecif.fitting import cosine_fall
+from hf_ecif.fitting import adam, cosine_fall, run_epoch
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.progress import ProgressFactory, silent
@@ -251,14 +251,11 @@ def train(
     same = rows.same_text if config.mask_repeated else None
     objective = Objective(model.encoder, rows.features, [], same, config.l2, start)
     current = start.clone()
-    optimizer = torch.optim.Adam([current], lr=config.learning_rate)
+    optimizer = adam(current)
     batches = _endless(version, batch_size, torch.Generator().manual_seed(seed))
     for epoch in range(config.fit_epochs):
-        fall = cosine_fall(epoch, config.fit_epochs)
-        optimizer.param_groups[0]["lr"] = fall * config.learning_rate
-        for batch in islice(batches, steps):
-            current.grad = objective.over([batch]).gradient(current)
-            optimizer.step()
+        rate = config.learning_rate * cosine_fall(epoch, config.fit_epochs)
+        run_epoch(objective, current, optimizer, rate, islice(batches, steps))
     return current
 
 

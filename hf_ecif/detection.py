@@ -266,8 +266,8 @@ def _largest_share(data: Floats, planted: Sequence[Floats], shares: Floats) -> f
         planted: of every kind.
         shares: of the kinds.
     """
-    values = np.concatenate(planted)
-    weights = np.repeat(shares / [len(kind) for kind in planted], [len(kind) for kind in planted])
+    values, counts = np.concatenate(planted), [len(kind) for kind in planted]
+    weights = np.repeat(shares / counts, counts)
     order = np.argsort(values)
     # The last is above all planted rows.
     cuts, above_planted = values[order][:-1], 1 - np.cumsum(weights[order])[:-1]

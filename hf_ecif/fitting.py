@@ -7,7 +7,7 @@ has not seen them is no such model: its scores can even come out inverted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,18 +87,15 @@ def fit_parameters(
     """
     known = checkpoints or Checkpoints()
     current = theta.clone()
-    optimizer = torch.optim.Adam([current], lr=learning_rate, betas=DECAYS, eps=EPSILON)
+    optimizer = adam(current)
     done = _resume(known, current, optimizer, generator)
     advance(done)
     for epoch in range(done, epochs):
         rate = learning_rate * cosine_fall(epoch, epochs)
-        optimizer.param_groups[0]["lr"] = rate
         batches = random_batches(len(objective.features), batch_size, generator)
         if course is not None:
             course.append(_begin(current, optimizer, epoch * len(batches), rate, batches))
-        for batch in batches:
-            current.grad = objective.over([batch]).gradient(current)
-            optimizer.step()
+        run_epoch(objective, current, optimizer, rate, batches)
         _keep(known, current, optimizer, generator, epoch + 1)
         advance(1)
     return current, FitReport(
@@ -107,6 +104,33 @@ def fit_parameters(
         loss_after=objective.value(current).item(),
         gradient_norm=objective.gradient(current).norm().item(),
     )
+
+
+def adam(current: Tensor) -> torch.optim.Adam:
+    """The optimizer of parameters ``(P,)``; `run_epoch` sets its rate."""
+    return torch.optim.Adam([current], betas=DECAYS, eps=EPSILON)
+
+
+def run_epoch(
+    objective: Objective,
+    current: Tensor,
+    optimizer: torch.optim.Adam,
+    learning_rate: float,
+    batches: Iterable[Tensor],
+) -> None:
+    """Step once for every batch, in place.
+
+    Args:
+        objective: what is minimised; its own batches are not used.
+        current: parameters ``(P,)``.
+        optimizer: from `adam`.
+        learning_rate: of all steps.
+        batches: rows of each.
+    """
+    optimizer.param_groups[0]["lr"] = learning_rate
+    for batch in batches:
+        current.grad = objective.over([batch]).gradient(current)
+        optimizer.step()
 
 
 def cosine_fall(done: int, total: int) -> float:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from hf_ecif.pages import inline_svg, write_page
 from hf_ecif.viz import bars_figure, validation_scatter
-from hf_ecif.words import estimate, number, percent
+from hf_ecif.words import estimate, number, percent, reach
 
 STATES = {"before": "before", "after": "rows removed", "retrained": "retrained without them"}
 MEASURES = {
@@ -102,8 +102,7 @@ def write_validation_page(summary: Mapping[str, Any], path: Path) -> None:
     """
     predicted, actual = (np.array(summary[name]) for name in ("predicted", "actual"))
     interval = f"{summary['low']:.2f} to {summary['high']:.2f}".replace("-", "−")
-    ceiling = summary["ceiling"]
-    reach = "" if ceiling is None else f"; a perfect prediction would reach {ceiling:.2f}"
+    interval += reach(summary["ceiling"])
     verdict, _, advice = summary["verdict"].rstrip(".").partition(": ")
     advice = f" What follows: {advice}." if advice else ""
     share = percent(summary["removed_share"])
@@ -115,7 +114,7 @@ def write_validation_page(summary: Mapping[str, Any], path: Path) -> None:
         command="validate",
         verdict=f"{verdict}.",
         tiles=[
-            ("Rank correlation", f"{summary['spearman']:.2f}", f"95 % interval {interval}{reach}"),
+            ("Rank correlation", f"{summary['spearman']:.2f}", f"95 % interval {interval}"),
             ("Order right", percent(summary["sign_agreement"]), "of the pairs of subsets"),
             ("Slope", f"{summary['slope']:.2f}", "of true on predicted; 1 if the size is right"),
             ("Retrainings", number(len(actual)), f"subsets, each without {share} of the rows"),

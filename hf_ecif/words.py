@@ -32,6 +32,11 @@ def number(value: Any) -> str:
     return text.replace("-", "−")
 
 
+def reach(ceiling: float | None) -> str:
+    """Behind an interval: what a perfect prediction would reach, if that is known."""
+    return "" if ceiling is None else f"; a perfect prediction would reach {ceiling:.2f}"
+
+
 def percent(value: Any) -> str:
     """A share as a percentage of three significant digits."""
     text = number(value if value is None or isinstance(value, jinja2.Undefined) else 100.0 * value)

@@ -33,6 +33,7 @@ def validate(
     OUTPUT gets `validation.json`, a plot and a page, `validation.html`.
     """
     from hf_ecif.applications.validate import ValidateRequest, run_validate
+    from hf_ecif.words import reach
 
     request = ValidateRequest(
         **sources,
@@ -45,16 +46,10 @@ def validate(
         result = run_validate(request, config, progress)
     console.print(
         f"Rank correlation of predicted and true changes: {result.spearman:.2f} "
-        f"(95 % interval {result.low:.2f} to {result.high:.2f}{_describe(result.ceiling)}) over "
+        f"(95 % interval {result.low:.2f} to {result.high:.2f}{reach(result.ceiling)}) over "
         f"{subsets} subsets that go without {removed_share:.0%} of the rows; order right for "
         f"{result.sign_agreement:.0%} of the pairs of subsets; slope {result.slope:.2f}."
     )
     console.print(result.verdict)
     page = output / "validation.html"
     console.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)
-
-
-def _describe(ceiling: float | None) -> str:
-    if ceiling is None:
-        return ""
-    return f"; a perfect prediction would reach {ceiling:.2f}"

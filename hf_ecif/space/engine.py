@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -52,6 +52,11 @@ class Prepared:
     embeddings: Embeddings
     test: Rows | None
     query_images: Column
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """`InfluenceModel.sizes` of the rows, alike for all queries."""
+        return self.model.sizes(self.rows)
 
 
 def prepare(folder: str) -> Prepared:
@@ -234,7 +239,7 @@ def ask(prepared: Prepared, image: bytes, text: str, others: list[str]) -> tuple
 def find_causes(prepared: Prepared, query: Query, count: int) -> list[Cause]:
     """The training pairs most responsible for one query."""
     scores = prepared.model.contributions(prepared.rows, query).of_query(0)
-    order = responsibility(scores.task, prepared.model.sizes(prepared.rows)).argsort()
+    order = responsibility(scores.task, prepared.sizes).argsort()
     return [
         Cause(
             row=int(prepared.rows.positions[one]),
