@@ -321,8 +321,8 @@ class TestPublish:
             assert not hub.requests
             visitor.shot("publish-no-login")
 
-            visitor.press("#publish-login")
-            visitor.arrive()
+            with visitor.leaving():
+                visitor.press("#publish-login")
             visitor.tab("Publish")
             visitor.sees("#publish-login", "Logout (ann)")  # Gradio's mock has the machine's name
             visitor.tab("Review")

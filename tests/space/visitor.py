@@ -35,18 +35,26 @@ class Visitor:
     def __init__(self, page: Page, url: str) -> None:
         self.page, self.problems, self._leaving = page, [], False
         page.set_default_timeout(WAIT)
-        page.on("console", self._hear)
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and self._note(message.text))
+        page.on("pageerror", lambda error: self._note(str(error)))
         page.on("request", self._watch)
         page.goto(url)
         self.arrive()
 
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """What is done in here loads a page: what the old one had asked for breaks off, and it
+        says so."""
+        self._leaving = True
+        with self.page.expect_navigation():
+            yield
+        self.arrive()
+        self._leaving = False
+
     def reload(self) -> None:
         """Load the page once more."""
-        self._leaving = True  # what the old page had asked for breaks off, and it says so
-        self.page.reload()
-        self._leaving = False
-        self.arrive()
+        with self.leaving():
+            self.page.reload()
 
     def arrive(self) -> None:
         """Wait until the page shows the audit."""
@@ -80,9 +88,9 @@ class Visitor:
         assert self.page.evaluate("document.documentElement.scrollWidth") <= width, name
         self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
-    def _hear(self, message: Any) -> None:
-        if message.type == "error" and not self._leaving:
-            self.problems.append(message.text)
+    def _note(self, problem: str) -> None:
+        if not self._leaving:
+            self.problems.append(problem)
 
     def _watch(self, request: Any) -> None:
         if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
