@@ -49,9 +49,9 @@ from hf_ecif.pretrained import FIT, SavedFit, load_fit, load_model, save_fit
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.queries import ContrastiveLoss, Query, Several, Target
 from hf_ecif.removal import RemovalReport, remove
-from hf_ecif.scoring import Batching, Directions, GroupScore, Scores, score_group, score_rows
+from hf_ecif.scoring import Directions, GroupScore, Pass, Scores, score_group, score_rows
 from hf_ecif.solvers import Spectrum, random_signs
-from hf_ecif.unrolling import Station, score_through, unroll
+from hf_ecif.unrolling import Station, score_through, share_partitions, unroll
 from hf_ecif.witnesses import Witnesses, find_witnesses
 
 if TYPE_CHECKING:
@@ -338,9 +338,8 @@ class InfluenceModel:
             stations,
             rows.features,
             pairs,
-            self._batching(rows),
+            self._pass(rows),
             train_count=fitted.train_count,
-            form=self.config.role,
         )
 
     def score_group(self, rows: Rows, members: Tensor) -> GroupScore:
@@ -358,10 +357,10 @@ class InfluenceModel:
                 rows.features,
                 station.directions,
                 members,
-                self._batching(rows),
+                own,
                 train_count=fitted.train_count,
             )
-            for station in fitted.scored_at
+            for station, own in share_partitions(self._pass(rows), fitted.scored_at)
         ]
         positive, negative, stderr = map(torch.stack, zip(*parts, strict=True))
         error = stderr.square().sum(dim=0).sqrt()
@@ -687,10 +686,8 @@ class InfluenceModel:
             self.encoder,
             stations,
             rows.features,
-            self._batching(rows),
+            self._pass(rows),
             train_count=train_count,
-            form=self.config.role,
-            tangents=self.config.tangents,
             checkpoints=(known or Checkpoints()).within("score"),
             advance=progress("Score", len(rows) * len(stations)),
         )
@@ -709,17 +706,16 @@ class InfluenceModel:
             theta,
             rows.features,
             directions,
-            self._batching(rows),
+            self._pass(rows),
             train_count=train_count,
-            form=self.config.role,
-            tangents=self.config.tangents,
             checkpoints=(known or Checkpoints()).within("score"),
             advance=progress("Score", len(rows)),
         )
 
-    def _batching(self, rows: Rows) -> Batching:
-        config = self.config
-        return Batching(config.batch_size, config.partitions, config.seed + 1, self._same(rows))
+    def _pass(self, rows: Rows) -> Pass:
+        config, same = self.config, self._same(rows)
+        meet = config.batch_size, config.partitions, config.seed + 1, same
+        return Pass(*meet, form=config.role, tangents=config.tangents)
 
     def _target(self, query: AnyQuery | Sequence[AnyQuery], generator: torch.Generator) -> Target:
         if isinstance(query, Query):

@@ -12,7 +12,7 @@ from hf_ecif import processes
 from hf_ecif.encoders import DualEncoder
 from hf_ecif.inputs import Features
 from hf_ecif.objectives import RoleForm
-from hf_ecif.scoring import Batch, Batching, pushed_batches, row_chunks
+from hf_ecif.scoring import Batch, Pass, pushed_batches, row_chunks
 from hf_ecif.unrolling import Station, share_partitions
 
 CELLS = 2**24  # derivatives by query, partner and pair that are held at a time
@@ -36,10 +36,9 @@ def strongest_partners(
     stations: Sequence[Station],
     features: Features,
     pairs: Tensor,
-    batching: Batching,
+    how: Pass,
     *,
     train_count: int,
-    form: RoleForm = "exact",
 ) -> Partners:
     """In whose terms some pairs act most strongly as negatives.
 
@@ -50,19 +49,15 @@ def strongest_partners(
         stations: of several queries, ``(Q, P)`` each.
         features: ``N`` rows.
         pairs: ``(Q, k)``, numbers of rows, for each query its own.
-        batching: how the rows meet; as in `score_through`, the very same batches.
+        how: they are pushed, and meet; as in `score_through`, the very same batches.
         train_count: rows of the training set, the ``N`` of ``1 / 2N``.
-        form: of the negative role.
     """
     dtype = stations[0].theta.dtype
     found = Partners(torch.full(pairs.shape, -1), torch.zeros(pairs.shape, dtype=dtype))
-    for (theta, directions), own in zip(
-        stations, share_partitions(batching, len(stations)), strict=True
-    ):
+    for (theta, directions), own in share_partitions(how, stations):
         for rows in row_chunks(features, len(directions), own, encoder):
-            chunk = own.of(rows)
-            for batch in pushed_batches(encoder, theta, features[rows], directions, chunk, "exact"):
-                met = _meet(encoder, batch, rows[batch.rows], pairs, form)
+            for batch in pushed_batches(encoder, theta, features[rows], directions, own.of(rows)):
+                met = _meet(encoder, batch, rows[batch.rows], pairs, how.form)
                 found = _stronger(found, met)
     for other in processes.collect(found):
         found = _stronger(found, other)

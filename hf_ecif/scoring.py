@@ -176,22 +176,26 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Batching:
-    """How rows are put into contrastive batches.
+class Pass:
+    """How rows are pushed, and meet in contrastive batches.
 
     Attributes:
         batch_size: pairs of a batch.
         partitions: random partitions of a chunk that are averaged over.
         seed: of the chunks and the partitions.
         same: ``(N,)``, equal for rows that are not negatives of each other; or None.
+        form: of the negative role of a single pair; that of groups is exact.
+        tangents: exact forward mode, or finite differences.
     """
 
     batch_size: int
     partitions: int
     seed: int
     same: Tensor | None = None
+    form: RoleForm = "exact"
+    tangents: TangentForm = "exact"
 
-    def of(self, rows: Tensor) -> Batching:
+    def of(self, rows: Tensor) -> Pass:
         """The same for some of the rows."""
         return self if self.same is None else replace(self, same=self.same[rows])
 
@@ -226,11 +230,9 @@ def score_rows(
     theta: Tensor,
     features: Features,
     directions: Directions,
-    batching: Batching,
+    how: Pass,
     *,
     train_count: int,
-    form: RoleForm = "exact",
-    tangents: TangentForm = "exact",
     checkpoints: Checkpoints | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Scores:
@@ -241,29 +243,19 @@ def score_rows(
         theta: ``(P,)``.
         features: ``N`` rows.
         directions: from a fit.
-        batching: how the rows meet.
+        how: they are pushed, and meet.
         train_count: rows of the training set, the ``N`` of ``1 / 2N``.
-        form: of the negative role.
-        tangents: exact forward mode, or finite differences.
         checkpoints: where the scores of finished chunks are kept.
         advance: called with the number of rows done, for a progress bar.
     """
     known = checkpoints or Checkpoints()
-    chunks = row_chunks(features, len(directions.stack()), batching, encoder)
+    chunks = row_chunks(features, len(directions.stack()), how, encoder)
     parts = []
     for number, rows in enumerate(chunks):
 
         def compute(rows: Tensor = rows) -> State:
-            return score_chunk(
-                encoder,
-                theta,
-                features[rows],
-                directions,
-                batching.of(rows),
-                train_count=train_count,
-                form=form,
-                tangents=tangents,
-            ).to_state()
+            here = features[rows], directions, how.of(rows)
+            return score_chunk(encoder, theta, *here, train_count=train_count).to_state()
 
         parts.append(Scores.from_state(known.remember(f"{number:06d}", compute)))
         advance(len(rows))
@@ -275,17 +267,15 @@ def score_chunk(
     theta: Tensor,
     features: Features,
     directions: Directions,
-    batching: Batching,
+    how: Pass,
     *,
     train_count: int,
-    form: RoleForm = "exact",
-    tangents: TangentForm = "exact",
 ) -> Scores:
     """Scores of rows that are pushed together, as in `score_rows`."""
     queries = directions.query.reshape(-1, len(theta)).shape[0]
     table = _Table(queries, len(directions.probes), len(features))
-    for batch in pushed_batches(encoder, theta, features, directions.stack(), batching, tangents):
-        table.add(batch.rows, *_score_batch(encoder, batch, queries, form, train_count))
+    for batch in pushed_batches(encoder, theta, features, directions.stack(), how):
+        table.add(batch.rows, *_score_batch(encoder, batch, queries, how.form, train_count))
     return table.scores(directions.query.shape[:-1], encoder)
 
 
@@ -295,7 +285,7 @@ def score_group(
     features: Features,
     query: Tensor,
     members: Tensor,
-    batching: Batching,
+    how: Pass,
     *,
     train_count: int,
 ) -> GroupScore:
@@ -310,16 +300,15 @@ def score_group(
         features: ``N`` rows, members and others.
         query: the direction ``s``; ``(P,)`` or ``(Q, P)``.
         members: ``(N,)`` booleans.
-        batching: how the rows meet.
+        how: they are pushed, and meet.
         train_count: rows of the training set.
     """
     loss = encoder.contrastive
     vectors = query.reshape(-1, len(theta))
-    sums = torch.zeros(batching.partitions, 2, len(vectors), dtype=theta.dtype)
-    visits = torch.zeros(batching.partitions, dtype=theta.dtype)
-    for rows in row_chunks(features, len(vectors), batching, encoder):
-        chunk = batching.of(rows)
-        for batch in pushed_batches(encoder, theta, features[rows], vectors, chunk, "exact"):
+    sums = torch.zeros(how.partitions, 2, len(vectors), dtype=theta.dtype)
+    visits = torch.zeros(how.partitions, dtype=theta.dtype)
+    for rows in row_chunks(features, len(vectors), how, encoder):
+        for batch in pushed_batches(encoder, theta, features[rows], vectors, how.of(rows)):
             inside = members[rows[batch.rows]].to(theta.device)
             parts = loss.group_role_tangents(batch.embeddings, batch.moved, inside, batch.same)
             sums[batch.partition] += torch.stack(parts).cpu()
@@ -343,7 +332,7 @@ class Batch:
         rows: ``(B,)``, of the chunk.
         embeddings: of the rows.
         moved: their tangents.
-        same: ``(B,)``, see `Batching`.
+        same: ``(B,)``, see `Pass`.
     """
 
     partition: int
@@ -354,29 +343,22 @@ class Batch:
 
 
 def pushed_batches(
-    encoder: DualEncoder,
-    theta: Tensor,
-    features: Features,
-    vectors: Tensor,
-    batching: Batching,
-    form: TangentForm,
+    encoder: DualEncoder, theta: Tensor, features: Features, vectors: Tensor, how: Pass
 ) -> Iterator[Batch]:
     """The batches of a chunk that are this process's to work on."""
-    pushed = encoder.push(theta, vectors, features, form)
-    batches = batching.batches(len(features))
+    pushed = encoder.push(theta, vectors, features, how.tangents)
+    batches = how.batches(len(features))
     for number in processes.share(len(batches)):
         partition, rows = batches[number]
-        same = None if batching.same is None else batching.same[rows].to(theta.device)
+        same = None if how.same is None else how.same[rows].to(theta.device)
         yield Batch(partition, rows, *_select(*pushed, rows.to(theta.device)), same)
 
 
-def row_chunks(
-    features: Features, vectors: int, batching: Batching, encoder: DualEncoder
-) -> list[Tensor]:
+def row_chunks(features: Features, vectors: int, how: Pass, encoder: DualEncoder) -> list[Tensor]:
     """A random partition of the rows into chunks of equal size that fit in memory."""
     fit = encoder.rows_that_fit(features, max(1, vectors))  # as many without a query as with one
-    size = max(fit, 4 * batching.batch_size)
-    generator = torch.Generator().manual_seed(batching.seed)
+    size = max(fit, 4 * how.batch_size)
+    generator = torch.Generator().manual_seed(how.seed)
     order = torch.randperm(len(features), generator=generator)
     return list(order.tensor_split(-(-len(features) // size)))
 

@@ -35,12 +35,11 @@ import torch
 from torch import Tensor
 
 from hf_ecif.checkpoints import Checkpoints
-from hf_ecif.encoders import DualEncoder, TangentForm
+from hf_ecif.encoders import DualEncoder
 from hf_ecif.fitting import DECAYS, EPSILON, Epoch
 from hf_ecif.inputs import Features
-from hf_ecif.objectives import RoleForm
 from hf_ecif.operators import Curvature, Objective
-from hf_ecif.scoring import Batching, Directions, Scores, score_rows
+from hf_ecif.scoring import Directions, Pass, Scores, score_rows
 
 
 class Station(NamedTuple):
@@ -98,11 +97,9 @@ def score_through(
     encoder: DualEncoder,
     stations: Sequence[Station],
     features: Features,
-    batching: Batching,
+    how: Pass,
     *,
     train_count: int,
-    form: RoleForm = "exact",
-    tangents: TangentForm = "exact",
     checkpoints: Checkpoints | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Scores:
@@ -115,15 +112,12 @@ def score_through(
         encoder: of the attributed parameters.
         stations: from `unroll`.
         features: ``N`` rows.
-        batching: how the rows meet.
+        how: they are pushed, and meet.
         train_count: rows of the training set, the ``N`` of ``1 / 2N``.
-        form: of the negative role.
-        tangents: exact forward mode, or finite differences.
         checkpoints: where the scores of finished chunks are kept.
         advance: called with the number of rows done at a station, for a progress bar.
     """
     known = checkpoints or Checkpoints()
-    batchings = share_partitions(batching, len(stations))
     parts = [
         score_rows(
             encoder,
@@ -132,12 +126,10 @@ def score_through(
             Directions.none(station.theta)._replace(query=station.directions),
             own,
             train_count=train_count,
-            form=form,
-            tangents=tangents,
             checkpoints=known.within(f"station-{number:03d}"),
             advance=advance,
         )
-        for number, (station, own) in enumerate(zip(stations, batchings, strict=True))
+        for number, (station, own) in enumerate(share_partitions(how, stations))
     ]
     return replace(
         parts[-1],
@@ -147,15 +139,15 @@ def score_through(
     )
 
 
-def share_partitions(batching: Batching, stations: int) -> list[Batching]:
-    """Partitions of its own for every station, together about as many as there were to be.
+def share_partitions(how: Pass, stations: Sequence[Station]) -> list[tuple[Station, Pass]]:
+    """Every station with partitions of its own, together about as many as there were to be.
 
-    Two at least, which a standard error takes.
+    Two each at least, which a standard error takes, unless only one was to be.
     """
-    each = max(2, -(-batching.partitions // stations))
+    each = max(min(2, how.partitions), -(-how.partitions // len(stations)))
     return [
-        replace(batching, partitions=each, seed=batching.seed + number)
-        for number in range(stations)
+        (station, replace(how, partitions=each, seed=how.seed + number))
+        for number, station in enumerate(stations)
     ]
 
 

@@ -13,7 +13,7 @@ from hf_ecif.encoders import DualEncoder
 from hf_ecif.inputs import Features
 from hf_ecif.objectives import RoleForm
 from hf_ecif.operators import Objective
-from hf_ecif.scoring import Batching, Directions, Scores, score_rows
+from hf_ecif.scoring import Directions, Pass, Scores, score_rows
 from hf_ecif.solvers import estimate_spectrum, solve
 
 PAIRS, BATCH, WIDTH, DIM, WRONG = 32, 8, 12, 8, 5
@@ -159,9 +159,8 @@ class Study:
                 self.theta,
                 self.features,
                 Directions.none(self.theta)._replace(query=solved[0]),
-                Batching(BATCH, 1, 0),
+                Pass(BATCH, 1, 0, form=form),
                 train_count=PAIRS,
-                form=form,
             )
 
     def true_change(self, pair: int) -> float:

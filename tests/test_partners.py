@@ -96,8 +96,7 @@ def test_of_several_stations_the_strongest_meeting_counts() -> None:
     find = partial(strongest_partners, dense.encoder, train_count=TRAIN_COUNT)
     together = find(stations, features, PAIRS, how)
     alone = [
-        find([station], features, PAIRS, own)
-        for station, own in zip(stations, share_partitions(how, 2), strict=True)
+        find([station], features, PAIRS, own) for station, own in share_partitions(how, stations)
     ]
     largest = torch.stack([one.parts for one in alone]).abs().amax(dim=0)
     assert torch.equal(together.parts.abs(), largest)

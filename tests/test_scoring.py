@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hf_ecif import encoders, scoring
 from hf_ecif.encoders import DualEncoder
 from hf_ecif.inputs import Features
 from hf_ecif.objectives import RoleForm
-from hf_ecif.scoring import Batching, Directions, Scores, score_group, score_rows
+from hf_ecif.scoring import Directions, Pass, Scores, score_group, score_rows
 from tests.families import SIGMOID, build, build_inputs, gaussian
 
 close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-9)
@@ -126,9 +127,13 @@ def make(family: str, parameters: str = PARAMETERS) -> tuple[Dense, Features]:
 
 
 def batching(
-    partitions: int = 2, same: Tensor | None = None, size: int = BATCH, seed: int = 3
-) -> Batching:
-    return Batching(size, partitions, seed, same)
+    partitions: int = 2,
+    same: Tensor | None = None,
+    size: int = BATCH,
+    seed: int = 3,
+    **options: Any,
+) -> Pass:
+    return Pass(size, partitions, seed, same, **options)
 
 
 @pytest.fixture
@@ -184,9 +189,8 @@ def test_scores_are_the_dense_ones(
         dense.encoder.theta,
         features,
         only_query(query),
-        batching(3, same),
+        batching(3, same, form=form),
         train_count=TRAIN_COUNT,
-        form=form,
         advance=ticks.append,
     )
     assert (len(drawn), ticks) == (3, [COUNT])
@@ -318,9 +322,8 @@ def test_self_influence_and_sizes(drawn: list[Partition], family: str, form: Rol
         dense.encoder.theta,
         features,
         Directions(query, probes, probes @ inverse),
-        batching(2),
+        batching(2, form=form),
         train_count=TRAIN_COUNT,
-        form=form,
     )
     gradients = by_row(drawn, lambda rows: dense.gradients(rows, None, form))
     changes = gradients @ inverse
@@ -458,9 +461,8 @@ def test_finite_differences_score_alike(family: str) -> None:
             dense.encoder.theta,
             features,
             directions,
-            batching(),
+            batching(tangents=form),
             train_count=TRAIN_COUNT,
-            tangents=form,
         )
         for form in ("exact", "difference")
     )
@@ -572,7 +574,7 @@ def test_group_is_the_dense_one(drawn: list[Partition], family: str, same: Tenso
         members=members,
         train_count=TRAIN_COUNT,
     )
-    scores = group(queries, batching=batching(3, same))
+    scores = group(queries, how=batching(3, same))
     oracle = torch.stack(
         [
             sum(group_part(dense, rows, members[rows], same, queries) for rows in part)
@@ -583,9 +585,26 @@ def test_group_is_the_dense_one(drawn: list[Partition], family: str, same: Tenso
     close(scores.negative, oracle[:, 1].mean(dim=0))
     close(scores.task, oracle.sum(dim=1).mean(dim=0))
     close(scores.stderr, oracle.sum(dim=1).std(dim=0) / 3**0.5)
-    single = group(queries[1], batching=batching(3, same))
+    single = group(queries[1], how=batching(3, same))
     assert single.task.shape == ()
     close(torch.stack(single), torch.stack([part[1] for part in scores]))
+
+
+def test_a_group_by_finite_differences() -> None:
+    dense, features = make("clip")
+    members = torch.arange(COUNT) < 4
+    run = partial(score_group, dense.encoder, dense.encoder.theta, features)
+    exact, near = (
+        run(
+            gaussian(dense.encoder.count),
+            members,
+            batching(tangents=form),
+            train_count=TRAIN_COUNT,
+        ).task
+        for form in ("exact", "difference")
+    )
+    close(near, exact, rtol=0.02, atol=0)
+    assert near != exact
 
 
 def group_part(

@@ -20,7 +20,7 @@ from hf_ecif.fitting import Epoch, fit_parameters
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.inputs import Features
 from hf_ecif.operators import Curvature, Objective, random_batches
-from hf_ecif.scoring import Batching, Directions, score_rows
+from hf_ecif.scoring import Directions, Pass, score_rows
 from hf_ecif.unrolling import Station, score_through, share_partitions, unroll
 from hf_ecif.validation import validate
 from hf_ecif.valuation import value_additions
@@ -162,11 +162,11 @@ def test_a_parameter_without_gradients_has_no_direction(course: Course) -> None:
 def test_scores_are_sums_over_stations(course: Course) -> None:
     encoder, features = course.objective.encoder, course.objective.features
     stations = unroll(course.objective, course.epochs, course.gradient()[None], "ggn")
-    batching = Batching(BATCH, 7, 2)
-    scores = score_through(encoder, stations, features, batching, train_count=ROWS)
-    shared = share_partitions(batching, len(stations))
-    assert [one.partitions for one in shared] == [3, 3, 3]
-    assert len({one.seed for one in shared}) == 3
+    how = Pass(BATCH, 7, 2)
+    scores = score_through(encoder, stations, features, how, train_count=ROWS)
+    shared = share_partitions(how, stations)
+    assert [own.partitions for _, own in shared] == [3, 3, 3]
+    assert len({own.seed for _, own in shared}) == 3
     parts = [
         score_rows(
             encoder,
@@ -176,7 +176,7 @@ def test_scores_are_sums_over_stations(course: Course) -> None:
             own,
             train_count=ROWS,
         )
-        for station, own in zip(stations, shared, strict=True)
+        for station, own in shared
     ]
     torch.testing.assert_close(scores.task, sum(part.task for part in parts))
     variance = sum(part.stderr.square() for part in parts)
@@ -186,11 +186,11 @@ def test_scores_are_sums_over_stations(course: Course) -> None:
 
 def test_one_station_is_a_stationary_score(course: Course) -> None:
     encoder, features = course.objective.encoder, course.objective.features
-    batching, direction = Batching(BATCH, 4, 2), course.gradient()
+    how, direction = Pass(BATCH, 4, 2), course.gradient()
     station = Station(course.end, direction)
-    scores = score_through(encoder, [station], features, batching, train_count=ROWS)
+    scores = score_through(encoder, [station], features, how, train_count=ROWS)
     along = Directions.none(course.end)._replace(query=direction)
-    plain = score_rows(encoder, course.end, features, along, batching, train_count=ROWS)
+    plain = score_rows(encoder, course.end, features, along, how, train_count=ROWS)
     assert torch.equal(scores.positive, plain.positive)
     assert torch.equal(scores.stderr, plain.stderr)
 

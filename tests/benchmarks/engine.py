@@ -77,7 +77,7 @@ from hf_ecif.influence import InfluenceModel
 from hf_ecif.inputs import Features
 from hf_ecif.operators import Objective, random_batches
 from hf_ecif.parameters import add_lora
-from hf_ecif.scoring import Batching, Directions, score_rows
+from hf_ecif.scoring import Directions, Pass, score_rows
 from hf_ecif.solvers import estimate_spectrum, solve
 from tests.benchmarks.shared import DEMO, RESULTS
 
@@ -437,9 +437,8 @@ def score(
     batch_size: int = BATCH,
     **options: str,
 ):
-    batching = Batching(batch_size, 1, 0)
-    count = len(features)
-    return score_rows(encoder, theta, features, directions, batching, train_count=count, **options)
+    how = Pass(batch_size, 1, 0, **options)
+    return score_rows(encoder, theta, features, directions, how, train_count=len(features))
 
 
 def one_direction(encoder: DualEncoder) -> Directions:

@@ -54,7 +54,7 @@ from hf_ecif.inputs import Features
 from hf_ecif.inverse import InverseCurvature
 from hf_ecif.low_rank import Matvec
 from hf_ecif.operators import Objective, random_batches
-from hf_ecif.scoring import Batching, Directions, score_rows
+from hf_ecif.scoring import Directions, Pass, score_rows
 from tests.benchmarks.engine import vit_b_32
 from tests.benchmarks.rows import provenance
 from tests.benchmarks.shared import DEMO, RESULTS
@@ -263,11 +263,11 @@ def cases(name: str, sizes: dict[str, Size]) -> Iterator[Case]:
 
 def scoring(encoder: DualEncoder, features: Features, size: Size) -> Callable[[int], Tensor]:
     theta, directions = encoder.theta, random_directions(encoder, size.probes)
-    batching = Batching(size.batch, 2, seed=0)
+    how = Pass(size.batch, 2, seed=0)
 
     def run(rows: int) -> Tensor:
         held = share_of(features, rows)
-        return score_rows(encoder, theta, held, directions, batching, train_count=rows).task
+        return score_rows(encoder, theta, held, directions, how, train_count=rows).task
 
     return run
 
@@ -308,11 +308,11 @@ def reading(dataset: Dataset, size: Size) -> Case:
     config = InfluenceConfig(batch_size=size.batch, micro_batch_size=size.micro)
     model = InfluenceModel.from_pretrained(DEMO / "model", config)
     theta, directions = model.encoder.theta, random_directions(model.encoder, size.probes)
-    batching = Batching(size.batch, 2, seed=0)
+    how = Pass(size.batch, 2, seed=0)
 
     def run(rows: int) -> Tensor:
         read = model.read(dataset.select(np.arange(rows) % len(dataset)))
-        found = model.encoder, theta, read.features, directions, batching
+        found = model.encoder, theta, read.features, directions, how
         return score_rows(*found, train_count=rows).task
 
     return Case("read and score, projections", size.rows, run)

@@ -23,7 +23,7 @@ from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.objectives import Embeddings
 from hf_ecif.operators import Objective, random_batches
-from hf_ecif.scoring import Batching, Scores
+from hf_ecif.scoring import Pass, Scores
 from hf_ecif.witnesses import Witnesses
 from tests.benchmarks.lds import fit
 
@@ -87,7 +87,7 @@ def tuned(model: InfluenceModel, rows: Rows, theta: Tensor) -> dict[str, dict[st
     batches = {"batch 256": (BATCH, 3), "all in one batch": (len(rows), 1)}
     losses = {
         f"temperature {1 / factor:g}x, {name}": array(
-            pair_losses(model.encoder, embeddings, factor, Batching(*sizes, 0, rows.same_text))
+            pair_losses(model.encoder, embeddings, factor, Pass(*sizes, 0, rows.same_text))
         )
         for factor, (name, sizes) in product(FACTORS, batches.items())
     }
@@ -113,15 +113,13 @@ def array(values: Tensor) -> Signal:
 FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the inverse temperature
 
 
-def pair_losses(
-    encoder: DualEncoder, embeddings: Embeddings, factor: float, batching: Batching
-) -> Tensor:
+def pair_losses(encoder: DualEncoder, embeddings: Embeddings, factor: float, how: Pass) -> Tensor:
     """Losses of the pairs ``(N,)`` at another temperature, averaged over random batches."""
     warm = embeddings._replace(scale=factor * embeddings.scale)
     total, visits = torch.zeros(2, len(warm.text), dtype=torch.float64)
-    for _, batch in batching.batches(len(warm.text)):
+    for _, batch in how.batches(len(warm.text)):
         chosen = warm._replace(text=warm.text[batch], image=warm.image[batch])
-        same = None if batching.same is None else batching.same[batch]
+        same = None if how.same is None else how.same[batch]
         losses = encoder.contrastive.roles(chosen, form="exact", same=same).positive
         total.index_add_(0, batch, losses.double())
         visits.index_add_(0, batch, torch.ones(len(batch), dtype=torch.float64))

@@ -48,7 +48,7 @@ from hf_ecif.influence import InfluenceModel
 from hf_ecif.inputs import Features
 from hf_ecif.proposals import build_index
 from hf_ecif.queries import Query
-from hf_ecif.scoring import Batching, Directions, score_rows
+from hf_ecif.scoring import Directions, Pass, score_rows
 from hf_ecif.tracing import CHUNK, Task, find_errors, margin_of, responsibility
 from tests.benchmarks.shared import as_markdown, embedded, parser, save, write_page
 
@@ -275,9 +275,9 @@ def own_terms(model: InfluenceModel, train: Rows, query: Query, theta: Tensor) -
     same = train.same_text if config.mask_repeated else None
     gradient = query.gradients(model.encoder, theta)
     directions = Directions.none(theta)._replace(query=gradient)
-    batching = Batching(config.batch_size, config.partitions, config.seed + 1, same)
+    how = Pass(config.batch_size, config.partitions, config.seed + 1, same)
     return score_rows(
-        model.encoder, theta, train.features, directions, batching, train_count=len(train)
+        model.encoder, theta, train.features, directions, how, train_count=len(train)
     ).positive
 
 

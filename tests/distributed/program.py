@@ -30,7 +30,7 @@ from hf_ecif.objectives import similarity
 from hf_ecif.operators import Curvature, Objective, random_batches
 from hf_ecif.queries import choose_query, retrieval_margin, zero_shot
 from hf_ecif.removal import remove
-from hf_ecif.scoring import Batching, Directions, score_group, score_rows
+from hf_ecif.scoring import Directions, Pass, score_group, score_rows
 from hf_ecif.solvers import estimate_spectrum, solve
 from hf_ecif.unrolling import unroll
 from tests.families import build, build_inputs
@@ -117,11 +117,11 @@ def engine(family: str, parameters: str, dtype: torch.dtype) -> Iterator[tuple[s
     removed, _ = remove(many, theta, members, spectrum, relative_damping=10.0)
     yield "removed", removed
 
-    batching = Batching(5, 3, seed=5, same=same)
+    how = Pass(5, 3, seed=5, same=same)
     directions = Directions(vectors[0], vectors[1:2], vectors[2:])
-    scores = score_rows(encoder, theta, features, directions, batching, train_count=COUNT)
+    scores = score_rows(encoder, theta, features, directions, how, train_count=COUNT)
     yield from scores.to_state().tensors.items()
-    group = score_group(encoder, theta, features, vectors[0], members, batching, train_count=COUNT)
+    group = score_group(encoder, theta, features, vectors[0], members, how, train_count=COUNT)
     yield "group", torch.stack([group.positive, group.negative, group.stderr])
 
     texts = [f"caption {number % 4}" for number in range(COUNT)]
