@@ -135,14 +135,13 @@ def detect(
     if len(together) < 2:
         raise ValueError("It takes at least two planted rows to learn what wrong looks like.")
     kinds = planted if min(map(len, planted)) > 1 else [together]
-    log_ratio = _learn_ratio(signals, reference, kinds)
+    log_ratio, rate = _learn_ratio(signals, reference, kinds)
     ratio = log_ratio(signals)
-    rate = _likeliest_rate(ratio)
     threshold = _threshold(_probability(ratio, rate))
     rates, thresholds = np.full(len(ratio), rate), np.full(len(ratio), threshold)
     members = _large_groups(groups or [])
     for rows in members.values():
-        rates[rows] = _likeliest_rate(ratio[rows], rate, weight=SMALLEST_GROUP)
+        rates[rows], _ = _likeliest(ratio[rows, None], prior=rate, weight=SMALLEST_GROUP)
         thresholds[rows] = _threshold(_probability(ratio[rows], rates[rows]))
     probability = _probability(ratio, rates)
     flag = probability > thresholds
@@ -191,20 +190,20 @@ class _Ratio:
         odds = self.classifier.predict_log_proba(x) - np.log(self.sizes)
         return odds[:, 1:] - odds[:, :1]
 
-    def weigh(self, signals: Floats, rate: float | None = None) -> _Ratio:
-        """With the likeliest shares, at a noise rate or at the likeliest, too."""
-        return replace(self, shares=_likeliest_shares(self.by_kind(signals), rate))
 
-
-def _learn_ratio(signals: Floats, reference: Floats, planted: Sequence[Floats]) -> _Ratio:
-    """The ratio for the data, with the wrong rows of the reference weighted down."""
+def _learn_ratio(
+    signals: Floats, reference: Floats, planted: Sequence[Floats]
+) -> tuple[_Ratio, float]:
+    """The ratio for the data, with the wrong rows of the reference weighted down; and its rate."""
     clean, shares = np.ones(len(reference)), np.full(len(planted), 1 / len(planted))
     for _ in range(ROUNDS):
         ratio = _tell_apart(reference, planted, clean, shares)
         bound = _largest_share(ratio(signals), [ratio(kind) for kind in planted], shares)
-        ratio = ratio.weigh(signals, bound)
-        clean, shares = 1 - _probability(ratio(reference), bound), ratio.shares
-    return _tell_apart(reference, planted, clean, shares).weigh(signals)
+        _, shares = _likeliest(ratio.by_kind(signals), rate=bound)
+        clean = 1 - _probability(replace(ratio, shares=shares)(reference), bound)
+    ratio = _tell_apart(reference, planted, clean, shares)
+    rate, shares = _likeliest(ratio.by_kind(signals))
+    return replace(ratio, shares=shares), rate
 
 
 def _large_groups(groups: Sequence[str | None]) -> dict[str, NDArray[np.intp]]:
@@ -278,42 +277,31 @@ def _largest_share(data: Floats, planted: Sequence[Floats], shares: Floats) -> f
     return float(np.clip(share, SMALLEST_RATE, 1 - SMALLEST_RATE))
 
 
-def _likeliest_shares(log_ratios: Floats, rate: float | None) -> Floats:
-    """Maximum-likelihood shares ``(K,)`` of the kinds, by expectation maximisation.
+def _likeliest(
+    log_ratios: Floats, rate: float | None = None, *, prior: float = 0.5, weight: float = 0.0
+) -> tuple[float, Floats]:
+    """Maximum-likelihood noise rate, and shares ``(K,)`` of the kinds, by expectation maximisation.
 
     Args:
-        log_ratios: ``(N, K)``.
-        rate: of noise; the likeliest, too, if None.
+        log_ratios: of the rows and kinds, ``(N, K)``.
+        rate: where it is known.
+        prior: where the rate starts otherwise, and what it is drawn to.
+        weight: of the prior, in rows.
     """
-    shares, wrong = np.full(log_ratios.shape[1], 1 / log_ratios.shape[1]), rate or 0.5
+    rows, kinds = log_ratios.shape
+    wrong, shares = rate or prior, np.full(kinds, 1 / kinds)
     for _ in range(1000):
         log_odds = log_ratios + np.log(shares) + logit(wrong)
         expected = np.exp(log_odds - np.logaddexp(0, logsumexp(log_odds, axis=1, keepdims=True)))
-        previous, shares = shares, expected.sum(axis=0) + ROWS_OF_A_KIND
+        previous = np.append(shares, wrong)
+        shares = expected.sum(axis=0) + ROWS_OF_A_KIND
         shares /= shares.sum()
         if rate is None:
-            wrong = float(np.clip(expected.sum(1).mean(), SMALLEST_RATE, 1 - SMALLEST_RATE))
-        if np.abs(shares - previous).max() < 1e-6:
+            drawn = (expected.sum() + weight * prior) / (rows + weight)
+            wrong = float(np.clip(drawn, SMALLEST_RATE, 1 - SMALLEST_RATE))
+        if np.abs(np.append(shares, wrong) - previous).max() < 1e-6:
             break
-    return shares
-
-
-def _likeliest_rate(log_ratio: Floats, prior: float = 0.5, weight: float = 0.0) -> float:
-    """Maximum-likelihood noise rate of the data, by expectation maximisation.
-
-    Args:
-        log_ratio: of the rows.
-        prior: where it starts, and what it is drawn to.
-        weight: of the prior, in rows.
-    """
-    rate = prior
-    for _ in range(1000):
-        expected = float(_probability(log_ratio, rate).sum()) + weight * prior
-        previous, rate = rate, expected / (len(log_ratio) + weight)
-        rate = min(max(rate, SMALLEST_RATE), 1 - SMALLEST_RATE)
-        if abs(rate - previous) < 1e-6:
-            break
-    return rate
+    return wrong, shares
 
 
 def _threshold(probability: Floats) -> float:
