@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -47,7 +45,6 @@ from hf_ecif.scoring import Scores
 from hf_ecif.sources import Opened, Sources, open_sources
 from hf_ecif.witnesses import Witnesses, witness_errors
 
-PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "scikit-learn", "pillow")
 CHECKPOINTS = ".checkpoints"
 TRACED = "retrieval-text"  # the errors that the report shows
 SHOWN_TRACED = 8
@@ -322,7 +319,9 @@ def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dic
     """The content of ``summary.json``, without times and fingerprints."""
     opened, rows, detection, fitted = found.opened, found.rows, found.detection, found.fitted
     config, evidence = opened.model.config, found.evidence
+    provenance = opened.provenance(found.query)
     summary = {
+        **provenance,
         "rows": len(opened.dataset),
         "scored": len(rows),
         "unreadable": len(rows.reasons),
@@ -334,25 +333,18 @@ def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dic
         "groups": _describe_groups(request, detection),
         "suggestions": _describe_suggestions(request, evidence),
         "duplicates": evidence.describe_duplicates() if evidence else None,
-        "query": _describe_query(request, opened.plain, opened.query_set, len(found.query), fitted),
+        "query": provenance["query"] | _describe_query(found, request.image_column),
         "fit": asdict(fitted.fit)
         | {"parameters": config.parameters, "count": opened.model.encoder.count},
         "solvers": [
             {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
         ],
-        "config": config.to_dict(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "seed": config.seed,
-        "columns": {"image": request.image_column, "text": request.text_column},
-        "model": request.model,
         "loaded": _describe_loading(opened),
-        "dataset": request.dataset,
-        "split": request.split,
     }
     if found.given.truth is not None:
         positions = rows.positions.numpy()
         summary["truth"] = _judge(found.given.truth, request.truth_column, positions, detection)
-    summary["warnings"] = list(_warnings(summary, fitted, detection))
+    summary["warnings"] = [*_warnings(summary, fitted), *opened.warnings(rows)]
     return summary
 
 
@@ -403,19 +395,13 @@ def _describe_suggestions(
     }
 
 
-def _describe_query(
-    request: AuditRequest, dataset: Dataset, query_set: Dataset | None, rows: int, fitted: Fitted
-) -> dict[str, Any]:
-    source = (
-        f"{request.query}, split {request.query_split}" if query_set else "chosen from the data"
-    )
+def _describe_query(found: _Found, image_column: str) -> dict[str, Any]:
+    query_set, fitted = found.opened.query_set, found.fitted
+    overlap = len(found.query)
+    if query_set is not None:
+        overlap = _overlap(found.opened.plain, query_set, image_column)
     return {
-        "source": source,
-        "dataset": request.query,
-        "split": request.query_split if query_set else None,
-        "rows": rows,
-        "chosen": query_set is None,
-        "overlap": _overlap(dataset, query_set, request.image_column) if query_set else rows,
+        "overlap": overlap,
         "loss_before_fit": fitted.query_loss_before,
         "loss": fitted.query_loss,
         "alignment": fitted.alignment,
@@ -445,8 +431,8 @@ def _judge(
         "column": column,
         "misaligned": int(wrong.sum()),
         "found": found,
-        "precision": found / max(int(detection.flag.sum()), 1),
-        "recall": found / max(int(wrong.sum()), 1),
+        "precision": found / int(detection.flag.sum()) if detection.flag.any() else None,
+        "recall": found / int(wrong.sum()) if wrong.any() else None,
     }
     if 0 < wrong.sum() < len(wrong):
         probability = detection.probability
@@ -459,7 +445,7 @@ def _judge(
     return judged
 
 
-def _warnings(summary: dict[str, Any], fitted: Fitted, detection: Detection) -> Iterator[str]:
+def _warnings(summary: dict[str, Any], fitted: Fitted) -> Iterator[str]:
     query = summary["query"]
     if query["chosen"]:
         yield (

@@ -21,9 +21,9 @@ from hf_ecif.cards import (
 from hf_ecif.errors import UserError
 from hf_ecif.files import read_json
 from hf_ecif.hub_paths import HubPath, parse_model_path
+from hf_ecif.words import MODELS
 
 FIT = "influence.safetensors"
-STATES = {"before": "before", "after": "after", "retrained": "retrained without the pairs"}
 INHERITED = ("license", "license_name", "license_link", "language")
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
@@ -101,7 +101,7 @@ def write_model_card(
         kind=kind.name,
         base=base and base.repo_id,
         facts=facts,
-        states=[STATES[state] for state in facts.get("measures", {}).get("query", {})],
+        states=[MODELS[state] for state in facts.get("measures", {}).get("query", {})],
         settings=_settings(facts),
     )
 

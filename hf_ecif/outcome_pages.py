@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from hf_ecif.comparison import BEFORE, UNTRAINED
 from hf_ecif.pages import inline_svg, write_page
 from hf_ecif.viz import bars_figure, validation_scatter
-from hf_ecif.words import estimate, number, percent, reach
+from hf_ecif.words import MODELS, estimate, number, percent, reach, share
 
-STATES = {"before": "before", "after": "rows removed", "retrained": "retrained without them"}
 MEASURES = {
     "loss": "Loss, nats",
     "text_to_image_recall@1": "R@1, text to image",
@@ -50,9 +50,10 @@ def write_removal_page(summary: Mapping[str, Any], path: Path) -> None:
     change = query["after"]["loss"] - query["before"]["loss"]
     retrained = query.get("retrained")
     removed, seconds = summary["removal"]["removed"], summary["seconds"]
+    spent = f"nats, in {number(seconds['remove'])} s"
     tiles = [
         ("Removed", number(removed), f"of {number(summary['rows'])} rows"),
-        ("Query's loss", _signed(change), "nats, measured on the edited model"),
+        ("Change of the query's loss", _signed(change), spent),
         ("Foretold", _signed(summary["predicted_change"]), "nats, by the scores alone"),
     ]
     if retrained:
@@ -63,19 +64,22 @@ def write_removal_page(summary: Mapping[str, Any], path: Path) -> None:
         "outcome.html.j2",
         summary=summary,
         command="remove",
-        verdict=f"Without {number(removed)} rows, the query's loss "
-        f"{'falls' if change < 0 else 'rises'} by {abs(change):.3f} nats.",
+        verdict=f"Without {number(removed)} {'row' if removed == 1 else 'rows'}, the query's loss "
+        f"{'falls' if change < 0 else 'rises'} by {number(abs(change))} nats.",
         tiles=tiles,
-        explanation="The model was changed in closed form, as if it had been trained without these "
-        "rows. All models below are measured in the same way; recalls and accuracy: higher is "
-        "better.",
+        explanation="The model was fitted on all rows, and then changed in closed form, as if it "
+        "had been fitted without these. All models below are measured in the same way; recalls "
+        "and accuracy: higher is better.",
         tables=list(_measures(summary["measures"])),
         plots=[
             _Plot(
                 f"Loss on the {judge}",
                 "In nats; lower is better.",
                 inline_svg(
-                    bars_figure({STATES[name]: state["loss"] for name, state in states.items()}),
+                    bars_figure(
+                        {MODELS[name]: state["loss"] for name, state in states.items()},
+                        labels=[_cell("loss", state["loss"]) for state in states.values()],
+                    ),
                     f"loss-{judge}",
                 ),
             )
@@ -85,8 +89,8 @@ def write_removal_page(summary: Mapping[str, Any], path: Path) -> None:
             {"purpose": f"step {n}"} | s for n, s in enumerate(summary["removal"]["solvers"], 1)
         ],
         limits=[
-            "Trained again without the rows, with another order of the batches, the model would "
-            "differ by as much as two such trainings differ; --retrain shows one.",
+            "A retraining with another order of the batches would come out somewhat different, "
+            "too; --retrain shows one.",
             "The attributed parameters alone are edited. What the rest of the model learnt of the "
             "rows, if it ever saw them, stays.",
         ],
@@ -105,7 +109,8 @@ def write_validation_page(summary: Mapping[str, Any], path: Path) -> None:
     interval += reach(summary["ceiling"])
     verdict, _, advice = summary["verdict"].rstrip(".").partition(": ")
     advice = f" What follows: {advice}." if advice else ""
-    share = percent(summary["removed_share"])
+    gone, repeats = percent(summary["removed_share"]), summary["repeats"]
+    times = "" if repeats == 1 else f", retrained {repeats} times"
     figure = validation_scatter(predicted, actual, "")
     write_page(
         path,
@@ -117,7 +122,7 @@ def write_validation_page(summary: Mapping[str, Any], path: Path) -> None:
             ("Rank correlation", f"{summary['spearman']:.2f}", f"95 % interval {interval}"),
             ("Order right", percent(summary["sign_agreement"]), "of the pairs of subsets"),
             ("Slope", f"{summary['slope']:.2f}", "of true on predicted; 1 if the size is right"),
-            ("Retrainings", number(len(actual)), f"subsets, each without {share} of the rows"),
+            ("Subsets", number(len(actual)), f"each without {gone} of the rows{times}"),
         ],
         explanation="Random parts of the rows were left out, the attributed parameters trained "
         "again from the start, and the query's true loss compared with the sum of the scores of "
@@ -127,7 +132,9 @@ def write_validation_page(summary: Mapping[str, Any], path: Path) -> None:
             _Plot(
                 "True on predicted change of the query",
                 "A point for each subset, in nats. The line is the best fit: what counts is how "
-                "closely the points follow it; the steeper, the more the scores understate.",
+                "closely the points follow it; the steeper, the more the scores understate. Where "
+                "it misses the origin, all retrainings moved alike: with fewer rows, they are "
+                "shorter.",
                 inline_svg(figure, "validation"),
             )
         ],
@@ -151,25 +158,28 @@ def write_cleaning_page(summary: Mapping[str, Any], path: Path) -> None:
     """
     compared, counts = summary["comparison"], summary["counts"]
     outcomes = {one["version"]: one for one in compared["outcomes"]}
-    before, after = outcomes["all rows"], outcomes[summary["strategy"]]
+    given, before, after = (outcomes[n] for n in (UNTRAINED, BEFORE, summary["strategy"]))
     gain, error = _gain(before, after, "zero_shot_accuracy")
+    untrained = given["zero_shot_accuracy"]["mean"]
+    accuracies = [one["zero_shot_accuracy"] for one in outcomes.values()]
     write_page(
         path,
         "outcome.html.j2",
-        summary={"dataset": summary["audit"], "warnings": compared["warnings"]},
+        summary={"audit": summary["audit"], "warnings": compared["warnings"]},
         command="clean",
         verdict=_cleaning_verdict(gain, error, compared["test_rows"]),
-        tiles=[(name.replace("_", " "), number(count), "rows") for name, count in counts.items()],
+        tiles=[(title, number(counts[name]), of) for name, title, of in map(_counted, counts)],
         explanation=f"The audited model was fine-tuned on each version of the rows, with as many "
         f"steps for each, and then retrieved and classified {number(compared['test_rows'])} rows "
-        f"of {compared['test']}. Higher is better, but for the loss; errors are standard errors "
-        "over the fine-tunings.",
+        f"of {compared['test']}. Not fine-tuned at all, it has {share(untrained)} of zero-shot "
+        "accuracy. Higher is better, except for the loss; errors are standard errors over the "
+        "fine-tunings, in the headline of the choice of the test rows, too.",
         tables=[
             _Table(
-                "After fine-tuning on",
-                ["Rows of", *MEASURES.values()],
+                "Recalls and accuracy in per cent",
+                ["Fine-tuned on", *MEASURES.values()],
                 [
-                    [name, *map(_estimated, MEASURES, [one] * len(MEASURES))]
+                    [_version(name), *map(_estimated, MEASURES, [one] * len(MEASURES))]
                     for name, one in outcomes.items()
                 ],
             )
@@ -180,14 +190,15 @@ def write_cleaning_page(summary: Mapping[str, Any], path: Path) -> None:
                 "Bars in per cent; whiskers are standard errors.",
                 inline_svg(
                     bars_figure(
-                        {
-                            name: 100 * one["zero_shot_accuracy"]["mean"]
-                            for name, one in outcomes.items()
-                        },
-                        {
-                            name: 100 * (one["zero_shot_accuracy"]["stderr"] or 0.0)
-                            for name, one in outcomes.items()
-                        },
+                        dict(
+                            zip(
+                                map(_version, outcomes),
+                                [100 * accuracy["mean"] for accuracy in accuracies],
+                                strict=True,
+                            )
+                        ),
+                        [100 * (accuracy["stderr"] or 0.0) for accuracy in accuracies],
+                        [f"{100 * accuracy['mean']:.1f}" for accuracy in accuracies],
                     ),
                     "accuracy",
                 ),
@@ -206,14 +217,30 @@ def write_cleaning_page(summary: Mapping[str, Any], path: Path) -> None:
 def _measures(measures: Mapping[str, Any]) -> Iterator[_Table]:
     for judge, states in measures.items():
         rows = [
-            [STATES[name], *(_cell(measure, state[measure]) for measure in MEASURES)]
+            [MODELS[name], *(_cell(measure, state[measure]) for measure in MEASURES)]
             for name, state in states.items()
         ]
         yield _Table(f"On the {judge}", ["Model", *MEASURES.values()], rows)
 
 
 def _cell(measure: str, value: float) -> str:
-    return f"{value:.4f}" if measure == "loss" else f"{value:.1%}"
+    return f"{value:.4f}" if measure == "loss" else share(value)
+
+
+def _version(name: str) -> str:
+    """What a model was fine-tuned on."""
+    if name == UNTRAINED:
+        return "nothing (as given)"
+    if name.startswith("random"):
+        return name.replace("random", "random rows", 1)
+    return name if name.startswith("all") else f"what {name} leaves"
+
+
+def _counted(name: str) -> tuple[str, str, str]:
+    """A count of rows: its name, as it is shown, and what it is part of."""
+    whole, _, part = name.partition("_")
+    shown = (part.replace("_", " "), f"of the {whole} rows") if part else (whole, "rows")
+    return name, shown[0].capitalize(), shown[1]
 
 
 def _estimated(measure: str, outcome: Mapping[str, Any]) -> str:
@@ -236,13 +263,15 @@ def _cleaning_verdict(gain: float, error: float, test_rows: int) -> str:
     For a gain ``g``, a share ``g`` of the test changed sides at least: by which rows happen to be
     in the test, its variance is ``g (1 - g) / n`` or more.
     """
-    points = f"{estimate(gain, error, exponent=-2)} points of zero-shot accuracy"
     sampling = abs(gain) * (1 - abs(gain)) / test_rows
     # The error of a single fine-tuning is not known, so that nothing is clear.
-    if not abs(gain) > 2 * (error**2 + sampling) ** 0.5:
-        return f"No clear difference: {points} on {number(test_rows)} rows."
-    return f"Cleaning {'helps' if gain > 0 else 'hurts'}: {points}."
+    whole_error = (error**2 + sampling) ** 0.5
+    points = f"{estimate(abs(gain), whole_error, exponent=-2)} points of zero-shot accuracy"
+    side = f"{points} {'above' if gain > 0 else 'below'} one fine-tuned on all rows"
+    if not abs(gain) > 2 * whole_error:
+        return f"No clear difference: a model fine-tuned on the cleaned rows is {side}."
+    return f"Fine-tuned on the cleaned rows, the model is {side}."
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+    return ("−" if value < 0 else "+") + number(abs(value))

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_ecif.files import write_text
 from hf_ecif.viz import FLAGGED, INK, KEPT, MUTED, RULE
-from hf_ecif.words import estimate, number, percent, shorten, superscript
+from hf_ecif.words import estimate, number, percent, share, shorten, superscript
 
 THUMBNAIL_SIDE = 160
 PROBLEM_LENGTH = 160
@@ -95,6 +95,7 @@ def environment() -> jinja2.Environment:
     filters: dict[str, Callable[..., Any]] = {
         "number": number,
         "percent": percent,
+        "share": share,
         "superscript": superscript,
         "estimate": estimate,
     }

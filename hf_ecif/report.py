@@ -49,8 +49,9 @@ def _plots(scores: ScoredRows, summary: dict[str, Any]) -> dict[str, Markup]:
     if scores.readable.any():
         use = scores.readable
         flag, exponent = scores.flag[use], scores.exponent
+        of_groups = (summary.get("groups") or {}).get("table")
         plots["probability"] = probability_histogram(
-            scores.probability[use], flag, scores.threshold
+            scores.probability[use], flag, None if of_groups else scores.threshold
         )
         plots["score"] = score_histogram(scores.score[use], flag, exponent)
         plots["roles"] = role_scatter(scores.positive[use], scores.negative[use], flag, exponent)
@@ -117,8 +118,8 @@ def _galleries(scores: ScoredRows) -> Iterator[_Gallery]:
             "duplicates",
             "Duplicates",
             "Pairs with nearly the same image or the same caption, group by group, those that are "
-            "suspected first. They are no negatives of each other, and one of them may be the "
-            "right home of the caption.",
+            "suspected first. One of a group may be the right home of the caption; pairs with the "
+            "very same caption are not taken as negatives of each other.",
             "",
             _cards(scores, duplicates, scores.order_of_groups),
         )

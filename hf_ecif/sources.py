@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
 
 from datasets import Dataset
 
@@ -14,6 +18,8 @@ from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.queries import choose_query
+
+PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "scikit-learn", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,38 @@ class Opened:
         if self.query_set is None:
             return rows, choose_query(rows, self.model.encoder, seed=self.model.config.seed)
         return rows, read("query", self.query_set)
+
+    def provenance(self, query: Rows) -> dict[str, Any]:
+        """What every summary says of where its figures come from."""
+        sources, config = self.sources, self.model.config
+        chosen = self.query_set is None
+        named = f"{sources.query}, split {sources.query_split}"
+        return {
+            "model": sources.model,
+            "dataset": sources.dataset,
+            "split": sources.split,
+            "columns": {"image": sources.image_column, "text": sources.text_column},
+            "query": {
+                "source": "chosen from the data" if chosen else named,
+                "dataset": sources.query,
+                "split": None if chosen else sources.query_split,
+                "rows": len(query),
+                "chosen": chosen,
+            },
+            "config": config.to_dict(),
+            "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+            "seed": config.seed,
+        }
+
+    def warnings(self, rows: Rows) -> Iterator[str]:
+        """What makes standard errors say nothing."""
+        size = self.model.config.batch_size
+        if len(rows) <= size:
+            yield (
+                f"All {len(rows)} rows fit into one batch of {size}, so scores have no error over "
+                "random batches. That does not make them sure: a smaller --batch-size shows how "
+                "much they depend on the company of a pair."
+            )
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of model, data and query."""

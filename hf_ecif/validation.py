@@ -69,7 +69,7 @@ class Validation:
         if reached >= 0.8:
             return "The scores foretell retrainings on these data."
         if reached >= 0.5:
-            return "The scores rank the effect of retrainings well on these data."
+            return "The scores foretell well which removals help or hurt on these data."
         if reached > 0:
             return "The scores point the right way on these data, but do not measure."
         return (

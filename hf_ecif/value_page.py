@@ -43,7 +43,8 @@ def write_value_page(
     bought: list[_Gallery] = []
     if candidates is not None:
         market = _Cards(candidates, summary["columns"])
-        bought = list(_galleries(market, summary["candidates"]["rankings"], WORTH))
+        rankings = summary["candidates"]["rankings"]
+        bought = list(_galleries(market, rankings, WORTH, effect="if added"))
     write_page(
         path,
         "value.html.j2",
@@ -53,6 +54,7 @@ def write_value_page(
         conflicts=_conflicts(cards, summary["conflicts"]),
         bought=bought,
         plots=list(_plots(summary["curves"])),
+        curves_verdict=_curves_verdict(summary["curves"]),
     )
 
 
@@ -91,8 +93,8 @@ class _Cards:
         self._dataset, self._columns = dataset, columns
         self._pictures: dict[int, tuple[str, str | None, str | None]] = {}
 
-    def gallery(self, title: str, entries: list[Entry]) -> _Gallery:
-        cards = [self.card(entry, [entry | {"name": "score"}]) for entry in entries]
+    def gallery(self, title: str, entries: list[Entry], effect: str) -> _Gallery:
+        cards = [self.card(entry, [entry | {"name": effect}]) for entry in entries]
         return _Gallery(title, cards, _exponent(entry["score"] for entry in entries))
 
     def card(self, entry: Entry, effects: list[Entry]) -> _Card:
@@ -105,10 +107,13 @@ class _Cards:
 
 
 def _galleries(
-    cards: _Cards, rankings: dict[str, list[Entry]], titles: tuple[str, str]
+    cards: _Cards,
+    rankings: dict[str, list[Entry]],
+    titles: tuple[str, str],
+    effect: str = "score",
 ) -> Iterator[_Gallery]:
     for title, entries in zip(titles, rankings.values(), strict=True):
-        yield cards.gallery(title, entries)
+        yield cards.gallery(title, entries, effect)
 
 
 def _conflicts(cards: _Cards, conflicts: list[dict[str, Any]]) -> _Gallery:
@@ -120,6 +125,21 @@ def _conflicts(cards: _Cards, conflicts: list[dict[str, Any]]) -> _Gallery:
     ]
     values = (side["score"] for pair in sides for side in pair)
     return _Gallery("Helps one slice, hurts another", made, _exponent(values))
+
+
+def _curves_verdict(curves: dict[str, Any] | None) -> str | None:
+    """At how many of the shares the mean losses are in the order that the ranking foretells."""
+    if curves is None:
+        return None
+    harmful, random, valuable = (
+        np.mean(curve["losses"], axis=1)[1:]
+        for curve in curves["curves"]  # not that of nobody
+    )
+    return (
+        f"The loss without the most harmful pairs is below that without random ones at "
+        f"{(harmful < random).sum()} of {len(random)} shares, and without the most valuable ones "
+        f"above it at {(valuable > random).sum()} of {len(random)}."
+    )
 
 
 def _exponent(values: Iterable[float]) -> int:

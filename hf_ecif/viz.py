@@ -99,7 +99,7 @@ def role_scatter(positive: Floats, negative: Floats, flag: Bools, exponent: int 
             np.clip(vertical[chosen], -reach_y, reach_y),
             s=11,
             color=colour,
-            alpha=0.6,
+            alpha=0.85,
             linewidths=0,
             label=name,
             rasterized=True,  # a picture of fixed size, whether there are ten pairs or a million
@@ -131,20 +131,25 @@ def seconds_bars(seconds: dict[str, float]) -> Figure:
     return figure
 
 
-def bars_figure(values: Mapping[str, float], errors: Mapping[str, float] | None = None) -> Figure:
+def bars_figure(
+    values: Mapping[str, float],
+    errors: Sequence[float] | None = None,
+    labels: Sequence[str] | None = None,
+) -> Figure:
     """Draws a bar for each name, from top to bottom, with its value.
 
     Args:
         values: By name.
-        errors: Half of the whiskers, by name; none if absent.
+        errors: Half of the whiskers; none if absent.
+        labels: The values as they are to be read.
     """
     figure, axes = _blank_figure(height=0.5 + 0.5 * len(values))
     heights = list(values.values())
-    whiskers = None if errors is None else [errors[name] for name in values]
     bars = axes.barh(
-        list(values), heights, xerr=whiskers, height=0.6, color=KEPT, ecolor=INK, capsize=2.5
+        list(values), heights, xerr=errors, height=0.6, color=KEPT, ecolor=INK, capsize=2.5
     )
-    axes.bar_label(bars, [number(value) for value in heights], padding=5, color=INK, fontsize=10)
+    texts = labels or [number(value) for value in heights]
+    axes.bar_label(bars, texts, padding=5, color=INK, fontsize=10)
     _leave_bars_alone(axes, room=0.15)
     return figure
 
@@ -162,8 +167,8 @@ def validation_scatter(predicted: Floats, actual: Floats, caption: str) -> Figur
     slope, offset = np.polyfit(predicted, actual, 1)
     ends = np.array([predicted.min(), predicted.max()])
     axes.plot(ends, slope * ends + offset, color=MUTED, linewidth=1)
-    axes.set_xlabel("predicted change of the query")
-    axes.set_ylabel("true change")
+    axes.set_xlabel("predicted change of the query, nats")
+    axes.set_ylabel("true change, nats")
     axes.set_title(caption, color=INK, fontsize=10, loc="left")
     return figure
 
@@ -278,4 +283,4 @@ def _span(values: Floats) -> tuple[float, float]:
 
 
 def _label(text: str, exponent: int) -> str:
-    return f"{text} (× 10{superscript(exponent)})" if exponent else text
+    return f"{text} ({f'10{superscript(exponent)} ' if exponent else ''}nats)"

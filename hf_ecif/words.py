@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+# The models of a removal, as its summary, its page and its card call them.
+MODELS = {
+    "before": "fitted on all rows",
+    "after": "edited: without them",
+    "retrained": "retrained without them",
+}
+
 
 def number(value: Any) -> str:
     """Three significant digits, thousands separated, tiny and huge values as powers of ten."""
@@ -43,8 +50,17 @@ def percent(value: Any) -> str:
     return text if text == "–" else f"{text} %"
 
 
+def share(value: Any) -> str:
+    """A share as a percentage of one decimal, for figures that stand beside each other."""
+    if value is None or isinstance(value, jinja2.Undefined) or math.isnan(value):
+        return "–"
+    return f"{100 * value:.1f} %"
+
+
 def estimate(value: float, stderr: float, exponent: int = 0) -> str:
     """A value with its standard error, both to the same decimal place, in units of a power of ten.
+
+    An error that is unknown, or zero but for rounding, is left out.
 
     >>> estimate(0.00123, 0.0004, exponent=-3)
     '1.23 ± 0.40'
@@ -53,7 +69,7 @@ def estimate(value: float, stderr: float, exponent: int = 0) -> str:
     decimals = 2 - math.floor(math.log10(abs(scaled))) if scaled else 0
     decimals = min(max(decimals, 0), 4)
     text = f"{scaled:,.{decimals}f}"
-    if math.isfinite(stderr):
+    if math.isfinite(stderr) and stderr > 1e-5 * abs(value):
         text += f" ± {stderr / 10.0**exponent:,.{decimals}f}"
     return text.replace("-", "−")
 

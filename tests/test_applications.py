@@ -52,18 +52,20 @@ def test_remove(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811
     )  # fmt: skip
     assert status == 0, output
     assert "3 of 30 rows removed" in output
-    assert "│ retrained " in output
+    assert "│ retrained without them " in output
     summary = json.loads((out / "removal.json").read_text())
     assert summary["removal"]["removed"] == 3
     assert [*summary["measures"]] == ["query", "test"]
     for states in summary["measures"].values():
         assert [*states] == ["before", "after", "retrained"]
         assert states["before"] != states["after"]
-        assert f"{states['after']['text_to_image_recall@1']:.1%}" in output
+        assert f"{100 * states['after']['text_to_image_recall@1']:.1f} %" in output
     page = (out / "removal.html").read_text()
     for states in summary["measures"].values():
         for state in states.values():
             assert f"{state['loss']:.4f}" in page
+    assert (summary["query"]["chosen"], summary["test"]) == (True, f"{DEMO / 'data'}, split test")
+    assert summary["test"] in page
     edited, given = CLIPModel.from_pretrained(out), CLIPModel.from_pretrained(MODEL)
     weights = edited.state_dict()
     for name, value in given.state_dict().items():

@@ -310,7 +310,8 @@ class TestCleanings:
         assert written["comparison"] == cleaning.comparison.to_dict()
         assert written["strategy"] == "drop"
         page = (tmp_path / "new" / "cleaning.html").read_text()
-        assert "random, as many as drop" in page
+        assert "random rows, as many as drop" in page
+        assert "nothing (as given)" in page
         assert "points of zero-shot accuracy" in page
         assert len(load_dataset(str(tmp_path / "new" / "kept"), split="train")) == 40
 

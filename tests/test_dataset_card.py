@@ -327,7 +327,7 @@ class TestModelCard:
         cells = [cell.strip() for cell in page.split("\n") if cell.strip()]
         start = cells.index("query: loss (nats)")
         assert cells[start - 2 : start + 6] == [
-            *("before", "after", "query: loss (nats)", "1.5", "1.41"),
+            *("fitted on all rows", "edited: without them", "query: loss (nats)", "1.5", "1.41"),
             *("query: zero shot accuracy", "0.25", "0.75"),
         ]
         assert "by -0.1 nats" in page

@@ -353,7 +353,7 @@ def test_table_of_groups(tmp_path: Path, count: int) -> None:
     assert "By the column language" in text
     assert "the other 7 rows are judged by those of all data" in text
     for number in range(count):
-        assert f"<i>{number}</i> 80 25 % 41 % 17 3" in text
+        assert f"<i>{number}</i> 80 25.0 % 41.0 % 17 3" in text
     assert ("Show 10 more" in text) == (count == 40)
     assert "Group by group" not in Page(render(make_scored(5), tmp_path)).text
 
@@ -362,6 +362,15 @@ def test_no_flagged_rows(tmp_path: Path) -> None:
     page = Page(render(make_scored(5, flagged=2.0), tmp_path))
     assert "none is sure enough to be flagged" in page.text
     assert "No pair was flagged." in page.text
+
+
+def test_where_hardly_anything_is_wrong(tmp_path: Path) -> None:
+    noise = {"rate": 0.004, "threshold": 1 / 3, "borderline": 0}
+    truth = {"column": "is_wrong", "misaligned": 0, "found": 0, "precision": None, "recall": None}
+    page = render(make_scored(5, flagged=2.0), tmp_path, noise=noise, truth=truth)
+    text = Page(page).text
+    assert "Less than one of the 5 pairs is estimated to be misaligned" in text
+    assert "Precision – none is flagged" in text
 
 
 def test_every_row_unreadable(tmp_path: Path) -> None:

@@ -70,16 +70,14 @@ def run_remove(
         states["retrained"] = model.refit(rows.select((~members).nonzero()[:, 0]))
         seconds["retrain"] = time.perf_counter() - start
     summary = {
-        "model": request.model,
-        "dataset": request.dataset,
-        "split": request.split,
+        **opened.provenance(query),
         "where": request.where,
+        "test": request.test and f"{request.test}, split {request.test_split}",
         "rows": len(rows),
         "predicted_change": predicted,
         "measures": {name: _measure(opened, states, judge) for name, judge in judges.items()},
         "removal": asdict(report),
         "seconds": seconds,
-        "config": config.to_dict(),
     }
     summary["warnings"] = _warnings(opened, summary)
     if processes.is_main():

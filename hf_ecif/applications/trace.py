@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,6 @@ from hf_ecif.sources import Opened, Sources, open_sources
 from hf_ecif.tracing import Errors, Task, Traces, describe_errors, find_errors, trace
 from hf_ecif.words import readable_exponent, shorten
 
-PACKAGES = ("hf_ecif", "torch", "transformers", "datasets")
 TASKS: dict[str, Task] = {
     "retrieval-text": "text_to_image",
     "retrieval-image": "image_to_text",
@@ -256,30 +253,16 @@ def _summarise(
     """The content of ``summary.json``, without the time."""
     fitted = opened.model.fitted
     assert fitted is not None
-    chosen = opened.query_set is None
     return {
-        "model": request.model,
-        "dataset": request.dataset,
-        "split": request.split,
-        "columns": {"image": request.image_column, "text": request.text_column},
+        **opened.provenance(query),
         "rows": len(rows),
         "unreadable": len(rows.reasons),
-        "query": {
-            "source": "chosen from the data"
-            if chosen
-            else f"{request.query}, split {request.query_split}",
-            "rows": len(query),
-            "chosen": chosen,
-        },
         "candidates": request.candidates or None,
         **describe_found(found, rows, query),
         "solvers": [
             {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
         ],
-        "config": opened.model.config.to_dict(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "seed": opened.model.config.seed,
-        "warnings": list(_warnings(chosen, found)),
+        "warnings": [*_warnings(opened.query_set is None, found), *opened.warnings(rows)],
     }
 
 

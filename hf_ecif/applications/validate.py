@@ -59,8 +59,8 @@ def run_validate(
     if processes.is_main():
         request.output.mkdir(parents=True, exist_ok=True)
         _plot(result, request.output / "validation.png")
-        summary = asdict(result) | {"verdict": result.verdict, "config": config.to_dict()}
-        summary |= {name: getattr(request, name) for name in ("model", "dataset", "split")}
+        summary = asdict(result) | {"verdict": result.verdict, "repeats": request.repeats}
+        summary |= opened.provenance(query)
         write_json(summary, request.output / "validation.json")
         write_validation_page(summary, request.output / "validation.html")
     return result

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,6 @@ from hf_ecif.valuation import (
 )
 from hf_ecif.value_page import write_value_page
 
-PACKAGES = ("hf_ecif", "torch", "transformers", "datasets")
 TOP, TOP_OF_SLICE = 12, 6  # pairs of a ranking that are named and shown
 SMALL_SLICE = 20
 ADDED = "ecif_added"
@@ -269,24 +266,17 @@ def _summarise(found: _Found) -> dict[str, Any]:
     model, rows, scores = opened.model, found.rows, valuation.scores
     fitted = model.fitted
     assert fitted is not None
-    source = f"{request.query}, split {request.query_split}" if request.query else None
+    provenance = opened.provenance(found.query)
     summary = {
-        "model": request.model,
-        "dataset": request.dataset,
-        "split": request.split,
-        "columns": {"image": request.image_column, "text": request.text_column},
+        **provenance,
         "rows": rows.total,
         "scored": len(rows),
         "unreadable": len(rows.reasons),
         "unreadable_reasons": dict(Counter(rows.reasons.values())),
         "harmful": int((scores.task[0] < 0).sum()),
-        "query": {
-            "source": source or "chosen from the data",
-            "rows": len(found.query),
-            "chosen": source is None,
-            "slice_column": request.slice_column,
-            "unnamed": valuation.unnamed,
-        },
+        "clearly_harmful": int((scores.task[0] + 2 * scores.stderr[0] < 0).sum()),
+        "query": provenance["query"]
+        | {"slice_column": request.slice_column, "unnamed": valuation.unnamed},
         "slices": [
             asdict(one) | {"rankings": dict(_rankings(scores, number, rows))}
             for number, one in enumerate(valuation.slices)
@@ -304,11 +294,8 @@ def _summarise(found: _Found) -> dict[str, Any]:
         "solvers": [
             {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
         ],
-        "config": model.config.to_dict(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "seed": model.config.seed,
     }
-    summary["warnings"] = list(_warnings(summary))
+    summary["warnings"] = [*_warnings(summary), *opened.warnings(rows)]
     return summary
 
 

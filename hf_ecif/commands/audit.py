@@ -113,9 +113,10 @@ def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> N
         f"{summary['kept']:,} kept."
     )
     if truth := summary.get("truth"):
+        precision = truth["precision"]
         console.print(
             f"Of {truth['misaligned']:,} rows known to be misaligned, {truth['found']:,} are "
-            f"flagged (precision {truth['precision']:.1%})."
+            + ("flagged." if precision is None else f"flagged (precision {precision:.1%}).")
         )
     for warning in summary["warnings"]:
         console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False)

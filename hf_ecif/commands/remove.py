@@ -13,8 +13,6 @@ from rich.table import Table
 from hf_ecif.commands.options import Json, Quiet, bars, command, print_json
 from hf_ecif.config import InfluenceConfig
 
-NAMES = {"before": "before", "after": "rows removed", "retrained": "retrained"}
-
 
 @command()
 def remove(
@@ -67,6 +65,8 @@ def remove(
 
 
 def _print_summary(console: Console, summary: dict[str, Any]) -> None:
+    from hf_ecif.words import MODELS, share
+
     seconds = summary["seconds"]
     console.print(
         f"{summary['removal']['removed']:,} of {summary['rows']:,} rows removed in "
@@ -77,11 +77,11 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
         table = Table(judge, "loss", "R@1 text to image", "R@1 image to text", "zero-shot accuracy")
         for state, values in states.items():
             table.add_row(
-                NAMES[state],
+                MODELS[state],
                 f"{values['loss']:.4f}",
-                f"{values['text_to_image_recall@1']:.1%}",
-                f"{values['image_to_text_recall@1']:.1%}",
-                f"{values['zero_shot_accuracy']:.1%}",
+                share(values["text_to_image_recall@1"]),
+                share(values["image_to_text_recall@1"]),
+                share(values["zero_shot_accuracy"]),
             )
         console.print(table)
     predicted = summary["measures"]["query"]["before"]["loss"] + summary["predicted_change"]
