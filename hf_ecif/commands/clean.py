@@ -106,16 +106,19 @@ def _figures(comparison: Comparison) -> Table:
     """The test after fine-tuning on each version of the rows, in percent."""
     from hf_ecif.words import estimate
 
-    headings = ("text→image R@1", "R@10", "image→text R@1", "R@10", "zero-shot")
+    columns = {
+        "text_to_image_recall@1": "text→image R@1",
+        "image_to_text_recall@1": "image→text R@1",
+        "zero_shot_accuracy": "zero-shot accuracy",
+    }
     title = f"{comparison.test_rows:,} rows of {escape(comparison.test)}; percent ± standard error"
     table = Table("fine-tuned on", "rows", title=title)
-    for heading in headings:
+    for heading in columns.values():
         table.add_column(heading.replace(" ", "\n"), no_wrap=True)
     for outcome in comparison.outcomes:
         cells = [
             estimate(outcome.mean(name), _known(outcome.stderr(name)), exponent=-2)
-            for name in outcome.values
-            if name != "loss"
+            for name in columns
         ]
         rows = f"{outcome.rows:,.0f}" if outcome.rows else "–"
         table.add_row(outcome.version, rows, *cells)
