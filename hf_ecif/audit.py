@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from datasets import Dataset
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -31,12 +30,12 @@ from hf_ecif.checkpoints import Checkpoints
 from hf_ecif.cleaning import CleanResult, clean, write_shards
 from hf_ecif.columns import add_columns, read_groups
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import image_bytes, read_flags
+from hf_ecif.data import read_flags
 from hf_ecif.detection import SMALLEST_GROUP, Detection, auroc, detect
 from hf_ecif.errors import UserError
 from hf_ecif.evidence import MARGIN, Evidence, find_evidence, read_vocabulary
 from hf_ecif.features import Rows
-from hf_ecif.files import write_json
+from hf_ecif.files import CHECKPOINTS, require_writable, write_json
 from hf_ecif.fitted import Fitted
 from hf_ecif.pretrained import find_commit
 from hf_ecif.progress import ProgressFactory, silent
@@ -45,7 +44,7 @@ from hf_ecif.scoring import Scores
 from hf_ecif.sources import Opened, Sources, open_sources
 from hf_ecif.witnesses import Witnesses, witness_errors
 
-CHECKPOINTS = ".checkpoints"
+FEWEST = 20  # rows to audit
 TRACED = "retrieval-text"  # the errors that the report shows
 SHOWN_TRACED = 8
 RESULTS = (
@@ -95,7 +94,7 @@ def run_audit(
     watch = _Stopwatch()
     with watch("load"):
         opened = open_sources(request, config)
-        given = _read_given(request, opened.plain)
+        given = _read_given(request, opened.dataset)
         fingerprints = opened.fingerprints()
     manifest = config.deciding() | fingerprints | {"columns": request.columns}
     known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
@@ -178,6 +177,11 @@ def _analyse(
     model = opened.model
     with watch("embed"):
         rows, query = opened.read(progress, known)
+    if len(rows) < FEWEST:
+        raise UserError(
+            f"{len(rows)} rows can be read, and an audit learns from the rows themselves what a "
+            f"wrong one looks like: it takes at least {FEWEST}. Give more rows."
+        )
     with watch("fit"):
         fitted = model.fit(rows, query, progress, known)
     with watch("score"):
@@ -268,8 +272,7 @@ def _write_traced(request: AuditRequest, found: _Found, summary: dict[str, Any])
 def _check_output(request: AuditRequest) -> None:
     """Refuse a folder that holds what must not be lost."""
     output = request.output
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file. Give a folder.")
+    require_writable(output)
     present = sorted(path.name for path in output.iterdir()) if output.exists() else []
     ours = (*RESULTS, CHECKPOINTS)
     foreign = [n for n in present if n not in ours and not n.endswith(".partial")]
@@ -319,12 +322,9 @@ def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dic
     """The content of ``summary.json``, without times and fingerprints."""
     opened, rows, detection, fitted = found.opened, found.rows, found.detection, found.fitted
     config, evidence = opened.model.config, found.evidence
-    provenance = opened.provenance(found.query)
+    provenance = opened.provenance(rows, found.query)
     summary = {
         **provenance,
-        "rows": len(opened.dataset),
-        "scored": len(rows),
-        "unreadable": len(rows.reasons),
         "unreadable_reasons": dict(Counter(rows.reasons.values())),
         "flagged": int(detection.flag.sum()),
         "kept": len(result.kept),
@@ -333,7 +333,7 @@ def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dic
         "groups": _describe_groups(request, detection),
         "suggestions": _describe_suggestions(request, evidence),
         "duplicates": evidence.describe_duplicates() if evidence else None,
-        "query": provenance["query"] | _describe_query(found, request.image_column),
+        "query": provenance["query"] | _describe_query(found),
         "fit": asdict(fitted.fit)
         | {"parameters": config.parameters, "count": opened.model.encoder.count},
         "solvers": [
@@ -344,7 +344,7 @@ def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dic
     if found.given.truth is not None:
         positions = rows.positions.numpy()
         summary["truth"] = _judge(found.given.truth, request.truth_column, positions, detection)
-    summary["warnings"] = [*_warnings(summary, fitted), *opened.warnings(rows)]
+    summary["warnings"] = [*_warnings(summary, fitted), *opened.warnings(rows, found.query)]
     return summary
 
 
@@ -395,30 +395,13 @@ def _describe_suggestions(
     }
 
 
-def _describe_query(found: _Found, image_column: str) -> dict[str, Any]:
-    query_set, fitted = found.opened.query_set, found.fitted
-    overlap = len(found.query)
-    if query_set is not None:
-        overlap = _overlap(found.opened.plain, query_set, image_column)
+def _describe_query(found: _Found) -> dict[str, Any]:
+    fitted = found.fitted
     return {
-        "overlap": overlap,
         "loss_before_fit": fitted.query_loss_before,
         "loss": fitted.query_loss,
         "alignment": fitted.alignment,
     }
-
-
-def _overlap(dataset: Dataset, query: Dataset, image_column: str) -> int:
-    """Images of the query that are in the data, too."""
-    hashes = [
-        {
-            xxhash.xxh3_128_digest(content)
-            for cell in part[image_column]
-            if (content := image_bytes(cell))
-        }
-        for part in (dataset, query)
-    ]
-    return len(hashes[0] & hashes[1])
 
 
 def _judge(
@@ -446,17 +429,10 @@ def _judge(
 
 
 def _warnings(summary: dict[str, Any], fitted: Fitted) -> Iterator[str]:
-    query = summary["query"]
-    if query["chosen"]:
+    if summary["groups"] and not summary["groups"]["table"]:
         yield (
-            f"No query was given: {query['rows']} pairs were chosen from the data, those best "
-            "aligned under the model, balanced over clusters of images. A clean set of your own "
-            "judges better."
-        )
-    elif query["overlap"]:
-        yield (
-            f"{query['overlap']} images of the query are in the audited data, too. The query then "
-            "favours these rows: give a query of other images."
+            f"No group of {summary['groups']['column']!r} has {SMALLEST_GROUP} rows, so all rows "
+            "are judged by one noise rate and threshold."
         )
     if summary["noise"]["planted_score_auroc"] < 0.5:
         yield (

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, Value
 from numpy.typing import NDArray
 
-from hf_ecif.data import check_columns, image_bytes, load_rows
+from hf_ecif.data import check_columns, image_bytes, is_text, load_rows
 from hf_ecif.errors import UserError
-from hf_ecif.files import aside, read_json, write_json
+from hf_ecif.files import CHECKPOINTS, aside, read_json, require_new, write_json
 from hf_ecif.progress import ProgressFactory, silent
 
 if TYPE_CHECKING:
@@ -163,8 +163,8 @@ def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Clea
             cannot be read.
     """
     output = request.output
-    if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {output} exists and is not empty. Give a new folder.")
+    if output:
+        require_new(output)
     home, scored, summary = _open_audit(request.audit)
     text_column = request.text_column or summary.get("columns", {}).get("text", "text")
     results = _clean_by_all(scored, request, text_column)
@@ -225,12 +225,17 @@ def _check(scored: Dataset, strategy: str, share: float | None, text_column: str
     for column in ("ecif_flag", "ecif_reason", *NEEDED.get(strategy, ())):
         if column not in scored.column_names:
             raise UserError(
-                f"There is no column {column!r}. Run detect first, and clean what it returns."
+                f"There is no column {column!r}. Run 'hf-ecif audit' first, and clean its output."
             )
     if strategy == "relabel" and text_column not in scored.column_names:
         raise UserError(
             f"There is no text column {text_column!r} to relabel. The columns are: "
             f"{', '.join(scored.column_names)}. Name the right one with --text-column."
+        )
+    if strategy == "relabel" and not is_text(scored.features[text_column]):
+        raise UserError(
+            f"The text column {text_column!r} must hold strings, but it is "
+            f"{scored.features[text_column]}. Name the right one with --text-column."
         )
     cleaned = {ORIGINAL_TEXT, WEIGHT} & set(scored.column_names)
     if cleaned:
@@ -249,6 +254,10 @@ def _open_audit(folder: Path) -> tuple[Path, Dataset, dict[str, Any]]:
     if not folder.is_dir():
         raise UserError(f"There is no audit in {folder}. Name the --output of 'hf-ecif audit'.")
     inside = (folder / "scored").is_dir()
+    if not inside and (folder / CHECKPOINTS).is_dir():
+        raise UserError(
+            f"The audit in {folder} was interrupted. Finish it first: hf-ecif audit --resume."
+        )
     home = folder if inside else folder.parent
     path = home / "summary.json"
     summary = read_json(path) if path.is_file() else {}

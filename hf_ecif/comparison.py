@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from datasets import Dataset
 from torch import Tensor
 
 from hf_ecif import metrics
 from hf_ecif.cleaning import WEIGHT, CleanRequest, CleanResult, Strategy
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import check_columns, image_bytes, load_rows, read_flags
+from hf_ecif.data import check_columns, image_hashes, load_rows, read_flags
 from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
 from hf_ecif.fitting import adam, cosine_fall, run_epoch
@@ -327,18 +326,12 @@ def _warnings(
             "The test is the query that the pairs were judged by, so what is kept suits it. Give "
             "other rows."
         )
-    shared = _hashes(scored, image_column) & _hashes(test, image_column)
+    shared = image_hashes(scored, image_column) & image_hashes(test, image_column)
     if shared:
         yield (
             f"{len(shared)} images of the test are in the audited data, too, so the figures are "
             "too good. Give a test of other images."
         )
-
-
-def _hashes(dataset: Dataset, image_column: str) -> set[bytes]:
-    """Of the images that can be read."""
-    contents = (image_bytes(cell) for cell in dataset[image_column])
-    return {xxhash.xxh3_128_digest(content) for content in contents if content}
 
 
 def _check(model: InfluenceModel, versions: Mapping[str, Sequence[Version]], test: Rows) -> None:

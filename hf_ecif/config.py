@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
@@ -154,14 +155,18 @@ class InfluenceConfig:
             least = option.metadata["at_least"]
             if least is not None and value is not option.default and not value >= least:
                 raise UserError(f"{option.name} = {value!r}: must be at least {least:g}.")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{option.name} = {value!r}: must be finite.")
             if get_origin(hints[option.name]) is Literal:
                 choices = get_args(hints[option.name])
                 if value not in choices:
                     raise UserError(
                         f"{option.name} = {value!r}: must be one of {', '.join(choices)}."
                     )
-        if not 0 < self.planted_share < 1:
-            raise UserError(f"planted_share = {self.planted_share!r}: must be between 0 and 1.")
+        if not 0 < self.planted_share <= 0.5:
+            raise UserError(f"planted_share = {self.planted_share!r}: must be between 0 and 0.5.")
+        if self.seed >= 2**62:
+            raise UserError(f"seed = {self.seed!r}: must be below 2^62.")
         if not self.damping > 0:
             raise UserError(f"damping = {self.damping!r}: must be positive.")
 

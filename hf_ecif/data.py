@@ -130,6 +130,11 @@ def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Data
     Raises:
         UserError: If a column is missing or of another type.
     """
+    if image_column == text_column:
+        raise UserError(
+            f"--image-column and --text-column are both {text_column!r}. Name a column of images "
+            "and one of captions."
+        )
     for role, column in (("image", image_column), ("text", text_column)):
         if column not in dataset.column_names:
             raise UserError(
@@ -137,7 +142,7 @@ def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Data
                 f"{', '.join(dataset.column_names)}. Name the right one with --{role}-column."
             )
     text_type = dataset.features[text_column]
-    if not _is_value(text_type, "string"):
+    if not is_text(text_type):
         raise UserError(
             f"The text column {text_column!r} must hold strings, but it is {text_type}. "
             "Name another one with --text-column."
@@ -240,6 +245,17 @@ def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
         return None
 
 
+def image_hashes(dataset: Dataset, image_column: str) -> set[bytes]:
+    """Of the images that can be read, by which equal ones of two data sets are known."""
+    contents = (image_bytes(cell) for cell in dataset[image_column])
+    return {xxhash.xxh3_128_digest(content) for content in contents if content}
+
+
+def is_text(feature: Any) -> bool:
+    """Whether a column holds strings."""
+    return _is_value(feature, "string")
+
+
 def fingerprint_rows(dataset: Dataset) -> str:
     """A hash of what is in the rows, for provenance.
 
@@ -335,8 +351,17 @@ def _loader_of(source: str) -> _Loader:
     if path.is_file():
         return "parquet", {"data_files": {_split_of(path): str(path)}}
     if path.is_dir():  # resolved, since "csv" and the like are also names of loaders
-        return str(path.resolve()), {}
+        return str(_rows_in(path).resolve()), {}
     raise UserError(f"no such file or folder. {SOURCES}")
+
+
+def _rows_in(folder: Path) -> Path:
+    """The rows of an audit lie in it thrice, once scored, and once as kept and removed."""
+    if (folder / "scored").is_dir() and (folder / "summary.json").is_file():
+        return folder / "scored"
+    if (folder / "cleaning.json").is_file():
+        raise UserError("this is a cleaning's folder. Name its folder kept, or removed.")
+    return folder
 
 
 def _loader_on_hub(place: HubPath) -> _Loader:

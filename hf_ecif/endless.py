@@ -34,7 +34,7 @@ from hf_ecif.data import (
     stream_rows,
 )
 from hf_ecif.errors import UserError
-from hf_ecif.files import PARTIAL, sweep, write_json
+from hf_ecif.files import CHECKPOINTS, PARTIAL, require_writable, sweep, write_json
 from hf_ecif.fitted import Fitted
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.pretrained import FIT
@@ -44,7 +44,7 @@ from hf_ecif.sources import Sources, open_sources
 
 T = TypeVar("T")
 
-CHECKPOINTS, SHARDS, SUMMARY = ".checkpoints", "scored", "scoring.json"
+SHARDS, SUMMARY = "scored", "scoring.json"
 BATCHES = 4  # contrastive batches of a block: its rows can meet in many ways
 
 
@@ -118,6 +118,9 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
     processes.decide(lambda: _begin(request, manifest))
     mine = _score_blocks(request, model, dataset, size, progress)
     counts = sum(processes.collect(mine), Counter())
+    if not counts["rows"]:
+        processes.decide((request.output / MANIFEST).unlink)  # there is nothing to go on with
+        raise UserError(f"{request.dataset}: the split {request.split!r} has no rows.")
     summary = manifest | {name: counts[name] for name in ("rows", "unscored", "shards")}
     if processes.is_main():
         write_json(summary, request.output / SUMMARY)
@@ -274,8 +277,7 @@ def _open(request: ScoreRequest) -> Dataset | IterableDataset:
 def _require_free(request: FitRequest | ScoreRequest) -> None:
     """Refuse a folder that holds what must not be lost."""
     output = request.output
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file. Give a folder.")
+    require_writable(output)
     names = {path.name for path in output.iterdir()} if output.exists() else set()
     present = {name for name in names if not name.endswith(PARTIAL)}
     interrupted = present & {MANIFEST, CHECKPOINTS}

@@ -1,8 +1,9 @@
-"""Files that are written aside and then renamed, so that none is ever found half-written."""
+"""Where results may go; and files that are written aside and then renamed, never half-written."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,32 @@ from typing import Any
 
 from hf_ecif.errors import UserError
 
+CHECKPOINTS = ".checkpoints"  # of a run that is not finished, in its output
 PARTIAL = ".partial"  # what a run that was killed leaves behind ends like this
+
+
+def require_new(output: Path) -> None:
+    """Refuse a folder that holds anything, or cannot be written to.
+
+    Raises:
+        UserError: it does, or cannot.
+    """
+    require_writable(output)
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"--output {output} exists and is not empty. Give a new folder.")
+
+
+def require_writable(output: Path) -> None:
+    """Refuse early what a long run would fail at in the end.
+
+    Raises:
+        UserError: it is a file, or below one, or may not be written to.
+    """
+    there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--output {output}: {there} is a file. Give a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--output {output}: {there} may not be written to. Give another folder.")
 
 
 @contextmanager
@@ -44,7 +70,12 @@ def write_text(text: str, path: Path) -> None:
 
 def write_json(values: dict[str, Any], path: Path) -> None:
     """The same for JSON; what JSON does not know is written as its text."""
-    write_text(json.dumps(values, indent=2, default=str) + "\n", path)
+    write_text(to_json(values, indent=2) + "\n", path)
+
+
+def to_json(values: Any, indent: int | None = None) -> str:
+    """JSON that any reader takes: what is not a number is null."""
+    return json.dumps(_finite(values), indent=indent, default=str, allow_nan=False)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -60,3 +91,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold names with values. Make it again.")
     return values
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

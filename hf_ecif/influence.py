@@ -50,7 +50,7 @@ from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.queries import ContrastiveLoss, Query, Several, Target
 from hf_ecif.removal import RemovalReport, remove
 from hf_ecif.scoring import Directions, GroupScore, Pass, Scores, score_group, score_rows
-from hf_ecif.solvers import Spectrum, random_signs
+from hf_ecif.solvers import Spectrum, random_signs, require_small
 from hf_ecif.unrolling import Station, score_through, share_partitions, unroll
 from hf_ecif.witnesses import Witnesses, find_witnesses
 
@@ -85,6 +85,8 @@ class InfluenceModel:
         if self._adapters_are_ours:
             model = add_lora(model, rank=self.config.lora_rank, seed=self.config.seed)
         self.encoder = DualEncoder(model, self.config.parameters, self.config.micro_batch_size)
+        if self.config.solver == "exact":
+            require_small(self.encoder.count)
         self.name = ""
         self.fitted: Fitted | None = None
         self.inverse: InverseCurvature | None = None

@@ -21,7 +21,7 @@ from hf_ecif.cards import (
 from hf_ecif.errors import UserError
 from hf_ecif.files import read_json
 from hf_ecif.hub_paths import HubPath, parse_model_path
-from hf_ecif.words import MODELS
+from hf_ecif.words import models_of_removal
 
 FIT = "influence.safetensors"
 INHERITED = ("license", "license_name", "license_link", "language")
@@ -95,13 +95,14 @@ def write_model_card(
     if card is None and base_card is not None:
         theirs, _ = read_card(base_card)
         inherited = {name: theirs[name] for name in INHERITED if name in theirs}
+    measured = facts.get("measures", {}).get("query", {})
     section = render(
         "model_card.md.j2",
         repo_id=repo_id,
         kind=kind.name,
         base=base and base.repo_id,
         facts=facts,
-        states=[MODELS[state] for state in facts.get("measures", {}).get("query", {})],
+        states=[models_of_removal(facts["config"])[state] for state in measured],
         settings=_settings(facts),
     )
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from hf_ecif.comparison import BEFORE, UNTRAINED
 from hf_ecif.pages import inline_svg, write_page
 from hf_ecif.viz import bars_figure, validation_scatter
-from hf_ecif.words import MODELS, estimate, number, percent, reach, share
+from hf_ecif.words import estimate, models_of_removal, number, percent, reach, share
 
 MEASURES = {
     "loss": "Loss, nats",
@@ -50,9 +50,10 @@ def write_removal_page(summary: Mapping[str, Any], path: Path) -> None:
     change = query["after"]["loss"] - query["before"]["loss"]
     retrained = query.get("retrained")
     removed, seconds = summary["removal"]["removed"], summary["seconds"]
+    names = models_of_removal(summary["config"])
     spent = f"nats, in {number(seconds['remove'])} s"
     tiles = [
-        ("Removed", number(removed), f"of {number(summary['rows'])} rows"),
+        ("Removed", number(removed), f"of {number(summary['scored'])} readable rows"),
         ("Change of the query's loss", _signed(change), spent),
         ("Foretold", _signed(summary["predicted_change"]), "nats, by the scores alone"),
     ]
@@ -67,17 +68,17 @@ def write_removal_page(summary: Mapping[str, Any], path: Path) -> None:
         verdict=f"Without {number(removed)} {'row' if removed == 1 else 'rows'}, the query's loss "
         f"{'falls' if change < 0 else 'rises'} by {number(abs(change))} nats.",
         tiles=tiles,
-        explanation="The model was fitted on all rows, and then changed in closed form, as if it "
-        "had been fitted without these. All models below are measured in the same way; recalls "
+        explanation="The model was changed in closed form, as if it had been fitted without these "
+        "rows. All models below are measured in the same way; recalls "
         "and accuracy: higher is better.",
-        tables=list(_measures(summary["measures"])),
+        tables=list(_measures(summary["measures"], names)),
         plots=[
             _Plot(
                 f"Loss on the {judge}",
                 "In nats; lower is better.",
                 inline_svg(
                     bars_figure(
-                        {MODELS[name]: state["loss"] for name, state in states.items()},
+                        {names[name]: state["loss"] for name, state in states.items()},
                         labels=[_cell("loss", state["loss"]) for state in states.values()],
                     ),
                     f"loss-{judge}",
@@ -214,10 +215,10 @@ def write_cleaning_page(summary: Mapping[str, Any], path: Path) -> None:
     )
 
 
-def _measures(measures: Mapping[str, Any]) -> Iterator[_Table]:
+def _measures(measures: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[_Table]:
     for judge, states in measures.items():
         rows = [
-            [MODELS[name], *(_cell(measure, state[measure]) for measure in MEASURES)]
+            [names[name], *(_cell(measure, state[measure]) for measure in MEASURES)]
             for name, state in states.items()
         ]
         yield _Table(f"On the {judge}", ["Model", *MEASURES.values()], rows)

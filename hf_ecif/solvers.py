@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 # Named twice where other modules look for it here.
+from hf_ecif.errors import UserError
 from hf_ecif.low_rank import DivergenceError as DivergenceError
 from hf_ecif.low_rank import LowRank, lanczos, require_finite, ritz_pairs
 from hf_ecif.low_rank import Matvec as Matvec
@@ -380,6 +381,19 @@ def _lissa(
     return min(candidates, key=lambda c: _relative_residual(matvec, c, b)), max_iterations
 
 
+def require_small(parameters: int) -> None:
+    """Refuse a dense matrix that is too large.
+
+    Raises:
+        UserError: it is.
+    """
+    if parameters > EXACT_LIMIT:
+        raise UserError(
+            f"The exact solver builds a dense {parameters:,} x {parameters:,} matrix; it takes at "
+            f"most {EXACT_LIMIT:,} parameters. Use cg, or attribute fewer parameters."
+        )
+
+
 def _low_rank(matvec: _Damped, b: Tensor, pairs: LowRank) -> tuple[Tensor, int]:
     lowest = pairs.values[-1].item()
     if lowest + matvec.damping <= 0:
@@ -390,11 +404,7 @@ def _low_rank(matvec: _Damped, b: Tensor, pairs: LowRank) -> tuple[Tensor, int]:
 
 def _cholesky(matvec: _Damped, b: Tensor) -> Tensor:
     size = b.shape[1]
-    if size > EXACT_LIMIT:
-        raise ValueError(
-            f"The exact solver builds a dense {size:,} x {size:,} matrix; it takes at most "
-            f"{EXACT_LIMIT:,} parameters. Use cg, or attribute fewer parameters."
-        )
+    require_small(size)
     rows = [matvec(part) for part in torch.eye(size).to(b).split(256)]
     dense = torch.cat(rows)
     require_finite(dense)

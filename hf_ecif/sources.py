@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -13,7 +14,15 @@ from datasets import Dataset
 from hf_ecif import processes
 from hf_ecif.checkpoints import Checkpoints
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import check_columns, drop_influence_columns, fingerprint_rows, load_rows
+from hf_ecif.data import (
+    check_columns,
+    drop_influence_columns,
+    fingerprint_rows,
+    image_hashes,
+    is_influence_column,
+    load_rows,
+)
+from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.progress import ProgressFactory, silent
@@ -75,7 +84,7 @@ class Opened:
             return rows, choose_query(rows, self.model.encoder, seed=self.model.config.seed)
         return rows, read("query", self.query_set)
 
-    def provenance(self, query: Rows) -> dict[str, Any]:
+    def provenance(self, rows: Rows, query: Rows) -> dict[str, Any]:
         """What every summary says of where its figures come from."""
         sources, config = self.sources, self.model.config
         chosen = self.query_set is None
@@ -85,20 +94,48 @@ class Opened:
             "dataset": sources.dataset,
             "split": sources.split,
             "columns": {"image": sources.image_column, "text": sources.text_column},
+            "rows": rows.total,
+            "scored": len(rows),
+            "unreadable": len(rows.reasons),
             "query": {
                 "source": "chosen from the data" if chosen else named,
                 "dataset": sources.query,
                 "split": None if chosen else sources.query_split,
                 "rows": len(query),
                 "chosen": chosen,
+                "overlap": len(query) if chosen else self._overlap,
             },
             "config": config.to_dict(),
             "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
             "seed": config.seed,
         }
 
-    def warnings(self, rows: Rows) -> Iterator[str]:
-        """What makes standard errors say nothing."""
+    @cached_property
+    def _overlap(self) -> int:
+        """Images of the query that are in the data, too."""
+        assert self.query_set is not None
+        column = self.sources.image_column
+        return len(image_hashes(self.dataset, column) & image_hashes(self.query_set, column))
+
+    def warnings(self, rows: Rows, query: Rows) -> Iterator[str]:
+        """What a reader of any figures must know about the rows and the query."""
+        if self.query_set is None:
+            yield (
+                f"No query was given: {len(query)} pairs were chosen from the data, those best "
+                "aligned under the model, balanced over clusters of images. The model is fitted to "
+                "them, too: a clean set of your own, held out, judges better."
+            )
+        elif self._overlap:
+            yield (
+                f"{self._overlap} images of the query are in the data, too. The query then favours "
+                "these rows: give a query of other images."
+            )
+        replaced = [name for name in self.dataset.column_names if is_influence_column(name)]
+        if replaced:
+            yield (
+                f"The columns {', '.join(replaced)} are taken for those of an earlier run, and "
+                "left out. Rename those that are your own."
+            )
         size = self.model.config.batch_size
         if len(rows) <= size:
             yield (
@@ -133,3 +170,17 @@ def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:
     if sources.query:
         query = check_columns(load_rows(sources.query, sources.query_split), *sources.columns)
     return Opened(sources, model, dataset, query)
+
+
+def require_pairs(option: str, rows: Rows) -> Rows:
+    """Rows that a contrastive loss can be taken of.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    if len(rows) < 2:
+        raise UserError(
+            f"{option} has {len(rows)} readable {'row' if len(rows) == 1 else 'rows'}, and a "
+            "contrastive loss needs at least two. Give more rows."
+        )
+    return rows

@@ -12,6 +12,7 @@ would be expected to reach, from how far repeated retrainings agree.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -21,11 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_ecif import metrics
+from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.progress import ProgressFactory, silent
 
 Floats = NDArray[np.float64]
+# An interval that reaches from one to the other leaves open whether the scores are worth anything.
+UNDECIDED = (0.3, 0.8)
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,17 @@ class Validation:
     @property
     def verdict(self) -> str:
         """What the correlation means, in words, given what can be reached."""
+        if not math.isfinite(self.spearman):
+            return "Neither side varies, so there is nothing to rank: try a larger --removed-share."
         if self.ceiling == 0:
             return (
                 "Retrainings on the same rows differ as much as those on different ones, which "
                 "nothing can foretell: try more --repeats or a larger --removed-share."
             )
-        reached = self.low / (self.ceiling or 1)
+        ceiling = self.ceiling or 1
+        reached = self.low / ceiling
+        if reached < UNDECIDED[0] and self.high / ceiling > UNDECIDED[1]:
+            return "These are too few subsets to tell: try more --subsets."
         if reached >= 0.8:
             return "The scores foretell retrainings on these data."
         if reached >= 0.5:
@@ -99,10 +108,18 @@ def validate(
         removed_share: of the rows that each goes without: 0.5 for the linear datamodeling score.
         repeats: retrainings of each subset that are averaged, each with its own order of batches.
         progress: makes a progress bar.
+
+    Raises:
+        UserError: a subset would have fewer than two rows.
     """
     generator = torch.Generator().manual_seed(model.config.seed + 3)
     scores = model.score(train).task
     count = len(train)
+    if not 0 < math.ceil(removed_share * count) <= count - 2:
+        raise UserError(
+            f"Without {removed_share:.1%} of the {count} rows, fewer than two are left to train "
+            "on: give a smaller --removed-share, or more rows."
+        )
     gone = torch.stack(
         [torch.randperm(count, generator=generator) < removed_share * count for _ in range(subsets)]
     )

@@ -54,7 +54,6 @@ def write_value_page(
         conflicts=_conflicts(cards, summary["conflicts"]),
         bought=bought,
         plots=list(_plots(summary["curves"])),
-        curves_verdict=_curves_verdict(summary["curves"]),
     )
 
 
@@ -125,21 +124,6 @@ def _conflicts(cards: _Cards, conflicts: list[dict[str, Any]]) -> _Gallery:
     ]
     values = (side["score"] for pair in sides for side in pair)
     return _Gallery("Helps one slice, hurts another", made, _exponent(values))
-
-
-def _curves_verdict(curves: dict[str, Any] | None) -> str | None:
-    """At how many of the shares the mean losses are in the order that the ranking foretells."""
-    if curves is None:
-        return None
-    harmful, random, valuable = (
-        np.mean(curve["losses"], axis=1)[1:]
-        for curve in curves["curves"]  # not that of nobody
-    )
-    return (
-        f"The loss without the most harmful pairs is below that without random ones at "
-        f"{(harmful < random).sum()} of {len(random)} shares, and without the most valuable ones "
-        f"above it at {(valuable > random).sum()} of {len(random)}."
-    )
 
 
 def _exponent(values: Iterable[float]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
@@ -11,13 +12,6 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-
-# The models of a removal, as its summary, its page and its card call them.
-MODELS = {
-    "before": "fitted on all rows",
-    "after": "edited: without them",
-    "retrained": "retrained without them",
-}
 
 
 def number(value: Any) -> str:
@@ -37,6 +31,15 @@ def number(value: Any) -> str:
     else:
         text = f"{value:,.0f}" if size >= 999.5 else f"{value:.3g}"
     return text.replace("-", "−")
+
+
+def models_of_removal(config: Mapping[str, Any]) -> dict[str, str]:
+    """The models of a removal, by their names in its summary."""
+    return {
+        "before": "fitted on all rows" if config["fit_epochs"] else "as given",
+        "after": "edited: without them",
+        "retrained": "retrained without them",
+    }
 
 
 def reach(ceiling: float | None) -> str:

@@ -51,7 +51,7 @@ def test_remove(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811
         "--retrain", "--test", DEMO / "data", *QUICK,
     )  # fmt: skip
     assert status == 0, output
-    assert "3 of 30 rows removed" in output
+    assert "3 of 30 readable rows removed" in output
     assert "│ retrained without them " in output
     summary = json.loads((out / "removal.json").read_text())
     assert summary["removal"]["removed"] == 3
@@ -75,7 +75,13 @@ def test_remove(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811
 
 @pytest.mark.parametrize(
     ("after", "predicted", "warned"),
-    [(1.1, -0.2, True), (0.9, -0.2, False), (1.01, -0.2, False), (0.8, 0.1, True)],
+    [
+        (1.1, -0.2, True),
+        (0.9, -0.2, False),
+        (1.01, -0.2, True),
+        (0.8, 0.1, True),
+        (1.001, -0.002, False),
+    ],
 )
 def test_a_change_against_the_scores_is_told(after: float, predicted: float, warned: bool) -> None:
     measures = {"query": {"before": {"loss": 1.0}, "after": {"loss": after}}}

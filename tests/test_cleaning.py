@@ -66,7 +66,7 @@ class TestClean:
 
     @pytest.mark.parametrize("column", ["ecif_flag", "ecif_reason"])
     def test_missing_column(self, column):
-        with pytest.raises(UserError, match=f"no column '{column}'. Run detect first"):
+        with pytest.raises(UserError, match=f"no column '{column}'. Run 'hf-ecif audit'"):
             clean(scored([False], [None]).remove_columns(column))
 
     @pytest.mark.parametrize("flag", [True, None])

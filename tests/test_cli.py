@@ -125,7 +125,7 @@ def test_mistake_is_a_message(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("count", "words"), [(0, "no rows"), (1, "at least two pairs")])
+@pytest.mark.parametrize(("count", "words"), [(0, "no rows"), (1, "at least 20")])
 def test_too_few_rows(audit: Run, data: Path, count: int, words: str) -> None:
     status, output = audit(dataset=data / str(count))
     assert (status, words in output) == (2, True)

@@ -300,7 +300,7 @@ REMOVAL = {
     },
     "removal": {"removed": 150, "change": 0.1, "solvers": [SOLVE]},
     "warnings": ["memorised"],
-    "config": {"damping": 30.0, "curvature": "ggn"},
+    "config": {"damping": 30.0, "curvature": "ggn", "fit_epochs": 10},
 }
 FIT = {
     "model": "a/b",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_ecif import solvers
+from hf_ecif.errors import UserError
 from hf_ecif.low_rank import lanczos, nystrom
 from hf_ecif.solvers import (
     DivergenceError,
@@ -524,7 +525,7 @@ def test_only_lissa_asks_for_the_largest_eigenvalue(method: str) -> None:
 def test_exact_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solvers, "EXACT_LIMIT", SIZE - 1)
     matrix = MATRICES["full rank"]
-    with pytest.raises(ValueError, match=r"at most 29 parameters\. Use cg"):
+    with pytest.raises(UserError, match=r"at most 29 parameters\. Use cg"):
         solve(
             product_with(matrix),
             right_hand_sides(),

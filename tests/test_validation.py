@@ -43,11 +43,17 @@ def test_the_interval_holds_the_truth_and_shrinks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("noise", "words"), [(0.1, "foretell"), (0.8, "rank"), (30.0, "do not foretell")]
+    ("noise", "words"), [(0.1, "foretell"), (0.8, "which removals"), (30.0, "do not foretell")]
 )
 def test_the_verdict_follows_the_interval(noise: float, words: str) -> None:
     actual = CHANGES + noise * np.random.default_rng(1).normal(size=60)
     assert words in compare(CHANGES, once(actual), 0.5, 1.0).verdict
+
+
+def test_few_subsets_leave_it_open() -> None:
+    actual = CHANGES + np.random.default_rng(1).normal(size=60)
+    assert "too few subsets" in compare(CHANGES[:6], once(actual[:6]), 0.5, 1.0).verdict
+    assert "nothing to rank" in compare(CHANGES[:6], once(np.ones(6)), 0.5, 1.0).verdict
 
 
 @pytest.mark.parametrize("repeats", [2, 8])
@@ -65,7 +71,7 @@ def test_the_verdict_is_about_what_can_be_reached() -> None:
     """Single noisy retrainings look bad; that they agree as little is known of repeated ones."""
     changes = np.random.default_rng(3).normal(size=300)
     noisy = repeated(changes, 1.0, 2)
-    assert "rank" in compare(changes, once(noisy.mean(axis=1)), 0.5, 1.0).verdict
+    assert "which removals" in compare(changes, once(noisy.mean(axis=1)), 0.5, 1.0).verdict
     assert "foretell retrainings on" in compare(changes, noisy, 0.5, 1.0).verdict
 
 

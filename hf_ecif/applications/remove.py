@@ -12,16 +12,19 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_ecif import processes
-from hf_ecif.applications.outputs import require_new
 from hf_ecif.comparison import measure
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, load_rows, read_flags
+from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
-from hf_ecif.files import write_json
+from hf_ecif.files import require_new, write_json
 from hf_ecif.leverage import memorised
 from hf_ecif.outcome_pages import write_removal_page
 from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.sources import Opened, Sources, open_sources
+from hf_ecif.sources import Opened, Sources, open_sources, require_pairs
+
+LEAST_CHANGE = 0.01  # nats of the query's loss that are worth a word
+APART = 0.8  # of the larger change; short fits are foretold a third as large as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,8 @@ def run_remove(
     Raises:
         UserError: something in the request cannot be.
     """
+    if request.retrain and config.fit_epochs == 0:
+        raise UserError("--fit-epochs 0 trains nothing, so there is no --retrain.")
     processes.decide(lambda: require_new(request.output))
     opened = open_sources(request, config)
     model = opened.model
@@ -57,7 +62,7 @@ def run_remove(
     rows, query = opened.read(progress)
     judges = {"query": query}
     if test_set is not None:
-        judges["test"] = model.read(test_set, *request.columns)
+        judges["test"] = require_pairs("--test", model.read(test_set, *request.columns))
     members = torch.from_numpy(wanted)[rows.positions]
     fitted = model.fit(rows, query, progress)
     predicted = model.score_group(rows, members).task.item()
@@ -70,16 +75,15 @@ def run_remove(
         states["retrained"] = model.refit(rows.select((~members).nonzero()[:, 0]))
         seconds["retrain"] = time.perf_counter() - start
     summary = {
-        **opened.provenance(query),
+        **opened.provenance(rows, query),
         "where": request.where,
         "test": request.test and f"{request.test}, split {request.test_split}",
-        "rows": len(rows),
         "predicted_change": predicted,
         "measures": {name: _measure(opened, states, judge) for name, judge in judges.items()},
         "removal": asdict(report),
         "seconds": seconds,
     }
-    summary["warnings"] = _warnings(opened, summary)
+    summary["warnings"] = [*_warnings(opened, summary), *opened.warnings(rows, query)]
     if processes.is_main():
         model.save_edited(theta, request.output)
         write_json(summary, request.output / "removal.json")
@@ -105,10 +109,11 @@ def _warnings(opened: Opened, summary: dict[str, Any]) -> list[str]:
 
 
 def _against_the_scores(summary: dict[str, Any]) -> str | None:
-    """Whether the edit did the opposite of what the scores foretold, to an extent that matters."""
+    """Whether the edit did something else than the scores foretold, to an extent that matters."""
     query, predicted = summary["measures"]["query"], summary["predicted_change"]
     change = query["after"]["loss"] - query["before"]["loss"]
-    if change * predicted >= 0 or abs(change) < abs(predicted) / 4:
+    largest = max(abs(change), abs(predicted))
+    if largest < LEAST_CHANGE or abs(change - predicted) < APART * largest:
         return None
     return (
         f"The query's loss changed by {change:+.4f}, where the scores foretold {predicted:+.4f}. "

@@ -14,11 +14,10 @@ from datasets import Dataset, Features, Value
 from torch import Tensor
 
 from hf_ecif import processes
-from hf_ecif.applications.outputs import require_new
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
-from hf_ecif.files import aside, write_json
+from hf_ecif.files import aside, require_new, write_json
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.pages import thumbnail, write_page
 from hf_ecif.progress import ProgressFactory, silent
@@ -154,6 +153,11 @@ def find_and_trace(
 def _check(request: TraceRequest) -> None:
     if request.errors not in TASKS:
         raise UserError(f"--errors {request.errors!r}: must be one of {', '.join(TASKS)}.")
+    if 0 < request.candidates < request.top_k:
+        raise UserError(
+            f"--candidates {request.candidates}: fewer than the --top-k {request.top_k} that are "
+            "chosen among them."
+        )
     for name in ("top_k", "most"):
         if getattr(request, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
@@ -254,15 +258,13 @@ def _summarise(
     fitted = opened.model.fitted
     assert fitted is not None
     return {
-        **opened.provenance(query),
-        "rows": len(rows),
-        "unreadable": len(rows.reasons),
+        **opened.provenance(rows, query),
         "candidates": request.candidates or None,
         **describe_found(found, rows, query),
         "solvers": [
             {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
         ],
-        "warnings": [*_warnings(opened.query_set is None, found), *opened.warnings(rows)],
+        "warnings": [*_warnings(found), *opened.warnings(rows, query)],
     }
 
 
@@ -288,12 +290,7 @@ def describe_found(found: Found, rows: Rows, query: Rows) -> dict[str, Any]:
     }
 
 
-def _warnings(chosen: bool, found: Found) -> Iterator[str]:
-    if chosen:
-        yield (
-            "No query was given: the errors are looked for among pairs that were chosen from the "
-            "data itself, which the model is fitted to. Give held-out pairs (--query)."
-        )
+def _warnings(found: Found) -> Iterator[str]:
     if found.wrong == 0:
         yield "There is no error of this kind. Try another --errors, or give rows with --rows."
     traces = found.traces

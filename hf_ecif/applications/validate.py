@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hf_ecif import processes
-from hf_ecif.applications.outputs import require_new
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
-from hf_ecif.files import write_json
+from hf_ecif.files import require_new, write_json
 from hf_ecif.outcome_pages import write_validation_page
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.sources import Sources, open_sources
@@ -31,8 +31,11 @@ class ValidateRequest(Sources):
 
 def run_validate(
     request: ValidateRequest, config: InfluenceConfig, progress: ProgressFactory = silent
-) -> Validation:
+) -> dict[str, Any]:
     """Compare predicted with true retrainings; writes ``validation.json``, ``.html`` and ``.png``.
+
+    Returns:
+        The content of ``validation.json``.
 
     Raises:
         UserError: something in the request cannot be.
@@ -56,14 +59,15 @@ def run_validate(
         repeats=request.repeats,
         progress=progress,
     )
+    summary = opened.provenance(rows, query) | asdict(result)
+    summary |= {"verdict": result.verdict, "repeats": request.repeats}
+    summary["warnings"] = list(opened.warnings(rows, query))
     if processes.is_main():
         request.output.mkdir(parents=True, exist_ok=True)
         _plot(result, request.output / "validation.png")
-        summary = asdict(result) | {"verdict": result.verdict, "repeats": request.repeats}
-        summary |= opened.provenance(query)
         write_json(summary, request.output / "validation.json")
         write_validation_page(summary, request.output / "validation.html")
-    return result
+    return summary
 
 
 def _plot(result: Validation, path: Path) -> None:

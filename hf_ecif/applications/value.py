@@ -9,23 +9,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from torch import Tensor
 
 from hf_ecif import processes
-from hf_ecif.applications.outputs import require_new
 from hf_ecif.cleaning import write_rows
 from hf_ecif.columns import read_groups
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, drop_influence_columns, load_rows
 from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
-from hf_ecif.files import write_json
+from hf_ecif.files import require_new, write_json
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.leverage import memorised
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.scoring import Scores
-from hf_ecif.sources import Opened, Sources, open_sources
+from hf_ecif.sources import Opened, Sources, open_sources, require_pairs
 from hf_ecif.valuation import (
     Additions,
     Curve,
@@ -172,7 +172,7 @@ def _analyse(
         return model.read(dataset, *request.columns, advance)
 
     rows, query = opened.read(progress)
-    test = read("test rows", given.test) if given.test else None
+    test = require_pairs("--test", read("test rows", given.test)) if given.test else None
     candidates = read("candidates", given.candidates) if given.candidates else None
     names = given.names and [given.names[row] for row in query.positions.tolist()]
     valuation = value_by_slice(model, rows, query, names, progress)
@@ -266,17 +266,17 @@ def _summarise(found: _Found) -> dict[str, Any]:
     model, rows, scores = opened.model, found.rows, valuation.scores
     fitted = model.fitted
     assert fitted is not None
-    provenance = opened.provenance(found.query)
+    provenance = opened.provenance(rows, found.query)
     summary = {
         **provenance,
-        "rows": rows.total,
-        "scored": len(rows),
-        "unreadable": len(rows.reasons),
         "unreadable_reasons": dict(Counter(rows.reasons.values())),
         "harmful": int((scores.task[0] < 0).sum()),
         "clearly_harmful": int((scores.task[0] + 2 * scores.stderr[0] < 0).sum()),
         "query": provenance["query"]
-        | {"slice_column": request.slice_column, "unnamed": valuation.unnamed},
+        | {
+            "slice_column": request.slice_column,
+            "unnamed": valuation.unnamed if request.slice_column else 0,
+        },
         "slices": [
             asdict(one) | {"rankings": dict(_rankings(scores, number, rows))}
             for number, one in enumerate(valuation.slices)
@@ -295,7 +295,7 @@ def _summarise(found: _Found) -> dict[str, Any]:
             {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
         ],
     }
-    summary["warnings"] = [*_warnings(summary), *opened.warnings(rows)]
+    summary["warnings"] = [*_warnings(summary), *opened.warnings(rows, found.query)]
     return summary
 
 
@@ -349,7 +349,19 @@ def _describe_curves(found: _Found) -> dict[str, Any] | None:
         "held_out": request.test is not None,
         "repeats": request.repeats,
         "curves": [asdict(curve) for curve in found.curves],
+        "verdict": _judge_curves(found.curves),
     }
+
+
+def _judge_curves(curves: list[Curve]) -> str:
+    """At how many of the shares the mean losses are in the order that the ranking foretells."""
+    # Not at the first share, where nobody is removed.
+    harmful, random, valuable = (np.mean(curve.losses, axis=1)[1:] for curve in curves)
+    return (
+        f"The loss without the most harmful pairs is below that without random ones at "
+        f"{(harmful < random).sum()} of {len(random)} shares, and without the most valuable ones "
+        f"above it at {(valuable > random).sum()} of {len(random)}."
+    )
 
 
 def _describe_candidates(found: _Found) -> dict[str, Any] | None:
@@ -372,11 +384,6 @@ def _describe_candidates(found: _Found) -> dict[str, Any] | None:
 
 
 def _warnings(summary: dict[str, Any]) -> Iterator[str]:
-    if summary["query"]["chosen"]:
-        yield (
-            f"No query was given: {summary['query']['rows']} pairs were chosen from the data, "
-            "those best aligned under the model. A clean set of your own judges better."
-        )
     if summary["curves"] and not summary["curves"]["held_out"]:
         yield (
             "The removal curves are judged by the query itself, which the scores were made for. "

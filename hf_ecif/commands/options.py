@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -132,9 +131,10 @@ def resumable() -> Iterator[None]:
 
 def print_json(wanted: bool, values: dict[str, Any]) -> None:
     from hf_ecif import processes
+    from hf_ecif.files import to_json
 
     if wanted and processes.is_main():
-        print(json.dumps(values, default=str))
+        print(to_json(values))
 
 
 def quieten_libraries() -> None:

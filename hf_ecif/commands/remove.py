@@ -65,11 +65,11 @@ def remove(
 
 
 def _print_summary(console: Console, summary: dict[str, Any]) -> None:
-    from hf_ecif.words import MODELS, share
+    from hf_ecif.words import models_of_removal, share
 
-    seconds = summary["seconds"]
+    seconds, names = summary["seconds"], models_of_removal(summary["config"])
     console.print(
-        f"{summary['removal']['removed']:,} of {summary['rows']:,} rows removed in "
+        f"{summary['removal']['removed']:,} of {summary['scored']:,} readable rows removed in "
         f"{seconds['remove']:.1f} s."
         + (f" Retrained in {seconds['retrain']:.1f} s." if "retrain" in seconds else "")
     )
@@ -77,7 +77,7 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
         table = Table(judge, "loss", "R@1 text to image", "R@1 image to text", "zero-shot accuracy")
         for state, values in states.items():
             table.add_row(
-                MODELS[state],
+                names[state],
                 f"{values['loss']:.4f}",
                 share(values["text_to_image_recall@1"]),
                 share(values["image_to_text_recall@1"]),

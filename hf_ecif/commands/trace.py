@@ -12,6 +12,8 @@ from rich.markup import escape
 from hf_ecif.commands.options import Json, Quiet, bars, command, print_json
 from hf_ecif.config import InfluenceConfig
 
+CAPTION = 80  # letters that are shown of one
+
 
 @command()
 def trace(
@@ -72,17 +74,20 @@ def trace(
 
 
 def _print_summary(console: Console, summary: dict[str, Any]) -> None:
+    from hf_ecif.words import shorten
+
     errors = summary["errors"]
     if errors["wrong"] is not None:
         console.print(
             f"{errors['wrong']:,} of {errors['of']:,} rows of the query are mispredicted "
             f"({errors['kind']})."
         )
-    console.print(f"{errors['traced']:,} traced to {summary['top_k']} training pairs each.")
+    if errors["traced"]:
+        console.print(f"{errors['traced']:,} traced to {summary['top_k']} training pairs each.")
     for one in summary["often"][:3]:
+        text = escape(shorten(one["text"], CAPTION))
         console.print(
-            f"Row {one['row']:,} is behind {one['errors']:,} of them: {escape(one['text'])}",
-            highlight=False,
+            f"Row {one['row']:,} is behind {one['errors']:,} of them: {text}", highlight=False
         )
     for warning in summary["warnings"]:
         console.print(f"[yellow]Note:[/] {escape(warning)}", highlight=False)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from hf_ecif.commands.options import Quiet, bars, command
+from hf_ecif.commands.options import Json, Quiet, bars, command, print_json
 from hf_ecif.config import InfluenceConfig
 
 
@@ -21,6 +22,7 @@ def validate(
         float, typer.Option(help="Share of the rows that each subset goes without.")
     ] = 0.5,
     repeats: Annotated[int, typer.Option(help="Retrainings of each subset, averaged.", min=1)] = 2,
+    as_json: Json = False,
     quiet: Quiet = False,
     config: InfluenceConfig,
 ) -> None:
@@ -33,7 +35,7 @@ def validate(
     OUTPUT gets `validation.json`, a plot and a page, `validation.html`.
     """
     from hf_ecif.applications.validate import ValidateRequest, run_validate
-    from hf_ecif.words import reach
+    from hf_ecif.words import percent, reach
 
     request = ValidateRequest(
         **sources,
@@ -42,14 +44,18 @@ def validate(
         removed_share=removed_share,
         repeats=repeats,
     )
-    with bars(quiet) as (console, progress):
-        result = run_validate(request, config, progress)
+    with bars(quiet, as_json) as (console, progress):
+        summary = run_validate(request, config, progress)
+    reached = reach(summary["ceiling"])
     console.print(
-        f"Rank correlation of predicted and true changes: {result.spearman:.2f} "
-        f"(95 % interval {result.low:.2f} to {result.high:.2f}{reach(result.ceiling)}) over "
-        f"{subsets} subsets that go without {removed_share:.0%} of the rows; order right for "
-        f"{result.sign_agreement:.0%} of the pairs of subsets; slope {result.slope:.2f}."
+        f"Rank correlation of predicted and true changes: {summary['spearman']:.2f} "
+        f"(95 % interval {summary['low']:.2f} to {summary['high']:.2f}{reached}) over "
+        f"{subsets} subsets that go without {percent(removed_share)} of the rows; order right for "
+        f"{summary['sign_agreement']:.0%} of the pairs of subsets; slope {summary['slope']:.2f}."
     )
-    console.print(result.verdict)
+    console.print(summary["verdict"])
+    for warning in summary["warnings"]:
+        console.print(f"[yellow]Note:[/] {escape(warning)}", highlight=False)
     page = output / "validation.html"
     console.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)
+    print_json(as_json, summary)

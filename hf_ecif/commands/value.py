@@ -13,6 +13,8 @@ from rich.table import Table
 from hf_ecif.commands.options import Json, Quiet, bars, command, print_json
 from hf_ecif.config import InfluenceConfig
 
+SHOWN = 8  # slices without a ranking that are named
+
 
 @command(response="unrolled")
 def value(
@@ -85,8 +87,15 @@ def value(
     with bars(quiet, as_json) as (console, progress):
         summary = run_value(request, config, progress)
     _print_slices(console, summary)
-    for name, reason in summary["skipped"].items():
-        console.print(f"No ranking for {escape(name)}: {reason}.", highlight=False)
+    skipped = [f"{name} ({reason})" for name, reason in summary["skipped"].items()]
+    if skipped:
+        more = f", and {len(skipped) - SHOWN:,} more" if len(skipped) > SHOWN else ""
+        shown = escape(", ".join(skipped[:SHOWN]))
+        console.print(f"No ranking for {shown}{more}.", highlight=False)
+    if unnamed := summary["query"]["unnamed"]:
+        console.print(f"{unnamed:,} rows of the query are in no slice.")
+    if curves := summary["curves"]:
+        console.print(curves["verdict"])
     if found := summary["candidates"]:
         console.print(
             f"{found['worth_having']:,} of {found['valued']:,} candidates are worth having: the "
