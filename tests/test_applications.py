@@ -44,6 +44,66 @@ def test_validate(run: Run, data: Path, tmp_path: Path) -> None:  # noqa: F811
         assert np.ptp(np.asarray(picture.convert("L"))) > 100
 
 
+def test_an_audit_named_as_the_data_is_its_scored_rows(
+    run: Run,  # noqa: F811
+    marked: Path,
+    tmp_path: Path,
+) -> None:
+    """Its folder holds every row twice more, and columns that a second run replaces."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    given = ["audit", "--model", MODEL, *QUICK, "--plantings", 1, "--dataset"]
+    assert run(*given, marked, "--output", first)[0] == 0
+    status, output = run(*given, first, "--group-column", "category", "--output", second)
+    assert (status, "30 rows: " in output) == (0, True)
+    assert "No group of 'category' has 50 rows" in output
+    assert "The columns ecif_score, " in output
+    cleaned = tmp_path / "cleaned"
+    assert run("clean", first, "--output", cleaned)[0] == 0
+    status, output = run(*given, cleaned, "--output", tmp_path / "third")
+    assert (status, "Name its folder kept, or removed" in output) == (2, True)
+    (first / "scored").rename(first / ".checkpoints")
+    status, output = run("clean", first, "--dry-run")
+    assert (status, "was interrupted" in output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["remove", "--where", "gone", "--fit-epochs", 0, "--retrain"], "there is no --retrain"),
+        (["trace", "--top-k", 5, "--candidates", 3], "fewer than the --top-k 5"),
+        (["validate", "--removed-share", 0.97, "--subsets", 4], "fewer than two are left"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    run: Run,  # noqa: F811
+    marked: Path,
+    tmp_path: Path,
+    command: list[object],
+    words: str,
+) -> None:
+    name, *options = command
+    given = ["--model", MODEL, "--dataset", marked, "--output", tmp_path / "out", *QUICK]
+    status, output = run(name, *given, *options)
+    assert (status, words in " ".join(output.split())) == (2, True), output
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_command_tells_that_the_query_is_in_the_data(
+    run: Run,  # noqa: F811
+    marked: Path,
+    tmp_path: Path,
+) -> None:
+    given = ["--model", MODEL, "--dataset", marked, "--query", marked, "--query-split", "train"]
+    own = {"trace": [], "value": [], "remove": ["--where", "gone"], "validate": ["--subsets", 4]}
+    for name, options in own.items():
+        out = tmp_path / name
+        status, output = run(name, *given, *QUICK, *options, "--batch-size", 30, "--output", out)
+        assert status == 0, output
+        words = " ".join(output.split())
+        assert "30 images of the query are in the data, too" in words
+        assert "All 30 rows fit into one batch of 30" in words
+
+
 def test_remove(run: Run, marked: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "edited"
     status, output = run(

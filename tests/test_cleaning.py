@@ -188,6 +188,10 @@ class TestStrategies:
         with pytest.raises(UserError, match=f"no column '{column}'"):
             clean(with_probability(SUSPECTS).remove_columns(column), strategy, share=0.5)
 
+    def test_captions_are_strings(self):
+        with pytest.raises(UserError, match="'ecif_score' must hold strings"):
+            clean(with_probability(SUSPECTS), "relabel", text_column="ecif_score")
+
     @pytest.mark.parametrize("strategy", ["weight", "relabel"])
     @pytest.mark.parametrize("again", ["drop", "weight", "relabel"])
     def test_cleaned_rows_are_not_cleaned_again(self, strategy, again):

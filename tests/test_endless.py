@@ -240,6 +240,13 @@ class TestStream:
         assert streamed.features == scored.features
         assert columns_of(streamed) == columns_of(scored)
 
+    def test_of_nothing_is_refused(
+        self, score: Callable[..., dict[str, Any]], root: Path, before: Dataset
+    ) -> None:
+        before.select(range(0)).to_parquet(root / "none.parquet")
+        with pytest.raises(UserError, match="the split 'train' has no rows"):
+            score("stream of none", dataset=str(root / "none.parquet"), streaming=True)
+
     def test_of_images_in_a_folder(
         self, score: Callable[..., dict[str, Any]], root: Path, before: Dataset
     ) -> None:
