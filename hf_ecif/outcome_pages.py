@@ -69,8 +69,8 @@ def write_removal_page(summary: Mapping[str, Any], path: Path) -> None:
         f"{'falls' if change < 0 else 'rises'} by {number(abs(change))} nats.",
         tiles=tiles,
         explanation="The model was changed in closed form, as if it had been fitted without these "
-        "rows. All models below are measured in the same way; recalls "
-        "and accuracy: higher is better.",
+        "rows. All models below are measured in the same way; recalls and accuracy: higher is "
+        "better.",
         tables=list(_measures(summary["measures"], names)),
         plots=[
             _Plot(
@@ -162,7 +162,7 @@ def write_cleaning_page(summary: Mapping[str, Any], path: Path) -> None:
     given, before, after = (outcomes[n] for n in (UNTRAINED, BEFORE, summary["strategy"]))
     gain, error = _gain(before, after, "zero_shot_accuracy")
     untrained = given["zero_shot_accuracy"]["mean"]
-    accuracies = [one["zero_shot_accuracy"] for one in outcomes.values()]
+    accuracies = {_version(name): one["zero_shot_accuracy"] for name, one in outcomes.items()}
     write_page(
         path,
         "outcome.html.j2",
@@ -191,15 +191,9 @@ def write_cleaning_page(summary: Mapping[str, Any], path: Path) -> None:
                 "Bars in per cent; whiskers are standard errors.",
                 inline_svg(
                     bars_figure(
-                        dict(
-                            zip(
-                                map(_version, outcomes),
-                                [100 * accuracy["mean"] for accuracy in accuracies],
-                                strict=True,
-                            )
-                        ),
-                        [100 * (accuracy["stderr"] or 0.0) for accuracy in accuracies],
-                        [f"{100 * accuracy['mean']:.1f}" for accuracy in accuracies],
+                        {name: 100 * one["mean"] for name, one in accuracies.items()},
+                        [100 * (one["stderr"] or 0.0) for one in accuracies.values()],
+                        [f"{100 * one['mean']:.1f}" for one in accuracies.values()],
                     ),
                     "accuracy",
                 ),
@@ -247,8 +241,9 @@ def _counted(name: str) -> tuple[str, str, str]:
 def _estimated(measure: str, outcome: Mapping[str, Any]) -> str:
     """A mean with its error; shares in per cent."""
     mean, error = outcome[measure]["mean"], outcome[measure]["stderr"]
-    error = float("nan") if error is None else error
-    return estimate(mean, error, exponent=0 if measure == "loss" else -2)
+    if measure == "loss":
+        return f"{mean:.3f}" + (f" ± {error:.3f}" if error else "")
+    return estimate(mean, float("nan") if error is None else error, exponent=-2)
 
 
 def _gain(before: Mapping[str, Any], after: Mapping[str, Any], measure: str) -> tuple[float, float]:

@@ -131,10 +131,10 @@ class Opened:
                 "these rows: give a query of other images."
             )
         replaced = [name for name in self.dataset.column_names if is_influence_column(name)]
-        if replaced:
+        if replaced and "ecif_score" not in replaced:  # with a score, they are an earlier run's
             yield (
-                f"The columns {', '.join(replaced)} are taken for those of an earlier run, and "
-                "left out. Rename those that are your own."
+                f"{', '.join(replaced)}: columns of these names are ours, and those of the data "
+                "are left out. Rename them to keep them."
             )
         size = self.model.config.batch_size
         if len(rows) <= size:

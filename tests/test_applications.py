@@ -56,7 +56,7 @@ def test_an_audit_named_as_the_data_is_its_scored_rows(
     status, output = run(*given, first, "--group-column", "category", "--output", second)
     assert (status, "30 rows: " in output) == (0, True)
     assert "No group of 'category' has 50 rows" in output
-    assert "The columns ecif_score, " in output
+    assert "columns of these names are ours" not in output
     cleaned = tmp_path / "cleaned"
     assert run("clean", first, "--output", cleaned)[0] == 0
     status, output = run(*given, cleaned, "--output", tmp_path / "third")
@@ -64,6 +64,14 @@ def test_an_audit_named_as_the_data_is_its_scored_rows(
     (first / "scored").rename(first / ".checkpoints")
     status, output = run("clean", first, "--dry-run")
     assert (status, "was interrupted" in output) == (2, True)
+
+
+def test_a_column_of_a_name_of_ours_is_told_of(run: Run, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    rows = Dataset.load_from_disk(str(data / "30")).add_column("clip_score", ["good"] * 30)
+    rows.save_to_disk(tmp_path / "rows")
+    given = ["--model", MODEL, *QUICK, "--plantings", 1, "--dataset", tmp_path / "rows"]
+    status, output = run("audit", *given, "--output", tmp_path / "out")
+    assert (status, "clip_score: columns of these names are ours" in output) == (0, True)
 
 
 @pytest.mark.parametrize(
