@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, Value
 from numpy.typing import NDArray
 
-from hf_ecif.data import check_columns, image_bytes, is_text, load_rows
+from hf_ecif.data import check_columns, image_bytes, load_rows, require_text
 from hf_ecif.errors import UserError
 from hf_ecif.files import CHECKPOINTS, aside, read_json, require_new, write_json
 from hf_ecif.progress import ProgressFactory, silent
@@ -232,11 +232,8 @@ def _check(scored: Dataset, strategy: str, share: float | None, text_column: str
             f"There is no text column {text_column!r} to relabel. The columns are: "
             f"{', '.join(scored.column_names)}. Name the right one with --text-column."
         )
-    if strategy == "relabel" and not is_text(scored.features[text_column]):
-        raise UserError(
-            f"The text column {text_column!r} must hold strings, but it is "
-            f"{scored.features[text_column]}. Name the right one with --text-column."
-        )
+    if strategy == "relabel":
+        require_text(scored, text_column)
     cleaned = {ORIGINAL_TEXT, WEIGHT} & set(scored.column_names)
     if cleaned:
         raise UserError(

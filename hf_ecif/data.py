@@ -141,12 +141,7 @@ def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Data
                 f"There is no {role} column {column!r}. The columns are: "
                 f"{', '.join(dataset.column_names)}. Name the right one with --{role}-column."
             )
-    text_type = dataset.features[text_column]
-    if not is_text(text_type):
-        raise UserError(
-            f"The text column {text_column!r} must hold strings, but it is {text_type}. "
-            "Name another one with --text-column."
-        )
+    require_text(dataset, text_column)
     image_type = dataset.features[image_column]
     if not _is_image_like(image_type):
         raise UserError(
@@ -154,6 +149,19 @@ def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Data
             f"it is {image_type}. Name another one with --image-column."
         )
     return dataset.cast_column(image_column, Image(decode=False))
+
+
+def require_text(dataset: Dataset, column: str) -> None:
+    """Refuse a column of captions that holds no strings.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if not _is_value(dataset.features[column], "string"):
+        raise UserError(
+            f"The text column {column!r} must hold strings, but it is "
+            f"{dataset.features[column]}. Name another one with --text-column."
+        )
 
 
 def drop_influence_columns(dataset: Dataset) -> Dataset:
@@ -249,11 +257,6 @@ def image_hashes(dataset: Dataset, image_column: str) -> set[bytes]:
     """Of the images that can be read, by which equal ones of two data sets are known."""
     contents = (image_bytes(cell) for cell in dataset[image_column])
     return {xxhash.xxh3_128_digest(content) for content in contents if content}
-
-
-def is_text(feature: Any) -> bool:
-    """Whether a column holds strings."""
-    return _is_value(feature, "string")
 
 
 def fingerprint_rows(dataset: Dataset) -> str:

@@ -169,6 +169,24 @@ def require_rows(rows: Rows) -> Rows:
     return rows
 
 
+def require_pairs(name: str, rows: Rows) -> Rows:
+    """The same rows.
+
+    Args:
+        name: of the rows, for the error.
+        rows: one at least, as from `require_rows`.
+
+    Raises:
+        UserError: there is one alone, of which there is no contrastive loss.
+    """
+    if len(rows) < 2:
+        raise UserError(
+            f"{name} has {len(rows)} readable row, and a contrastive loss needs at least two "
+            "pairs. Give more rows."
+        )
+    return rows
+
+
 class Preprocessor:
     """Pairs to inputs of the two towers.
 

@@ -35,7 +35,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns
 from hf_ecif.encoders import DualEncoder
 from hf_ecif.errors import UserError
-from hf_ecif.features import Rows, Table, read_rows, require_rows
+from hf_ecif.features import Rows, Table, read_rows, require_pairs, require_rows
 from hf_ecif.fitted import Fitted
 from hf_ecif.fitting import Epoch, FitReport, fit_parameters
 from hf_ecif.inverse import InverseCurvature
@@ -715,9 +715,15 @@ class InfluenceModel:
         )
 
     def _pass(self, rows: Rows) -> Pass:
-        config, same = self.config, self._same(rows)
-        meet = config.batch_size, config.partitions, config.seed + 1, same
-        return Pass(*meet, form=config.role, tangents=config.tangents)
+        config = self.config
+        return Pass(
+            config.batch_size,
+            config.partitions,
+            config.seed + 1,
+            self._same(rows),
+            config.role,
+            config.tangents,
+        )
 
     def _target(self, query: AnyQuery | Sequence[AnyQuery], generator: torch.Generator) -> Target:
         if isinstance(query, Query):
@@ -775,11 +781,7 @@ class InfluenceModel:
 
 
 def _check_rows(name: str, rows: Rows) -> None:
-    if len(rows) < 2:
-        raise UserError(
-            f"The {name} has {len(rows)} readable row, and a contrastive loss needs at least two "
-            "pairs. Give more rows."
-        )
+    require_pairs(f"The {name}", rows)
     if len(set(rows.texts)) < 2:
         raise UserError(
             f"All captions of the {name} are equal ({rows.texts[0][:40]!r}), so there is nothing "

@@ -169,7 +169,7 @@ def write_cleaning_page(summary: Mapping[str, Any], path: Path) -> None:
         summary={"audit": summary["audit"], "warnings": compared["warnings"]},
         command="clean",
         verdict=_cleaning_verdict(gain, error, compared["test_rows"]),
-        tiles=[(title, number(counts[name]), of) for name, title, of in map(_counted, counts)],
+        tiles=[_counted(name, count) for name, count in counts.items()],
         explanation=f"The audited model was fine-tuned on each version of the rows, with as many "
         f"steps for each, and then retrieved and classified {number(compared['test_rows'])} rows "
         f"of {compared['test']}. Not fine-tuned at all, it has {share(untrained)} of zero-shot "
@@ -231,11 +231,11 @@ def _version(name: str) -> str:
     return name if name.startswith("all") else f"what {name} leaves"
 
 
-def _counted(name: str) -> tuple[str, str, str]:
-    """A count of rows: its name, as it is shown, and what it is part of."""
+def _counted(name: str, count: int) -> tuple[str, str, str]:
+    """The tile of a count of rows, such as ``removed``, or ``removed_flagged`` of these."""
     whole, _, part = name.partition("_")
-    shown = (part.replace("_", " "), f"of the {whole} rows") if part else (whole, "rows")
-    return name, shown[0].capitalize(), shown[1]
+    title = (part or whole).replace("_", " ").capitalize()
+    return title, number(count), f"of the {whole} rows" if part else "rows"
 
 
 def _estimated(measure: str, outcome: Mapping[str, Any]) -> str:

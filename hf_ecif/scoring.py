@@ -254,8 +254,10 @@ def score_rows(
     for number, rows in enumerate(chunks):
 
         def compute(rows: Tensor = rows) -> State:
-            here = features[rows], directions, how.of(rows)
-            return score_chunk(encoder, theta, *here, train_count=train_count).to_state()
+            chunk = how.of(rows)
+            return score_chunk(
+                encoder, theta, features[rows], directions, chunk, train_count=train_count
+            ).to_state()
 
         parts.append(Scores.from_state(known.remember(f"{number:06d}", compute)))
         advance(len(rows))

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# Named twice where other modules look for it here.
 from hf_ecif.errors import UserError
+
+# Named twice where other modules look for it here.
 from hf_ecif.low_rank import DivergenceError as DivergenceError
 from hf_ecif.low_rank import LowRank, lanczos, require_finite, ritz_pairs
 from hf_ecif.low_rank import Matvec as Matvec
@@ -101,6 +102,19 @@ def estimate_largest_eigenvalue(
     """
     pairs, residuals = lanczos(matvec, like, steps, seed=seed)
     return (pairs.values[0] + residuals[0]).item()
+
+
+def require_small(parameters: int) -> None:
+    """Refuse a dense matrix that is too large.
+
+    Raises:
+        UserError: it is.
+    """
+    if parameters > EXACT_LIMIT:
+        raise UserError(
+            f"The exact solver builds a dense {parameters:,} x {parameters:,} matrix; it takes at "
+            f"most {EXACT_LIMIT:,} parameters. Use cg, or attribute fewer parameters."
+        )
 
 
 def solve(
@@ -379,19 +393,6 @@ def _lissa(
     matvec.require_positive(x, matvec(x))
     candidates = [x, average / max(averaged, 1)]
     return min(candidates, key=lambda c: _relative_residual(matvec, c, b)), max_iterations
-
-
-def require_small(parameters: int) -> None:
-    """Refuse a dense matrix that is too large.
-
-    Raises:
-        UserError: it is.
-    """
-    if parameters > EXACT_LIMIT:
-        raise UserError(
-            f"The exact solver builds a dense {parameters:,} x {parameters:,} matrix; it takes at "
-            f"most {EXACT_LIMIT:,} parameters. Use cg, or attribute fewer parameters."
-        )
 
 
 def _low_rank(matvec: _Damped, b: Tensor, pairs: LowRank) -> tuple[Tensor, int]:

@@ -22,7 +22,6 @@ from hf_ecif.data import (
     is_influence_column,
     load_rows,
 )
-from hf_ecif.errors import UserError
 from hf_ecif.features import Rows
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.progress import ProgressFactory, silent
@@ -170,17 +169,3 @@ def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:
     if sources.query:
         query = check_columns(load_rows(sources.query, sources.query_split), *sources.columns)
     return Opened(sources, model, dataset, query)
-
-
-def require_pairs(option: str, rows: Rows) -> Rows:
-    """Rows that a contrastive loss can be taken of.
-
-    Raises:
-        UserError: there are fewer than two.
-    """
-    if len(rows) < 2:
-        raise UserError(
-            f"{option} has {len(rows)} readable {'row' if len(rows) == 1 else 'rows'}, and a "
-            "contrastive loss needs at least two. Give more rows."
-        )
-    return rows

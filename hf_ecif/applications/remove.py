@@ -16,12 +16,12 @@ from hf_ecif.comparison import measure
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, load_rows, read_flags
 from hf_ecif.errors import UserError
-from hf_ecif.features import Rows
+from hf_ecif.features import Rows, require_pairs
 from hf_ecif.files import require_new, write_json
 from hf_ecif.leverage import memorised
 from hf_ecif.outcome_pages import write_removal_page
 from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.sources import Opened, Sources, open_sources, require_pairs
+from hf_ecif.sources import Opened, Sources, open_sources
 
 LEAST_CHANGE = 0.01  # nats of the query's loss that are worth a word
 APART = 0.8  # of the larger change; short fits are foretold a third as large as they are
@@ -74,21 +74,26 @@ def run_remove(
         start = time.perf_counter()
         states["retrained"] = model.refit(rows.select((~members).nonzero()[:, 0]))
         seconds["retrain"] = time.perf_counter() - start
-    summary = {
-        **opened.provenance(rows, query),
-        "where": request.where,
-        "test": request.test and f"{request.test}, split {request.test_split}",
-        "predicted_change": predicted,
-        "measures": {name: _measure(opened, states, judge) for name, judge in judges.items()},
-        "removal": asdict(report),
-        "seconds": seconds,
-    }
-    summary["warnings"] = [*_warnings(opened, summary), *opened.warnings(rows, query)]
-    if processes.is_main():
+    measures = {name: _measure(opened, states, judge) for name, judge in judges.items()}
+    leverage = model.sample_leverage()
+
+    def write() -> dict[str, Any]:
+        summary = {
+            **opened.provenance(rows, query),
+            "where": request.where,
+            "test": request.test and f"{request.test}, split {request.test_split}",
+            "predicted_change": predicted,
+            "measures": measures,
+            "removal": asdict(report),
+            "seconds": seconds,
+        }
+        summary["warnings"] = [*_warnings(leverage, summary), *opened.warnings(rows, query)]
         model.save_edited(theta, request.output)
         write_json(summary, request.output / "removal.json")
         write_removal_page(summary, request.output / "removal.html")
-    return summary
+        return summary
+
+    return processes.decide(write)
 
 
 def _open_test(request: RemoveRequest) -> Dataset | None:
@@ -102,8 +107,7 @@ def _measure(opened: Opened, states: dict[str, Tensor], judge: Rows) -> dict[str
     return {name: measure(opened.model, theta, judge) for name, theta in states.items()}
 
 
-def _warnings(opened: Opened, summary: dict[str, Any]) -> list[str]:
-    leverage = opened.model.sample_leverage()
+def _warnings(leverage: Tensor | None, summary: dict[str, Any]) -> list[str]:
     warning = None if leverage is None else memorised(leverage)
     return [text for text in (warning, _against_the_scores(summary)) if text is not None]
 

@@ -59,15 +59,18 @@ def run_validate(
         repeats=request.repeats,
         progress=progress,
     )
-    summary = opened.provenance(rows, query) | asdict(result)
-    summary |= {"verdict": result.verdict, "repeats": request.repeats}
-    summary["warnings"] = list(opened.warnings(rows, query))
-    if processes.is_main():
+
+    def write() -> dict[str, Any]:
+        summary = opened.provenance(rows, query) | asdict(result)
+        summary |= {"verdict": result.verdict, "repeats": request.repeats}
+        summary["warnings"] = list(opened.warnings(rows, query))
         request.output.mkdir(parents=True, exist_ok=True)
         _plot(result, request.output / "validation.png")
         write_json(summary, request.output / "validation.json")
         write_validation_page(summary, request.output / "validation.html")
-    return summary
+        return summary
+
+    return processes.decide(write)
 
 
 def _plot(result: Validation, path: Path) -> None:

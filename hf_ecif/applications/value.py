@@ -19,13 +19,13 @@ from hf_ecif.columns import read_groups
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data import check_columns, drop_influence_columns, load_rows
 from hf_ecif.errors import UserError
-from hf_ecif.features import Rows
+from hf_ecif.features import Rows, require_pairs
 from hf_ecif.files import require_new, write_json
 from hf_ecif.influence import InfluenceModel
 from hf_ecif.leverage import memorised
 from hf_ecif.progress import ProgressFactory, silent
 from hf_ecif.scoring import Scores
-from hf_ecif.sources import Opened, Sources, open_sources, require_pairs
+from hf_ecif.sources import Opened, Sources, open_sources
 from hf_ecif.valuation import (
     Additions,
     Curve,
@@ -271,7 +271,7 @@ def _summarise(found: _Found) -> dict[str, Any]:
         **provenance,
         "unreadable_reasons": dict(Counter(rows.reasons.values())),
         "harmful": int((scores.task[0] < 0).sum()),
-        "clearly_harmful": int((scores.task[0] + 2 * scores.stderr[0] < 0).sum()),
+        "clearly_harmful": _count_clear(scores),
         "query": provenance["query"]
         | {
             "slice_column": request.slice_column,
@@ -368,19 +368,23 @@ def _describe_candidates(found: _Found) -> dict[str, Any] | None:
     if found.additions is None or found.candidates is None:
         return None
     request, additions, rows = found.request, found.additions, found.candidates
-    clear = additions.task[0] + 2 * additions.stderr[0] < 0
     return {
         "source": f"{request.candidates}, split {request.candidates_split}",
         "rows": rows.total,
         "valued": len(rows),
         "unreadable": len(rows.reasons),
-        "worth_having": int(clear.sum()),
+        "worth_having": _count_clear(additions),
         "rankings": dict(_rankings(additions, 0, rows)),
         "slices": {
             one.name: dict(_rankings(additions, number, rows))
             for number, one in enumerate(found.valuation.slices[1:], 1)
         },
     }
+
+
+def _count_clear(scores: Scores | Additions) -> int:
+    """Pairs whose value for the whole query is below zero by two standard errors or more."""
+    return int((scores.task[0] + 2 * scores.stderr[0] < 0).sum())
 
 
 def _warnings(summary: dict[str, Any]) -> Iterator[str]:

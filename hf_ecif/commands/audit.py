@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from hf_ecif.commands.options import (
     Json,
@@ -17,6 +16,7 @@ from hf_ecif.commands.options import (
     bars,
     command,
     print_json,
+    print_warnings,
     resumable,
 )
 from hf_ecif.config import InfluenceConfig
@@ -118,8 +118,7 @@ def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> N
             f"Of {truth['misaligned']:,} rows known to be misaligned, {truth['found']:,} are "
             + ("flagged." if precision is None else f"flagged (precision {precision:.1%}).")
         )
-    for warning in summary["warnings"]:
-        console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False)
+    print_warnings(console, summary, "Warning")
     console.print(
         f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True, markup=False
     )

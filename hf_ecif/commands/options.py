@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from hf_ecif.config import InfluenceConfig
 
@@ -135,6 +136,12 @@ def print_json(wanted: bool, values: dict[str, Any]) -> None:
 
     if wanted and processes.is_main():
         print(to_json(values))
+
+
+def print_warnings(console: Console, summary: dict[str, Any], name: str = "Note") -> None:
+    """What a reader of the figures must know."""
+    for warning in summary["warnings"]:
+        console.print(f"[yellow]{name}:[/] {escape(warning)}", highlight=False)
 
 
 def quieten_libraries() -> None:

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from hf_ecif.commands.options import Json, Quiet, bars, command, print_json
+from hf_ecif.commands.options import Json, Quiet, bars, command, print_json, print_warnings
 from hf_ecif.config import InfluenceConfig
 
 
@@ -86,5 +85,4 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
         console.print(table)
     predicted = summary["measures"]["query"]["before"]["loss"] + summary["predicted_change"]
     console.print(f"By the scores alone, the query's loss would be {predicted:.4f}.")
-    for warning in summary["warnings"]:
-        console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False)
+    print_warnings(console, summary, "Warning")

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from hf_ecif.commands.options import Json, Quiet, bars, command, print_json
+from hf_ecif.commands.options import Json, Quiet, bars, command, print_json, print_warnings
 from hf_ecif.config import InfluenceConfig
 
 CAPTION = 80  # letters that are shown of one
@@ -89,5 +89,4 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
         console.print(
             f"Row {one['row']:,} is behind {one['errors']:,} of them: {text}", highlight=False
         )
-    for warning in summary["warnings"]:
-        console.print(f"[yellow]Note:[/] {escape(warning)}", highlight=False)
+    print_warnings(console, summary)

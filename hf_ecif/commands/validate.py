@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from hf_ecif.commands.options import Json, Quiet, bars, command, print_json
+from hf_ecif.commands.options import Json, Quiet, bars, command, print_json, print_warnings
 from hf_ecif.config import InfluenceConfig
 
 
@@ -54,8 +53,7 @@ def validate(
         f"{summary['sign_agreement']:.0%} of the pairs of subsets; slope {summary['slope']:.2f}."
     )
     console.print(summary["verdict"])
-    for warning in summary["warnings"]:
-        console.print(f"[yellow]Note:[/] {escape(warning)}", highlight=False)
+    print_warnings(console, summary)
     page = output / "validation.html"
     console.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)
     print_json(as_json, summary)

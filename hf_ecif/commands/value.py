@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hf_ecif.commands.options import Json, Quiet, bars, command, print_json
+from hf_ecif.commands.options import Json, Quiet, bars, command, print_json, print_warnings
 from hf_ecif.config import InfluenceConfig
 
 SHOWN = 8  # slices without a ranking that are named
@@ -101,8 +101,7 @@ def value(
             f"{found['worth_having']:,} of {found['valued']:,} candidates are worth having: the "
             "query's loss is predicted to fall with them."
         )
-    for warning in summary["warnings"]:
-        console.print(f"[yellow]Note:[/] {escape(warning)}", highlight=False)
+    print_warnings(console, summary)
     console.print(f"Page: {output / 'value.html'}", highlight=False, soft_wrap=True, markup=False)
     print_json(as_json, summary)
 
