@@ -1,0 +1,112 @@
+"""Wrong pairs made on purpose, so that a detector can learn what wrong looks like here.
+
+Half of them get the caption of any other row, half that of a row whose image looks alike: in real
+data, captions are mixed up among like things, too, and such pairs are harder to find.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_ecif.detection.detect import Floats
+from hf_ecif.detection.signals import find_witnesses
+from hf_ecif.engine.neighbours import cluster
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.rows import Rows
+from hf_ecif.utils.checkpoints import Checkpoints
+from hf_ecif.utils.progress import ProgressFactory, silent
+
+
+@dataclass(frozen=True)
+class Planting:
+    """Rows of which some have another row's caption.
+
+    Attributes:
+        rows: all rows, with the exchanged captions.
+        donors: ``(n,)``, the row that each caption was taken from; its own where it stayed.
+        clusters: ``(n,)``, of the images.
+    """
+
+    rows: Rows
+    donors: Tensor
+    clusters: Tensor
+
+    @property
+    def planted(self) -> Tensor:
+        """``(n,)`` booleans, true where the caption was exchanged."""
+        return self.donors != torch.arange(len(self.donors))
+
+    @property
+    def alike(self) -> Tensor:
+        """``(n,)`` booleans, true where it was exchanged with that of an image of its cluster."""
+        return self.planted & (self.clusters == self.clusters[self.donors])
+
+
+def plant(
+    rows: Rows, image_embeddings: Tensor, *, share: float, clusters: int, generator: torch.Generator
+) -> Planting:
+    """Exchange the captions of a random ``share`` of the rows.
+
+    Args:
+        rows: the data.
+        image_embeddings: ``(n, d)``, tell which images look alike.
+        share: of the rows, in (0, 1).
+        clusters: into which the images are grouped for the harder half.
+        generator: of the choice.
+    """
+    count = len(rows)
+    chosen = torch.randperm(count, generator=generator)[: max(2, round(share * count))]
+    labels = cluster(image_embeddings, clusters, int(generator.initial_seed()))
+    texts = rows.same_text
+    donors = torch.arange(count)
+    for position, row in enumerate(chosen.tolist()):
+        other = texts != texts[row]
+        alike = other & (labels == labels[row])
+        pool = alike if position % 2 and alike.any() else other
+        candidates = pool.nonzero()[:, 0]
+        if len(candidates):
+            pick = torch.randint(len(candidates), (1,), generator=generator)
+            donors[row] = candidates[pick]
+    return Planting(rows.with_texts_of(donors), donors, labels)
+
+
+def plant_pairs(
+    model: InfluenceModel,
+    train: Rows,
+    query: Rows,
+    progress: ProgressFactory = silent,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[Floats, list[Floats]]:
+    """What tells misaligned rows, in runs in which some captions were exchanged on purpose.
+
+    Returns:
+        ``(R, 4)`` of the rows that stayed as they are, and ``(M, 4)`` of either kind of those
+        exchanged: for the caption of an image unlike their own, and of one like it; see
+        `find_witnesses`.
+    """
+    config, known = model.config, checkpoints or Checkpoints()
+    generator = torch.Generator().manual_seed(config.seed + 2)
+    given = model.encoder.embed(model.encoder.theta, train.features)
+    advance = progress("Plant wrong pairs", config.plantings)
+    reference, unlike, alike = [], [], []
+    # Their curvature differs little; it is damped alike.
+    spectrum = model.fitted.spectrum if model.fitted else None
+    for number in range(config.plantings):
+        planting = plant(
+            train, given.image, share=config.planted_share, clusters=10, generator=generator
+        )
+        within = known.within(f"{number:02d}")
+        fitted, _ = model._fit(planting.rows, query, silent, within, spectrum)
+        scores = model._score(planting.rows, fitted, silent, within)
+        embedded = given._replace(text=given.text[planting.donors.to(given.text.device)])
+        found = find_witnesses(scores, embedded, planting.rows.same_text).stack()
+        planted, near = planting.planted.numpy(), planting.alike.numpy()
+        reference.append(found[~planted])
+        unlike.append(found[planted & ~near])
+        alike.append(found[near])
+        advance(1)
+    return np.concatenate(reference), [np.concatenate(unlike), np.concatenate(alike)]
