@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, Features, Value
 from torch import Tensor
 
+from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
 from hf_ecif.applications.tracing import Errors, Task, Traces, describe_errors, find_errors, trace
 from hf_ecif.config import InfluenceConfig
@@ -28,7 +29,7 @@ from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.reports.trace import write_trace_page
 from hf_ecif.utils import distributed
-from hf_ecif.utils.files import aside, require_new
+from hf_ecif.utils.files import aside
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 TASKS: dict[str, Task] = {
@@ -83,7 +84,7 @@ def run_trace(
     """
     start = time.perf_counter()
     _check(request)
-    distributed.decide(lambda: require_new(request.output))
+    distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
     chosen = _find_rows(request.rows, query) if request.rows else None

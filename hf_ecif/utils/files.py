@@ -14,18 +14,8 @@ from typing import Any
 from hf_ecif.errors import UserError
 
 CHECKPOINTS = ".checkpoints"  # of a run that is not finished, in its output
+FIT = "influence.safetensors"  # what makes a model's folder that of a fit
 PARTIAL = ".partial"  # what a run that was killed leaves behind ends like this
-
-
-def require_new(output: Path) -> None:
-    """Refuse a folder that holds anything, or cannot be written to.
-
-    Raises:
-        UserError: it does, or cannot.
-    """
-    require_writable(output)
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"--output {output} exists and is not empty. Give a new folder.")
 
 
 def require_writable(output: Path) -> None:
