@@ -217,8 +217,8 @@ def _order(
     return (sizes.cumsum(0) - sizes)[owners] + numbers, sizes.tolist()
 
 
-def _state() -> PartialState:
-    """What accelerate knows; unlike its `Accelerator`, it has to be told of processors alone."""
+def _state() -> Any:  # its attributes have no types
+    """accelerate's state. Unlike its `Accelerator`, it must be told to stay on the CPU."""
     no_accelerator = (
         parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     )
