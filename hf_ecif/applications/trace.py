@@ -208,7 +208,7 @@ def write_traces(found: Found, rows: Rows, query: Rows, output: Path) -> None:
         for cause in error["causes"]
     ]
     columns = {name: [cause[name] for cause in causes] for name in COLUMNS}
-    features = Features({name: Value(kind) for name, kind in COLUMNS.items()})
+    features = Features(**{name: Value(kind) for name, kind in COLUMNS.items()})
     with aside(output / "trace.parquet") as partial:
         Dataset.from_dict(columns, features=features).to_parquet(str(partial))
 

@@ -66,7 +66,9 @@ def stream_rows(source: str, split: str) -> IterableDataset:
         if _is_saved(path):
             return _find_saved(path).open(split).to_iterable_dataset()
         name, options = _loader_of(source)
-        return load_dataset_builder(name, **options).as_streaming_dataset(split)
+        return cast(
+            IterableDataset, load_dataset_builder(name, **options).as_streaming_dataset(split)
+        )
 
     return _explained(source, read)
 
@@ -203,19 +205,18 @@ def _ask_hub(place: HubPath) -> bool:
 
 def _default_of_copy(place: HubPath) -> dict[str, str]:
     """Names the default configuration: of several copies, `datasets` does not know which it is."""
-    default = {"name": "default"}
     try:
-        load_dataset_builder(place.repo_id, **default, revision=place.revision)
+        load_dataset_builder(place.repo_id, "default", revision=place.revision)
     except Exception:  # no copy, or one of a repository where it has another name
         return {}
-    return default
+    return {"name": "default"}
 
 
 def _prepare(name: str, options: dict[str, Any]) -> _Splits:
     """What `load_dataset` does, but it fails as a whole where any split is empty."""
     builder = load_dataset_builder(name, **options)
     builder.download_and_prepare()
-    sizes = {info.name: info.num_examples for info in builder.info.splits.values()}
+    sizes = {info.name: info.num_examples for info in (builder.info.splits or {}).values()}
     return _Splits(sizes, lambda split: cast(Dataset, builder.as_dataset(split)))
 
 

@@ -46,7 +46,7 @@ class Query:
 
     def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
         """``grad F``; ``(P,)`` or ``(Q, P)``."""
-        values, pull = vjp(self.function, encoder.embed(theta, self.features))
+        values, pull = vjp(self.function, encoder.embed(theta, self.features))[:2]
         basis = torch.eye(values.numel()).to(values).view(-1, *values.shape)
         rows = [
             encoder.pull(theta, Embeddings(*vmap(pull)(part)[0]), self.features)
