@@ -82,7 +82,7 @@ def open_given(
         image_column=columns[0],
         text_column=columns[1],
     )
-    query_set = judge and check_columns(judge.dataset.with_format(None), *columns)
+    query_set = check_columns(judge.dataset.with_format(None), *columns) if judge else None
     checked = check_columns(rows.dataset.with_format(None), *columns)
     notes = (*rows.notes(max_rows), *(judge.notes(max_rows) if judge else ()))
     return Given(Opened(sources, opened_model, checked, query_set), rows.dataset, notes)
@@ -140,16 +140,15 @@ def _open_rows(given: Rowset, argument: str, split: str | None, usual: str, most
         chosen = split or usual
         return _Rows(load_rows(str(given), chosen), str(given), chosen)
     if isinstance(given, DatasetDict | IterableDatasetDict):
-        split = _choose_split(list(given), argument, split, usual)
+        split = _choose_split([*map(str, given)], argument, split, usual)
         given = given[split]
     elif split is not None:
         raise UserError(
             f"`{argument}` is one split already, so there is no {split!r} to choose of it."
         )
-    name = str(given.split or usual) if split is None else split
     if isinstance(given, IterableDataset):
         rows, is_cut = read_stream(given, most)
-        return _Rows(rows, "a stream", name, is_cut)
+        return _Rows(rows, "a stream", split or usual, is_cut)
     if not isinstance(given, Dataset):
         raise UserError(
             f"`{argument}` must be a Dataset, a DatasetDict, a stream, a folder or a Hub id, but "
@@ -157,7 +156,7 @@ def _open_rows(given: Rowset, argument: str, split: str | None, usual: str, most
         )
     if not len(given):
         raise UserError(f"`{argument}` has no rows.")
-    return _Rows(given, IN_MEMORY, name)
+    return _Rows(given, IN_MEMORY, split or str(given.split or usual))
 
 
 def _choose_split(names: list[str], argument: str, split: str | None, usual: str) -> str:

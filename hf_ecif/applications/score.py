@@ -152,7 +152,7 @@ def _scored(model: InfluenceModel, rows: Dataset, request: ScoreRequest) -> Data
     checked = check_columns(drop_influence_columns(rows), *names)
     columns = scored_columns(model, model.read_any(checked, *names))
     types = {name: Value("string" if name == REASON else "float32") for name in columns}
-    scored = Dataset.from_dict(columns, features=Features(types))
+    scored = Dataset.from_dict(columns, features=Features(**types))
     return concatenate_datasets([checked, scored], axis=1)
 
 

@@ -256,7 +256,7 @@ def _named_rows(dataset: Dataset, rows: Rows, columns: dict[str, list[float | No
     new["ecif_reason"] = [rows.reasons.get(row) for row in range(len(dataset))]
     kinds = {name: Value("float32") for name in columns}
     kinds = {"ecif_row": Value("int64"), **kinds, "ecif_reason": Value("string")}
-    values = Dataset.from_dict(new, features=Features(kinds))
+    values = Dataset.from_dict(new, features=Features(**kinds))
     kept = dataset.remove_columns(images)
     return concatenate_datasets([kept, values], axis=1) if kept.column_names else values
 

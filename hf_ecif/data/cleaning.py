@@ -115,7 +115,7 @@ def _check(scored: Dataset, strategy: str, share: float | None, text_column: str
             f"{', '.join(scored.column_names)}. Name the right one with --text-column."
         )
     if strategy == "relabel":
-        require_text(scored, text_column)
+        require_text(scored.features, text_column)
     cleaned = {ORIGINAL_TEXT, WEIGHT} & set(scored.column_names)
     if cleaned:
         raise UserError(

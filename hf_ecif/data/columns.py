@@ -85,7 +85,7 @@ def read_groups(dataset: Dataset, column: str) -> list[str | None]:
     feature = dataset.features[column]
     values = dataset.with_format(None)[column][:]
     if isinstance(feature, ClassLabel):
-        return [None if value is None else feature.int2str(value) for value in values]
+        return [None if value is None else str(feature.int2str(value)) for value in values]
     if not isinstance(feature, Value) or feature.dtype not in NAMES:
         raise UserError(
             f"--group-column {column!r} must hold strings, integers or booleans, but it is "

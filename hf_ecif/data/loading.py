@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, TypeVar, cast
@@ -75,7 +76,9 @@ def stream_rows(source: str, split: str) -> IterableDataset:
         if _is_saved(path):
             return _find_saved(path).open(split).to_iterable_dataset()
         name, options = _loader_of(source)
-        return load_dataset_builder(name, **options).as_streaming_dataset(split)
+        return cast(
+            IterableDataset, load_dataset_builder(name, **options).as_streaming_dataset(split)
+        )
 
     return _explained(source, read)
 
@@ -99,14 +102,16 @@ def read_stream(stream: IterableDataset, most: int) -> tuple[Dataset, bool]:
             stream = stream.cast_column(name, Image(decode=False))
     rows, folder = iter(stream), Path(mkdtemp(dir=_folder_of_streams()))
     parts = iter(lambda: list(islice(rows, ROWS_PER_GROUP)), [])
-    files, count = [], 0
+    files: list[str | bytes | PathLike[Any]] = []
+    count = 0
     while count < most and (part := next(parts, None)) is not None:
-        files.append(str(folder / f"{count}.parquet"))
-        Dataset.from_list(part[: most - count], features=stream.features).to_parquet(files[-1])
+        file = str(folder / f"{count}.parquet")
+        Dataset.from_list(part[: most - count], features=stream.features).to_parquet(file)
+        files.append(file)
         count += len(part)
     if not files:
         raise UserError("The stream has no rows.")
-    read = cast(Dataset, Dataset.from_parquet(files, cache_dir=str(folder)))
+    read = Dataset.from_parquet(files, cache_dir=str(folder))
     has_more = count > most or next(rows, None) is not None
     return read.cast(features) if features is not None else read, has_more
 
@@ -264,19 +269,18 @@ def _ask_hub(place: HubPath) -> bool:
 
 def _default_of_copy(place: HubPath) -> dict[str, str]:
     """Names the default configuration: of several copies, `datasets` does not know which it is."""
-    default = {"name": "default"}
     try:
-        load_dataset_builder(place.repo_id, **default, revision=place.revision)
+        load_dataset_builder(place.repo_id, "default", revision=place.revision)
     except Exception:  # no copy, or one of a repository where it has another name
         return {}
-    return default
+    return {"name": "default"}
 
 
 def _prepare(name: str, options: dict[str, Any]) -> _Splits:
     """What `load_dataset` does, but it fails as a whole where any split is empty."""
     builder = load_dataset_builder(name, **options)
     builder.download_and_prepare()
-    sizes = {info.name: info.num_examples for info in builder.info.splits.values()}
+    sizes = {info.name: info.num_examples for info in (builder.info.splits or {}).values()}
     return _Splits(sizes, lambda split: cast(Dataset, builder.as_dataset(split)))
 
 

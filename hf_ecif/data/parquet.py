@@ -106,7 +106,7 @@ def _embedded(column: pa.ChunkedArray) -> pa.Array:
 def _decodable(features: Features) -> Features:
     """Image columns as images again, for whoever opens the files."""
     return Features(
-        {
+        **{
             name: Image(mode=feature.mode) if isinstance(feature, Image) else feature
             for name, feature in features.items()
         }

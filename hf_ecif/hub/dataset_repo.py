@@ -159,9 +159,9 @@ class DatasetRepo:
                 "--no-other-splits."
             )
         rows = rows.select_columns(list(own))
-        if rows.features != Features(own):
-            rows = rows.cast(Features(own))
-        blank = Features({name: kind for name, kind in features.items() if name not in own})
+        if rows.features != Features(**own):
+            rows = rows.cast(Features(**own))
+        blank = Features(**{name: kind for name, kind in features.items() if name not in own})
         nulls = [pa.nulls(len(rows), field.type) for field in blank.arrow_schema]
         columns = Dataset(pa.table(nulls, schema=blank.arrow_schema))
         return concatenate_datasets([rows, columns], axis=1).select_columns(list(features))

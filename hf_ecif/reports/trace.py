@@ -44,7 +44,7 @@ def write_traces(errors: Sequence[TracedError], path: Path) -> None:
     """Write parquet, a row for every error and cause; rows are numbered as in the data sets."""
     pairs = [dict(error) | dict(cause) for error in errors for cause in error.causes]
     columns = {name: [pair[name] for pair in pairs] for name in COLUMNS}
-    features = Features({name: Value(kind) for name, kind in COLUMNS.items()})
+    features = Features(**{name: Value(kind) for name, kind in COLUMNS.items()})
     with aside(path) as partial:
         Dataset.from_dict(columns, features=features).to_parquet(str(partial))
 

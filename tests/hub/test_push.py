@@ -588,7 +588,7 @@ class TestFailures:
             answer = httpx.Response(429, headers={"Retry-After": "7200"}, request=request)
             raise HfHubHTTPError("busy", response=answer)
 
-        with pytest.raises(UserError, match="asks for fewer requests"):
+        with pytest.raises(UserError, match="limits the number of requests"):
             retried(attempt, "nothing changed")
         assert waits == []
 
