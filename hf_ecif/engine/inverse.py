@@ -1,4 +1,4 @@
-"""The inverse curvature of an objective at a point, as a config asks for it."""
+"""Inverse curvature of an objective at a point, by the solver that a config names."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from hf_ecif.engine.solvers import LOW_RANK, SolveReport, Spectrum, estimate_spe
 class InverseCurvature:
     """``(H + damping I)^-1`` for any number of right-hand sides.
 
-    What does not depend on them (the spectrum, a preconditioner, Ritz pairs) is made once.
+    What does not depend on them (the spectrum, a preconditioner, Ritz pairs) is computed once.
 
     Args:
-        objective: whose curvature ``H`` is.
-        theta: ``(P,)``, where it is taken.
+        objective: the objective with curvature ``H``.
+        theta: ``(P,)``, the point at which ``H`` is taken.
         config: curvature, solver, damping, tolerance.
-        spectrum: of ``H``, estimated if absent.
+        spectrum: what is known of ``H``; estimated if absent.
 
     Attributes:
         objective: as given.
         theta: as given.
-        product: ``H v`` for every row ``v``, ``(K, P)``.
-        spectrum: of ``H``.
+        product: maps rows ``v``, ``(K, P)``, to ``H v``.
+        spectrum: what is known of ``H``.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class InverseCurvature:
         self.spectrum = spectrum or estimate_spectrum(self.product, theta, seed=config.seed)
 
     def solve(self, b: Tensor) -> tuple[Tensor, SolveReport]:
-        """``(H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and how it went.
+        """``(H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and a report.
 
         Raises:
             DivergenceError: the curvature is negative along the way, or not finite.
@@ -80,7 +80,7 @@ class InverseCurvature:
         return ritz_pairs(self.product, self.theta, self._config.rank or LOW_RANK)
 
     def _product_of_a_batch(self, vectors: Tensor) -> Tensor:
-        """The same over one random batch, a fresh one at every call."""
+        """``H v`` for every row ``v``, estimated on a random batch drawn anew at every call."""
         count = len(self.objective.features)
         batch = random_batches(count, self._config.batch_size, self._generator)[:1]
         return self.objective.over(batch).operator(self._config.curvature, self.theta)(vectors)
