@@ -113,8 +113,8 @@ def partner_tangents(
 ) -> Tensor:
     """Derivatives of the negative role of some pairs by partner, ``(K, B, n)``.
 
-    For partner ``k`` of pair ``n`` it is the sum over cells ``(k, n)`` and ``(n, k)``; ``form`` makes
-    no difference.
+    For partner ``k`` of pair ``n`` it is the sum over the cells ``(k, n)`` and ``(n, k)``. ``form``
+    makes no difference.
     """
     direction, moved = similarity.one_way(embeddings), similarity.one_way(tangents)
     flipped = direction._replace(anchors=direction.keys, keys=direction.anchors)
