@@ -1,4 +1,4 @@
-"""An audit's folder, read back: its rows and its evidence as files of a repository."""
+"""An audit's folder as files of a repository: its rows, its report and its card."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from hf_ecif.utils.files import read_json
 from hf_ecif.utils.hub_paths import parse_hub_path
 from hf_ecif.utils.progress import ProgressFactory, silent
 
-_SPLIT = re.compile(r"\w+(\.\w+)*")  # what `datasets` takes for the name of a split
+_SPLIT = re.compile(r"\w+(\.\w+)*")  # what `datasets` accepts as the name of a split
 _FACTS = ("rows", "kept", "removed", "columns", "noise", "query", "dataset", "split", "fit")
 
 
 class AuditFolder:
-    """What ``hf-ecif audit`` wrote, or ``hf-ecif clean`` or a review made of it.
+    """Folder that ``hf-ecif audit``, ``hf-ecif clean`` or a review has written.
 
     Args:
-        path: The folder.
+        path: the folder.
 
     Raises:
-        UserError: The audit is not finished, or its files do not agree with its summary.
+        UserError: the audit is not finished, or its files disagree with its summary.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,8 +53,8 @@ class AuditFolder:
         missing = [name for name in _FACTS if name not in self.summary]
         if missing:
             raise UserError(
-                f"{path / 'summary.json'} lacks {missing[0]!r}: it is of another version, or no "
-                "audit's. Run the audit again."
+                f"{path / 'summary.json'} lacks {missing[0]!r}: another version wrote it, or it is "
+                "not an audit's. Run the audit again."
             )
         self.split: str = self.summary["split"]
         if not _SPLIT.fullmatch(self.split):
@@ -71,19 +71,20 @@ class AuditFolder:
         token: str | None = None,
         progress: ProgressFactory = silent,
     ) -> Iterator[tuple[dict[str, Path | bytes], CardMaker]]:
-        """The files of a repository, and what makes its card.
+        """Files of a repository, and what makes its card.
 
-        Shards are those of the folder, not copies; other splits are written aside while this lasts.
+        Shards are those of the folder, not copies; other splits exist in a temporary folder while
+        the context is open.
 
         Args:
-            repo_id: Where they are going to be.
-            removed: Whether the removed rows are published.
-            other_splits: Whether the other splits of the source are.
-            token: To read the source's card; the user's login if absent.
-            progress: Makes progress bars.
+            repo_id: repository of the files.
+            removed: whether the removed rows are published.
+            other_splits: whether the other splits of the source are published.
+            token: token to read the source's card; the user's login if absent.
+            progress: makes progress bars.
 
         Raises:
-            UserError: The source cannot be read any more, or is not what was audited.
+            UserError: the source cannot be read any more, or has changed since the audit.
         """
         with TemporaryDirectory(prefix="hf-ecif-") as aside:
             folders = {self.split: self.path / "kept"}
@@ -102,7 +103,7 @@ class AuditFolder:
 
     @property
     def shards(self) -> list[Path]:
-        """Files of all rows."""
+        """Parquet files of all scored rows."""
         return [path for name in ("kept", "removed") for path in _shards(self.path / name)]
 
     def _layout(self, folders: dict[str, Path], removed: bool) -> Layout:
@@ -146,7 +147,7 @@ class AuditFolder:
             raise UserError(f"{self.path} has nothing to publish: the audit kept no row.")
 
     def _write_other_splits(self, aside: Path, progress: ProgressFactory) -> dict[str, Path]:
-        """Folders of parquet files, each split with the columns of the kept rows."""
+        """Folders of parquet files by split, with the columns of the kept rows."""
         source = self.summary["dataset"]
         try:
             splits = load_splits(source)
@@ -170,7 +171,7 @@ class AuditFolder:
         return {name: aside / name for name in others}
 
     def _like_kept(self, name: str, rows: Dataset) -> Dataset:
-        """The same rows with empty influence columns: a configuration has one set of columns."""
+        """The rows with empty influence columns, since a configuration has one set of columns."""
         features = _features(self.path / "kept")
         images, texts = self.summary["columns"]["image"], self.summary["columns"]["text"]
         rows = drop_influence_columns(check_columns(rows, images, texts))
@@ -193,7 +194,7 @@ class AuditFolder:
 
 
 class CardMaker:
-    """Makes the card out of the one in the repository, or else out of the source's own."""
+    """Makes the new card from the one in the repository, or else from the source's."""
 
     def __init__(self, audit: AuditFolder, repo_id: str, layout: Layout, token: str | None) -> None:
         self._source, self._repo_id, self._token = audit.summary["dataset"], repo_id, token
@@ -206,7 +207,7 @@ class CardMaker:
 
     @property
     def files(self) -> dict[str, Path | bytes]:
-        """The pictures that the card shows."""
+        """Pictures that the card shows, by path in the repository."""
         return {picture.path: picture.content for picture in self._pictures}
 
     def __call__(self, card: str | None) -> str:
@@ -223,7 +224,7 @@ class CardMaker:
             )
         except UserError as error:
             raise UserError(
-                f"README.md of {whose}: {error} Mend it, or put a README.md of your own into "
+                f"README.md of {whose}: {error} Fix it, or put a README.md of your own into "
                 f"{self._repo_id} first."
             ) from error
 

@@ -331,7 +331,7 @@ class TestPublish:
             visitor.tab("Publish")
             visitor["#publish-repo textarea, #publish-repo input"].first.fill("bob/birds-clean")
             visitor.press("#publish-try")
-            visitor.sees("#publish-said", "Would be pushed")
+            visitor.sees("#publish-said", "would be pushed")
             with pytest.raises(KeyError):
                 hub.commits("bob/birds-clean")
             visitor.shot("publish-tried")

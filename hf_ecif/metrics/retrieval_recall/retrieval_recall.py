@@ -1,4 +1,4 @@
-"""How often captions fetch their image, and images their caption."""
+"""How often captions retrieve their image, and images their caption."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ _CITATION = """
 }
 """
 
-# Equal embeddings can differ by the rounding of a sum; embeddings come in float32.
+# Equal embeddings can differ by the rounding of a sum in float32.
 _TIE = 1e-9
 
 
 class RetrievalRecall(evaluate.Metric):
-    """Both directions, block by block."""
+    """Recall in both directions, computed block by block."""
 
     def _info(self) -> evaluate.MetricInfo:
         embedding = List(Value("float32"))
@@ -100,7 +100,7 @@ class _Side:
 
     Attributes:
         vectors: ``(n, d)``, of unit length.
-        groups: ``(n,)``, numbers.
+        groups: ``(n,)``, number of each one's group.
     """
 
     vectors: Floats
@@ -114,7 +114,7 @@ class _Side:
 
 
 def _recalls(queries: _Side, candidates: _Side, k: Sequence[int], block_size: int) -> Floats:
-    """For every ``k``, the mean over the queries of the probability of a hit."""
+    """Probability of a hit for every ``k``, averaged over the queries; ``(len(k),)``."""
     hits = np.zeros(len(k))
     for higher, tied, own in _standings(queries, candidates, block_size):
         hits += [_hit_probability(count - higher, tied, own).sum() for count in k]
@@ -124,10 +124,10 @@ def _recalls(queries: _Side, candidates: _Side, k: Sequence[int], block_size: in
 def _standings(
     queries: _Side, candidates: _Side, block_size: int
 ) -> Iterator[tuple[Integers, Integers, Integers]]:
-    """Where the nearest right answer stands, for blocks of queries.
+    """Place of the nearest right answer, for blocks of queries.
 
     Yields:
-        Numbers of candidates above it, of wrong ones that tie with it, and of right ones that do,
+        Number of candidates above it, of wrong ones tied with it, and of right ones tied with it,
         itself included; ``(b,)`` each.
     """
     for start in range(0, len(queries.groups), block_size):
@@ -141,9 +141,9 @@ def _standings(
 
 
 def _hit_probability(places: Integers, wrong: Integers, right: Integers) -> Floats:
-    """That one of the right among tied candidates gets one of the places, in random order.
+    """Probability that, in random order, a right candidate among tied ones gets a place.
 
-    All of ``right`` miss with probability ``C(wrong, places) / C(wrong + right, places)``.
+    All of them miss with probability ``C(wrong, places) / C(wrong + right, places)``.
     """
     miss = np.ones(len(places))
     for n in range(1, int(right.max()) + 1):
@@ -160,7 +160,7 @@ def _unit_vectors(name: str, rows: Sequence[Sequence[float | None] | None]) -> F
         if length != lengths[0] or not length:
             raise ValueError(
                 f"{name}[{row}] has {length} numbers, and {name}[0] has {lengths[0]}: all must "
-                "have as many, one at least."
+                "have equally many, at least one."
             )
     vectors = np.array(rows, dtype=np.float64)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -173,11 +173,11 @@ def _unit_vectors(name: str, rows: Sequence[Sequence[float | None] | None]) -> F
 
 
 def _numbers(groups: Sequence[Hashable] | None, count: int) -> Integers:
-    """Groups as integers ``(n,)``."""
+    """Groups as consecutive integers, ``(n,)``."""
     if groups is None:
         return np.arange(count)
     if len(groups) != count:
         raise ValueError(f"{len(groups)} groups for {count} pairs: give one for each pair.")
-    plain = groups.tolist() if hasattr(groups, "tolist") else groups  # of an array or a tensor
+    plain = groups.tolist() if hasattr(groups, "tolist") else groups  # an array or a tensor
     seen: dict[Hashable, int] = {}
     return np.array([seen.setdefault(group, len(seen)) for group in plain])
