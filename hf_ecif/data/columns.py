@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from datasets import ClassLabel, Dataset, Value
 
 from hf_ecif.errors import UserError
@@ -49,6 +52,23 @@ NAMES = (
     "bool",
     *(f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)),
 )
+
+
+def set_column(dataset: Dataset, name: str, values: Sequence[Any], dtype: str = "") -> Dataset:
+    """With these values in a column: in its old place and type, or else as the last one.
+
+    Args:
+        dataset: the rows.
+        name: of the column.
+        values: one for each row.
+        dtype: of a new column.
+    """
+    order = dataset.column_names
+    if name not in order:
+        return dataset.add_column(name, values, feature=Value(dtype))
+    rest = dataset.remove_columns(name)
+    changed = rest.add_column(name, values, feature=dataset.features[name])
+    return changed.select_columns(order)
 
 
 def read_groups(dataset: Dataset, column: str) -> list[str | None]:

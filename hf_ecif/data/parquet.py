@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,6 +54,16 @@ def write_rows(dataset: Dataset, path: Path) -> None:
     with aside(path) as partial, pq.ParquetWriter(partial, features.arrow_schema) as writer:
         for group in _row_groups(dataset, features):
             writer.write_table(group)
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """Files of a folder that `write_shards` wrote, in order."""
+    return sorted(folder.glob("*.parquet"))
+
+
+def count_rows_of(files: Iterable[Path]) -> int:
+    """Rows in parquet files."""
+    return sum(pq.read_metadata(file).num_rows for file in files)
 
 
 def _write_files(dataset: Dataset, folder: Path, max_bytes: int) -> list[Path]:

@@ -17,12 +17,12 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import State, read_state, write_state
-from hf_ecif.utils.files import read_json, write_json
+from hf_ecif.utils.files import FIT, read_json, write_json
 from hf_ecif.utils.hub_errors import explain_hub_error, is_unreachable
 from hf_ecif.utils.hub_paths import HubPath, parse_model_path
 
 _log = logging.getLogger(__name__)
-FIT, CONFIG = "influence.safetensors", "influence_config.json"
+CONFIG = "influence_config.json"
 
 
 class SavedFit(NamedTuple):

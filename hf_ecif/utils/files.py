@@ -14,18 +14,8 @@ from typing import Any
 from hf_ecif.errors import UserError
 
 CHECKPOINTS = ".checkpoints"  # in the output of a run that is not finished
+FIT = "influence.safetensors"  # what makes a model's folder that of a fit
 PARTIAL = ".partial"  # ending of a file whose writing was interrupted
-
-
-def require_new(output: Path) -> None:
-    """Refuse an output folder that is not empty, or not writable.
-
-    Raises:
-        UserError: the folder is not empty, or not writable.
-    """
-    require_writable(output)
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"--output {output} exists and is not empty. Give a new folder.")
 
 
 def require_writable(output: Path) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,8 +14,8 @@ Bools = NDArray[np.bool_]
 
 
 def number(value: Any) -> str:
-    """A value with three significant digits; very small and large ones with a power of ten."""
-    if value is None or isinstance(value, jinja2.Undefined):
+    """Three significant digits, thousands separated, tiny and huge values as powers of ten."""
+    if value is None:
         return "–"
     if isinstance(value, (bool, str)):
         return str(value)
@@ -48,14 +47,14 @@ def reach(ceiling: float | None) -> str:
 
 
 def percent(value: Any) -> str:
-    """A share as a percentage with three significant digits."""
-    text = number(value if value is None or isinstance(value, jinja2.Undefined) else 100.0 * value)
+    """A share as a percentage of three significant digits."""
+    text = number(None if value is None else 100.0 * value)
     return text if text == "–" else f"{text} %"
 
 
 def share(value: Any) -> str:
-    """A share as a percentage with one decimal, for figures side by side."""
-    if value is None or isinstance(value, jinja2.Undefined) or math.isnan(value):
+    """A share as a percentage of one decimal, for figures that stand beside each other."""
+    if value is None or math.isnan(value):
         return "–"
     return f"{100 * value:.1f} %"
 

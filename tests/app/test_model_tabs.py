@@ -94,7 +94,7 @@ class TestTrace:
     def test_the_errors_are_those_of_the_model(self, real, prepared):
         errors = find_errors(prepared.model, prepared.query)
         shown = tracing.list_errors(real)
-        assert f"{len(errors.rows)} captions find another image" in shown
+        assert f"{len(errors.rows)} captions retrieve the wrong image" in shown
         assert shown.index(f'data-row="{errors.rows[0]}"') < shown.index(
             f'data-row="{errors.rows[1]}"'
         )
