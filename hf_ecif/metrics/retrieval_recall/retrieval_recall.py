@@ -21,20 +21,21 @@ queries with a right answer among the k nearest candidates.
 _INPUTS = """
 Args:
     text_embeddings: a list of numbers per pair, of any length but zero.
-    image_embeddings: the same of the images, row by row the partners of the texts.
-    groups: anything that can be compared, one per pair; pairs of one group are right answers for
-        each other. Equal embeddings of a group are one text, or one image, that several rows
-        repeat. Without it, every pair is on its own.
-    k: numbers of candidates that are looked at; 1, 5 and 10 by default.
-    block_size: queries whose similarities are held at a time; 1024 by default, memory only.
+    image_embeddings: a list of numbers per pair, for the image of the text in the same place.
+    groups: a comparable value per pair; pairs of one group are right answers for each other. Equal
+        embeddings in a group are one text or image, which several rows repeat. Without it, every
+        pair is a group.
+    k: numbers of nearest candidates; 1, 5 and 10 by default.
+    block_size: number of queries whose similarities are held at a time; 1024 by default. It affects
+        only memory.
 
 Returns:
     text_to_image_recall@k, image_to_text_recall@k: for every k, in [0, 1]; higher is better.
-    texts, images: counts, without repeated ones.
+    texts, images: numbers of distinct texts and images.
 
 Raises:
-    ValueError: no pairs, embeddings that are zero, not finite or not equally long, or as many
-        groups as there are pairs are not given.
+    ValueError: there are no pairs, embeddings are zero, not finite or of different lengths, or the
+        number of groups is not that of the pairs.
 """
 
 _CITATION = """
