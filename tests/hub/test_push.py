@@ -180,9 +180,9 @@ class TestDecisions:
     @pytest.mark.parametrize(
         ("strategy", "share", "kept", "says"),
         [
-            ("drop", None, 9, "were taken out of"),
+            ("drop", None, 9, "were removed from"),
             ("worst", 0.1, 10, "The 10.0% of the pairs that look most misaligned"),
-            ("weight", None, 12, "None was taken out of"),
+            ("weight", None, 12, "None was removed from"),
             ("relabel", None, 10, "got a caption that fits better"),
         ],
     )
