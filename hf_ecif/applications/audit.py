@@ -36,6 +36,7 @@ from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
 from hf_ecif.detection.suggestions import MARGIN, Evidence, find_evidence, read_vocabulary
 from hf_ecif.errors import UserError
 from hf_ecif.influence.fitted import Fitted
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.saving import find_commit
 from hf_ecif.influence.scoring import Scores
@@ -145,7 +146,7 @@ class _Found:
     given: _Given
     rows: Rows
     query: Rows
-    fitted: Fitted
+    influence: Influence
     scores: Scores
     scores_as_given: Scores
     witnesses: Witnesses
@@ -185,12 +186,12 @@ def _analyse(
             f"wrong one looks like: it takes at least {FEWEST}. Give more rows."
         )
     with watch("fit"):
-        fitted = model.fit(rows, query, progress, known)
+        influence = model.fit(rows, query, progress, known)
     with watch("score"):
-        scores, as_given = model.score(rows, progress, known), model.score_as_given(rows)
+        scores, as_given = influence.scores(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
-        planting = known.within("planting")
-        reference, planted = plant_pairs(model, rows, query, progress, planting)
+        within = known.within("planting")
+        reference, planted = plant_pairs(model, influence, query, progress, within)
         witnesses = witnesses_of(model, rows, scores)
         detection = detect(
             witnesses.stack(),
@@ -214,14 +215,14 @@ def _analyse(
     if request.trace:
         with watch("trace"):
             traced = find_and_trace(
-                model, rows, query, kind=TRACED, most=request.trace, progress=progress
+                influence, query, kind=TRACED, most=request.trace, progress=progress
             )
     return _Found(
         opened,
         given,
         rows,
         query,
-        fitted,
+        influence,
         scores,
         as_given,
         witnesses,
@@ -326,8 +327,8 @@ def _clear_output(output: Path) -> None:
 
 def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dict[str, Any]:
     """The content of ``summary.json``, without times and fingerprints."""
-    opened, rows, detection, fitted = found.opened, found.rows, found.detection, found.fitted
-    config, evidence = opened.model.config, found.evidence
+    opened, rows, detection, evidence = found.opened, found.rows, found.detection, found.evidence
+    config, fitted = opened.model.config, found.influence.fitted
     provenance = opened.provenance(rows, found.query)
     summary = {
         **provenance,
@@ -402,7 +403,7 @@ def _describe_suggestions(
 
 
 def _describe_query(found: _Found) -> dict[str, Any]:
-    fitted = found.fitted
+    fitted = found.influence.fitted
     return {
         "loss_before_fit": fitted.query_loss_before,
         "loss": fitted.query_loss,

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from torch import Tensor
 
@@ -19,13 +18,14 @@ from hf_ecif.errors import UserError
 from hf_ecif.influence.leverage import memorised
 from hf_ecif.influence.retraining import measure
 from hf_ecif.influence.rows import Rows, require_pairs
+from hf_ecif.influence.saving import save_model
 from hf_ecif.reports.outcomes import write_removal_page
 from hf_ecif.utils import distributed
 from hf_ecif.utils.files import require_new, write_json
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 LEAST_CHANGE = 0.01  # nats of the query's loss that are worth a word
-APART = 0.8  # of the larger change; short fits are foretold a third as large as they are
+APART = 0.8  # of the larger change; short fits are predicted a third as large as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +64,20 @@ def run_remove(
     judges = {"query": query}
     if test_set is not None:
         judges["test"] = require_pairs("--test", model.read(test_set, *request.columns))
-    members = torch.from_numpy(wanted)[rows.positions]
-    fitted = model.fit(rows, query, progress)
-    predicted = model.score_group(rows, members).task.item()
+    members = rows.chosen(wanted)
+    influence = model.fit(rows, query, progress)
+    predicted = influence.score_group(members).task.item()
     start = time.perf_counter()
-    theta, report = model.remove(rows, members, steps=request.steps, progress=progress)
+    training, advance = influence.require_training(), progress("Remove", request.steps)
+    theta, report = training.remove(members, request.steps, advance)
     seconds = {"remove": time.perf_counter() - start}
-    states = {"before": fitted.theta, "after": theta}
+    states = {"before": influence.theta, "after": theta}
     if request.retrain:
         start = time.perf_counter()
-        states["retrained"] = model.refit(rows.select((~members).nonzero()[:, 0]))
+        states["retrained"] = influence.refit(members)
         seconds["retrain"] = time.perf_counter() - start
     measures = {name: _measure(opened, states, judge) for name, judge in judges.items()}
-    leverage = model.sample_leverage()
+    leverage = influence.sample_leverage()
 
     def write() -> dict[str, Any]:
         summary = {
@@ -89,7 +90,7 @@ def run_remove(
             "seconds": seconds,
         }
         summary["warnings"] = [*_warnings(leverage, summary), *opened.warnings(rows, query)]
-        model.save_edited(theta, request.output)
+        save_model(model.edited(theta), model.processor, request.output)
         write_json(summary, request.output / "removal.json")
         write_removal_page(summary, request.output / "removal.html")
         return summary
@@ -114,13 +115,13 @@ def _warnings(leverage: Tensor | None, summary: dict[str, Any]) -> list[str]:
 
 
 def _against_the_scores(summary: dict[str, Any]) -> str | None:
-    """Whether the edit did something else than the scores foretold, to an extent that matters."""
+    """Whether the edit did something else than the scores predicted, to an extent that matters."""
     query, predicted = summary["measures"]["query"], summary["predicted_change"]
     change = query["after"]["loss"] - query["before"]["loss"]
     largest = max(abs(change), abs(predicted))
     if largest < LEAST_CHANGE or abs(change - predicted) < APART * largest:
         return None
     return (
-        f"The query's loss changed by {change:+.4f}, where the scores foretold {predicted:+.4f}. "
+        f"The query's loss changed by {change:+.4f}, where the scores predicted {predicted:+.4f}. "
         "One of the two is wrong: compare with --retrain before you use the edited model."
     )

@@ -17,7 +17,7 @@ from hf_ecif.applications.sources import Opened, Sources, open_sources
 from hf_ecif.applications.tracing import Errors, Task, Traces, describe_errors, find_errors, trace
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
-from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.rows import Rows
 from hf_ecif.reports.trace import write_trace_page
 from hf_ecif.utils import distributed
@@ -80,10 +80,9 @@ def run_trace(
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
     chosen = _find_rows(request.rows, query) if request.rows else None
-    opened.model.fit(rows, query, progress)
+    influence = opened.model.fit(rows, query, progress)
     found = find_and_trace(
-        opened.model,
-        rows,
+        influence,
         query,
         kind=request.errors,
         chosen=chosen,
@@ -94,7 +93,7 @@ def run_trace(
     )
 
     def write() -> dict[str, Any]:
-        summary = _summarise(request, opened, rows, query, found)
+        summary = _summarise(request, opened, influence, query, found)
         summary["seconds"] = round(time.perf_counter() - start, 2)
         write_traces(found, rows, query, request.output)
         errors = list(describe_errors_and_causes(found, rows, query))
@@ -109,8 +108,7 @@ def run_trace(
 
 
 def find_and_trace(
-    model: InfluenceModel,
-    rows: Rows,
+    influence: Influence,
     query: Rows,
     *,
     kind: str,
@@ -123,8 +121,7 @@ def find_and_trace(
     """The worst errors of a query, or chosen rows of it, with the pairs behind them.
 
     Args:
-        model: fitted on ``rows``.
-        rows: the training rows.
+        influence: with its training rows.
         query: where the errors are looked for.
         kind: a key of `TASKS`.
         most: errors at most.
@@ -135,13 +132,12 @@ def find_and_trace(
     """
     task = TASKS[kind]
     if chosen is None:
-        all_errors = find_errors(model, query, task)
+        all_errors = find_errors(influence, query, task)
         wrong, errors = len(all_errors.rows), all_errors.worst(most)
     else:
-        wrong, errors = None, describe_errors(model, query, chosen, task)
+        wrong, errors = None, describe_errors(influence, query, chosen, task)
     traces = trace(
-        model,
-        rows,
+        influence,
         query,
         errors.rows,
         direction=task,
@@ -249,17 +245,17 @@ def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterato
 
 
 def _summarise(
-    request: TraceRequest, opened: Opened, rows: Rows, query: Rows, found: Found
+    request: TraceRequest, opened: Opened, influence: Influence, query: Rows, found: Found
 ) -> dict[str, Any]:
     """The content of ``summary.json``, without the time."""
-    fitted = opened.model.fitted
-    assert fitted is not None
+    rows = influence.rows
     return {
         **opened.provenance(rows, query),
         "candidates": request.candidates or None,
         **describe_found(found, rows, query),
         "solvers": [
-            {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
+            {"purpose": purpose, **asdict(report)}
+            for purpose, report in influence.fitted.solvers.items()
         ],
         "warnings": [*_warnings(found), *opened.warnings(rows, query)],
     }

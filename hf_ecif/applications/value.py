@@ -30,8 +30,8 @@ from hf_ecif.data.loading import load_rows
 from hf_ecif.data.parquet import write_rows
 from hf_ecif.data.schema import check_columns, drop_influence_columns
 from hf_ecif.errors import UserError
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.leverage import memorised
-from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows, require_pairs
 from hf_ecif.influence.scoring import Scores
 from hf_ecif.reports.value import write_value_page
@@ -182,7 +182,8 @@ def _analyse(
         whole = valuation.scores.task[0]
         orders = removal_orders(whole, request.repeats, model.config.seed)
         curves = removal_curves(model, rows, test or query, orders, progress=progress)
-    additions = value_additions(model, rows, candidates, progress) if candidates else None
+    influence = valuation.influence
+    additions = value_additions(influence, candidates, progress) if candidates else None
     return _Found(
         request,
         opened,
@@ -193,12 +194,12 @@ def _analyse(
         given,
         candidates,
         additions,
-        _measure_leverage(opened.model) if request.leverage else None,
+        _measure_leverage(influence) if request.leverage else None,
     )
 
 
-def _measure_leverage(model: InfluenceModel) -> _Leverage | None:
-    of_rows, sample = model.leverage(), model.sample_leverage()
+def _measure_leverage(influence: Influence) -> _Leverage | None:
+    of_rows, sample = influence.leverage(), influence.sample_leverage()
     if of_rows is None or sample is None:
         return None
     return _Leverage(of_rows, sample.median().item(), memorised(sample))
@@ -264,9 +265,7 @@ def _named_rows(dataset: Dataset, rows: Rows, columns: dict[str, list[float | No
 def _summarise(found: _Found) -> dict[str, Any]:
     """The content of ``summary.json``, without the time."""
     request, opened, valuation = found.request, found.opened, found.valuation
-    model, rows, scores = opened.model, found.rows, valuation.scores
-    fitted = model.fitted
-    assert fitted is not None
+    rows, scores = found.rows, valuation.scores
     provenance = opened.provenance(rows, found.query)
     summary = {
         **provenance,
@@ -293,7 +292,8 @@ def _summarise(found: _Found) -> dict[str, Any]:
             "warning": found.leverage.warning,
         },
         "solvers": [
-            {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
+            {"purpose": purpose, **asdict(report)}
+            for purpose, report in valuation.influence.fitted.solvers.items()
         ],
     }
     summary["warnings"] = [*_warnings(summary), *opened.warnings(rows, found.query)]
