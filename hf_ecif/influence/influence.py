@@ -59,11 +59,13 @@ class Influence:
 
     Attributes:
         model: that was fitted; its own parameters are as they were.
+        config: everything that decides a score.
         fitted: what was found: parameters, directions, spectrum and reports.
         training: the rows, their batches, and the way of the fit; None of a fit that was loaded.
     """
 
     model: LoadedModel
+    config: InfluenceConfig
     fitted: Fitted
     training: Training | None = None
 
@@ -100,7 +102,7 @@ class Influence:
                 "or fit the model: InfluenceModel.from_pretrained(name).fit(train, query)."
             )
         model = LoadedModel(network, processor, saved.config, saved.model)
-        return cls(model, Fitted.from_state(saved.fitted, like=model.encoder.theta))
+        return cls(model, model.config, Fitted.from_state(saved.fitted, like=model.encoder.theta))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the model as given, the processor, and the fit: all that scoring needs.
@@ -126,11 +128,6 @@ class Influence:
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return push_model(folder, repo_id, **options)
-
-    @property
-    def config(self) -> InfluenceConfig:
-        """Everything that decides a score."""
-        return self.model.config
 
     @property
     def theta(self) -> Tensor:

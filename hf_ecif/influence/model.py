@@ -72,10 +72,12 @@ class InfluenceModel(LoadedModel):
         state = known.load("direction")
         if state is not None:
             fitted = Fitted.from_state(state, like=training.theta)
-            return Influence(self, fitted, replace(training, known_spectrum=fitted.spectrum))
+            return Influence(
+                self, self.config, fitted, replace(training, known_spectrum=fitted.spectrum)
+            )
         fitted = _answer(self, training, asked, generator, progress)
         known.save("direction", fitted.to_state())
-        return Influence(self, fitted, training)
+        return Influence(self, self.config, fitted, training)
 
     def refit(self, rows: AnyRows, *, seed: int | None = None) -> Tensor:
         """Attributed parameters ``(P,)`` fitted to rows from the model's own, as `fit` does.

@@ -124,7 +124,10 @@ class Training:
         return sample_leverage(self.objective, self.theta, self.spectrum, rows, damping)
 
     def remove(
-        self, members: Tensor, steps: int, advance: Callable[[int], None]
+        self,
+        members: Tensor,
+        steps: int = 1,
+        advance: Callable[[int], None] = lambda steps: None,
     ) -> tuple[Tensor, RemovalReport]:
         """Parameters ``(P,)`` as if it had gone without some rows, in closed form.
 

@@ -144,7 +144,7 @@ class Market:
         rows = named_rows(self.study.features)
         objective = Objective(model.encoder, rows.features, BATCHES, l2=L2, center=origin)
         training = Training(rows, model.config, objective, origin, theta, report, fitted.spectrum)
-        self.influence = Influence(model, fitted, training)
+        self.influence = Influence(model, model.config, fitted, training)
         self.additions = value_in_contexts(self.influence, named_rows(features, "new"), BATCHES)
 
     def objective(self, theta: Tensor, row: int, weight: float) -> Tensor:

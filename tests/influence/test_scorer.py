@@ -320,7 +320,8 @@ class TestFolder:
         self, influence: Influence, change: dict[str, Any]
     ) -> None:
         other = InfluenceModel.from_pretrained(DEMO / "model", replace(CONFIG, **change))
-        assert Influence(other, influence.fitted).fingerprint != influence.fingerprint
+        changed = Influence(other, other.config, influence.fitted)
+        assert changed.fingerprint != influence.fingerprint
 
     def test_other_fit_is_another_fingerprint(self, influence: Influence, dataset: Dataset) -> None:
         model = InfluenceModel.from_pretrained(DEMO / "model", CONFIG)
