@@ -48,7 +48,7 @@ from hf_ecif.detection.injection import plant_pairs
 from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
 from hf_ecif.detection.suggestions import MARGIN, Evidence, find_evidence, read_vocabulary
 from hf_ecif.errors import UserError
-from hf_ecif.influence.fitted import Fitted
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.saving import find_commit
 from hf_ecif.influence.scoring import Scores
@@ -150,7 +150,7 @@ class _Found:
     given: _Given
     rows: Rows
     query: Rows
-    fitted: Fitted
+    influence: Influence
     scores: Scores
     scores_as_given: Scores
     witnesses: Witnesses
@@ -190,12 +190,12 @@ def _analyse(
             f"wrong one looks like: it takes at least {FEWEST}. Give more rows."
         )
     with watch("fit"):
-        fitted = model.fit(rows, query, progress, known)
+        influence = model.fit(rows, query, progress, known)
     with watch("score"):
-        scores, as_given = model.score(rows, progress, known), model.score_as_given(rows)
+        scores, as_given = influence.scores(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
-        planting = known.within("planting")
-        reference, planted = plant_pairs(model, rows, query, progress, planting)
+        within = known.within("planting")
+        reference, planted = plant_pairs(model, influence, query, progress, within)
         witnesses = witnesses_of(model, rows, scores)
         detection = detect(
             witnesses.stack(),
@@ -219,14 +219,14 @@ def _analyse(
     if request.trace:
         with watch("trace"):
             traced = find_and_trace(
-                model, rows, query, kind=TRACED, most=request.trace, progress=progress
+                influence, query, kind=TRACED, most=request.trace, progress=progress
             )
     return _Found(
         opened,
         given,
         rows,
         query,
-        fitted,
+        influence,
         scores,
         as_given,
         witnesses,
@@ -312,7 +312,12 @@ def _check_output(request: AuditRequest) -> None:
 
 def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> Summary:
     """What was found, without times and fingerprints."""
-    opened, rows, detection, fitted = found.opened, found.rows, found.detection, found.fitted
+    opened, rows, detection, fitted = (
+        found.opened,
+        found.rows,
+        found.detection,
+        found.influence.fitted,
+    )
     evidence, truth = found.evidence, found.given.truth
     summary = Summary(
         **opened.provenance(
