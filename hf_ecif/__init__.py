@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds, which ``--help`` does 
     from hf_ecif.errors import UserError as UserError
     from hf_ecif.hub.push import push as push
     from hf_ecif.influence.callback import InfluenceCallback as InfluenceCallback
+    from hf_ecif.influence.influence import Influence as Influence
     from hf_ecif.influence.model import InfluenceModel as InfluenceModel
     from hf_ecif.influence.queries import Query as Query
     from hf_ecif.influence.queries import retrieval_margin as retrieval_margin
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds, which ``--help`` does 
 _PUBLIC = {
     "Audit": "applications.result",
     "Cleaned": "applications.result",
+    "Influence": "influence.influence",
     "InfluenceCallback": "influence.callback",
     "InfluenceConfig": "config",
     "InfluenceModel": "influence.model",

@@ -51,7 +51,7 @@ from hf_ecif.detection.injection import plant_pairs
 from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
 from hf_ecif.detection.suggestions import MARGIN, Evidence, find_evidence, read_vocabulary
 from hf_ecif.errors import UserError
-from hf_ecif.influence.fitted import Fitted
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.saving import find_commit
@@ -248,7 +248,7 @@ class _Found:
     beside: _Beside
     rows: Rows
     query: Rows
-    fitted: Fitted
+    influence: Influence
     scores: Scores
     scores_as_given: Scores
     witnesses: Witnesses
@@ -295,12 +295,12 @@ def _analyse(
             f"wrong one looks like: it takes at least {FEWEST}. Give more rows."
         )
     with watch("fit"):
-        fitted = model.fit(rows, query, progress, known)
+        influence = model.fit(rows, query, progress, known)
     with watch("score"):
-        scores, as_given = model.score(rows, progress, known), model.score_as_given(rows)
+        scores, as_given = influence.scores(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
-        planting = known.within("planting")
-        reference, planted = plant_pairs(model, rows, query, progress, planting)
+        within = known.within("planting")
+        reference, planted = plant_pairs(model, influence, query, progress, within)
         witnesses = witnesses_of(model, rows, scores)
         detection = detect(
             witnesses.stack(),
@@ -324,14 +324,14 @@ def _analyse(
     if options.trace:
         with watch("trace"):
             traced = find_and_trace(
-                model, rows, query, kind=TRACED, most=options.trace, progress=progress
+                influence, query, kind=TRACED, most=options.trace, progress=progress
             )
     return _Found(
         opened,
         beside,
         rows,
         query,
-        fitted,
+        influence,
         scores,
         as_given,
         witnesses,
@@ -414,8 +414,8 @@ def _require_free(output: Path, *, resume: bool = False, overwrite: bool) -> Non
 
 def _summarise(options: AuditOptions, found: _Found, notes: Sequence[str]) -> Summary:
     """What was found, without times and fingerprints."""
-    opened, rows, detection, fitted = found.opened, found.rows, found.detection, found.fitted
-    evidence, truth = found.evidence, found.beside.truth
+    opened, rows, fitted = found.opened, found.rows, found.influence.fitted
+    detection, evidence, truth = found.detection, found.evidence, found.beside.truth
     flagged = int(detection.flag.sum())
     summary = Summary(
         **opened.provenance(

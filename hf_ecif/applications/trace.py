@@ -24,7 +24,7 @@ from hf_ecif.data.summary import (
     TraceSummary,
 )
 from hf_ecif.errors import UserError
-from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.rows import Rows
 from hf_ecif.reports.trace import write_trace_page, write_traces
 from hf_ecif.utils import distributed
@@ -86,10 +86,9 @@ def run_trace(
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
     chosen = _find_rows(request.rows, query) if request.rows else None
-    opened.model.fit(rows, query, progress)
+    influence = opened.model.fit(rows, query, progress)
     found = find_and_trace(
-        opened.model,
-        rows,
+        influence,
         query,
         kind=request.errors,
         chosen=chosen,
@@ -101,7 +100,7 @@ def run_trace(
 
     def write() -> TraceSummary:
         seconds = round(time.perf_counter() - start, 2)
-        summary = _summarise(request, opened, rows, query, found).replace(seconds=seconds)
+        summary = _summarise(request, opened, influence, query, found).replace(seconds=seconds)
         errors = list(describe_errors_and_causes(found, rows, query))
         write_traces(errors, request.output / "trace.parquet")
         write_trace_page(
@@ -115,8 +114,7 @@ def run_trace(
 
 
 def find_and_trace(
-    model: InfluenceModel,
-    rows: Rows,
+    influence: Influence,
     query: Rows,
     *,
     kind: str,
@@ -129,8 +127,7 @@ def find_and_trace(
     """The worst errors of a query, or chosen rows of it, with the pairs behind them.
 
     Args:
-        model: fitted on ``rows``.
-        rows: the training rows.
+        influence: with its training rows.
         query: where the errors are looked for.
         kind: a key of `TASKS`.
         most: errors at most.
@@ -141,13 +138,12 @@ def find_and_trace(
     """
     task = TASKS[kind]
     if chosen is None:
-        all_errors = find_errors(model, query, task)
+        all_errors = find_errors(influence, query, task)
         wrong, errors = len(all_errors.rows), all_errors.worst(most)
     else:
-        wrong, errors = None, describe_errors(model, query, chosen, task)
+        wrong, errors = None, describe_errors(influence, query, chosen, task)
     traces = trace(
-        model,
-        rows,
+        influence,
         query,
         errors.rows,
         direction=task,
@@ -219,14 +215,15 @@ def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterato
 
 
 def _summarise(
-    request: TraceRequest, opened: Opened, rows: Rows, query: Rows, found: Found
+    request: TraceRequest, opened: Opened, influence: Influence, query: Rows, found: Found
 ) -> TraceSummary:
     """What was traced, without the time."""
+    rows = influence.rows
     return TraceSummary(
         **opened.provenance(rows, query),
         **dict(describe_found(found, rows, query)),
         candidates=request.candidates or None,
-        solvers=describe_solves(opened.model.require_fit()),
+        solvers=describe_solves(influence.fitted),
         warnings=[*_warnings(found), *opened.warnings(rows, query)],
     )
 
