@@ -25,9 +25,10 @@ if TYPE_CHECKING:  # torch and transformers take seconds, which ``--help`` does 
     from hf_ecif.applications.result import Audit as Audit
     from hf_ecif.applications.result import Cleaned as Cleaned
     from hf_ecif.applications.result import load_audit as load_audit
+    from hf_ecif.applications.trace import trace as trace
     from hf_ecif.applications.tracing import find_errors as find_errors
-    from hf_ecif.applications.tracing import trace as trace
     from hf_ecif.applications.validation import validate as validate
+    from hf_ecif.applications.value import value as value
     from hf_ecif.config import InfluenceConfig as InfluenceConfig
     from hf_ecif.data.cleaning import clean as clean
     from hf_ecif.data.loading import load_rows as load_rows
@@ -60,8 +61,9 @@ _PUBLIC = {
     "load_rows": "data.loading",
     "push": "hub.push",
     "retrieval_margin": "influence.queries",
-    "trace": "applications.tracing",
+    "trace": "applications.trace",
     "validate": "applications.validation",
+    "value": "applications.value",
     "zero_shot": "influence.queries",
 }
 _MOVED = {  # public in 0.1, and to be imported from their modules since

@@ -354,3 +354,46 @@ def test_bars_are_those_of_datasets(
     finally:
         if was_enabled:
             datasets.enable_progress_bars()
+
+
+class TestOtherTasks:
+    """`trace`, `value` and `validate` take data sets, too."""
+
+    @pytest.fixture(scope="class")
+    def influence(self, pairs: DatasetDict) -> hf_ecif.Influence:
+        model = InfluenceModel.from_pretrained(MODEL, CONFIG)
+        return model.fit(pairs["train"], pairs["validation"])
+
+    def test_trace(self, influence: hf_ecif.Influence, pairs: DatasetDict) -> None:
+        query = pairs["validation"].rename_column("text", "caption")
+        found = hf_ecif.trace(influence, query, rows=[3, 5], top_k=4, progress=silent)
+        assert len(found) == 2 * 4
+        assert {*found["error_row"]} == {3, 5}
+        for row in found:
+            assert row["error_text"] == query[row["error_row"]]["caption"]
+            assert row["cause_text"] == pairs["train"][row["cause_row"]]["text"]
+            assert row["score"] == pytest.approx(row["positive"] + row["negative"], abs=1e-6)
+        errors = hf_ecif.trace(influence, query, top_k=1, progress=silent)
+        wrong = hf_ecif.find_errors(influence, influence.model.rows(query))
+        assert errors["error_row"][:] == wrong.rows.tolist()
+        with pytest.raises(UserError, match=r"nonsense.*must be one of retrieval-text"):
+            hf_ecif.trace(influence, query, errors="nonsense")
+
+    def test_value(self, influence: hf_ecif.Influence, pairs: DatasetDict) -> None:
+        slices = ["a", "b"] * (QUERY // 2)
+        query = pairs["validation"].add_column("kind", slices)
+        given = pairs["train"]
+        found = hf_ecif.value(
+            MODEL, given, query, slice_column="kind", config=CONFIG, progress=silent
+        )
+        assert found.select_columns(given.column_names).features == given.features
+        assert {"ecif_score", "ecif_score:a", "ecif_stderr:b"} <= {*found.column_names}
+        assert found["ecif_score"][:] == pytest.approx(influence.scores().task.tolist(), rel=1e-4)
+        with pytest.raises(UserError, match="nowhere"):
+            hf_ecif.value(MODEL, given, query, slice_column="nowhere", progress=silent)
+
+    def test_validate(self, influence: hf_ecif.Influence, pairs: DatasetDict) -> None:
+        options = {"subsets": 4, "repeats": 1}
+        found = hf_ecif.validate(influence, pairs["validation"], **options)
+        rows = influence.model.rows(pairs["validation"])
+        assert found.predicted == hf_ecif.validate(influence, rows, **options).predicted
