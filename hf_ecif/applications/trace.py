@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from datasets import Dataset, Features, Value
 from torch import Tensor
 
 from hf_ecif.applications.outputs import require_free
@@ -27,9 +26,8 @@ from hf_ecif.data.summary import (
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.rows import Rows
-from hf_ecif.reports.trace import write_trace_page
+from hf_ecif.reports.trace import write_trace_page, write_traces
 from hf_ecif.utils import distributed
-from hf_ecif.utils.files import aside
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 TASKS: dict[str, Task] = {
@@ -104,7 +102,7 @@ def run_trace(
         seconds = round(time.perf_counter() - start, 2)
         summary = _summarise(request, opened, influence, query, found).replace(seconds=seconds)
         errors = list(describe_errors_and_causes(found, rows, query))
-        write_traces(errors, request.output)
+        write_traces(errors, request.output / "trace.parquet")
         write_trace_page(
             errors, summary, opened.dataset, opened.query_rows, request.output / "trace.html"
         )
@@ -181,36 +179,6 @@ def _find_rows(wanted: list[int], query: Rows) -> Tensor:
             why = query.reasons.get(row, f"the query has rows 0 to {query.total - 1}")
             raise UserError(f"--rows {row}: {why}.")
     return torch.tensor([places[row] for row in dict.fromkeys(wanted)])
-
-
-COLUMNS = {
-    "error_row": "int64",
-    "error_text": "string",
-    "predicted_row": "int64",
-    "predicted_text": "string",
-    "margin": "float32",
-    "rank": "int32",
-    "cause_row": "int64",
-    "cause_text": "string",
-    "score": "float32",
-    "stderr": "float32",
-    "relative": "float32",
-    "positive": "float32",
-    "negative": "float32",
-    "role": "string",
-    "partner_row": "int64",
-    "partner_text": "string",
-    "partner_part": "float32",
-}
-
-
-def write_traces(errors: Sequence[TracedError], output: Path) -> None:
-    """``trace.parquet``, a row for every error and cause; rows are numbered as in the data sets."""
-    pairs = [dict(error) | dict(cause) for error in errors for cause in error.causes]
-    columns = {name: [pair[name] for pair in pairs] for name in COLUMNS}
-    features = Features(**{name: Value(kind) for name, kind in COLUMNS.items()})
-    with aside(output / "trace.parquet") as partial:
-        Dataset.from_dict(columns, features=features).to_parquet(str(partial))
 
 
 def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterator[TracedError]:
