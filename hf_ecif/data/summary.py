@@ -268,8 +268,13 @@ class Noise(Record):
     def told(self) -> str:
         """The rate with its interval, where that is known, in words."""
         bound = "at most " if self.rate_is_bound else ""
-        interval = " ({} to {})".format(*map(share, self.interval)) if self.interval else ""
+        interval = f" ({self.interval_told})" if self.interval else ""
         return f"{bound}{share(self.rate)}{interval}"
+
+    @property
+    def interval_told(self) -> str:
+        """The interval in words; none where it is not known."""
+        return " to ".join(map(share, self.interval or ()))
 
 
 class GroupFacts(Record):
