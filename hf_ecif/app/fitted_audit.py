@@ -20,7 +20,8 @@ from hf_ecif.data.images import thumbnail
 from hf_ecif.data.loading import load_rows
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.errors import UserError
-from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.influence import Influence
+from hf_ecif.influence.loaded import LoadedModel
 from hf_ecif.influence.queries import Query
 from hf_ecif.influence.retraining import measure
 from hf_ecif.influence.rows import Rows, Table
@@ -38,25 +39,31 @@ class Prepared:
     """A fitted model with its rows.
 
     Attributes:
-        model: fitted on ``rows`` for ``query``, as the audit did.
-        rows: the audited rows.
+        influence: of the audited rows on ``query``, fitted as the audit did.
         query: rows of the query.
-        embeddings: embeddings of the audited rows, by the model as given.
         test: held-out rows, neither audited nor in the query; None if there are none.
         query_images: images of the query's data set, not decoded.
     """
 
-    model: InfluenceModel
-    rows: Rows
+    influence: Influence
     query: Rows
-    embeddings: Embeddings
     test: Rows | None
     query_images: Sequence[Any]
 
+    @property
+    def model(self) -> LoadedModel:
+        """The audited model."""
+        return self.influence.model
+
+    @property
+    def rows(self) -> Rows:
+        """The audited rows."""
+        return self.influence.rows
+
     @cached_property
     def sizes(self) -> Tensor:
-        """`InfluenceModel.sizes` of the rows, equal for all queries."""
-        return self.model.sizes(self.rows)
+        """`Influence.sizes` of the rows, equal for all queries."""
+        return self.influence.sizes()
 
 
 def prepare(folder: str) -> Prepared:
@@ -83,7 +90,7 @@ def find_neighbours(prepared: Prepared, row: int) -> tuple[list[int], list[int]]
     here = (positions == row).nonzero()[:, 0]
     if not len(here):
         return [], []
-    text, image = prepared.embeddings[:2]
+    text, image = prepared.model.embed_as_given(prepared.rows)[:2]
     alike = (image @ image[here[0]]).index_fill(0, here.to(image.device), -torch.inf)
     near = alike.topk(min(NEAR, len(positions) - 1)).indices
     order = near[(text[near] @ text[here[0]]).argsort(descending=True)].cpu()
@@ -124,18 +131,18 @@ def retrain(prepared: Prepared, gone: set[int]) -> Retrained:
     Raises:
         UserError: fewer than two rows are left.
     """
-    model, rows = prepared.model, prepared.rows
-    members = torch.tensor([row in gone for row in rows.positions.tolist()])
+    influence, model = prepared.influence, prepared.model
+    members = torch.tensor([row in gone for row in prepared.rows.positions.tolist()])
     if int((~members).sum()) < 2:
         raise UserError("Fewer than two pairs would be left, too few to train on.")
-    theta = model.refit(rows.select((~members).nonzero()[:, 0]))
+    theta = influence.refit(members)
     judge = prepared.test or prepared.query
-    predicted = model.score_group(rows, members).task.item() if gone else 0.0
-    losses = [model.query_value(prepared.query, at).item() for at in (model.theta, theta)]
+    predicted = influence.score_group(members).task.item() if gone else 0.0
+    losses = [model.query_value(prepared.query, at).item() for at in (influence.theta, theta)]
     return Retrained(
         predicted=predicted,
         loss=(losses[0], losses[1]),
-        before=measure(model, model.theta, judge),
+        before=measure(model, influence.theta, judge),
         after=measure(model, theta, judge),
         judge="the held-out split test" if prepared.test else "the query",
     )
@@ -183,7 +190,7 @@ class Cause:
 
 def list_mispredictions(prepared: Prepared) -> list[Asked]:
     """Captions of the query that retrieve the wrong image, the worst first."""
-    errors = find_errors(prepared.model, prepared.query)
+    errors = find_errors(prepared.influence, prepared.query)
     triples = zip(
         errors.rows.tolist(), errors.retrieved.tolist(), errors.margin.tolist(), strict=True
     )
@@ -230,15 +237,16 @@ def ask(prepared: Prepared, image: bytes, text: str, others: list[str]) -> tuple
         return (logits[1:].logsumexp(dim=0) - logits[0])[None]
 
     query = Query(rows.features, margin)
-    text_side, image_side = prepared.model.encoder.embed(prepared.model.theta, rows.features)[:2]
+    encoder, theta = prepared.model.encoder, prepared.influence.theta
+    text_side, image_side = encoder.embed(theta, rows.features)[:2]
     best = int((text_side[1:] @ image_side[0]).argmax())
-    value = query.values(prepared.model.encoder, prepared.model.theta).item()
+    value = query.values(encoder, theta).item()
     return Asked(None, text, thumbnail(cell)[0], wrong[best], None, value), query
 
 
 def find_causes(prepared: Prepared, query: Query, count: int) -> list[Cause]:
-    """Training pairs that contributed most to one query, the largest contribution first."""
-    scores = prepared.model.contributions(prepared.rows, query).of_query(0)
+    """The training pairs most responsible for one query."""
+    scores = prepared.influence.contributions(query).of_query(0)
     order = responsibility(scores.task, prepared.sizes).argsort()
     return [
         Cause(
@@ -273,19 +281,16 @@ def _prepare(folder: str) -> Prepared:
             f"{summary.rows:,} when it was audited. Run the audit again."
         )
     rows, queries = opened.read()
-    opened.model.fit(rows, queries)
-    model, cells = opened.model, opened.query_set or opened.dataset
+    cells = opened.query_set or opened.dataset
     return Prepared(
-        model=model,
-        rows=rows,
+        influence=opened.model.fit(rows, queries),
         query=queries,
-        embeddings=model.encoder.embed(model.encoder.theta, rows.features),
-        test=_read_test(model, sources),
+        test=_read_test(opened.model, sources),
         query_images=cells[sources.image_column],
     )
 
 
-def _read_test(model: InfluenceModel, sources: Sources) -> Rows | None:
+def _read_test(model: LoadedModel, sources: Sources) -> Rows | None:
     """Rows of the split `test`, if it was neither audited nor used as the query."""
     if TEST in (sources.split, sources.query_split):
         return None

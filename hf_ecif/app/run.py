@@ -359,6 +359,7 @@ def _introduce(limits: Limits) -> str:
         text += (
             f" Here at most {limits.rows:,} rows, {limits.upload // 2**20:,} MiB and "
             f"{limits.seconds / 60:.0f} minutes; one audit at a time, the others wait. Nobody else "
-            "sees your upload, and it is deleted when you leave. Without limits: `pip install hf_ecif`."
+            "sees your upload, and it is deleted when you leave. Without limits: "
+            "`pip install hf_ecif`."
         )
     return text

@@ -9,11 +9,12 @@ per tower remains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,7 @@ class DualEncoder:
         self._has_tied = len([*model.named_parameters(remove_duplicate=False)]) > len(
             [*model.named_parameters()]
         )
+        self._as_given: WeakKeyDictionary[Features, Embeddings] = WeakKeyDictionary()
         in_towers = [name for name in self.names if not TEMPERATURE.search(name)]
         self._towers: dict[Side, Tower] = {
             "text": Tower(model, "text", in_towers),
@@ -113,12 +115,18 @@ class DualEncoder:
         return float(self._logit_scale.exp())
 
     def fingerprint(self) -> str:
-        """Hash of the model's weights, for provenance."""
-        digest = sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """A hash of the model's weights, for provenance."""
+        return _hash(sorted(self.model.state_dict().items()))
+
+    @cached_property
+    def boundary(self) -> str:
+        """A hash of what rows go through once: the frozen weights, and which ones are attributed.
+
+        Rows with the features of one boundary serve all encoders with that boundary.
+        """
+        chosen = {*self.names}
+        frozen = (item for item in self.model.named_parameters() if item[0] not in chosen)
+        return _hash([*frozen, *((name, torch.zeros(0)) for name in self.names)])
 
     def rows_that_fit(self, features: Features, tangents: int) -> int:
         """Number of rows whose embeddings, tangents and later cotangents take `CHUNK_BYTES`."""
@@ -273,10 +281,18 @@ class DualEncoder:
         self._add_temperature(total, of_scale, cotangent_tangents)
         return total
 
-    def load(self, theta: Tensor) -> None:
-        """Write ``theta`` into the model's own parameters."""
+    def load(self, theta: Tensor, into: nn.Module | None = None) -> None:
+        """Write ``theta`` into the model's own parameters, or into those of a copy of it."""
         for name, value in self._unflatten(theta).items():
-            self.model.get_parameter(name).copy_(value)
+            (into or self.model).get_parameter(name).copy_(value)
+        if into is None:
+            self._as_given.clear()
+
+    def embed_as_given(self, features: Features) -> Embeddings:
+        """`embed` with the model's own parameters, done once for as long as the rows are held."""
+        if features not in self._as_given:
+            self._as_given[features] = self.embed(self.theta, features)
+        return self._as_given[features]
 
     def _embed(self, features: Features, theta: Tensor) -> Embeddings:
         weights = self._unflatten(theta)
@@ -424,6 +440,14 @@ def require_dual_encoder(model: nn.Module) -> None:
             f"{type(model).__name__} is not a contrastive dual encoder: it lacks "
             f"{', '.join(lacking)}. Use a CLIP-like model, such as a saved CLIPModel."
         )
+
+
+def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = sha256()
+    for name, value in tensors:
+        digest.update(name.encode())
+        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _rows(whole: Tensor, positions: slice | Tensor) -> Tensor:

@@ -10,7 +10,14 @@ from torch import Tensor
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.engine.low_rank import LowRank, nystrom, ritz_pairs
 from hf_ecif.engine.objective import Objective, random_batches
-from hf_ecif.engine.solvers import LOW_RANK, SolveReport, Spectrum, estimate_spectrum, solve
+from hf_ecif.engine.solvers import (
+    LOW_RANK,
+    SolveReport,
+    Spectrum,
+    estimate_spectrum,
+    require_small,
+    solve,
+)
 
 
 class InverseCurvature:
@@ -84,3 +91,13 @@ class InverseCurvature:
         count = len(self.objective.features)
         batch = random_batches(count, self._config.batch_size, self._generator)[:1]
         return self.objective.over(batch).operator(self._config.curvature, self.theta)(vectors)
+
+
+def require_solvable(config: InfluenceConfig, parameters: int) -> None:
+    """Refuse a solver that cannot take so many parameters, before anything is computed.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if config.solver == "exact":
+        require_small(parameters)
