@@ -78,7 +78,7 @@ class Scores:
         loss: ``Pos_n``, the pair's own loss in all its terms, in nats.
         clip_score: cosine of the pair, in [-1, 1].
         scale: inverse temperature of the model as given, ``exp(logit_scale)``.
-        terms: number of loss terms per pair: two for InfoNCE, one for the sigmoid loss.
+        terms: number of loss terms per pair, `Contrastive.TERMS`.
     """
 
     positive: Tensor
