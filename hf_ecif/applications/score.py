@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-from hf_ecif.applications.outputs import SCORING, require_free
+from hf_ecif.applications.outputs import require_free
 from hf_ecif.data.loading import fingerprint_source, load_rows, stream_rows
 from hf_ecif.data.parquet import write_rows
 from hf_ecif.data.schema import check_columns
@@ -31,7 +31,7 @@ from hf_ecif.utils.progress import ProgressFactory, silent
 T = TypeVar("T")
 
 
-SHARDS = "scored"
+SHARDS, SCORING = "scored", "scoring.json"  # the latter of a finished run
 
 
 BATCHES = 4  # contrastive batches of a block: its rows can meet in many ways
@@ -62,7 +62,12 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
         UserError: something in the request cannot be.
     """
     distributed.decide(
-        lambda: require_free(request.output, resume=request.resume, overwrite=request.overwrite)
+        lambda: require_free(
+            request.output,
+            finished=SCORING,
+            resume=request.resume,
+            overwrite=request.overwrite,
+        )
     )
     influence = _open_fit(request.influence)
     dataset, size = _open(request), BATCHES * influence.config.batch_size

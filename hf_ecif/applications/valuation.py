@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from scipy.stats import spearmanr
@@ -312,7 +313,8 @@ def value_in_contexts(
     """
     checkpoints = influence.fitted.scored_at
     advance = progress("Value candidates", len(candidates) * len(checkpoints))
-    parts = sum(_value_at(influence, one, candidates, contexts, advance) for one in checkpoints)
+    values = (_value_at(influence, one, candidates, contexts, advance) for one in checkpoints)
+    parts = reduce(torch.add, values)
     terms = influence.model.encoder.contrastive.TERMS * influence.fitted.train_count
     return _average(-distributed.add_up(parts) / terms, checkpoints[0].directions)
 

@@ -1,4 +1,4 @@
-"""The inverse curvature of an objective at a point, as a config asks for it."""
+"""Inverse curvature of an objective at a point, by the solver that a config names."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from hf_ecif.engine.system import Spectrum, System, estimate_spectrum
 class InverseCurvature:
     """``(H + damping I)^-1`` for any number of right-hand sides.
 
-    What does not depend on them (the spectrum, a preconditioner, Ritz pairs) is made once.
+    What does not depend on them (the spectrum, a preconditioner, Ritz pairs) is computed once.
 
     Args:
-        objective: whose curvature ``H`` is.
-        theta: ``(P,)``, where it is taken.
+        objective: the objective with curvature ``H``.
+        theta: ``(P,)``, the point at which ``H`` is taken.
         config: curvature, solver, damping, tolerance.
-        spectrum: of ``H``, estimated if absent.
+        spectrum: what is known of ``H``; estimated if absent.
 
     Attributes:
         product: ``H v`` for every row ``v``, ``(K, P)``.
@@ -60,7 +60,7 @@ class InverseCurvature:
         )
 
     def solve(self, b: Tensor) -> tuple[Tensor, SolveReport]:
-        """``(H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and how it went.
+        """``(H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and a report.
 
         Raises:
             DivergenceError: the curvature is negative along the way, or not finite.

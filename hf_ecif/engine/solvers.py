@@ -65,20 +65,20 @@ class Solution:
 
 @dataclass(frozen=True)
 class SolveReport:
-    """How a solve went.
+    """Outcome of a solve.
 
     Attributes:
-        method: the solver.
-        iterations: products with ``H`` (sweeps over the data, or over batches for LiSSA, of all its
-            runs together).
-        relative_residual: the largest ``|b - (H + damping) x| / |b|`` of the right-hand sides.
-        tolerance: what was asked for.
+        method: name of the solver.
+        iterations: products with ``H`` (each over all data, or over a batch for LiSSA; for LiSSA,
+            over all runs together).
+        relative_residual: largest ``|b - (H + damping) x| / |b|`` of the right-hand sides.
+        tolerance: relative residual that was asked for.
         converged: whether the residual is within the tolerance.
-        damping: absolute.
-        relative_damping: in units of the mean eigenvalue, which means the same on every model.
-        mean_eigenvalue: of ``H``.
-        largest_eigenvalue: of ``H``, if known.
-        advice: what to do about a solve that did not converge; empty for one that did.
+        damping: absolute damping.
+        relative_damping: damping in units of the mean eigenvalue, comparable between models.
+        mean_eigenvalue: mean eigenvalue of ``H``.
+        largest_eigenvalue: largest eigenvalue of ``H``, if known.
+        advice: what to do if the solve did not converge; empty if it did.
     """
 
     method: str
@@ -94,15 +94,15 @@ class SolveReport:
 
 
 def solve(system: System, b: Tensor, solver: Solver) -> tuple[Tensor, SolveReport]:
-    """``(H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and how it went.
+    """``x = (H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and a report.
 
-    A solve that did not converge is returned, with advice in its report.
+    A solve that did not converge is returned, too, with advice in its report.
 
     Raises:
         DivergenceError: the iteration grew without bound, or ``H + damping I`` is not positive
             definite; the message names the remedy.
     """
-    # Squares of small gradients leave the range of float32; each is solved at the scale of one.
+    # Squares of small gradients leave the range of float32, so each is scaled to one first.
     scale = b.abs().amax(dim=1, keepdim=True)
     scale = torch.where(scale == 0, 1.0, scale)
     b = b / scale
@@ -127,10 +127,10 @@ def solve(system: System, b: Tensor, solver: Solver) -> tuple[Tensor, SolveRepor
 
 
 def require_small(parameters: int) -> None:
-    """Refuse a dense matrix that is too large.
+    """Refuse a dense matrix over too many parameters.
 
     Raises:
-        UserError: it is.
+        UserError: there are more than `EXACT_LIMIT`.
     """
     if parameters > EXACT_LIMIT:
         raise UserError(
@@ -182,8 +182,8 @@ def _conjugate_gradients(
 ) -> tuple[Tensor, int]:
     """Preconditioned conjugate gradients, each right-hand side with its own step lengths.
 
-    As in Golub & Van Loan, section 11.5, but it stops on the norm of the residual itself, whatever
-    the preconditioner.
+    As in Golub & Van Loan, section 11.5, but the norm of the plain residual decides when to stop,
+    whatever the preconditioner.
     """
 
     def precondition(residual: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ def _conjugate_gradients(
             return x, iteration
         product = system(direction)
         system.require_positive(direction[unsolved], product[unsolved])
-        # A right-hand side that is solved exactly has direction zero; its step is zero, not 0 / 0.
+        # After an exact solution the direction is zero; the step is then zero, not 0 / 0.
         curvature = (direction * product).sum(dim=1, keepdim=True)
         step = torch.where(curvature > 0, inner / curvature, 0.0)
         x = x + step * direction
@@ -221,10 +221,10 @@ def _block_conjugate_gradients(
 ) -> tuple[Tensor, int]:
     """Conjugate gradients in the Krylov space of all right-hand sides together.
 
-    A product with ``K`` rows widens the space of every solution by ``K`` dimensions, not by one.
+    A product with ``K`` rows extends the space of every solution by ``K`` dimensions, not by one.
     The residuals are ``weights^T basis`` with orthonormal rows ``basis``: BCGrQ of Dubrulle (2001),
-    which is not upset by right-hand sides that depend on each other. A preconditioner acts from
-    both sides, by its root; the solve stops on the residuals without it.
+    which copes with linearly dependent right-hand sides. The square root of a preconditioner is
+    applied on both sides; the residuals without it decide when to stop.
     """
 
     def scale(x: Tensor, power: float) -> Tensor:
@@ -245,7 +245,7 @@ def _block_conjugate_gradients(
         if failed:
             lowest = torch.linalg.eigh(curvature)[1][:, :1].T
             system.require_positive(lowest @ taken, lowest @ moved)
-            return scale(x, 0.5), iteration  # positive, but for rounding: this is as far as it goes
+            return scale(x, 0.5), iteration  # positive up to rounding: no further progress
         x = x + torch.cholesky_solve(weights, factor).T @ direction
         basis, change = _orthonormalise(basis - torch.cholesky_solve(product, factor))
         direction = basis + change @ direction
@@ -254,7 +254,7 @@ def _block_conjugate_gradients(
 
 
 def _orthonormalise(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """``(basis, weights)`` with ``rows = weights^T basis`` and orthonormal rows of the basis."""
+    """``(basis, weights)`` with ``rows = weights^T basis`` and orthonormal rows in the basis."""
     q, r = torch.linalg.qr(rows.T)
     return q.T, r
 
@@ -283,7 +283,7 @@ class Lissa:
             raise ValueError(f"LiSSA takes at least 1 run, not {self.repeats}.")
 
     def solve(self, system: System, b: Tensor) -> Solution:
-        """The mean of runs that share nothing but the right-hand side."""
+        """Mean of runs that share only the right-hand side."""
         largest = system.spectrum.largest_eigenvalue
         if largest is None:
             largest = estimate_largest_eigenvalue(system.product, b[0])
@@ -303,11 +303,11 @@ class Lissa:
     def _run(self, system: System, b: Tensor, sigma: float) -> tuple[Tensor, int]:
         """``x <- x + (b - (H + damping) x) / sigma`` with a fresh random batch in every step.
 
-        This is the recursion of Agarwal et al. (2017), written for ``x`` itself. It contracts only
-        while ``sigma`` exceeds the largest eigenvalue, also of a single batch; should it grow past
-        the bound ``|b| / damping`` of every solution, sigma is doubled and the recursion starts
-        again. Iterates are averaged since the last power of two, which takes out the noise of the
-        batches; the residual is checked on all data.
+        The recursion of Agarwal et al. (2017), written for ``x`` itself. It contracts only while
+        ``sigma`` exceeds the largest eigenvalue of every batch; if ``x`` grows beyond
+        ``|b| / damping``, the bound of every solution, sigma is doubled and the recursion restarts.
+        Iterates since the last power of two are averaged, to reduce the noise of the batches; the
+        residual is checked on all data.
         """
         bound = 10 * b.norm() / system.damping
         x = b / sigma
@@ -315,7 +315,7 @@ class Lissa:
         for iteration in range(1, self.max_iterations + 1):
             x = x + (b - system.noisy(x)) / sigma
             if not x.norm() <= bound:
-                # What has grown shows which it is: an eigenvalue above sigma, or one below zero.
+                # The grown direction shows the cause: an eigenvalue above sigma, or one below zero.
                 system.require_positive(x, system(x))
                 sigma, x = 2 * sigma, b / (2 * sigma)
                 average, averaged = torch.zeros_like(b), 0
@@ -355,7 +355,7 @@ class LowRankInverse:
         lowest = pairs.values[-1].item()
         if lowest + system.damping <= 0:
             raise indefinite(lowest, system.damping)
-        # The probes of the rest share a product.
+        # All probes of the rest share one product.
         return Solution(pairs.inverse(b, system.damping), len(pairs.values) + 1)
 
     def remedy(self, iterations: int) -> str:

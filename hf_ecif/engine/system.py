@@ -1,6 +1,6 @@
 """The damped linear system ``(H + damping I) x = b``, with ``H`` known through its products alone.
 
-``product`` maps ``(K, P)`` to ``(K, P)``, a product per row; right-hand sides come as rows too, so
+``product`` maps ``(K, P)`` to ``(K, P)``, one product per row; right-hand sides are rows, too, so
 that many solves share every pass over the data. Nothing here knows what ``H`` is.
 """
 
@@ -21,7 +21,7 @@ from hf_ecif.engine.low_rank import (
     ritz_pairs,
 )
 
-LANCZOS_STEPS = 10  # towards the largest eigenvalue
+LANCZOS_STEPS = 10  # to find the largest eigenvalue
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Spectrum:
     """What is known of ``H`` before a solve.
 
     Attributes:
-        mean_eigenvalue: ``trace(H) / P``, by Hutchinson's estimator; a Hessian that is not positive
-            semi-definite may have one below zero.
-        largest_eigenvalue: if it is known; LiSSA, which alone rests on it, estimates it otherwise.
+        mean_eigenvalue: ``trace(H) / P``, by Hutchinson's estimator; negative for some Hessians
+            that are not positive semi-definite.
+        largest_eigenvalue: if it is known; otherwise LiSSA, which alone needs it, estimates it.
     """
 
     mean_eigenvalue: float
@@ -129,13 +129,13 @@ class System:
 
 
 def estimate_spectrum(matvec: Matvec, like: Tensor, *, probes: int = 8, seed: int = 0) -> Spectrum:
-    """Mean eigenvalue of ``H``; all that most solvers need.
+    """Mean eigenvalue of ``H``, which is all that most solvers need.
 
     Args:
         matvec: products with ``H``.
         like: ``(P,)``, gives size, dtype and device.
-        probes: random sign vectors of Hutchinson's trace estimator.
-        seed: of the random vectors.
+        probes: number of random sign vectors of Hutchinson's trace estimator.
+        seed: seed of the random vectors.
     """
     generator = torch.Generator().manual_seed(seed)
     signs = random_signs((probes, len(like)), generator).to(like)
@@ -150,8 +150,8 @@ def estimate_largest_eigenvalue(
     Args:
         matvec: products with ``H``.
         like: ``(P,)``, gives size, dtype and device.
-        steps: products to spend at most.
-        seed: of the start.
+        steps: largest number of products.
+        seed: seed of the random start.
 
     Raises:
         DivergenceError: a product is not finite.

@@ -42,6 +42,7 @@ from hf_ecif.errors import UserError
 from hf_ecif.influence.columns import REASON, reason_column, score_columns
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.saving import check_processor
 from hf_ecif.influence.scoring import RelativeForm, Scores
 
 
@@ -101,7 +102,9 @@ class InfluenceCallback(TrainerCallback):
         self.output = None if output is None else Path(output)
         self.every = every
         self.scored: Dataset | None = None
-        _check_processor(self.processor)
+        check_processor(
+            self.processor, "What InfluenceCallback(processor=...) or the Trainer was given"
+        )
         _check_model(trainer, self.config.parameters)
 
     def on_train_begin(
@@ -155,15 +158,6 @@ class InfluenceCallback(TrainerCallback):
             }
         )
         control.should_log = is_due
-
-
-def _check_processor(processor: Any) -> None:
-    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise UserError(
-            f"There is no processor for images and texts, but {type(processor).__name__}. Give "
-            "InfluenceCallback(processor=...) or Trainer(processing_class=...) what "
-            "AutoProcessor.from_pretrained loads for the model."
-        )
 
 
 def _check_model(trainer: Any, parameters: str) -> None:

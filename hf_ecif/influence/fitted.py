@@ -96,5 +96,7 @@ class Fitted:
 
 def _pop_checkpoints(tensors: dict[str, Tensor], name: str) -> Sequence[Tensor]:
     """A column of all checkpoints; version 0.1 called them stations."""
-    old = tensors.pop(f"stations.{name}", ())
-    return tensors.pop(f"checkpoints.{name}", old)
+    for column in (f"checkpoints.{name}", f"stations.{name}"):
+        if column in tensors:
+            return list(tensors.pop(column))
+    return []

@@ -33,7 +33,7 @@ from hf_ecif.influence.response import (
     share_partitions,
 )
 from hf_ecif.influence.rows import Rows
-from hf_ecif.influence.saving import FIT, SavedFit, load_fit, load_model, save_fit
+from hf_ecif.influence.saving import SavedFit, load_fit, load_model, save_fit
 from hf_ecif.influence.scoring import (
     Directions,
     GroupScore,
@@ -44,6 +44,7 @@ from hf_ecif.influence.scoring import (
 )
 from hf_ecif.influence.training import Training, train
 from hf_ecif.utils.checkpoints import Checkpoints
+from hf_ecif.utils.files import FIT
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 if TYPE_CHECKING:
@@ -427,5 +428,5 @@ class Influence:
 
 def _with_columns(dataset: Dataset | None, columns: dict[str, list[Any]]) -> Dataset:
     types = {name: Value("string" if name == REASON else "float32") for name in columns}
-    scored = Dataset.from_dict(columns, features=Features(types))
+    scored = Dataset.from_dict(columns, features=Features(**types))
     return scored if dataset is None else concatenate_datasets([dataset, scored], axis=1)

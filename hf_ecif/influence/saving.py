@@ -26,12 +26,12 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import State, read_state, write_state
-from hf_ecif.utils.files import read_json, write_json
+from hf_ecif.utils.files import FIT, read_json, write_json
 from hf_ecif.utils.hub_errors import explain_hub_error, is_unreachable
 from hf_ecif.utils.hub_paths import HubPath, parse_model_path
 
 _log = logging.getLogger(__name__)
-FIT, CONFIG = "influence.safetensors", "influence_config.json"
+CONFIG = "influence_config.json"
 
 
 class SavedFit(NamedTuple):
@@ -106,12 +106,22 @@ def load_model(
             f"--model {name!r} cannot be loaded: {reason} Give a folder written by save_pretrained "
             "(model and processor) or a Hub id, such as openai/clip-vit-base-patch32."
         ) from error
+    check_processor(processor, f"The processor of --model {name!r}")
+    return model, processor
+
+
+def check_processor(processor: Any, whose: str) -> None:
+    """Check that images and texts can be prepared.
+
+    Raises:
+        UserError: one of the two cannot.
+    """
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise UserError(
-            f"--model {name!r} has no processor for images and texts. Save it with the processor: "
+            f"{whose} is no processor for images and texts, but {type(processor).__name__}. It "
+            "must be what AutoProcessor.from_pretrained loads for the model, or saved beside it: "
             "processor.save_pretrained(folder)."
         )
-    return model, processor
 
 
 def load_fit(

@@ -68,7 +68,7 @@ class TestPrepare:
         write_json(
             read_json(audit.folder / "summary.json") | {"split": "test"}, tmp_path / "summary.json"
         )
-        with pytest.raises(UserError, match="40 rows by now, and had 120"):
+        with pytest.raises(UserError, match="40 rows now, but had 120"):
             prepare(str(tmp_path))
 
 
@@ -94,7 +94,7 @@ class TestTrace:
     def test_the_errors_are_those_of_the_model(self, real, prepared):
         errors = find_errors(prepared.influence, prepared.query)
         shown = tracing.list_errors(real)
-        assert f"{len(errors.rows)} captions find another image" in shown
+        assert f"{len(errors.rows)} captions retrieve the wrong image" in shown
         assert shown.index(f'data-row="{errors.rows[0]}"') < shown.index(
             f'data-row="{errors.rows[1]}"'
         )
@@ -113,7 +113,7 @@ class TestTrace:
 
     def test_a_row_that_is_no_error_is_refused(self, prepared):
         right = set(range(40)) - set(find_errors(prepared.influence, prepared.query).rows.tolist())
-        with pytest.raises(UserError, match="is no misprediction"):
+        with pytest.raises(UserError, match="is not mispredicted"):
             engine.describe_query(prepared, min(right))
 
     def test_a_pair_of_ones_own_is_told_from_the_captions_of_the_query(
@@ -138,8 +138,8 @@ class TestTrace:
         assert after < query.values(encoder, influence.theta).item()
 
     def test_what_cannot_be_traced_is_said(self, real, picture, tmp_path):
-        assert "Bring an image" in tracing.trace_own(real, None, "cat", "")
-        assert "Bring an image" in tracing.trace_own(real, picture, " ", "")
+        assert "Give an image" in tracing.trace_own(real, None, "cat", "")
+        assert "Give an image" in tracing.trace_own(real, picture, " ", "")
         assert "at least one other class" in tracing.trace_own(real, picture, "cat", "cat\ncat")
 
     @pytest.mark.parametrize(

@@ -330,7 +330,7 @@ class TestErrors:
         assert not (root / "wrong").exists()
 
     def test_no_fit_in_the_folder(self, score: Callable[..., dict[str, Any]], root: Path) -> None:
-        with pytest.raises(UserError, match="holds no fit.*give the folder of 'hf-ecif fit'"):
+        with pytest.raises(UserError, match=r"holds no fit.*give the folder of 'hf-ecif fit'"):
             score("wrong", influence=str(DEMO / "model"))
         assert not (root / "wrong").exists()
 
