@@ -22,7 +22,7 @@ from hf_ecif.influence.batching import AnyQuery, query_target, scoring_pass
 from hf_ecif.influence.queries import Query
 from hf_ecif.influence.rows import Rows, Table, read_rows, require_rows, require_same_encoder
 from hf_ecif.influence.saving import load_model, save_model
-from hf_ecif.influence.scoring import Directions, Scores, score_rows
+from hf_ecif.influence.scoring import Scores, score_embedded
 from hf_ecif.utils.checkpoints import Checkpoints
 
 AnyRows: TypeAlias = Rows | Dataset
@@ -162,15 +162,10 @@ class LoadedModel:
 
     def score_as_given(self, rows: AnyRows) -> Scores:
         """Losses and cosines by the model as given; influence parts are of no query."""
-        theta, found = self.encoder.theta, self.rows(rows)
-        return score_rows(
-            self.encoder,
-            theta,
-            found.features,
-            Directions.none(theta),
-            scoring_pass(found, self.config),
-            train_count=len(found),
-        )
+        found = self.rows(rows)
+        embeddings = self.encoder.embed_as_given(found.features)
+        how = scoring_pass(found, self.config)
+        return score_embedded(self.encoder, found.features, embeddings, how)
 
     def embed_as_given(self, rows: AnyRows) -> Embeddings:
         """Normalised embeddings ``(n, d)`` of rows by the model as given, made once for each."""
