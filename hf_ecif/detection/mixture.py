@@ -32,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize
 from scipy.special import expit, logit, logsumexp
-from scipy.stats import chi2
+from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -52,7 +52,7 @@ ROWS_OF_A_KIND = 0.5
 # The likelihood may have two peaks, of few wrong rows and of many.
 STARTS = (0.05, 0.4)
 SMALLEST_RATE = 1e-6
-LARGEST_LOG_ODDS = 9.0  # beyond which an interval is taken to reach to its end, 0 or 1
+LARGEST_LOG_ODDS = 9.0  # an interval that goes on beyond them reaches to 0 or 1
 MOST_ROWS = 20_000  # of a sample, to learn from
 
 
@@ -138,20 +138,28 @@ def rate_interval(samples: Samples, best: Mixture, level: float = 0.95) -> tuple
         level: of confidence.
     """
     likelihood = _Likelihood(samples.thinned())
-    allowed = chi2.ppf(level, 1) / 2
-
-    def excess(log_odds: float) -> float:
-        fixed = replace(best, rate=float(expit(log_odds)))
-        fit = likelihood.maximise(fixed, rate_is_free=False)
-        return float(best.log_likelihood - fit.log_likelihood - allowed)
-
-    def end(edge: float, beyond: float) -> float:
-        if (edge - middle) * edge <= 0 or excess(edge) <= 0:
-            return beyond
-        return float(expit(brentq(excess, edge, middle, xtol=0.02)))
-
+    allowed = norm.ppf((1 + level) / 2)
     middle = float(logit(np.clip(best.rate, SMALLEST_RATE, 1 - SMALLEST_RATE)))
-    return end(-LARGEST_LOG_ODDS, 0.0), end(LARGEST_LOG_ODDS, 1.0)
+
+    def end(side: int) -> float:
+        """Log-odds where the signed root of the deviance, nearly linear in them, is too large."""
+        last = best
+
+        def excess(log_odds: float) -> float:
+            nonlocal last
+            fixed = replace(last, rate=float(expit(log_odds)))
+            last = likelihood.maximise(fixed, rate_is_free=False)
+            deviance = 2 * (best.log_likelihood - last.log_likelihood)
+            return float(np.sqrt(max(deviance, 0.0)) - allowed)
+
+        inner, outer = middle, middle + side * 0.25
+        while excess(outer) < 0:
+            inner, outer = outer, middle + 2 * (outer - middle)
+            if side * outer > LARGEST_LOG_ODDS:
+                return side * np.inf
+        return float(brentq(excess, inner, outer, xtol=0.03))
+
+    return float(expit(end(-1))), float(expit(end(1)))
 
 
 @dataclass(frozen=True)
@@ -228,7 +236,7 @@ class _Likelihood:
             return -value / self.rows[0].item(), -gradient[free] / self.rows[0].item()
 
         found = minimize(
-            loss, vector[free], jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-10}
+            loss, vector[free], jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-9}
         )
         vector[free] = found.x
         return self._unpack(vector, -found.fun * self.rows[0].item())

@@ -27,7 +27,7 @@ DETECTION = Detection(
     borderline=np.array([False, False, True, True, False]),
     threshold=0.4,
     noise_rate=0.3,
-    planted_auroc=0.9,
+    injected_auroc=0.9,
 )
 ALONE = np.array([0, 2, 3, 7, 8])
 EVIDENCE = Evidence(

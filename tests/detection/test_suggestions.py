@@ -70,7 +70,7 @@ def detection(rows: Rows) -> Detection:
         borderline=np.zeros_like(flag),
         threshold=0.5,
         noise_rate=0.1,
-        planted_auroc=0.9,
+        injected_auroc=0.9,
     )
 
 
