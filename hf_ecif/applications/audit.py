@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
 from hf_ecif.data.cleaning import CleanResult, clean
 from hf_ecif.data.columns import read_groups
-from hf_ecif.data.schema import read_flags
+from hf_ecif.data.schema import read_flags, read_verdicts
 from hf_ecif.data.summary import (
     DuplicateCounts,
     Duplicates,
@@ -41,14 +41,17 @@ from hf_ecif.data.summary import (
     TraceFindings,
     TraceSummary,
     Truth,
+    Verified,
 )
 from hf_ecif.detection.annotate import add_columns
-from hf_ecif.detection.detect import SMALLEST_GROUP, Detection, auroc, detect
-from hf_ecif.detection.injection import plant_pairs
+from hf_ecif.detection.detect import SMALLEST_GROUP, Detection, Verdicts, auroc, detect
+from hf_ecif.detection.injection import Injected, plant_pairs
 from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
 from hf_ecif.detection.suggestions import MARGIN, Evidence, find_evidence, read_vocabulary
+from hf_ecif.detection.verified import find_shift
 from hf_ecif.errors import UserError
 from hf_ecif.influence.fitted import Fitted
+from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.saving import find_commit
 from hf_ecif.influence.scoring import Scores
@@ -71,6 +74,7 @@ class AuditRequest(Sources):
 
     output: Path
     truth_column: str | None = None
+    verified_column: str | None = None
     group_column: str | None = None
     vocabulary: Path | None = None
     suggest: bool = True
@@ -133,11 +137,13 @@ class _Given:
 
     Attributes:
         truth: ``(N,)``, which rows are wrong. The method never sees it.
+        verdicts: ``(N,)``, which rows are verified to be right or wrong; the method builds on it.
         groups: the group of every row.
         vocabulary: captions to suggest.
     """
 
     truth: NDArray[np.bool_] | None
+    verdicts: Verdicts | None
     groups: list[str | None] | None
     vocabulary: list[str] | None
 
@@ -154,8 +160,7 @@ class _Found:
     scores: Scores
     scores_as_given: Scores
     witnesses: Witnesses
-    reference: NDArray[np.float64]
-    planted: list[NDArray[np.float64]]
+    injected: Injected
     detection: Detection
     evidence: Evidence | None
     traced: Found | None
@@ -164,9 +169,10 @@ class _Found:
 def _read_given(request: AuditRequest, dataset: Dataset) -> _Given:
     """Read early, so that a typo shows early."""
     truth, group, file = request.truth_column, request.group_column, request.vocabulary
-    wrong = "is known to be wrong"
+    wrong, verified = "is known to be wrong", request.verified_column
     return _Given(
         read_flags(dataset, truth, "--truth-column", wrong) if truth else None,
+        read_verdicts(dataset, verified, "--verified-column") if verified else None,
         read_groups(dataset, group) if group else None,
         read_vocabulary(file) if file else None,
     )
@@ -195,15 +201,19 @@ def _analyse(
         scores, as_given = model.score(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
         planting = known.within("planting")
-        reference, planted = plant_pairs(model, rows, query, progress, planting)
+        injected = plant_pairs(model, rows, query, progress, planting)
         witnesses = witnesses_of(model, rows, scores)
+        verdicts = None if given.verdicts is None else given.verdicts[rows.positions.numpy()]
         detection = detect(
             witnesses.stack(),
-            reference,
-            planted,
+            injected.reference,
+            injected.kinds,
+            verdicts=verdicts,
+            reference_verdicts=None if verdicts is None else verdicts[injected.rows],
             errors=witness_errors(scores),
             groups=given.groups and [given.groups[row] for row in rows.positions.tolist()],
         )
+        detection = _look_for_shift(detection, model, rows)
     evidence = None
     if request.suggest:
         with watch("compare"):
@@ -230,11 +240,25 @@ def _analyse(
         scores,
         as_given,
         witnesses,
-        reference,
-        planted,
+        injected,
         detection,
         evidence,
         traced,
+    )
+
+
+def _look_for_shift(detection: Detection, model: InfluenceModel, rows: Rows) -> Detection:
+    """Where it abstains because captions and images are out of step, it says by how many rows."""
+    if detection.abstains is None:
+        return detection
+    shift = find_shift(model.encoder.embed(model.encoder.theta, rows.features))
+    if not shift:
+        return detection
+    where = f"{abs(shift)} {'row' if abs(shift) == 1 else 'rows'} {'on' if shift > 0 else 'back'}"
+    return replace(
+        detection,
+        abstains=f"The captions are out of step with the images: those {where} fit far better than "
+        "their own. Line them up, and audit again.",
     )
 
 
@@ -326,7 +350,7 @@ def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> Sum
         flagged=int(detection.flag.sum()),
         kept=len(result.kept),
         removed=len(result.removed),
-        noise=_describe_noise(detection, found.reference, found.planted),
+        noise=_describe_noise(found),
         groups=_describe_groups(request, detection),
         suggestions=_describe_suggestions(request, evidence),
         duplicates=_describe_duplicates(evidence) if evidence else None,
@@ -353,15 +377,22 @@ def _describe_loading(opened: Opened) -> Loaded:
     )
 
 
-def _describe_noise(
-    detection: Detection, reference: np.ndarray, injected: Sequence[np.ndarray]
-) -> Noise:
+def _describe_noise(found: _Found) -> Noise:
+    detection, injected = found.detection, found.injected
     return Noise(
         rate=detection.noise_rate,
         threshold=detection.threshold,
         borderline=int(detection.borderline.sum()),
-        injected_auroc=detection.planted_auroc,
-        injected_score_auroc=auroc(-np.concatenate(injected)[:, 1], -reference[:, 1]),
+        interval=detection.rate_interval,
+        rate_is_bound=detection.rate_is_bound,
+        abstains=detection.abstains,
+        verified=Verified(right=detection.verified[0], wrong=detection.verified[1])
+        if any(detection.verified)
+        else None,
+        injected_auroc=detection.injected_auroc,
+        injected_score_auroc=auroc(
+            -np.concatenate(injected.kinds)[:, 1], -injected.reference[:, 1]
+        ),
     )
 
 
@@ -396,11 +427,11 @@ def _judge(wrong: np.ndarray, column: str, detection: Detection) -> Truth:
     found = int((wrong & detection.flag).sum())
     figures: dict[str, float] = {}
     if 0 < wrong.sum() < len(wrong):
-        probability = detection.probability
-        top = np.argsort(-probability, kind="stable")[:20]
+        suspicion = detection.suspicion
+        top = np.argsort(-suspicion, kind="stable")[:20]
         figures = {
-            "auroc": float(roc_auc_score(wrong, probability)),
-            "average_precision": float(average_precision_score(wrong, probability)),
+            "auroc": float(roc_auc_score(wrong, suspicion)),
+            "average_precision": float(average_precision_score(wrong, suspicion)),
             "precision_at_20": float(wrong[top].mean()),
         }
     return Truth(

@@ -22,7 +22,7 @@ from hf_ecif.cli.options import (
 from hf_ecif.config import InfluenceConfig
 
 if TYPE_CHECKING:
-    from hf_ecif.data.summary import Summary
+    from hf_ecif.data.summary import Noise, Summary
 
 
 @command()
@@ -35,6 +35,13 @@ def audit(
         typer.Option(
             help="Boolean column that says which rows are known to be wrong. Read only after the "
             "detection, to say in the report how much it found."
+        ),
+    ] = None,
+    verified_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Boolean column of verdicts: true of rows known to be right, false of wrong ones, "
+            "null of all others. The detection builds on it."
         ),
     ] = None,
     group_column: Annotated[
@@ -93,6 +100,7 @@ def audit(
     request = AuditRequest(
         **sources,
         truth_column=truth_column,
+        verified_column=verified_column,
         group_column=group_column,
         vocabulary=vocabulary,
         suggest=suggest,
@@ -111,9 +119,11 @@ def audit(
 def _print_summary(console: Console, summary: Summary, output: Path) -> None:
     console.print(
         f"{summary.rows:,} rows: {summary.flagged:,} flagged as misaligned "
-        f"(estimated noise {summary.noise.rate:.1%}), {summary.unreadable:,} unreadable, "
+        f"({_describe_rate(summary.noise)}), {summary.unreadable:,} unreadable, "
         f"{summary.kept:,} kept."
     )
+    if summary.noise.abstains:
+        console.print(f"Nothing is flagged: {summary.noise.abstains}", style="yellow")
     if truth := summary.truth:
         precision = truth.precision
         console.print(
@@ -124,3 +134,12 @@ def _print_summary(console: Console, summary: Summary, output: Path) -> None:
     console.print(
         f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True, markup=False
     )
+
+
+def _describe_rate(noise: Noise) -> str:
+    low, high = noise.interval or (0.0, 1.0)
+    if noise.abstains:
+        return "the noise rate is unknown"
+    if noise.rate_is_bound:
+        return f"estimated noise {noise.rate:.1%}, at most {high:.1%}"
+    return f"estimated noise {noise.rate:.1%}, {low:.1%} to {high:.1%}"

@@ -246,7 +246,8 @@ class Noise(Record):
         threshold: of the probability, above which a row is flagged.
         borderline: rows whose error reaches across it.
         interval: 95 % interval of the rate; None where it is not known.
-        rate_is_bound: whether the rate is no estimate but an upper bound.
+        rate_is_bound: whether no row is known to be right, so that only the upper end of the
+            interval is to be relied on.
         abstains: why nothing is flagged, where the model cannot tell right from wrong.
         verified: rows with a person's verdict that the rate was estimated with.
         injected_auroc: how well mismatches made on purpose are told from the rest, by probability.

@@ -49,6 +49,10 @@ LEAST_POWER = 0.75
 LEAST_POWER_IN_DATA = 0.65
 # Of verified right rows that describe right rows by themselves.
 FEWEST_RIGHT = 10
+REMEDIES = (
+    "Fine-tune it on pairs of this kind first, or take a model that knows them; or give pairs that "
+    "are known to be right, as a query or by a column of verdicts; or judge some rows by hand."
+)
 # A row is borderline if its log-odds are within so many standard errors of the threshold's. On the
 # embedded data that is every fiftieth row, and a third to a half of these are wrong. Their flags
 # stay: without them the F1 is 0.875 in place of 0.877.
@@ -103,6 +107,7 @@ class Detection:
         injected_auroc: how well the signals tell injected mismatches from rows, each as likely to
             be right as it is found to be; from verified ones alone, where there are enough. 0.5 is
             not at all.
+        verified: how many rows are known to be right, and wrong.
         abstains: why nothing is flagged; None where the model can tell.
         groups: those with a rate and a threshold of their own, the largest first.
     """
@@ -116,6 +121,7 @@ class Detection:
     rate_interval: tuple[float, float]
     rate_is_bound: bool
     injected_auroc: float
+    verified: tuple[int, int] = (0, 0)
     abstains: str | None = None
     groups: tuple[GroupNoise, ...] = ()
 
@@ -181,6 +187,7 @@ def detect(
         rate_interval=interval,
         rate_is_bound=unverified,
         injected_auroc=power,
+        verified=_count(verdicts),
         groups=tuple(
             GroupNoise(
                 group=group,
@@ -230,14 +237,14 @@ def _why_abstain(mixture: Mixture, samples: Samples, power: float) -> str | None
     if power < LEAST_POWER:
         return (
             "This model cannot tell right from wrong pairs here: it ranks a pair that was mixed up "
-            f"on purpose above a right one in {power:.0%} of cases, where chance has 50 %."
+            f"on purpose above a right one in {power:.0%} of cases; chance has 50 %. {REMEDIES}"
         )
     in_data = auroc(_of_injected(mixture, samples), mixture.log_ratio(samples.unknown.signals))
     verified = samples.right.rows >= FEWEST_RIGHT
     if mixture.rate > 0.5 if verified else in_data < LEAST_POWER_IN_DATA:
         return (
             "Most pairs look like pairs that were mixed up on purpose. Either the model does not "
-            "understand these pairs, or captions and images are out of step, row by row."
+            f"understand them, or captions and images are out of step, row by row. {REMEDIES}"
         )
     return None
 
@@ -260,6 +267,7 @@ def _abstain(
         rate_interval=interval,
         rate_is_bound=True,
         injected_auroc=power,
+        verified=_count(verdicts),
         abstains=reason,
     )
 
@@ -296,6 +304,10 @@ def _likeliest(log_ratio: Floats, prior: float) -> float:
         if abs(rate - previous) < 1e-6:
             break
     return float(rate)
+
+
+def _count(verdicts: Verdicts) -> tuple[int, int]:
+    return int((verdicts == RIGHT).sum()), int((verdicts == WRONG).sum())
 
 
 def _with_verdicts(probability: Floats, verdicts: Verdicts) -> Floats:

@@ -114,9 +114,8 @@ def find_wrong(model: InfluenceModel, rows: Rows, query: Rows) -> tuple[Scores, 
     """What an audit makes of the rows; the model is fitted to them."""
     model.fit(rows, query)
     scores = model.score(rows)
-    return scores, detect(
-        witnesses_of(model, rows, scores).stack(), *plant_pairs(model, rows, query)
-    )
+    signals, injected = witnesses_of(model, rows, scores).stack(), plant_pairs(model, rows, query)
+    return scores, detect(signals, injected.reference, injected.kinds)
 
 
 def judge(wrong: NDArray[np.bool_], suspicion: NDArray[np.floating]) -> dict[str, Any]:

@@ -289,7 +289,8 @@ def judge_all(model: InfluenceModel, rows: Rows, query: Rows) -> Judged:
     checkpoints = _fit(model, rows, query)
     scores = model.score(rows)
     witnesses = witnesses_of(model, rows, scores)
-    detection = detect(witnesses.stack(), *plant_pairs(model, rows, query))
+    injected = plant_pairs(model, rows, query)
+    detection = detect(witnesses.stack(), injected.reference, injected.kinds)
     signals = parts_of_ours(scores, witnesses, detection) | fixed(
         model, rows, query, scores, checkpoints
     )

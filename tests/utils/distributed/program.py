@@ -171,9 +171,9 @@ def model() -> Iterator[tuple[str, Tensor]]:
     yield "theta", fitted.theta
     yield "positions", rows.positions
     yield from influence.score(rows).to_state().tensors.items()
-    reference, planted = plant_pairs(influence, rows, query)
-    yield "planted", torch.from_numpy(np.concatenate(planted))
-    yield "reference", torch.from_numpy(reference)
+    injected = plant_pairs(influence, rows, query)
+    yield "planted", torch.from_numpy(np.concatenate(injected.kinds))
+    yield "reference", torch.from_numpy(injected.reference)
 
 
 if __name__ == "__main__":
