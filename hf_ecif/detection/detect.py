@@ -167,7 +167,7 @@ def detect(
     unverified = not len(samples.right.signals)
     reason = _why_abstain(mixture, samples, power)
     if reason is not None:
-        return _abstain(suspicion, verdicts, interval, power, reason)
+        return _abstain(suspicion, verdicts, interval[1], power, reason)
 
     rates, thresholds, members = _rates(suspicion, verdicts, mixture.rate, groups or [])
     probability = _with_verdicts(_probability(suspicion, rates), verdicts)
@@ -252,7 +252,7 @@ def _why_abstain(mixture: Mixture, samples: Samples, power: float) -> str | None
 def _abstain(
     suspicion: Floats,
     verdicts: Verdicts,
-    interval: tuple[float, float],
+    bound: float,
     power: float,
     reason: str,
 ) -> Detection:
@@ -263,8 +263,8 @@ def _abstain(
         flag=verdicts == WRONG,
         borderline=np.zeros(len(suspicion), dtype=bool),
         threshold=1.0,
-        noise_rate=interval[1],
-        rate_interval=interval,
+        noise_rate=bound,
+        rate_interval=(0.0, bound),
         rate_is_bound=True,
         injected_auroc=power,
         verified=_count(verdicts),

@@ -208,7 +208,7 @@ class _Likelihood:
         self.basis = Basis.learn(samples)
         values = np.concatenate([self.basis(group.signals) for group in groups])
         counts = [len(group.signals) for group in groups]
-        rows = np.array([group.rows for group in groups])
+        rows = np.array([group.rows for group in groups], dtype=float)
         self.values = torch.from_numpy(values)
         self.group = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(counts))
         self.rows = torch.from_numpy(rows)
