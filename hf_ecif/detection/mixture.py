@@ -138,19 +138,21 @@ def rate_interval(samples: Samples, best: Mixture, level: float = 0.95) -> tuple
         level: of confidence.
     """
     likelihood = _Likelihood(samples.thinned())
-    allowed = norm.ppf((1 + level) / 2)
+    allowed = float(norm.ppf((1 + level) / 2))
     middle = float(logit(np.clip(best.rate, SMALLEST_RATE, 1 - SMALLEST_RATE)))
 
     def end(side: int) -> float:
         """Log-odds where the signed root of the deviance, nearly linear in them, is too large."""
-        last = best
+        last, known = best, {middle: -allowed}
 
         def excess(log_odds: float) -> float:
             nonlocal last
-            fixed = replace(last, rate=float(expit(log_odds)))
-            last = likelihood.maximise(fixed, rate_is_free=False)
-            deviance = 2 * (best.log_likelihood - last.log_likelihood)
-            return float(np.sqrt(max(deviance, 0.0)) - allowed)
+            if log_odds not in known:
+                fixed = replace(last, rate=float(expit(log_odds)))
+                last = likelihood.maximise(fixed, rate_is_free=False)
+                deviance = 2 * (best.log_likelihood - last.log_likelihood)
+                known[log_odds] = float(np.sqrt(max(deviance, 0.0)) - allowed)
+            return known[log_odds]
 
         inner, outer = middle, middle + side * 0.25
         while excess(outer) < 0:
