@@ -11,17 +11,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple
 
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from hf_ecif.engine.features import Features
-from hf_ecif.engine.objectives import Embeddings, RoleForm, Roles, sigmoid, similarity
-from hf_ecif.engine.objectives.similarity import Direction, FactorTangents
+from hf_ecif.engine.objectives.joining import Alike, Pushed
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
-from hf_ecif.influence.response import Station
+from hf_ecif.influence.response import Checkpoint
 from hf_ecif.influence.retraining import Version
 from hf_ecif.influence.retraining import train as fine_tune
 from hf_ecif.influence.rows import Rows
@@ -32,7 +31,6 @@ from hf_ecif.utils.progress import ProgressFactory, silent
 WHOLE = "all"
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 CHUNK = 1024  # rows that are compared with all others at a time
-EVERY = slice(None)
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,14 @@ class Valuation:
     """Every training pair, valued for the whole query and for its slices.
 
     Attributes:
+        influence: of the fit; the whole query is its first one, the slices follow.
         slices: the whole query, then ``S`` slices, the largest first.
         scores: ``(1 + S, N)`` in what is of a query, in the order of `slices`.
         skipped: why a slice has no scores of its own, by its name. Its rows count in the whole.
         unnamed: rows of the query that are in no slice.
     """
 
+    influence: Influence
     slices: list[Slice]
     scores: Scores
     skipped: dict[str, str]
@@ -144,7 +144,7 @@ def value_by_slice(
     Signs are those of `Scores`: negative is harmful to the slice, positive valuable.
 
     Args:
-        model: fitted here; the whole query is its first query, the slices follow.
+        model: to be fitted.
         train: the rows to be valued.
         query: what is asked.
         names: the slice of every row of ``query``, None where it has none.
@@ -153,10 +153,11 @@ def value_by_slice(
     given = names or [None] * len(query)
     members, skipped = _slices(query, given)
     targets = [query, *(query.select(rows) for rows in members.values())]
-    model.fit(train, targets, progress)
-    scores = model.score(train, progress)
+    influence = model.fit(train, targets, progress)
+    scores = influence.scores(progress=progress)
     start, end = (
-        model.query_value(targets, theta).tolist() for theta in (model.encoder.theta, model.theta)
+        model.query_value(targets, theta).tolist()
+        for theta in (model.encoder.theta, influence.theta)
     )
     slices = [
         Slice(
@@ -169,7 +170,7 @@ def value_by_slice(
         )
         for i, name in enumerate([WHOLE, *members])
     ]
-    return Valuation(slices, scores, skipped, sum(name is None for name in given))
+    return Valuation(influence, slices, scores, skipped, sum(name is None for name in given))
 
 
 def find_conflicts(scores: Scores, top_k: int) -> list[Conflict]:
@@ -224,7 +225,7 @@ def removal_curves(
     """Remove pairs in given orders and fit again, with as many steps however many pairs are left.
 
     Args:
-        model: the recipe is that of its fit, from its own values; its fit stays as it is.
+        model: the recipe is that of its fit, from its own values.
         train: the training rows.
         judge: what is measured after each refit; better not the query that made the scores.
         orders: by name, ``(N,)`` row numbers, those that go first in front; an order per repeat.
@@ -271,7 +272,7 @@ def recall_at_1(model: InfluenceModel, theta: Tensor, rows: Rows) -> float:
 
 
 def value_additions(
-    model: InfluenceModel, train: Rows, candidates: Rows, progress: ProgressFactory = silent
+    influence: Influence, candidates: Rows, progress: ProgressFactory = silent
 ) -> Additions:
     """Predicted change of the query if pairs were added to training, one at a time.
 
@@ -283,71 +284,71 @@ def value_additions(
     fits badly does less than predicted, since its own loss falls while it is learnt.
 
     Args:
-        model: fitted on ``train``.
-        train: the training rows.
+        influence: with its training rows.
         candidates: pairs that are not among them.
         progress: makes a progress bar.
-
-    Raises:
-        UserError: the model is not fitted.
     """
-    config = model.config
+    config, train = influence.config, influence.rows
     size = min(config.batch_size - 1, len(train))  # with the candidate, a batch as in training
     generator = torch.Generator().manual_seed(config.seed + 4)
-    companies = [
+    contexts = [
         torch.randperm(len(train), generator=generator)[:size] for _ in range(config.partitions)
     ]
-    return value_in_companies(model, train, candidates, companies, progress)
+    return value_in_contexts(influence, candidates, contexts, progress)
 
 
-def value_in_companies(
-    model: InfluenceModel,
-    train: Rows,
+def value_in_contexts(
+    influence: Influence,
     candidates: Rows,
-    companies: Sequence[Tensor],
+    contexts: Sequence[Tensor],
     progress: ProgressFactory = silent,
 ) -> Additions:
-    """The same in batches of one's own: each company is numbers of training rows."""
-    fitted = model.require_fit()
-    stations = fitted.scored_at
-    advance = progress("Value candidates", len(candidates) * len(stations))
-    values = (
-        _value_at(model, station, train, candidates, companies, advance) for station in stations
-    )
+    """Predicted change of the query if pairs were added to given batches, one at a time.
+
+    Args:
+        influence: with its training rows.
+        candidates: pairs that are not among them.
+        contexts: numbers of the training rows of each batch.
+        progress: makes a progress bar.
+    """
+    checkpoints = influence.fitted.scored_at
+    advance = progress("Value candidates", len(candidates) * len(checkpoints))
+    values = (_value_at(influence, one, candidates, contexts, advance) for one in checkpoints)
     parts = reduce(torch.add, values)
-    parts = -distributed.add_up(parts) / (model.encoder.contrastive.TERMS * fitted.train_count)
-    return _average(parts, stations[0].directions)
+    terms = influence.model.encoder.contrastive.TERMS * influence.fitted.train_count
+    return _average(-distributed.add_up(parts) / terms, checkpoints[0].directions)
 
 
 def _value_at(
-    model: InfluenceModel,
-    station: Station,
-    train: Rows,
+    influence: Influence,
+    checkpoint: Checkpoint,
     candidates: Rows,
-    companies: Sequence[Tensor],
+    contexts: Sequence[Tensor],
     advance: Callable[[int], None],
 ) -> Tensor:
-    """This process's part of what the roles grow by, ``(companies, 2, Q, C)``."""
-    encoder, theta = model.encoder, station.theta
-    vectors = station.directions.reshape(-1, len(theta))
+    """This process's part of what the roles grow by, ``(contexts, 2, Q, C)``."""
+    encoder, config, train = influence.model.encoder, influence.config, influence.rows
+    theta = checkpoint.theta
+    vectors = checkpoint.directions.reshape(-1, len(theta))
 
     def push(features: Features) -> Pushed:
-        return Pushed(*encoder.push(theta, vectors, features, model.config.tangents))
+        return Pushed(*encoder.push(theta, vectors, features, config.tangents))
 
-    same = _same_texts(candidates, train) if model.config.mask_repeated else None
-    join = join_sigmoid if encoder.contrastive is sigmoid else join_softmax
-    shape = (len(companies), 2, len(vectors), len(candidates))
+    same = _same_texts(candidates, train) if config.mask_repeated else None
+    shape = (len(contexts), 2, len(vectors), len(candidates))
     parts = torch.zeros(shape, dtype=torch.float64)
     size = min(CHUNK, encoder.rows_that_fit(candidates.features, len(vectors)))
     for chunk in torch.arange(len(candidates)).split(size):
         newcomers = push(candidates.features[chunk])
-        for number, company in enumerate(companies):
-            others = push(train.features[company])
-            if number in distributed.share(len(companies)):
+        for number, context in enumerate(contexts):
+            others = push(train.features[context])
+            if number in distributed.share(len(contexts)):
                 alike = None
                 if same is not None:
-                    alike = same[1][company].to(theta.device), same[0][chunk].to(theta.device)
-                along = join(others, newcomers, model.config.role, alike)
+                    alike = same[1][context].to(theta.device), same[0][chunk].to(theta.device)
+                along = encoder.contrastive.joining_tangents(
+                    others, newcomers, form=config.role, same=alike
+                )
                 parts[number, :, :, chunk] = torch.stack(along).cpu().double()
         advance(len(chunk))
     return parts
@@ -373,112 +374,7 @@ def _slices(query: Rows, names: Sequence[str | None]) -> tuple[dict[str, Tensor]
     return members, skipped
 
 
-# ------------------------------------------------------------------------------- a pair joins
-
-
-class Pushed(NamedTuple):
-    """Embeddings of ``n`` rows, and their ``K`` tangents."""
-
-    here: Embeddings
-    moved: Embeddings
-
-
-Alike = tuple[Tensor, Tensor]
-
-
-def join_softmax(
-    company: Pushed, new: Pushed, form: RoleForm = "exact", same: Alike | None = None
-) -> Roles:
-    """Directional derivatives ``(K, C)`` of the roles of newcomers under InfoNCE.
-
-    Each joins the company of ``B`` rows without the others. With ``Z_k`` the normaliser of row
-    ``k`` of the company, newcomer ``c`` has there the probability ``p_kc = exp(S_kc) / (Z_k +
-    exp(S_kc)) = sigmoid(S_kc - log Z_k)``. Its negative role, ``-sum_k log(1 - p_kc)``, moves by
-    ``sum_k p_kc (S'_kc - m_k)``, with ``m_k`` the mean of ``S'`` under the softmax of the company
-    alone; in first order each term has a factor ``1 - p_kc``. Its own term moves by
-    ``(1 - p_cc) (m_c - S'_cc)``. Both are free of cancellation.
-
-    Args:
-        company: rows that are there.
-        new: ``C`` rows that come.
-        form: of the negative role.
-        same: ``(B,)`` of the company and ``(C,)`` of the newcomers, equal for rows that are not
-            negatives of each other.
-    """
-    hidden = None if same is None else same[0][:, None] == same[1]
-    positive, negative = [], []
-    for of_company, of_new in zip(_two_ways(company), _two_ways(new), strict=True):
-        (there, there_moved), (own, own_moved) = of_company, of_new
-        totals, means = _company_rows(there, there_moved, None if same is None else same[0])
-
-        row, row_moved = _across(own, there), _across(own_moved, there_moved)
-        logits = _masked(similarity.logits(row, EVERY), None if hidden is None else hidden.T)
-        mean = FactorTangents(row, row_moved).row_sums(EVERY, logits.softmax(1).nan_to_num())
-        cell, cell_moved = _own_cells(own, own_moved)
-        positive.append((logits.logsumexp(dim=1) - cell).sigmoid() * (mean - cell_moved))
-
-        column, column_moved = _across(there, own), _across(there_moved, own_moved)
-        weights = (_masked(similarity.logits(column, EVERY), hidden) - totals[:, None]).sigmoid()
-        if form == "first_order":
-            weights = weights * (1 - weights)
-        change = FactorTangents(column, column_moved).column_sums(EVERY, weights)
-        negative.append(change - means @ weights)
-    return Roles(similarity.total(positive), similarity.total(negative))
-
-
-def join_sigmoid(
-    company: Pushed, new: Pushed, form: RoleForm = "exact", same: Alike | None = None
-) -> Roles:
-    """The same under the sigmoid loss, where every cell is a term and ``form`` changes nothing."""
-    hidden = None if same is None else same[0][:, None] == same[1]
-    (there, there_moved), (own, own_moved) = map(_one_way, (company, new))
-    column, row = _across(there, own), _across(own, there)
-    column_moved, row_moved = _across(there_moved, own_moved), _across(own_moved, there_moved)
-    down = _masked(similarity.logits(column, EVERY), hidden).sigmoid()
-    along = _masked(similarity.logits(row, EVERY), None if hidden is None else hidden.T).sigmoid()
-    cell, cell_moved = _own_cells(own, own_moved)
-    return Roles(
-        -(-cell).sigmoid() * cell_moved,
-        FactorTangents(column, column_moved).column_sums(EVERY, down)
-        + FactorTangents(row, row_moved).row_sums(EVERY, along),
-    )
-
-
-def _two_ways(pushed: Pushed) -> list[tuple[Direction, Direction]]:
-    """Text to image and image to text, each with its tangent."""
-    return list(zip(*map(similarity.two_ways, pushed), strict=True))
-
-
-def _one_way(pushed: Pushed) -> tuple[Direction, Direction]:
-    return similarity.one_way(pushed.here), similarity.one_way(pushed.moved)
-
-
-def _across(anchors: Direction, keys: Direction) -> Direction:
-    """The anchors of one side, the keys of the other."""
-    return anchors._replace(keys=keys.keys)
-
-
-def _own_cells(own: Direction, moved: Direction) -> tuple[Tensor, Tensor]:
-    """Logits ``(C,)`` of each row with itself, and their tangents ``(K, C)``."""
-    cells = own.scale * (own.anchors * own.keys).sum(dim=1)
-    columns = torch.arange(len(cells), device=cells.device)
-    own_moved = FactorTangents(own, moved).picked(EVERY, columns)
-    return cells if own.bias is None else cells + own.bias, own_moved
-
-
-def _company_rows(there: Direction, moved: Direction, same: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``log Z_k``, ``(B,)``, and the mean of ``S'`` under each row's softmax, ``(K, B)``."""
-    totals, means = [], []
-    for rows in similarity.blocks(len(there.anchors)):
-        hidden = None if same is None else similarity.repeated(same, rows)
-        logits = _masked(similarity.logits(there, rows), hidden)
-        totals.append(logits.logsumexp(dim=1))
-        means.append(FactorTangents(there, moved).row_sums(rows, logits.softmax(dim=1)))
-    return torch.cat(totals), torch.cat(means, dim=-1)
-
-
-def _masked(logits: Tensor, hidden: Tensor | None) -> Tensor:
-    return logits if hidden is None else logits.masked_fill(hidden, -torch.inf)
+# ---------------------------------------------------------------------------- a pair joins
 
 
 def _same_texts(candidates: Rows, train: Rows) -> Alike:
@@ -491,7 +387,7 @@ def _same_texts(candidates: Rows, train: Rows) -> Alike:
 
 
 def _average(parts: Tensor, query: Tensor) -> Additions:
-    """Over companies; ``(M, 2, Q, C)``. Of a single one nothing is known about the spread."""
+    """Over contexts; ``(M, 2, Q, C)``. Of a single one nothing is known about the spread."""
     task = parts.sum(dim=1)
     stderr = (
         task.std(dim=0) / len(task) ** 0.5 if len(task) > 1 else torch.full_like(task[0], torch.inf)

@@ -22,7 +22,7 @@ from hf_ecif.cli.options import (
 from hf_ecif.config import InfluenceConfig
 
 if TYPE_CHECKING:
-    from hf_ecif.data.summary import Noise, Summary
+    from hf_ecif.data.summary import Summary
 
 
 @command()
@@ -119,7 +119,7 @@ def audit(
 def _print_summary(console: Console, summary: Summary, output: Path) -> None:
     console.print(
         f"{summary.rows:,} rows: {summary.flagged:,} flagged as misaligned "
-        f"({_describe_rate(summary.noise)}), {summary.unreadable:,} unreadable, "
+        f"(estimated noise {summary.noise.told}), {summary.unreadable:,} unreadable, "
         f"{summary.kept:,} kept."
     )
     if summary.noise.abstains:
@@ -134,12 +134,3 @@ def _print_summary(console: Console, summary: Summary, output: Path) -> None:
     console.print(
         f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True, markup=False
     )
-
-
-def _describe_rate(noise: Noise) -> str:
-    low, high = noise.interval or (0.0, 1.0)
-    if noise.abstains:
-        return "the noise rate is unknown"
-    if noise.rate_is_bound:
-        return f"estimated noise {noise.rate:.1%}, at most {high:.1%}"
-    return f"estimated noise {noise.rate:.1%}, {low:.1%} to {high:.1%}"

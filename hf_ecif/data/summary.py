@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from hf_ecif.errors import UserError
 from hf_ecif.utils.files import read_json, to_json, write_json
+from hf_ecif.utils.formatting import share
 
 FORMAT = 2  # version 0.1 wrote none; counted up whenever a field changes its name or its meaning
 
@@ -263,6 +264,20 @@ class Noise(Record):
     verified: Verified | None = None
     injected_auroc: Real = nan
     injected_score_auroc: Real = nan
+
+    @property
+    def told(self) -> str:
+        """The rate with its interval, where that is known, in words."""
+        if self.abstains:
+            return "unknown"
+        if self.interval is None:
+            return share(self.rate)
+        low, high = map(share, self.interval)
+        return (
+            f"{share(self.rate)} (at most {high})"
+            if self.rate_is_bound
+            else (f"{share(self.rate)} ({low} to {high})")
+        )
 
 
 class GroupFacts(Record):

@@ -31,8 +31,12 @@ THEME = {INK: "ink", MUTED: "muted", RULE: "rule", KEPT: "kept", FLAGGED: "flagg
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Render a page in full, write it aside and rename it: ``path`` never holds half a page."""
-    page = environment().get_template(template).render(**values)
-    write_text(page.strip() + "\n", Path(path))
+    write_text(render_page(template, **values), Path(path))
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A page, or a piece of one, as HTML."""
+    return environment().get_template(template).render(**values).strip() + "\n"
 
 
 def about(summary: Provenance) -> dict[str, str]:
@@ -60,10 +64,11 @@ def environment(package: str = __package__) -> jinja2.Environment:
     """A Jinja environment that escapes all values.
 
     Args:
-        package: in whose folder ``templates`` the templates lie.
+        package: package with a folder ``templates``; the templates of `reports` are found, too.
     """
+    packages = dict.fromkeys((package, __package__))
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(package),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in packages]),
         autoescape=True,  # captions and column names come from strangers
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -20,8 +20,9 @@ from hf_ecif.cli.main import app
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.columns import SCORES
 from hf_ecif.errors import UserError
+from hf_ecif.influence.columns import REASON
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
-from hf_ecif.influence.scorer import REASON
 from tests.applications.test_audit import read
 from tests.support import DEMO
 
@@ -98,11 +99,10 @@ class TestFit:
         from hf_ecif.influence.queries import choose_query
 
         train = model.read(rows)
-        fitted = model.fit(train, choose_query(train, model.encoder, seed=CONFIG.seed))
-        loaded = InfluenceModel.from_pretrained(fit)
+        influence = model.fit(train, choose_query(train, model.encoder, seed=CONFIG.seed))
+        fitted, loaded = influence.fitted, Influence.from_pretrained(fit)
         assert loaded.config.to_dict() == CONFIG.to_dict()
-        assert loaded.fingerprint == model.fingerprint
-        assert loaded.fitted is not None
+        assert loaded.fingerprint == influence.fingerprint
         for one, other in zip(loaded.fitted.directions, fitted.directions, strict=True):
             assert torch.equal(one, other)
         assert loaded.fitted.solvers == fitted.solvers
@@ -119,9 +119,9 @@ class TestFit:
     def test_overwrite_replaces_it(self, fit_request: FitRequest, tmp_path: Path) -> None:
         request = replace(fit_request, output=tmp_path / "fit")
         run_fit(request, replace(CONFIG, fit_epochs=0))
-        other = InfluenceModel.from_pretrained(request.output).fingerprint
+        other = Influence.from_pretrained(request.output).fingerprint
         run_fit(replace(request, overwrite=True), CONFIG)
-        assert InfluenceModel.from_pretrained(request.output).fingerprint != other
+        assert Influence.from_pretrained(request.output).fingerprint != other
 
     def test_foreign_output_is_refused(self, fit_request: FitRequest, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("years of work")
@@ -197,10 +197,11 @@ class TestShards:
     def test_scores_are_those_of_the_blocks(
         self, scored: Dataset, before: Dataset, fit: Path
     ) -> None:
-        model = InfluenceModel.from_pretrained(fit)
+        influence = Influence.from_pretrained(fit)
+        model = influence.model
         for rows in (range(SIZE), range(SIZE, ROWS)):
             read_rows = model.read(before.select(rows))
-            scores, given = model.score(read_rows), model.score_as_given(read_rows)
+            scores, given = influence.scores(read_rows), model.score_as_given(read_rows)
             block = scored.select([rows.start + row for row in read_rows.positions.tolist()])
             for name, values in {
                 "ecif_score": scores.positive + scores.negative,
@@ -329,7 +330,7 @@ class TestErrors:
         assert not (root / "wrong").exists()
 
     def test_no_fit_in_the_folder(self, score: Callable[..., dict[str, Any]], root: Path) -> None:
-        with pytest.raises(UserError, match="holds no fit: give the folder of 'hf-ecif fit'"):
+        with pytest.raises(UserError, match=r"holds no fit.*give the folder of 'hf-ecif fit'"):
             score("wrong", influence=str(DEMO / "model"))
         assert not (root / "wrong").exists()
 

@@ -44,7 +44,9 @@ from rich.progress import track
 from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.engine.solvers import Spectrum, estimate_spectrum, solve
+from hf_ecif.engine.solvers import ConjugateGradients, solve
+from hf_ecif.engine.system import Spectrum, System, estimate_spectrum
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.leverage import change_without
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
@@ -172,8 +174,8 @@ def _leave_one_out(problem: Problem, l2: float, chosen: Tensor) -> dict[str, Any
     query = problem.query_objective().gradient(theta)[None]
 
     def scores(damping: float, spectrum: Spectrum = spectrum) -> Floats:
-        settings = {"tolerance": 1e-6, "max_iterations": 2000, "preconditioner": pairs}
-        direction, _ = solve(product, query, spectrum, relative_damping=damping, **settings)
+        solver = ConjugateGradients(1e-6, 2000, preconditioner_rank=len(pairs.vectors))
+        direction, _ = solve(System(product, spectrum, damping), query, solver)
         return plain_scores(problem, objective, theta, direction)[chosen].numpy()
 
     changes, _ = change_without(
@@ -183,8 +185,7 @@ def _leave_one_out(problem: Problem, l2: float, chosen: Tensor) -> dict[str, Any
         leverage.UNIT,
         relative_damping=leverage.DAMPING,
         tolerance=1e-2,
-        max_iterations=1000,
-        preconditioner=pairs,
+        max_iterations=4000,
     )
     predictions = {
         "next to no damping": scores(leverage.DAMPING, leverage.UNIT),
@@ -283,20 +284,20 @@ def predict(
     """Predicted change of the query for every set, by every method, at one fit."""
     gone, model, given = ~truth.kept, data.model, data.model.config
 
-    def sums(**changes: Any) -> Floats:
+    def sums(**changes: Any) -> tuple[Influence, Floats]:
         model.config = replace(given, seed=seed, **changes)
-        model.fit(rows, data.query)
-        return gone @ model.score(rows).task.double().numpy()
+        influence = model.fit(rows, data.query)
+        return influence, gone @ influence.scores().task.double().numpy()
 
     found = {}
     for damping in dampings:
-        found[f"damping {damping:g}"] = sums(damping=damping)
+        influence, found[f"damping {damping:g}"] = sums(damping=damping)
         if damping == DEFAULT:
-            groups = [model.score_group(rows, torch.from_numpy(members)) for members in gone]
+            groups = [influence.score_group(members) for members in gone]
             found["group form"] = np.array([group.task.item() for group in groups])
     equal = round(given.fit_epochs * truth.kept.mean())
     for name, epochs in ((UNROLLED, given.fit_epochs), (EQUAL_STEPS, equal)):
-        found[name] = sums(response="unrolled", fit_epochs=epochs, solver="identity")
+        _, found[name] = sums(response="unrolled", fit_epochs=epochs, solver="identity")
     model.config = given
     return found
 

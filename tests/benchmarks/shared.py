@@ -112,9 +112,10 @@ def exchange(rows: Rows, categories: list[str], rate: float, kind: str, seed: in
 
 def find_wrong(model: InfluenceModel, rows: Rows, query: Rows) -> tuple[Scores, Detection]:
     """What an audit makes of the rows; the model is fitted to them."""
-    model.fit(rows, query)
-    scores = model.score(rows)
-    signals, injected = witnesses_of(model, rows, scores).stack(), plant_pairs(model, rows, query)
+    influence = model.fit(rows, query)
+    scores = influence.scores()
+    injected = plant_pairs(model, influence, query)
+    signals = witnesses_of(model, rows, scores).stack()
     return scores, detect(signals, injected.reference, injected.kinds)
 
 
