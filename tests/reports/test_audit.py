@@ -399,13 +399,13 @@ def test_what_a_rate_is_worth_is_told(tmp_path: Path) -> None:
     page = Page(render(make_scored(5), tmp_path, format_version=2, noise=noise))
     assert "Estimated noise 19.5 % 15.0 % to 24.0 %; 0 borderline" in page.text
     assert "About 19.5 % (15.0 % to 24.0 %) of the 5 pairs look misaligned" in page.text
-    bound = {"rate": 0.195, "threshold": 0.5, "rate_is_bound": True}
-    page = Page(render(make_scored(5), tmp_path, noise=bound))
-    assert "Estimated noise ≤ 19.5 % 0 borderline" in page.text
-    assert "At most 19.5 % of the 5 pairs look misaligned" in page.text
+    page = Page(render(make_scored(5), tmp_path, noise=noise | {"rate_is_bound": True}))
+    assert "Estimated noise 19.5 % at most 24.0 %; 0 borderline" in page.text
+    assert "About 19.5 % (at most 24.0 %) of the 5 pairs look misaligned" in page.text
     reason = "the model cannot tell right from wrong here."
     page = Page(render(make_scored(5, flagged=2.0), tmp_path, noise=noise | {"abstains": reason}))
     assert "Nothing is flagged: the model cannot tell right from wrong here." in page.text
+    assert "Estimated noise unknown" in page.text
 
 
 @pytest.mark.usefixtures("undrawn")
