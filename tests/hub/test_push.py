@@ -232,9 +232,7 @@ class TestDecisions:
         assert kept[0]["ecif_decision"] == "keep"
         assert len(load(split="validation")) == 4
         card = hub.files(REPO)["README.md"].decode()
-        assert "reviewed 3 of them and decided to keep 1, to remove 1 and" in " ".join(
-            card.split()
-        )
+        assert "reviewed 3 of them and decided to keep 1, to remove 1 and" in " ".join(card.split())
         for line in ("removed | 3", "… flagged as probably misaligned | 1", "… not flagged | 1"):
             assert f"| {line} |" in card
 
