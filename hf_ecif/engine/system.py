@@ -123,7 +123,7 @@ class System:
             raise indefinite(curvature[curvature <= 0].min().item() - self.damping, self.damping)
 
     def relative_residual(self, x: Tensor, b: Tensor) -> float:
-        """Largest ``|b - (H + damping I) x| / |b|`` over rows, none if ``b`` is zero."""
+        """Largest ``|b - (H + damping I) x| / |b|`` over all rows."""
         norms = b.norm(dim=1).clamp_min(torch.finfo(b.dtype).tiny)
         return ((b - self(x)).norm(dim=1) / norms).max().item()
 
