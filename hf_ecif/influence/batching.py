@@ -37,7 +37,7 @@ def query_target(
     config: InfluenceConfig,
     generator: torch.Generator,
 ) -> Target:
-    """What the scores predict the change of; of rows, their contrastive loss."""
+    """Target of the scores: the quantity whose change they predict; of rows, their loss."""
     if isinstance(query, Query):
         return query
     if isinstance(query, Rows):

@@ -41,7 +41,7 @@ class Index:
         As far as the basis reaches.
 
         Args:
-            gradients: of the queries, ``(Q, P)``.
+            gradients: gradients of the queries, ``(Q, P)``.
         """
         return (gradients @ self.basis.T).to(self.sketch) @ self.sketch
 

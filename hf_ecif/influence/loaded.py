@@ -71,9 +71,9 @@ class LoadedModel:
                 ``hf://owner/name``.
             config: how influence is computed; that of `InfluenceConfig` if absent.
             revision: branch, tag or commit on the Hub.
-            token: of the Hub; the user's login if absent.
-            dtype: of the weights, as ``"float32"``; that of accelerate's settings if absent.
-            device: of the weights, as ``"cuda:0"``; likewise.
+            token: access token of the Hub; the user's login if absent.
+            dtype: dtype of the weights, as ``"float32"``; that of accelerate's settings if absent.
+            device: device of the weights, as ``"cuda:0"``; accelerate's if absent.
 
         Raises:
             UserError: nothing there, or no contrastive dual encoder.

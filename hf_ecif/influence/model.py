@@ -56,8 +56,9 @@ class InfluenceModel(LoadedModel):
             query: what is asked. Rows mean their contrastive loss, better clean than many; a
                 `Query` is any other function; a list is several queries, scored in one pass.
             progress: makes a progress bar of a name and a number of steps.
-            checkpoints: where every epoch and the result are kept.
-            spectrum: of the curvature, where that of like rows is known: both are damped alike.
+            checkpoints: store of the last epoch and the result.
+            spectrum: spectrum of the curvature, where that of similar rows is known: both are then
+                damped alike.
 
         Raises:
             UserError: fewer than two rows or distinct captions on either side.
@@ -85,7 +86,7 @@ class InfluenceModel(LoadedModel):
 
         Args:
             rows: the training rows.
-            seed: of the batches; the config's if absent.
+            seed: seed of the batches; the config's if absent.
         """
         generator = torch.Generator().manual_seed(self.config.seed if seed is None else seed)
         return self._train(self.rows(rows), generator).theta
@@ -117,7 +118,7 @@ def _answer(
     generator: torch.Generator,
     progress: ProgressFactory,
 ) -> Fitted:
-    """What the response of the config finds for a query."""
+    """Result of the fit: the answer of the config's response to a query."""
     config, encoder, theta = model.config, model.encoder, training.theta
     target = query_target(encoder, query, config, generator)
     gradients = target.gradients(encoder, theta)

@@ -56,7 +56,7 @@ class Query:
 
 
 class Target(Protocol):
-    """What the scores predict the change of: one value, or several."""
+    """Quantities whose change the scores predict: one, or several."""
 
     def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor: ...
 
@@ -65,7 +65,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class ContrastiveLoss:
-    """Of any number of rows, batch by batch."""
+    """Contrastive loss of any number of rows, batch by batch."""
 
     objective: Objective
 
@@ -108,7 +108,7 @@ def zero_shot(rows: Rows, *, each: bool = False) -> Query:
 
 
 def zero_shot_margin(rows: Rows, images: Sequence[int]) -> Query:
-    """By how much the other classes together beat the right one; one query per image.
+    """Margin of the other classes together over the right one; one query per image.
 
     ``logsumexp_{c != label} S_c - S_label``, in nats: the logarithm of the odds against the class.
 
@@ -138,7 +138,7 @@ def retrieval_margin(
     pairs: Sequence[int],
     direction: Direction = "text_to_image",
 ) -> Query:
-    """By how much the candidates together beat the right answer; one query per pair.
+    """Margin of the candidates together over the right answer; one query per pair.
 
     ``logsumexp_{j != n} S_nj - S_nn``, in nats: the logarithm of the odds against pair ``n``.
 
@@ -161,7 +161,7 @@ def retrieval_margin(
 
 
 def anchors_and_keys(embeddings: Embeddings, direction: Direction) -> tuple[Tensor, Tensor]:
-    """What is looked for with, and what among."""
+    """Embeddings that search, and those that are searched."""
     text, image = embeddings[:2]
     return (text, image) if direction == "text_to_image" else (image, text)
 
@@ -175,8 +175,8 @@ def choose_query(rows: Rows, encoder: DualEncoder, *, share: float = 0.1, seed: 
     Args:
         rows: the data.
         encoder: embeds them, with the model's own parameters.
-        share: of every cluster that is taken; two pairs at least in all.
-        seed: of the clustering.
+        share: share of every cluster that is chosen; two pairs at least in all.
+        seed: seed of the clustering.
     """
     embeddings = encoder.embed_as_given(rows.features)
     aligned = (embeddings.text * embeddings.image).sum(dim=1).cpu()  # as the clusters are

@@ -64,13 +64,13 @@ class Version:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training on a version led to.
+    """Result of training on a version.
 
     Attributes:
         version: its name.
-        rows: of an epoch, as a mean over the repeats.
-        values: of each of `MEASURES`, one for each repeat, and a single one of the model as given.
-            Recalls and accuracy are shares in [0, 1], higher is better; the loss is the mean
+        rows: number of rows of an epoch, as a mean over the repeats.
+        values: values of each of `MEASURES`, one for each repeat, and a single one for the model as
+            given. Recalls and accuracy are shares in [0, 1], higher is better; the loss is the mean
             contrastive loss in nats.
     """
 
@@ -79,15 +79,15 @@ class Outcome:
     values: Mapping[str, list[float]]
 
     def mean(self, measure: str) -> float:
-        """Over the repeats."""
+        """Mean over the repeats."""
         return float(np.mean(self.values[measure]))
 
     def stderr(self, measure: str) -> float | None:
-        """Of the mean, over the repeats; None of one. Another test would differ by more."""
+        """Standard error of `mean` over the repeats, for this test; None for a single repeat."""
         return _stderr(self.values[measure])
 
     def gain(self, other: Outcome, measure: str) -> tuple[float, float | None]:
-        """By how much it is above another, repeat by repeat: mean and standard error."""
+        """Difference to another, repeat by repeat: mean and standard error."""
         differences = np.subtract(self.values[measure], other.values[measure])
         return float(differences.mean()), _stderr(differences.tolist())
 
@@ -108,7 +108,7 @@ def compare(
         versions: by name; of each as many as there are repeats, the same or not. In a repeat, all
             versions share the seed of their batches.
         test: rows that no version has, and that nothing has been decided by.
-        seed: of the first repeat; the others count on.
+        seed: seed of the first repeat; the others count on.
         progress: makes a progress bar.
 
     Returns:
@@ -145,10 +145,10 @@ def train(
     Args:
         model: its config says how, its own parameters are the start.
         version: what is trained on.
-        steps: of an epoch, however many rows the version has. The rate falls from epoch to epoch,
-            as that of a fit does.
-        batch_size: of the contrastive batches.
-        seed: of the batches.
+        steps: number of steps of an epoch, however many rows the version has. The rate falls from
+            epoch to epoch, as that of a fit does.
+        batch_size: pairs of a contrastive batch.
+        seed: seed of the batches.
     """
     config, rows, start = model.config, version.rows, model.encoder.theta
     same = rows.same_text if config.mask_repeated else None

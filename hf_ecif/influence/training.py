@@ -32,13 +32,13 @@ class Training:
     """The attributed parameters trained on some rows, and all that a question about it needs.
 
     Attributes:
-        rows: that were trained on.
-        config: of the training.
-        objective: that was minimised, with the batches that its value and curvature are taken in.
+        rows: training rows.
+        config: config of the training.
+        objective: training objective, with the batches of its value and its curvature.
         start: ``(P,)``, the model's own parameters.
         theta: ``(P,)``, where the training ended.
         report: how it went.
-        known_spectrum: of the curvature, where it need not be estimated.
+        known_spectrum: known spectrum of the curvature, where it need not be estimated.
     """
 
     rows: Rows
@@ -58,7 +58,7 @@ class Training:
 
     @property
     def spectrum(self) -> Spectrum:
-        """Of the curvature at the end."""
+        """Spectrum of the curvature at the end."""
         return self.inverse.spectrum
 
     @cached_property
@@ -167,7 +167,7 @@ class Training:
         )
 
     def _damping_of_fit(self) -> float:
-        """What holds the parameters where the training stopped, absolute."""
+        """Absolute damping that would hold the parameters where the training stopped."""
         penalty = implied_penalty(self.objective, self.theta, self.start)
         return max(penalty, LEAST_DAMPING * self.spectrum.mean_eigenvalue)
 
@@ -186,13 +186,13 @@ def train(
     """Train the attributed parameters on rows, from the model's own, as a config says.
 
     Args:
-        encoder: of the attributed parameters.
+        encoder: encoder with the attributed parameters.
         rows: to train on.
         config: how.
-        generator: of the batches.
+        generator: generator of the batches.
         record: whether the trajectory is kept.
-        spectrum: of the curvature at the end, where it is known.
-        checkpoints: where the state after the last epoch is kept.
+        spectrum: spectrum of the curvature at the end, where it is known.
+        checkpoints: store of the state after the last epoch.
         advance: called after every epoch, for a progress bar.
     """
     objective = training_objective(encoder, rows, config, generator)
