@@ -364,8 +364,8 @@ class Influence:
         """
         rows = self.rows
         rest = rows.select((~rows.chosen(members)).nonzero()[:, 0])
-        generator = torch.Generator().manual_seed(self.config.seed if seed is None else seed)
-        return train(self.model.encoder, rest, self.config, generator).theta
+        seed = self.config.seed if seed is None else seed
+        return train(self.model.encoder, rest, self.config, seed).theta
 
     def remove(
         self, members: Tensor | ArrayLike, *, steps: int = 1, progress: ProgressFactory = silent
@@ -402,9 +402,8 @@ class Influence:
         return self.rows if rows is None else self.model.rows(rows)
 
     def _through(self, response: Response, query: Asked) -> list[Checkpoint]:
-        generator = torch.Generator().manual_seed(self.config.seed)
         encoder = self.model.encoder
-        target = query_target(encoder, self.model.asked(query), self.config, generator)
+        target = query_target(encoder, self.model.asked(query), self.config)
         return respond(response, self.require_training(), target.gradients(encoder, self.theta))
 
     def _pass(

@@ -22,6 +22,7 @@ from hf_ecif.engine.neighbours import cluster
 from hf_ecif.engine.objective import Objective
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.influence.rows import Rows
+from hf_ecif.utils.seeds import derive
 
 Direction = Literal["text_to_image", "image_to_text"]
 CHUNK = 64  # queries whose cotangents are held at a time
@@ -181,7 +182,7 @@ def choose_query(rows: Rows, encoder: DualEncoder, *, share: float = 0.1, seed: 
     embeddings = encoder.embed_as_given(rows.features)
     aligned = (embeddings.text * embeddings.image).sum(dim=1).cpu()  # as the clusters are
     count = max(1, round(len(rows) ** 0.5 / 4))
-    clusters = cluster(embeddings.image, count, seed)
+    clusters = cluster(embeddings.image, count, derive(seed, "clusters"))
     chosen = [_best(aligned, (clusters == c).nonzero()[:, 0], share) for c in range(count)]
     return rows.select(torch.cat(chosen))
 

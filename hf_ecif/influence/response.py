@@ -48,6 +48,7 @@ from hf_ecif.influence.scoring import Directions, Pass, Scores, score_rows
 from hf_ecif.influence.training import Training
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import derive
 
 
 class Checkpoint(NamedTuple):
@@ -273,12 +274,14 @@ def score_through(
 def share_partitions(how: Pass, checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, Pass]]:
     """Every checkpoint with partitions of its own, together about as many as there were to be.
 
-    Two each at least, which a standard error takes, unless only one was to be.
+    Two each at least, which a standard error takes, unless only one was to be. The first one has
+    the seed that was given, so that one alone is scored as by a pass of its own.
     """
     each = max(min(2, how.partitions), -(-how.partitions // len(checkpoints)))
+    seeds = [how.seed, *(derive(how.seed, "checkpoints", n) for n in range(1, len(checkpoints)))]
     return [
-        (checkpoint, replace(how, partitions=each, seed=how.seed + number))
-        for number, checkpoint in enumerate(checkpoints)
+        (checkpoint, replace(how, partitions=each, seed=seed))
+        for checkpoint, seed in zip(checkpoints, seeds, strict=True)
     ]
 
 

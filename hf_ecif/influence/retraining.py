@@ -25,6 +25,7 @@ from hf_ecif.influence.fitting import adam, cosine_fall, run_epoch
 from hf_ecif.influence.loaded import LoadedModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import derive, stream
 
 RECALLS = tuple(
     f"{direction}_recall@{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 10)
@@ -108,7 +109,7 @@ def compare(
         versions: by name; of each as many as there are repeats, the same or not. In a repeat, all
             versions share the seed of their batches.
         test: rows that no version has, and that nothing has been decided by.
-        seed: seed of the first repeat; the others count on.
+        seed: seed of the run; every repeat has one of its own.
         progress: makes a progress bar.
 
     Returns:
@@ -125,7 +126,13 @@ def compare(
     advance = progress("Fine-tune", len(sizes))
 
     def run(version: Version, repeat: int) -> dict[str, float]:
-        theta = train(model, version, steps=steps, batch_size=batch_size, seed=seed + repeat)
+        theta = train(
+            model,
+            version,
+            steps=steps,
+            batch_size=batch_size,
+            seed=derive(seed, "retraining", repeat),
+        )
         advance(1)
         return measure(model, theta, test)
 
@@ -155,7 +162,7 @@ def train(
     objective = Objective(model.encoder, rows.features, [], same, config.l2, start)
     current = start.clone()
     optimizer = adam(current)
-    batches = _endless(version, batch_size, torch.Generator().manual_seed(seed))
+    batches = _endless(version, batch_size, stream(seed, "fit"))
     for epoch in range(config.fit_epochs):
         rate = config.learning_rate * cosine_fall(epoch, config.fit_epochs)
         run_epoch(objective, current, optimizer, rate, islice(batches, steps))
@@ -188,7 +195,7 @@ def measure(model: LoadedModel, theta: Tensor, test: Rows) -> dict[str, float]:
 
 def random_subset(rows: Rows, count: int, seed: int) -> Rows:
     """Some of the rows, the control for versions of as many rows."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed, "subsets")
     return rows.select(torch.randperm(len(rows), generator=generator)[:count])
 
 

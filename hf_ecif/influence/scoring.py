@@ -21,6 +21,7 @@ from hf_ecif.engine.objective import random_batches
 from hf_ecif.engine.objectives import Embeddings, RoleForm, Roles
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints, State
+from hf_ecif.utils.seeds import stream
 
 RelativeForm = Literal["deletion", "span"]
 
@@ -202,7 +203,7 @@ class Pass:
 
     def batches(self, count: int) -> list[tuple[int, Tensor]]:
         """Number of the partition and rows of every batch of a chunk of ``count`` rows."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = stream(self.seed, "partitions")
         return [
             (partition, batch)
             for partition in range(self.partitions)
@@ -396,8 +397,7 @@ def row_chunks(features: Features, vectors: int, how: Pass, encoder: DualEncoder
     """A random partition of the rows into chunks of equal size that fit in memory."""
     fit = encoder.rows_that_fit(features, max(1, vectors))  # as many without a query as with one
     size = max(fit, 4 * how.batch_size)
-    generator = torch.Generator().manual_seed(how.seed)
-    order = torch.randperm(len(features), generator=generator)
+    order = torch.randperm(len(features), generator=stream(how.seed, "chunks"))
     return list(order.tensor_split(-(-len(features) // size)))
 
 
