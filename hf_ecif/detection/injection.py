@@ -22,6 +22,7 @@ from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import stream
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def plant_pairs(
     """What tells misaligned rows, learned from mismatches that are injected on purpose."""
     train, config = influence.rows, model.config
     known = checkpoints or Checkpoints()
-    generator = torch.Generator().manual_seed(config.seed + 2)
+    generator = stream(config.seed, "injection")
     given = model.embed_as_given(train)
     advance = progress("Plant wrong pairs", config.plantings)
     reference, unlike, alike, kept = [], [], [], []
