@@ -15,11 +15,11 @@ from hf_ecif.app.app import launch, make_app
 from hf_ecif.app.limits import HOME, SPACE, Limits
 from hf_ecif.app.session import STORAGE_KEY
 from tests.app.conftest import HTML
-from tests.app.test_model_tabs import bomb
 from tests.app.visitor import CHROMIUM, FLAGS, PHONE, WAIT, Visitor, visit
 from tests.support.hub import server
 from tests.support.hub.calls import User
 from tests.support.hub.server import HubServer
+from tests.support.images import bomb
 
 MOCK = "mock-oauth-token-for-local-dev"  # what Gradio's login hands out away from a Space
 SMALL = replace(SPACE, login=False, rows=100, upload=2**20)

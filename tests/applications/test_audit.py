@@ -21,6 +21,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.columns import COLUMNS
 from hf_ecif.errors import UserError
 from tests.support import DEMO
+from tests.support.rows import read
 
 ROWS = 150
 CONFIG = InfluenceConfig(partitions=2, plantings=1, probes=4, fit_epochs=2, batch_size=64)
@@ -56,13 +57,6 @@ DAMAGE: list[tuple[int, str, Any, str]] = [
 ]
 DAMAGED = [row for row, *_ in DAMAGE]
 REPEATED = slice(50, 54)
-
-
-def read(path: Path) -> Dataset:
-    """A parquet file, or a folder of them, with images as bytes."""
-    files = str(path) if path.is_file() else [str(file) for file in sorted(path.glob("*.parquet"))]
-    rows = load_dataset("parquet", data_files=files, split="train")
-    return rows.cast_column("image", Image(decode=False))
 
 
 def write(columns: dict[str, list[Any]], like: Dataset, path: Path) -> None:

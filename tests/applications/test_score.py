@@ -22,8 +22,8 @@ from hf_ecif.data.columns import SCORES
 from hf_ecif.errors import UserError
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.scorer import REASON
-from tests.applications.test_audit import read
 from tests.support import DEMO
+from tests.support.rows import read
 
 CONFIG = InfluenceConfig(
     batch_size=4, fit_epochs=1, partitions=2, probes=2, max_iterations=2, max_pixels=1_000_000

@@ -37,8 +37,8 @@ from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.retraining import Version, train
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Directions, Scores
-from tests.cli.test_main import DEMO
-from tests.influence.test_fidelity import (
+from tests.support import DEMO
+from tests.support.retraining import (
     BATCHES,
     L2,
     PAIRS,

@@ -2,62 +2,23 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import datasets.config
 import pytest
 from datasets import Image, Value, load_dataset, load_from_disk
 from transformers import BertConfig, BertModel
 
 import hf_ecif.applications.audit
-from hf_ecif.cli.main import main
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.parquet import write_shards
 from hf_ecif.errors import UserError
 from hf_ecif.version import __version__
 from tests.support import DEMO
+from tests.support.commands import MODEL, Run
 
-MODEL = str(DEMO / "model")
 SMALL = ["--batch-size", "32", "--partitions", "2", "--fit-epochs", "0", "--quiet"]
-Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Saved rows by number: ``0``, ``1`` and ``30``."""
-    root = tmp_path_factory.mktemp("data")
-    rows = load_dataset("parquet", data_files=str(DEMO / "data/test.parquet"), split="train")
-    for count in (0, 1, 30):
-        rows.select(range(count)).save_to_disk(root / str(count))
-    return root
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Status and messages of the command, by its entry point."""
-
-    def command(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["hf-ecif", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return status, out + err
-
-    return command
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from hf_ecif.applications.trace import COLUMNS, TASKS
-from tests.cli.test_main import DEMO, MODEL, Run, data, own_cache, run  # noqa: F401
+from tests.support import DEMO
+from tests.support.commands import MODEL, Run
 
 QUICK = ["--batch-size", 16, "--probes", 1, "--partitions", 2, "--fit-epochs", 2, "--quiet"]
 KINDS = pytest.mark.parametrize("kind", TASKS)
@@ -26,7 +27,7 @@ def query(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def trace(run: Run, data: Path, query: Path, tmp_path: Path) -> Run:  # noqa: F811
+def trace(run: Run, data: Path, query: Path, tmp_path: Path) -> Run:
     """Of 30 rows, into ``out``."""
 
     def command(*options: object) -> tuple[int, str]:
@@ -95,8 +96,8 @@ def test_mistakes(trace: Run, tmp_path: Path, options: list[object], words: str)
 
 
 def test_an_audit_shows_the_errors_of_its_query(
-    run: Run,  # noqa: F811
-    data: Path,  # noqa: F811
+    run: Run,
+    data: Path,
     query: Path,
     tmp_path: Path,
 ) -> None:
