@@ -106,7 +106,7 @@ def open_audit(folder: str) -> Audit:
     if not is_audit(folder):
         raise UserError(
             f"{path} holds no finished audit (summary.json and scored/). Run hf-ecif audit first, "
-            "and give its --output."
+            "and give its `output`."
         )
     summary = read_json(path / "summary.json")
     columns = summary["columns"]

@@ -16,7 +16,8 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from hf_ecif.applications.sources import Opened, Sources, open_sources
+from hf_ecif.applications.requests import AuditRequest, ErrorKind
+from hf_ecif.applications.sources import Opened, open_sources
 from hf_ecif.applications.trace import (
     Found,
     describe_errors_and_causes,
@@ -33,7 +34,7 @@ from hf_ecif.detection.annotate import add_columns
 from hf_ecif.detection.detect import SMALLEST_GROUP, Detection, auroc, detect
 from hf_ecif.detection.injection import plant_pairs
 from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
-from hf_ecif.detection.suggestions import MARGIN, Evidence, find_evidence, read_vocabulary
+from hf_ecif.detection.suggestions import Evidence, find_evidence, read_vocabulary
 from hf_ecif.errors import UserError
 from hf_ecif.influence.fitted import Fitted
 from hf_ecif.influence.rows import Rows
@@ -47,7 +48,7 @@ from hf_ecif.utils.files import CHECKPOINTS, require_writable, write_json
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 FEWEST = 20  # rows to audit
-TRACED = "retrieval-text"  # the errors that the report shows
+TRACED: ErrorKind = "retrieval-text"  # the errors that the report shows
 SHOWN_TRACED = 8
 RESULTS = (
     "scored",
@@ -58,22 +59,6 @@ RESULTS = (
     "trace.parquet",
     "trace.html",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditRequest(Sources):
-    """What to audit and where to put the result; the fields are the options of ``hf-ecif
-    audit``."""
-
-    output: Path
-    truth_column: str | None = None
-    group_column: str | None = None
-    vocabulary: Path | None = None
-    suggest: bool = True
-    suggest_margin: float = MARGIN
-    trace: int = 0
-    overwrite: bool = False
-    resume: bool = False
 
 
 def run_audit(
@@ -98,7 +83,8 @@ def run_audit(
         opened = open_sources(request, config)
         given = _read_given(request, opened.dataset)
         fingerprints = opened.fingerprints()
-    manifest = config.deciding() | fingerprints | {"columns": request.columns}
+    settings = config.deciding() | request.detection.deciding()
+    manifest = settings | fingerprints | {"columns": request.columns}
     known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
     try:
         found = _analyse(request, opened, given, known, watch, progress or silent)
@@ -109,7 +95,10 @@ def run_audit(
     def write() -> dict[str, Any]:
         with watch("write"):
             summary, scored = _write_rows(request, found)
-        summary["fingerprints"] = fingerprints | {"config": config.fingerprint()}
+        summary["fingerprints"] = fingerprints | {
+            "config": config.fingerprint(),
+            "detection": request.detection.fingerprint(),
+        }
         summary["seconds"] = watch.seconds()
         if found.traced is not None:
             summary["trace"] = _write_traced(request, found, summary)
@@ -161,7 +150,7 @@ def _read_given(request: AuditRequest, dataset: Dataset) -> _Given:
     truth, group, file = request.truth_column, request.group_column, request.vocabulary
     wrong = "is known to be wrong"
     return _Given(
-        read_flags(dataset, truth, "--truth-column", wrong) if truth else None,
+        read_flags(dataset, truth, "truth_column", wrong) if truth else None,
         read_groups(dataset, group) if group else None,
         read_vocabulary(file) if file else None,
     )
@@ -190,7 +179,9 @@ def _analyse(
         scores, as_given = model.score(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
         planting = known.within("planting")
-        reference, planted = plant_pairs(model, rows, query, progress, planting)
+        reference, planted = plant_pairs(
+            model, rows, query, progress, planting, request.detection
+        )
         witnesses = witnesses_of(model, rows, scores)
         detection = detect(
             witnesses.stack(),
@@ -284,21 +275,21 @@ def _check_output(request: AuditRequest) -> None:
     foreign = [n for n in present if n not in ours and not n.endswith(".partial")]
     if foreign:
         raise UserError(
-            f"--output {output} holds other files ({', '.join(foreign[:3])}). Give a new folder."
+            f"`output={output}` holds other files ({', '.join(foreign[:3])}). Give a new folder."
         )
     if request.trace and request.query is None:
-        raise UserError("--trace looks for errors in the query: give one (--query).")
+        raise UserError("`trace` looks for errors in the query: give one (`query`).")
     if request.resume and "summary.json" in present and CHECKPOINTS not in present:
-        raise UserError(f"The run in --output {output} is finished. Give --overwrite to repeat it.")
+        raise UserError(f"The run in `output={output}` is finished. Give `overwrite` to repeat it.")
     if CHECKPOINTS in present and not (request.resume or request.overwrite):
         raise UserError(
-            f"--output {output} holds an interrupted run: --resume goes on with it, --overwrite "
+            f"`output={output}` holds an interrupted run: `resume` goes on with it, `overwrite` "
             "starts anew."
         )
     if present and not (request.resume or request.overwrite):
         raise UserError(
-            f"--output {output} holds another run ({', '.join(present)}). Give a new folder, or "
-            "--overwrite to replace it."
+            f"`output={output}` holds another run ({', '.join(present)}). Give a new folder, or "
+            "`overwrite` to replace it."
         )
     inside = [
         source
@@ -307,7 +298,7 @@ def _check_output(request: AuditRequest) -> None:
     ]
     if inside:
         raise UserError(
-            f"--output {output} holds the input {inside[0]}, which the results would replace. Give "
+            f"`output={output}` holds the input {inside[0]}, which the results would replace. Give "
             "another folder."
         )
 
@@ -346,6 +337,7 @@ def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dic
             {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
         ],
         "loaded": _describe_loading(opened),
+        "config": provenance["config"] | request.detection.to_dict(),
     }
     if found.given.truth is not None:
         positions = rows.positions.numpy()
@@ -444,7 +436,7 @@ def _warnings(summary: dict[str, Any], fitted: Fitted) -> Iterator[str]:
         yield (
             "ecif_score is inverted here: wrong pairs made on purpose look valuable, not harmful. "
             "The model is far from an optimum on these data (see gradient_norm): fit it longer "
-            "(--fit-epochs), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
+            "(`fit_epochs`), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
         )
     for purpose, report in fitted.solvers.items():
         if not report.converged:

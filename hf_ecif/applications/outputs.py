@@ -20,11 +20,11 @@ def require_free(output: Path, *, resume: bool, overwrite: bool) -> None:
     present = {name for name in names if not name.endswith(PARTIAL)}
     interrupted = present & INTERRUPTED
     if present & FINISHED and not interrupted and not overwrite:
-        raise UserError(f"The run in --output {output} is finished. --overwrite replaces it.")
+        raise UserError(f"The run in `output={output}` is finished. `overwrite` replaces it.")
     if interrupted and not (resume or overwrite):
         raise UserError(
-            f"--output {output} holds an interrupted run: --resume goes on with it, --overwrite "
+            f"`output={output}` holds an interrupted run: `resume` goes on with it, `overwrite` "
             "starts anew."
         )
     if present and not present & (FINISHED | INTERRUPTED):
-        raise UserError(f"--output {output} holds other files. Give a new folder.")
+        raise UserError(f"`output={output}` holds other files. Give a new folder.")

@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +17,7 @@ from datasets import Dataset, Features, IterableDataset, Value, concatenate_data
 from datasets.distributed import split_dataset_by_node
 
 from hf_ecif.applications.outputs import SCORING, require_free
+from hf_ecif.applications.requests import ScoreRequest
 from hf_ecif.data.loading import fingerprint_source, load_rows, stream_rows
 from hf_ecif.data.parquet import write_rows
 from hf_ecif.data.schema import check_columns, drop_influence_columns
@@ -36,21 +36,6 @@ SHARDS = "scored"
 
 
 BATCHES = 4  # contrastive batches of a block: its rows can meet in many ways
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreRequest:
-    """What to score; the fields are the options of ``hf-ecif score``."""
-
-    influence: str
-    dataset: str
-    output: Path
-    split: str = "train"
-    image_column: str = "image"
-    text_column: str = "text"
-    streaming: bool = False
-    overwrite: bool = False
-    resume: bool = False
 
 
 def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset, Features, Value
 from torch import Tensor
 
-from hf_ecif.applications.sources import Opened, Sources, open_sources
+from hf_ecif.applications.requests import ErrorKind, TraceRequest
+from hf_ecif.applications.sources import Opened, open_sources
 from hf_ecif.applications.tracing import Errors, Task, Traces, describe_errors, find_errors, trace
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
@@ -24,7 +25,7 @@ from hf_ecif.utils import distributed
 from hf_ecif.utils.files import aside, require_new, write_json
 from hf_ecif.utils.progress import ProgressFactory, silent
 
-TASKS: dict[str, Task] = {
+TASKS: dict[ErrorKind, Task] = {
     "retrieval-text": "text_to_image",
     "retrieval-image": "image_to_text",
     "zero-shot": "zero_shot",
@@ -32,18 +33,6 @@ TASKS: dict[str, Task] = {
 
 
 SHOWN_OFTEN = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class TraceRequest(Sources):
-    """What to trace; the fields are the options of ``hf-ecif trace``."""
-
-    output: Path
-    errors: str = "retrieval-text"
-    rows: list[int] | None = None
-    top_k: int = 10
-    most: int = 100
-    candidates: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,7 @@ class Found:
         wrong: how many there are in all; None where they were given.
     """
 
-    kind: str
+    kind: ErrorKind
     errors: Errors
     traces: Traces
     wrong: int | None
@@ -113,7 +102,7 @@ def find_and_trace(
     rows: Rows,
     query: Rows,
     *,
-    kind: str,
+    kind: ErrorKind,
     most: int,
     chosen: Tensor | None = None,
     top_k: int = 10,
@@ -153,16 +142,11 @@ def find_and_trace(
 
 
 def _check(request: TraceRequest) -> None:
-    if request.errors not in TASKS:
-        raise UserError(f"--errors {request.errors!r}: must be one of {', '.join(TASKS)}.")
     if 0 < request.candidates < request.top_k:
         raise UserError(
-            f"--candidates {request.candidates}: fewer than the --top-k {request.top_k} that are "
+            f"`candidates={request.candidates}`: fewer than the `top_k={request.top_k}` that are "
             "chosen among them."
         )
-    for name in ("top_k", "most"):
-        if getattr(request, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
 
 
 def _find_rows(wanted: list[int], query: Rows) -> Tensor:
@@ -175,7 +159,7 @@ def _find_rows(wanted: list[int], query: Rows) -> Tensor:
     for row in wanted:
         if row not in places:
             why = query.reasons.get(row, f"the query has rows 0 to {query.total - 1}")
-            raise UserError(f"--rows {row}: {why}.")
+            raise UserError(f"`rows={row}`: {why}.")
     return torch.tensor([places[row] for row in dict.fromkeys(wanted)])
 
 
@@ -289,10 +273,10 @@ def describe_found(found: Found, rows: Rows, query: Rows) -> dict[str, Any]:
 
 def _warnings(found: Found) -> Iterator[str]:
     if found.wrong == 0:
-        yield "There is no error of this kind. Try another --errors, or give rows with --rows."
+        yield "There is no error of this kind. Try another `errors`, or give rows with `rows`."
     traces = found.traces
     if len(traces.pairs) and (traces.score + 2 * traces.stderr >= 0).float().mean() > 0.5:
         yield (
             "Most of the scores are within two standard errors of zero: these errors have no few "
-            "pairs behind them, or more --partitions are needed to see them."
+            "pairs behind them, or a larger query is needed to see them."
         )

@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from torch import Tensor
 
-from hf_ecif.applications.sources import Opened, Sources, open_sources
+from hf_ecif.applications.requests import ValueRequest
+from hf_ecif.applications.sources import Opened, open_sources
 from hf_ecif.applications.valuation import (
     Additions,
     Curve,
@@ -42,21 +42,6 @@ from hf_ecif.utils.progress import ProgressFactory, silent
 TOP, TOP_OF_SLICE = 12, 6  # pairs of a ranking that are named and shown
 SMALL_SLICE = 20
 ADDED = "ecif_added"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueRequest(Sources):
-    """What to value; the fields are the options of ``hf-ecif value``."""
-
-    output: Path
-    slice_column: str | None = None
-    curves: bool = False
-    repeats: int = 3
-    test: str | None = None
-    test_split: str = "test"
-    candidates: str | None = None
-    candidates_split: str = "train"
-    leverage: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,13 +113,11 @@ def run_value(
 
 def _check(request: ValueRequest, config: InfluenceConfig) -> None:
     if request.test and not request.curves:
-        raise UserError("--test is what removal curves are judged by: give --curves, too.")
-    if request.curves and request.repeats < 1:
-        raise UserError(f"--repeats {request.repeats}: a curve needs at least one refit per point.")
+        raise UserError("`test` is what removal curves are judged by: give `curves`, too.")
     if request.curves and config.fit_epochs == 0:
-        raise UserError("--fit-epochs 0 refits nothing, so there are no --curves.")
+        raise UserError("`fit_epochs=0` refits nothing, so there are no `curves`.")
     if request.leverage and config.fit_epochs == 0:
-        raise UserError("--leverage is of a fit, and --fit-epochs 0 does none.")
+        raise UserError("`leverage` is of a fit, and `fit_epochs=0` does none.")
 
 
 def _read_given(request: ValueRequest, opened: Opened) -> _Given:
@@ -156,10 +139,9 @@ def _read_slices(request: ValueRequest, opened: Opened) -> list[str | None] | No
         return None
     source = opened.dataset if opened.query_set is None else opened.query_set
     try:
-        return read_groups(source, request.slice_column)
+        return read_groups(source, request.slice_column, "slice_column")
     except UserError as error:
-        message = str(error).replace("--group-column", "--slice-column")
-        raise UserError(message.replace("the data set", "the query")) from error
+        raise UserError(str(error).replace("the data set", "the query")) from error
 
 
 def _analyse(
@@ -173,7 +155,7 @@ def _analyse(
         return model.read(dataset, *request.columns, advance)
 
     rows, query = opened.read(progress)
-    test = require_pairs("--test", read("test rows", given.test)) if given.test else None
+    test = require_pairs("`test`", read("test rows", given.test)) if given.test else None
     candidates = read("candidates", given.candidates) if given.candidates else None
     names = given.names and [given.names[row] for row in query.positions.tolist()]
     valuation = value_by_slice(model, rows, query, names, progress)
@@ -392,7 +374,7 @@ def _warnings(summary: dict[str, Any]) -> Iterator[str]:
     if summary["curves"] and not summary["curves"]["held_out"]:
         yield (
             "The removal curves are judged by the query itself, which the scores were made for. "
-            "Give held-out pairs (--test) to see what is gained beyond it."
+            "Give held-out pairs (`test`) to see what is gained beyond it."
         )
     small = [one["name"] for one in summary["slices"][1:] if one["rows"] < SMALL_SLICE]
     if small:

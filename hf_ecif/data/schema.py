@@ -27,7 +27,7 @@ def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Data
     """
     if image_column == text_column:
         raise UserError(
-            f"--image-column and --text-column are both {text_column!r}. Name a column of images "
+            f"`image_column` and `text_column` are both {text_column!r}. Name a column of images "
             "and one of captions."
         )
     for role, column in (("image", image_column), ("text", text_column)):
@@ -41,7 +41,7 @@ def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Data
     if not _is_image_like(image_type):
         raise UserError(
             f"The image column {image_column!r} must hold images, their bytes or their paths, but "
-            f"it is {image_type}. Name another one with --image-column."
+            f"it is {image_type}. Name another one with `image_column`."
         )
     return dataset.cast_column(image_column, Image(decode=False))
 
@@ -55,7 +55,7 @@ def require_text(dataset: Dataset, column: str) -> None:
     if not _is_value(dataset.features[column], "string"):
         raise UserError(
             f"The text column {column!r} must hold strings, but it is "
-            f"{dataset.features[column]}. Name another one with --text-column."
+            f"{dataset.features[column]}. Name another one with `text_column`."
         )
 
 
@@ -75,7 +75,7 @@ def read_flags(dataset: Dataset, column: str, option: str, meaning: str) -> NDAr
     Args:
         dataset: All rows.
         column: Its name.
-        option: What the user named it by, for the error.
+        option: The argument that named it, for the error.
         meaning: Of true, said of a row, for the error.
 
     Raises:
@@ -83,13 +83,13 @@ def read_flags(dataset: Dataset, column: str, option: str, meaning: str) -> NDAr
     """
     if column not in dataset.column_names:
         raise UserError(
-            f"{option} {column!r} is not in the data set. It has: "
+            f"`{option}={column!r}` is not in the data set. It has: "
             f"{', '.join(dataset.column_names)}."
         )
     kind = dataset.features[column].dtype
     if kind != "bool":
         raise UserError(
-            f"{option} {column!r} must be boolean, true where a row {meaning}, but it is {kind}."
+            f"`{option}={column!r}` must be boolean, true where a row {meaning}, but it is {kind}."
         )
     return np.array(dataset[column][:], dtype=bool)
 

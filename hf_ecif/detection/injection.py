@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_ecif.config import DetectionConfig
 from hf_ecif.detection.detect import Floats
 from hf_ecif.detection.signals import find_witnesses
 from hf_ecif.engine.neighbours import cluster
@@ -80,6 +81,7 @@ def plant_pairs(
     query: Rows,
     progress: ProgressFactory = silent,
     checkpoints: Checkpoints | None = None,
+    detection: DetectionConfig | None = None,
 ) -> tuple[Floats, list[Floats]]:
     """What tells misaligned rows, in runs in which some captions were exchanged on purpose.
 
@@ -88,16 +90,16 @@ def plant_pairs(
         exchanged: for the caption of an image unlike their own, and of one like it; see
         `find_witnesses`.
     """
-    config, known = model.config, checkpoints or Checkpoints()
-    generator = torch.Generator().manual_seed(config.seed + 2)
+    config, known = detection or DetectionConfig(), checkpoints or Checkpoints()
+    generator = torch.Generator().manual_seed(model.config.seed + 2)
     given = model.encoder.embed(model.encoder.theta, train.features)
-    advance = progress("Plant wrong pairs", config.plantings)
+    advance = progress("Plant wrong pairs", config.injections)
     reference, unlike, alike = [], [], []
     # Their curvature differs little; it is damped alike.
     spectrum = model.fitted.spectrum if model.fitted else None
-    for number in range(config.plantings):
+    for number in range(config.injections):
         planting = plant(
-            train, given.image, share=config.planted_share, clusters=10, generator=generator
+            train, given.image, share=config.injected_share, clusters=10, generator=generator
         )
         within = known.within(f"{number:02d}")
         fitted, _ = model._fit(planting.rows, query, silent, within, spectrum)

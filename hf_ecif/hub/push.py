@@ -102,7 +102,7 @@ def push(
     """
     folder = Path(output).expanduser()
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}. Name the --output of an earlier command.")
+        raise UserError(f"There is no folder {folder}. Name the `output` of an earlier command.")
     if (folder / "cleaning.json").is_file() and not (folder / "summary.json").is_file():
         raise UserError(
             f"{folder} does not tell how its rows were audited. Clean the folder of the audit, "
@@ -223,8 +223,8 @@ def _target(
 ) -> Target:
     if create_pr and revision is not None:
         raise UserError(
-            "A pull request is opened against the main branch: give either --create-pr or "
-            "--revision."
+            "A pull request is opened against the main branch: give either `create_pr` or "
+            "`revision`."
         )
     try:
         validate_repo_id(repo_id)

@@ -59,12 +59,12 @@ def load_model(name: str) -> tuple[Any, Any]:
             on_hub = explain_hub_error(error) or reason
             reason = f"no such folder, and the Hub does not give it. {on_hub}"
         raise UserError(
-            f"--model {name!r} cannot be loaded: {reason} Give a folder written by save_pretrained "
+            f"`model={name!r}` cannot be loaded: {reason} Give a folder written by save_pretrained "
             "(model and processor) or a Hub id, such as openai/clip-vit-base-patch32."
         ) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise UserError(
-            f"--model {name!r} has no processor for images and texts. Save it with the processor: "
+            f"`model={name!r}` has no processor for images and texts. Save it with the processor: "
             "processor.save_pretrained(folder)."
         )
     return model, processor

@@ -18,7 +18,7 @@ from hf_ecif.applications import audit as audit_module
 from hf_ecif.applications.audit import CHECKPOINTS, AuditRequest, run_audit
 from hf_ecif.applications.fit import FitRequest, run_fit
 from hf_ecif.applications.score import ScoreRequest, run_score
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.errors import UserError
 from hf_ecif.influence import rows as features
 from hf_ecif.influence.model import InfluenceModel
@@ -33,7 +33,6 @@ CONFIG = InfluenceConfig(
     micro_batch_size=32,
     fit_epochs=3,
     partitions=2,
-    plantings=1,
     probes=1,
     max_iterations=2,
 )
@@ -139,7 +138,8 @@ def jobs(folder: Path, finish: Callable[[Job], Job]) -> dict[str, Job]:
         "query_split": "train",
     }
     audit = AuditRequest(
-        **sources, output=folder / "audit", truth_column="is_misaligned", suggest=False
+        **sources, output=folder / "audit", truth_column="is_misaligned", suggest=False,
+        detection=DetectionConfig(injections=1),
     )
     fit = FitRequest(**sources, output=folder / "fit")
     scoring = replace(fit, output=folder / "scoring fit")

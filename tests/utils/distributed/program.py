@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_ecif import InfluenceConfig, InfluenceModel, load_rows
+from hf_ecif import DetectionConfig, InfluenceConfig, InfluenceModel, load_rows
 from hf_ecif.detection.injection import plant_pairs
 from hf_ecif.engine import features as inputs
 from hf_ecif.engine.encoder import DualEncoder
@@ -155,7 +155,6 @@ def model() -> Iterator[tuple[str, Tensor]]:
         fit_epochs=2,
         probes=2,
         partitions=2,
-        plantings=1,
         tolerance=1e-6,  # a solve that stops early may stop a step earlier or later
     )
     influence = InfluenceModel.from_pretrained(DEMO / "model", config)
@@ -171,7 +170,9 @@ def model() -> Iterator[tuple[str, Tensor]]:
     yield "theta", fitted.theta
     yield "positions", rows.positions
     yield from influence.score(rows).to_state().tensors.items()
-    reference, planted = plant_pairs(influence, rows, query)
+    reference, planted = plant_pairs(
+        influence, rows, query, detection=DetectionConfig(injections=1)
+    )
     yield "planted", torch.from_numpy(np.concatenate(planted))
     yield "reference", torch.from_numpy(reference)
 
