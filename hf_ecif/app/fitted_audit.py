@@ -255,22 +255,22 @@ def find_causes(prepared: Prepared, query: Query, count: int) -> list[Cause]:
 @lru_cache(maxsize=2)
 def _prepare(folder: str) -> Prepared:
     audit = open_audit(folder)
-    summary, query = audit.summary, audit.summary["query"]
-    config = InfluenceConfig.from_dict(_known(summary["config"]), "summary.json")
+    summary, query = audit.summary, audit.summary.query
+    config = InfluenceConfig.from_dict(_known(summary.config), "summary.json")
     sources = Sources(
-        model=_find(summary["model"], audit.folder),
-        dataset=_find(summary["dataset"], audit.folder),
-        split=summary["split"],
-        query=query.get("dataset") and _find(query["dataset"], audit.folder),
-        query_split=query.get("split") or "validation",
-        image_column=summary["columns"]["image"],
-        text_column=summary["columns"]["text"],
+        model=_find(summary.model, audit.folder),
+        dataset=_find(summary.dataset, audit.folder),
+        split=summary.split,
+        query=query.dataset and _find(query.dataset, audit.folder),
+        query_split=query.split or "validation",
+        image_column=summary.columns.image,
+        text_column=summary.columns.text,
     )
     opened = open_sources(sources, config)
-    if len(opened.dataset) != summary["rows"]:
+    if len(opened.dataset) != summary.rows:
         raise UserError(
             f"{sources.dataset} has {len(opened.dataset):,} rows by now, and had "
-            f"{summary['rows']:,} when it was audited. Run the audit again."
+            f"{summary.rows:,} when it was audited. Run the audit again."
         )
     rows, queries = opened.read()
     opened.model.fit(rows, queries)

@@ -85,7 +85,7 @@ def say(folder: str, share: float, order: Order) -> str:
     """The prediction in words."""
     audit, count = open_audit(folder), _count(folder, share)
     change = float(_changes(folder, order)[count])
-    loss = audit.summary["query"].get("loss")
+    loss = audit.summary.query.loss
     facts = {"removed": count, "order": order, "change": change, "loss": loss}
     return render("prediction", **facts)
 

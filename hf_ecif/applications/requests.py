@@ -215,7 +215,7 @@ class CleanRequest(Options):
         "(ecif_weight) and remove none; or relabel flagged rows with the suggested caption, and "
         "drop those without one.",
     )
-    beside: tuple[Strategy, ...] = option((), help="Further ones to count and to compare.")
+    beside: tuple[Strategy, ...] = ()
     share: float | None = option(
         None, help="Share of the scored rows, between 0 and 1, that `strategy=worst` drops."
     )

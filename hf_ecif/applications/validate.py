@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,21 +11,22 @@ from hf_ecif.applications.requests import ValidateRequest
 from hf_ecif.applications.sources import open_sources
 from hf_ecif.applications.validation import Validation, validate
 from hf_ecif.config import InfluenceConfig
+from hf_ecif.data.summary import ValidationSummary
 from hf_ecif.errors import UserError
 from hf_ecif.reports.figures import validation_scatter
 from hf_ecif.reports.outcomes import write_validation_page
 from hf_ecif.utils import distributed
-from hf_ecif.utils.files import require_new, write_json
+from hf_ecif.utils.files import require_new
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 
 def run_validate(
     request: ValidateRequest, config: InfluenceConfig, progress: ProgressFactory = silent
-) -> dict[str, Any]:
+) -> ValidationSummary:
     """Compare predicted with true retrainings; writes ``validation.json``, ``.html`` and ``.png``.
 
     Returns:
-        The content of ``validation.json``.
+        What ``validation.json`` holds.
 
     Raises:
         UserError: something in the request cannot be.
@@ -49,13 +49,17 @@ def run_validate(
         progress=progress,
     )
 
-    def write() -> dict[str, Any]:
-        summary = opened.provenance(rows, query) | asdict(result)
-        summary |= {"verdict": result.verdict, "repeats": request.repeats}
-        summary["warnings"] = list(opened.warnings(rows, query))
+    def write() -> ValidationSummary:
+        summary = ValidationSummary(
+            **opened.provenance(rows, query),
+            **asdict(result),
+            verdict=result.verdict,
+            repeats=request.repeats,
+            warnings=list(opened.warnings(rows, query)),
+        )
         request.output.mkdir(parents=True, exist_ok=True)
         _plot(result, request.output / "validation.png")
-        write_json(summary, request.output / "validation.json")
+        summary.save(request.output / "validation.json")
         write_validation_page(summary, request.output / "validation.html")
         return summary
 

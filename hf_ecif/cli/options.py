@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-Quiet = Annotated[bool, typer.Option(help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 _COMMON = [
     Parameter("quiet", Parameter.KEYWORD_ONLY, default=False, annotation=Quiet),
@@ -58,6 +58,7 @@ def command(
         asked = [one for one in _parameters(request, defaults) if one.name not in hidden]
         settings = list(_parameters(config, defaults)) if config else []
         shown = [*asked, *own.values(), *(one for one in settings if one.name not in hidden)]
+        shown.sort(key=lambda one: one.default is not Parameter.empty)  # the required ones first
         retired = list(_retired(shown)) if config else []
 
         @wraps(work)
@@ -113,16 +114,16 @@ def _parameters(kind: type[Options], defaults: Mapping[str, Any]) -> Iterator[Pa
 
 
 def _parameter(field: Field[Any], hint: Any, default: Any) -> Parameter:
-    is_choice = get_origin(hint) is Literal
+    is_choice = get_origin(hint) is Literal  # checked by the field, as in the library
     about: dict[str, Any] = {"help": name_flags(field.metadata["help"])}
-    if is_choice:  # checked by the field itself, so that library and command say the same
-        about["metavar"] = f"[{'|'.join(get_args(hint))}]"
+    about["metavar"] = "<choice>" if is_choice else None
     if field.metadata["is_argument"]:
         made = typer.Argument(**about)
     else:
+        # Without names, typer would give each boolean a --no- form; few need one.
+        names = () if default is True else (_flag_of(field),)
         panel = "Advanced" if field.metadata["is_advanced"] else None
-        flags = (f"--{flag}",) if (flag := field.metadata["flag"]) else ()
-        made = typer.Option(*flags, **about, rich_help_panel=panel)
+        made = typer.Option(*names, **about, rich_help_panel=panel)
     return Parameter(
         field.name,
         Parameter.KEYWORD_ONLY,

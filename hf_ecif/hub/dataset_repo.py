@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from hf_ecif.data.columns import ADDED_LATER, COLUMNS
 from hf_ecif.data.loading import load_splits
 from hf_ecif.data.parquet import write_shards
 from hf_ecif.data.schema import check_columns, drop_influence_columns, is_influence_column
+from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
 from hf_ecif.hub.dataset_card import (
     HISTOGRAM,
@@ -30,12 +30,11 @@ from hf_ecif.hub.dataset_card import (
     write_card,
 )
 from hf_ecif.hub.markdown import hide_folders, hub_card, local_card
-from hf_ecif.utils.files import read_json
+from hf_ecif.utils.files import to_json
 from hf_ecif.utils.hub_paths import parse_hub_path
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 _SPLIT = re.compile(r"\w+(\.\w+)*")  # what `datasets` takes for the name of a split
-_FACTS = ("rows", "kept", "removed", "columns", "noise", "query", "dataset", "split", "fit")
 
 
 class AuditFolder:
@@ -49,14 +48,8 @@ class AuditFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.summary = path, read_json(path / "summary.json")
-        missing = [name for name in _FACTS if name not in self.summary]
-        if missing:
-            raise UserError(
-                f"{path / 'summary.json'} lacks {missing[0]!r}: it is of another version, or no "
-                "audit's. Run the audit again."
-            )
-        self.split: str = self.summary["split"]
+        self.path, self.summary = path, Summary.load(path / "summary.json")
+        self.split = self.summary.split
         if not _SPLIT.fullmatch(self.split):
             raise UserError(f"{self.split!r} cannot be the name of a split on the Hub.")
         self._check_counts()
@@ -108,19 +101,20 @@ class AuditFolder:
     def _layout(self, folders: dict[str, Path], removed: bool) -> Layout:
         kept = self.path / "kept"
         meanings = COLUMNS | ADDED_LATER
-        shows_only_published = removed or not self.summary["removed"]
+        shows_only_published = removed or not self.summary.removed
         return Layout(
             splits={split: _count(folder) for split, folder in folders.items()},
-            removed=self.summary["removed"] if removed else 0,
+            removed=self.summary.removed if removed else 0,
             columns={name: meanings[name] for name in _features(kept) if name in meanings},
             counts=count_rows(_shards(kept), _shards(self.path / "removed")),
             has_report=(self.path / "report.html").is_file() and shows_only_published,
         )
 
     def _evidence(self, layout: Layout) -> dict[str, Path | bytes]:
+        told = to_json(hide_folders(self.summary.to_dict()), indent=2)
         files: dict[str, Path | bytes] = {
-            SUMMARY: (json.dumps(hide_folders(self.summary), indent=2) + "\n").encode(),
-            HISTOGRAM: draw_histogram(self.shards, self.summary["noise"]["threshold"]),
+            SUMMARY: f"{told}\n".encode(),
+            HISTOGRAM: draw_histogram(self.shards, self.summary.noise.threshold),
         }
         if layout.has_report:
             page = (self.path / "report.html").read_text(encoding="utf-8")
@@ -129,25 +123,25 @@ class AuditFolder:
 
     def _check_counts(self) -> None:
         for name in ("kept", "removed"):
-            folder, expected = self.path / name, self.summary[name]
+            folder, expected = self.path / name, getattr(self.summary, name)
             found = _count(folder) if folder.is_dir() else 0
             if found != expected:
                 raise UserError(
                     f"{folder} has {found:,} rows, but the audit wrote {expected:,}. Something has "
                     "changed it since: run the audit again."
                 )
-        parts, rows = self.summary["kept"] + self.summary["removed"], self.summary["rows"]
+        parts, rows = self.summary.kept + self.summary.removed, self.summary.rows
         if parts != rows:
             raise UserError(
                 f"{self.path} has {parts:,} rows kept and removed, but {rows:,} were audited. Run "
                 "the audit again."
             )
-        if not self.summary["kept"]:
+        if not self.summary.kept:
             raise UserError(f"{self.path} has nothing to publish: the audit kept no row.")
 
     def _write_other_splits(self, aside: Path, progress: ProgressFactory) -> dict[str, Path]:
         """Folders of parquet files, each split with the columns of the kept rows."""
-        source = self.summary["dataset"]
+        source = self.summary.dataset
         try:
             splits = load_splits(source)
         except UserError as error:
@@ -156,10 +150,10 @@ class AuditFolder:
                 "out with `other_splits=False`."
             ) from error
         found = len(splits[self.split]) if self.split in splits else 0
-        if found != self.summary["rows"]:
+        if found != self.summary.rows:
             raise UserError(
                 f"{source} has changed since the audit: its split {self.split!r} has {found:,} "
-                f"rows, and had {self.summary['rows']:,}. Audit it again, or leave the other "
+                f"rows, and had {self.summary.rows:,}. Audit it again, or leave the other "
                 "splits out with `other_splits=False`."
             )
         others = {name: rows for name, rows in splits.items() if name != self.split}
@@ -172,7 +166,7 @@ class AuditFolder:
     def _like_kept(self, name: str, rows: Dataset) -> Dataset:
         """The same rows with empty influence columns: a configuration has one set of columns."""
         features = _features(self.path / "kept")
-        images, texts = self.summary["columns"]["image"], self.summary["columns"]["text"]
+        images, texts = self.summary.columns.image, self.summary.columns.text
         rows = drop_influence_columns(check_columns(rows, images, texts))
         features[images] = Image(mode=features[images].mode, decode=False)
         own = {column: kind for column, kind in features.items() if not is_influence_column(column)}
@@ -196,10 +190,11 @@ class CardMaker:
     """Makes the card out of the one in the repository, or else out of the source's own."""
 
     def __init__(self, audit: AuditFolder, repo_id: str, layout: Layout, token: str | None) -> None:
-        self._source, self._repo_id, self._token = audit.summary["dataset"], repo_id, token
-        self._summary, self.layout = hide_folders(audit.summary), layout
+        self._source, self._repo_id, self._token = audit.summary.dataset, repo_id, token
+        self._summary = Summary.from_dict(hide_folders(audit.summary.to_dict()))
+        self.layout = layout
         self._pictures = (
-            show_removed(_shards(audit.path / "removed"), audit.summary["columns"])
+            show_removed(_shards(audit.path / "removed"), audit.summary.columns)
             if layout.removed
             else []
         )

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +15,7 @@ Bools = NDArray[np.bool_]
 
 def number(value: Any) -> str:
     """Three significant digits, thousands separated, tiny and huge values as powers of ten."""
-    if value is None or isinstance(value, jinja2.Undefined):
+    if value is None:
         return "–"
     if isinstance(value, (bool, str)):
         return str(value)
@@ -49,13 +48,13 @@ def reach(ceiling: float | None) -> str:
 
 def percent(value: Any) -> str:
     """A share as a percentage of three significant digits."""
-    text = number(value if value is None or isinstance(value, jinja2.Undefined) else 100.0 * value)
+    text = number(None if value is None else 100.0 * value)
     return text if text == "–" else f"{text} %"
 
 
 def share(value: Any) -> str:
     """A share as a percentage of one decimal, for figures that stand beside each other."""
-    if value is None or isinstance(value, jinja2.Undefined) or math.isnan(value):
+    if value is None or math.isnan(value):
         return "–"
     return f"{100 * value:.1f} %"
 

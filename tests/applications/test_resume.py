@@ -138,7 +138,10 @@ def jobs(folder: Path, finish: Callable[[Job], Job]) -> dict[str, Job]:
         "query_split": "train",
     }
     audit = AuditRequest(
-        **sources, output=folder / "audit", truth_column="is_misaligned", suggest=False,
+        **sources,
+        output=folder / "audit",
+        truth_column="is_misaligned",
+        suggest=False,
         detection=DetectionConfig(injections=1),
     )
     fit = FitRequest(**sources, output=folder / "fit")

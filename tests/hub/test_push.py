@@ -751,10 +751,10 @@ def test_a_real_audit(hub, api, tmp_path):
     config = InfluenceConfig(fit_epochs=1, probes=1, damping=30.0)
     summary = run_audit(request, config)
     report = push(tmp_path / "out", REPO)
-    assert report.rows["default/train"] == summary["kept"]
-    assert len(load()) == summary["kept"]
+    assert report.rows["default/train"] == summary.kept
+    assert len(load()) == summary.kept
     commit = api.model_info("ann/clip").sha
-    assert summary["loaded"]["revision"] == commit
+    assert summary.loaded.revision == commit
     assert f"ann/clip (revision {commit}, dtype float32" in hub.files(REPO)["README.md"].decode()
     for path, content in hub.files(REPO).items():
         assert str(tmp_path).encode() not in content, path
@@ -775,7 +775,7 @@ class TestMistakes:
         with pytest.raises(UserError, match=r"summary\.json cannot be read"):
             push(tmp_path, REPO)
         (tmp_path / "summary.json").write_text('{"rows": 3}')
-        with pytest.raises(UserError, match="lacks 'kept'"):
+        with pytest.raises(UserError, match="'model' is missing"):
             push(tmp_path, REPO)
 
     def test_rows_that_do_not_add_up(self, hub, tmp_path, source):
