@@ -41,13 +41,14 @@ demo: install ## look at the demo's audit in a browser
 
 # Two at a time with a thread each: tiny models gain nothing from threads of their own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+SLOW := $(PYTEST) --dist loadfile -m slow tests
+NOTEBOOKS := $(PYTEST) --nbmake notebooks
 
-test: install chromium ## run the tests that take minutes, and the examples in the docstrings
-	$(PYTEST) --dist loadscope -m "not slow" --doctest-modules hf_ecif tests
+test: install chromium ## run the fast tests and the examples in docstrings, in minutes; print the coverage
+	$(PYTEST) --dist loadfile -m "not slow" --doctest-modules --cov --cov-report=term hf_ecif tests
 
-test-slow: install chromium ## run the others: kills, the whole browser suite, benchmarks, notebooks
-	$(PYTEST) --dist loadfile -m slow tests
-	$(PYTEST) --nbmake notebooks
+test-slow: install chromium ## run the others: kills, processes, the whole app, benchmarks, notebooks
+	status=0; $(SLOW) || status=1; $(NOTEBOOKS) || status=1; exit $$status
 
 test-all: test test-slow ## run all tests
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
+from hf_ecif.data.audit_folder import SUMMARY, AuditFolder
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.parquet import write_shards
 from hf_ecif.data.summary import Summary
@@ -32,12 +33,12 @@ def save_columns(audit: Path, place: Path) -> None:
     from hf_ecif.data.columns import COLUMNS  # with torch, which an app needs later, if at all
     from hf_ecif.hub.markdown import hide_folders
 
-    scored = load_rows(str(audit / "scored"), "train")
+    scored = load_rows(str(AuditFolder(audit).scored), "train")
     columns = [name for name in scored.column_names if name in COLUMNS]
     (place / "audit").mkdir(exist_ok=True)
     scored.select_columns(columns).to_parquet(place / "audit" / _SCORES)
-    told = hide_folders(Summary.load(audit / "summary.json").to_dict())
-    write_json(told, place / "audit" / "summary.json")
+    told = hide_folders(AuditFolder(audit).read_summary().to_dict())
+    write_json(told, place / "audit" / SUMMARY)
 
 
 def open_embedded(folder: Path, place: Path = PLACE) -> Summary:
@@ -58,7 +59,7 @@ def open_embedded(folder: Path, place: Path = PLACE) -> Summary:
             f"{place} holds no demo, which is part of the repository but not of an installed "
             "package. Name the folder of an audit: hf-ecif demo OUT."
         )
-    summary = Summary.load(place / "audit" / "summary.json")
+    summary = Summary.load(place / "audit" / SUMMARY)
     data, model = str(place / "data"), str(place / "model")
     rows = load_rows(data, summary.split)
     columns: Any = Dataset.from_parquet(
@@ -66,8 +67,8 @@ def open_embedded(folder: Path, place: Path = PLACE) -> Summary:
     )
     if len(rows) != len(columns):
         raise UserError(f"{place / 'audit'} is no audit of {data}. Run build_assets.py again.")
-    write_shards(concatenate_datasets([rows, columns], axis=1), folder / "scored")
+    write_shards(concatenate_datasets([rows, columns], axis=1), AuditFolder(folder).scored)
     query = summary.query.replace(dataset=data)
     summary = summary.replace(model=model, dataset=data, query=query, about=ABOUT)
-    summary.save(folder / "summary.json")
+    AuditFolder(folder).finish(summary)
     return summary

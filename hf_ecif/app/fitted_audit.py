@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -9,7 +10,6 @@ from threading import Lock
 from typing import Any
 
 import torch
-from datasets import Column
 from torch import Tensor
 
 from hf_ecif.app.selection import open_audit
@@ -51,7 +51,7 @@ class Prepared:
     query: Rows
     embeddings: Embeddings
     test: Rows | None
-    query_images: Column
+    query_images: Sequence[Any]
 
     @cached_property
     def sizes(self) -> Tensor:

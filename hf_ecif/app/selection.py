@@ -10,12 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from hf_ecif.data.loading import load_rows
+from hf_ecif.data.audit_folder import AuditFolder
+from hf_ecif.data.loading import load_scored
 from hf_ecif.data.review import Review
-from hf_ecif.data.schema import check_columns
 from hf_ecif.data.scored_rows import ScoredRows
 from hf_ecif.data.summary import Summary
-from hf_ecif.errors import UserError
 from hf_ecif.utils.files import to_json
 from hf_ecif.utils.formatting import Bools
 
@@ -92,8 +91,8 @@ class Audit:
 
 def is_audit(folder: str) -> bool:
     """Whether a finished audit is in a folder."""
-    path = Path(folder).expanduser()
-    return (path / "summary.json").is_file() and (path / "scored").is_dir()
+    audit = AuditFolder(Path(folder).expanduser())
+    return audit.has_summary and audit.has_rows
 
 
 @lru_cache(maxsize=16)
@@ -103,13 +102,7 @@ def open_audit(folder: str) -> Audit:
     Raises:
         UserError: there is none in the folder.
     """
-    path = Path(folder).expanduser()
-    if not is_audit(folder):
-        raise UserError(
-            f"{path} holds no finished audit (summary.json and scored/). Run hf-ecif audit first, "
-            "and give its `output`."
-        )
-    summary = Summary.load(path / "summary.json")
-    columns = summary.columns
-    scored = check_columns(load_rows(str(path / "scored"), "train"), columns.image, columns.text)
-    return Audit(path, summary, ScoredRows(scored, summary))
+    audit = AuditFolder(Path(folder).expanduser())
+    summary = audit.read_summary()
+    rows = ScoredRows(load_scored(audit, summary.columns), summary)
+    return Audit(audit.path, summary, rows)

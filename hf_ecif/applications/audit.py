@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import AuditRequest, ErrorKind
 from hf_ecif.applications.sources import Opened, describe_solves, open_sources
 from hf_ecif.applications.trace import (
@@ -25,9 +25,9 @@ from hf_ecif.applications.trace import (
     write_traces,
 )
 from hf_ecif.config import InfluenceConfig
+from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
 from hf_ecif.data.cleaning import CleanResult, clean
 from hf_ecif.data.columns import read_groups
-from hf_ecif.data.parquet import write_shards
 from hf_ecif.data.schema import read_flags
 from hf_ecif.data.summary import (
     DuplicateCounts,
@@ -57,21 +57,12 @@ from hf_ecif.reports.audit import write_report
 from hf_ecif.reports.trace import write_trace_page
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
-from hf_ecif.utils.files import CHECKPOINTS, require_writable
+from hf_ecif.utils.files import CHECKPOINTS
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 FEWEST = 20  # rows to audit
 TRACED: ErrorKind = "retrieval-text"  # the errors that the report shows
 SHOWN_TRACED = 8
-RESULTS = (
-    "scored",
-    "kept",
-    "removed",
-    "summary.json",
-    "report.html",
-    "trace.parquet",
-    "trace.html",
-)
 
 
 def run_audit(
@@ -115,9 +106,9 @@ def run_audit(
         )
         if found.traced is not None:
             summary = summary.replace(trace=_write_traced(request, found, summary))
-        write_report(scored, summary, request.output / "report.html")
-        # Written last: a folder with a summary is a finished run.
-        summary.save(request.output / "summary.json")
+        folder = AuditFolder(request.output)
+        write_report(scored, summary, folder.report)
+        folder.finish(summary)
         known.clear()
         return summary
 
@@ -249,10 +240,9 @@ def _write_rows(request: AuditRequest, found: _Found) -> tuple[Summary, Dataset]
         found.evidence,
     )
     result = clean(scored)
-    request.output.mkdir(parents=True, exist_ok=True)
-    _clear_output(request.output)
-    for name, part in (("scored", scored), ("kept", result.kept), ("removed", result.removed)):
-        write_shards(part, request.output / name)
+    folder = AuditFolder(request.output)
+    folder.clear()  # only now that the new results are complete in memory
+    folder.write_rows(result, scored)
     return _summarise(request, found, result), scored
 
 
@@ -273,7 +263,7 @@ def _write_traced(request: AuditRequest, found: _Found, summary: Summary) -> Tra
         TraceSummary(**of_audit | facts | of_page),
         found.opened.dataset,
         found.opened.query_rows,
-        request.output / "trace.html",
+        AuditFolder(request.output).trace_page,
     )
     return TraceFindings(**facts, worst=errors[:SHOWN_TRACED])
 
@@ -284,28 +274,15 @@ def _write_traced(request: AuditRequest, found: _Found, summary: Summary) -> Tra
 def _check_output(request: AuditRequest) -> None:
     """Refuse a folder that holds what must not be lost."""
     output = request.output
-    require_writable(output)
-    present = sorted(path.name for path in output.iterdir()) if output.exists() else []
-    ours = (*RESULTS, CHECKPOINTS)
-    foreign = [n for n in present if n not in ours and not n.endswith(".partial")]
-    if foreign:
-        raise UserError(
-            f"`output={output}` holds other files ({', '.join(foreign[:3])}). Give a new folder."
-        )
+    require_free(
+        output,
+        finished=SUMMARY,
+        others=RESULTS,
+        resume=request.resume,
+        overwrite=request.overwrite,
+    )
     if request.trace and request.query is None:
         raise UserError("`trace` looks for errors in the query: give one (`query`).")
-    if request.resume and "summary.json" in present and CHECKPOINTS not in present:
-        raise UserError(f"The run in `output={output}` is finished. Give `overwrite` to repeat it.")
-    if CHECKPOINTS in present and not (request.resume or request.overwrite):
-        raise UserError(
-            f"`output={output}` holds an interrupted run: `resume` goes on with it, `overwrite` "
-            "starts anew."
-        )
-    if present and not (request.resume or request.overwrite):
-        raise UserError(
-            f"`output={output}` holds another run ({', '.join(present)}). Give a new folder, or "
-            "`overwrite` to replace it."
-        )
     inside = [
         source
         for source in (request.dataset, request.query, request.model)
@@ -316,15 +293,6 @@ def _check_output(request: AuditRequest) -> None:
             f"`output={output}` holds the input {inside[0]}, which the results would replace. Give "
             "another folder."
         )
-
-
-def _clear_output(output: Path) -> None:
-    """Remove an earlier run, only now that the new one is complete in memory."""
-    for path in [*(output / name for name in RESULTS), *output.glob(".*.partial")]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------- what was found

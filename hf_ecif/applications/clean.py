@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
+from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import CleanRequest
 from hf_ecif.config import InfluenceConfig, Strategy
+from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.cleaning import BEFORE, WEIGHT, CleanResult, clean
 from hf_ecif.data.images import image_hashes
 from hf_ecif.data.loading import load_rows
-from hf_ecif.data.parquet import write_shards
 from hf_ecif.data.schema import check_columns, read_flags
 from hf_ecif.data.summary import (
     CleaningFacts,
@@ -34,7 +35,6 @@ from hf_ecif.influence.retraining import (
 from hf_ecif.influence.rows import Rows
 from hf_ecif.reports.audit import write_report
 from hf_ecif.reports.outcomes import write_cleaning_page
-from hf_ecif.utils.files import CHECKPOINTS, require_new, write_json
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 
@@ -65,8 +65,8 @@ def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Clea
     """
     output = request.output
     if output:
-        require_new(output)
-    home, scored, summary = _open_audit(request.audit)
+        require_free(output)
+    audit, scored, summary = _open_audit(request.audit)
     text_column = request.text_column or (summary.columns.text if summary else "text")
     results = _clean_by_all(scored, request, text_column)
     comparison = None
@@ -74,25 +74,21 @@ def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Clea
         comparison = compare_cleanings(request, scored, results, summary, text_column, progress)
     cleaning = Cleaning(results, comparison)
     if output:
-        told = _write(cleaning, request, output)
+        told = _write(cleaning, request, AuditFolder(output))
         if summary:
-            _write_evidence(home, scored, summary, told, output)
+            _write_evidence(audit, scored, summary, told, AuditFolder(output))
     return cleaning
 
 
-def _open_audit(folder: Path) -> tuple[Path, Dataset, Summary | None]:
-    """The folder of an audit, its scored rows, and its summary; None where there is none."""
+def _open_audit(folder: Path) -> tuple[AuditFolder, Dataset, Summary | None]:
+    """An audit, its scored rows, and its summary; None where there is none."""
     if not folder.is_dir():
         raise UserError(f"There is no audit in {folder}. Name the `output` of 'hf-ecif audit'.")
-    inside = (folder / "scored").is_dir()
-    if not inside and (folder / CHECKPOINTS).is_dir():
-        raise UserError(
-            f"The audit in {folder} was interrupted. Finish it first: hf-ecif audit --resume."
-        )
-    home = folder if inside else folder.parent
-    path = home / "summary.json"
-    summary = Summary.load(path) if path.is_file() else None
-    return home, load_rows(str(folder / "scored" if inside else folder), "train"), summary
+    if AuditFolder(folder).is_interrupted:
+        AuditFolder(folder).read_summary()  # says so
+    audit = AuditFolder.around(folder)
+    rows = load_rows(str(audit.scored if audit.path == folder else folder), "train")
+    return audit, rows, audit.read_summary() if audit.has_summary else None
 
 
 def _clean_by_all(
@@ -112,34 +108,36 @@ def _clean_by_all(
     }
 
 
-def _write(cleaning: Cleaning, request: CleanRequest, output: Path) -> CleaningFacts:
+def _write(cleaning: Cleaning, request: CleanRequest, output: AuditFolder) -> CleaningFacts:
     """The rows, and what is told of them in ``cleaning.json``."""
-    result = cleaning.result
-    for name, part in (("kept", result.kept), ("removed", result.removed)):
-        write_shards(part, output / name)
+    output.write_rows(cleaning.result)
     facts = CleaningFacts(
         audit=str(request.audit),
         strategy=request.strategy,
         share=request.share,
-        counts=result.counts(),
+        counts=cleaning.result.counts(),
         comparison=cleaning.comparison.describe() if cleaning.comparison else None,
     )
     if facts.comparison:
-        write_cleaning_page(facts, facts.comparison, output / "cleaning.html")
-    write_json(facts.to_dict(), output / "cleaning.json")
+        write_cleaning_page(facts, facts.comparison, output.cleaning_page)
+    output.write_cleaning(facts)
     return facts
 
 
 def _write_evidence(
-    home: Path, scored: Dataset, summary: Summary, cleaning: CleaningFacts, output: Path
+    audit: AuditFolder,
+    scored: Dataset,
+    summary: Summary,
+    cleaning: CleaningFacts,
+    output: AuditFolder,
 ) -> None:
     """Summary and report of the audit with the new counts, so that the rows can be published."""
     counts = {name: cleaning.counts[name] for name in ("kept", "removed")}
     summary = summary.replace(cleaning=cleaning, **counts)
-    if (home / "report.html").is_file():
+    if audit.report.is_file():
         rows = check_columns(scored, summary.columns.image, summary.columns.text)
-        write_report(rows, summary, output / "report.html")
-    summary.save(output / "summary.json")
+        write_report(rows, summary, output.report)
+    output.finish(summary)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import RemoveRequest
 from hf_ecif.applications.sources import Opened, open_sources
 from hf_ecif.config import InfluenceConfig
@@ -23,7 +24,6 @@ from hf_ecif.influence.retraining import measure
 from hf_ecif.influence.rows import Rows, require_pairs
 from hf_ecif.reports.outcomes import write_removal_page
 from hf_ecif.utils import distributed
-from hf_ecif.utils.files import require_new
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 LEAST_CHANGE = 0.01  # nats of the query's loss that are worth a word
@@ -45,7 +45,7 @@ def run_remove(
     """
     if request.retrain and config.fit_epochs == 0:
         raise UserError("`fit_epochs=0` trains nothing, so there is no `retrain`.")
-    distributed.decide(lambda: require_new(request.output))
+    distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     model = opened.model
     wanted = read_flags(opened.dataset, request.where, "where", "is to be removed")

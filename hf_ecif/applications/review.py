@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_ecif.data.loading import load_rows
-from hf_ecif.data.parquet import write_shards
+from hf_ecif.data.audit_folder import AuditFolder
+from hf_ecif.data.loading import load_scored
 from hf_ecif.data.review import Review, part_by_review
-from hf_ecif.data.schema import check_columns
 from hf_ecif.data.summary import ReviewFacts, Summary
 from hf_ecif.reports.audit import write_report
 from hf_ecif.utils.formatting import Bools
@@ -29,13 +28,16 @@ def apply_review(audit: Path, review: Review, output: Path) -> Summary:
     Raises:
         UserError: there is no audit, or the decisions belong to another one.
     """
-    summary = Summary.load(audit / "summary.json")
-    image, text = summary.columns.image, summary.columns.text
-    scored = check_columns(load_rows(str(audit / "scored"), "train"), image, text)
+    before, after = AuditFolder(audit), AuditFolder(output)
+    summary = before.read_summary()
     threshold = summary.noise.threshold
-    scored, result = part_by_review(scored, review, threshold=threshold, text_column=text)
-    for name, part in (("scored", scored), ("kept", result.kept), ("removed", result.removed)):
-        write_shards(part, output / name)
+    scored, result = part_by_review(
+        load_scored(before, summary.columns),
+        review,
+        threshold=threshold,
+        text_column=summary.columns.text,
+    )
+    after.write_rows(result, scored)
     flags: Bools = np.array(scored.with_format(None)["ecif_flag"][:]) == True  # noqa: E712
     if review.threshold is not None:
         threshold = review.threshold
@@ -46,6 +48,6 @@ def apply_review(audit: Path, review: Review, output: Path) -> Summary:
         noise=summary.noise.replace(threshold=threshold),
         review=ReviewFacts(decided=len(review.current), **review.counts()),
     )
-    write_report(scored, summary, output / "report.html")
-    summary.save(output / "summary.json")
+    write_report(scored, summary, after.report)
+    after.finish(summary)
     return summary

@@ -24,8 +24,9 @@ from hf_ecif.influence.rows import Rows
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.version import __version__
 
-PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "scikit-learn", "pillow")
+PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "pillow")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class Opened:
                 **of_query,
             ),
             "config": config.to_dict(),
-            "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+            "versions": {"python": platform.python_version(), "hf_ecif": __version__}
+            | {p: version(p) for p in PACKAGES},
             "seed": config.seed,
         }
 

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, Features, Value
 from torch import Tensor
 
+from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import ErrorKind, TraceRequest
 from hf_ecif.applications.sources import Opened, describe_solves, open_sources
 from hf_ecif.applications.tracing import Errors, Task, Traces, describe_errors, find_errors, trace
@@ -29,7 +30,7 @@ from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.reports.trace import write_trace_page
 from hf_ecif.utils import distributed
-from hf_ecif.utils.files import aside, require_new
+from hf_ecif.utils.files import aside
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 TASKS: dict[ErrorKind, Task] = {
@@ -72,7 +73,7 @@ def run_trace(
     """
     start = time.perf_counter()
     _check(request)
-    distributed.decide(lambda: require_new(request.output))
+    distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
     chosen = _find_rows(request.rows, query) if request.rows else None
@@ -195,7 +196,7 @@ def write_traces(errors: Sequence[TracedError], output: Path) -> None:
     """``trace.parquet``, a row for every error and cause; rows are numbered as in the data sets."""
     pairs = [dict(error) | dict(cause) for error in errors for cause in error.causes]
     columns = {name: [pair[name] for pair in pairs] for name in COLUMNS}
-    features = Features({name: Value(kind) for name, kind in COLUMNS.items()})
+    features = Features(**{name: Value(kind) for name, kind in COLUMNS.items()})
     with aside(output / "trace.parquet") as partial:
         Dataset.from_dict(columns, features=features).to_parquet(str(partial))
 

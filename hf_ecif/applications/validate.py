@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import ValidateRequest
 from hf_ecif.applications.sources import open_sources
 from hf_ecif.applications.validation import Validation, validate
@@ -16,7 +17,6 @@ from hf_ecif.errors import UserError
 from hf_ecif.reports.figures import validation_scatter
 from hf_ecif.reports.outcomes import write_validation_page
 from hf_ecif.utils import distributed
-from hf_ecif.utils.files import require_new
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 
@@ -35,7 +35,7 @@ def run_validate(
         raise UserError(f"`removed_share={request.removed_share}`: must be between 0 and 1.")
     if config.fit_epochs == 0:
         raise UserError("`fit_epochs=0` retrains nothing, so there is nothing to compare with.")
-    distributed.decide(lambda: require_new(request.output))
+    distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
     opened.model.fit(rows, query, progress)

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from torch import Tensor
 
+from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import ValueRequest
 from hf_ecif.applications.sources import Opened, describe_solves, open_sources
 from hf_ecif.applications.valuation import (
@@ -48,7 +49,6 @@ from hf_ecif.influence.rows import Rows, require_pairs
 from hf_ecif.influence.scoring import Scores
 from hf_ecif.reports.value import write_value_page
 from hf_ecif.utils import distributed
-from hf_ecif.utils.files import require_new
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 TOP, TOP_OF_SLICE = 12, 6  # pairs of a ranking that are named and shown
@@ -105,7 +105,7 @@ def run_value(
     """
     start = time.perf_counter()
     _check(request, config)
-    distributed.decide(lambda: require_new(request.output))
+    distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     given = _read_given(request, opened)
     found = _analyse(request, opened, given, progress)
@@ -205,7 +205,7 @@ def _write_rows(found: _Found) -> None:
     suffixes = ["", *(f":{one.name}" for one in slices[1:])]
     columns = _columns("ecif", found.rows, found.valuation.scores, suffixes)
     if found.leverage:
-        columns["ecif_leverage"] = _spread(found.leverage.of_rows, found.rows)
+        columns["ecif_leverage"] = found.rows.spread(found.leverage.of_rows.tolist())
     write_rows(_named_rows(found.opened.plain, found.rows, columns), output / "value.parquet")
     if found.candidates and found.additions and found.given.candidates:
         dataset = drop_influence_columns(found.given.candidates)
@@ -225,18 +225,10 @@ def _columns(
         "_stderr": scores.stderr,
     }
     return {
-        f"{prefix}{part}{suffix}": _spread(values[number], rows)
+        f"{prefix}{part}{suffix}": rows.spread(values[number].tolist())
         for number, suffix in enumerate(suffixes)
         for part, values in parts.items()
     }
-
-
-def _spread(values: Tensor, rows: Rows) -> list[float | None]:
-    """A value for every row, null for those that could not be read."""
-    spread: list[float | None] = [None] * rows.total
-    for position, value in zip(rows.positions.tolist(), values.tolist(), strict=True):
-        spread[position] = value
-    return spread
 
 
 def _named_rows(dataset: Dataset, rows: Rows, columns: dict[str, list[float | None]]) -> Dataset:
@@ -246,7 +238,7 @@ def _named_rows(dataset: Dataset, rows: Rows, columns: dict[str, list[float | No
     new["ecif_reason"] = [rows.reasons.get(row) for row in range(len(dataset))]
     kinds = {name: Value("float32") for name in columns}
     kinds = {"ecif_row": Value("int64"), **kinds, "ecif_reason": Value("string")}
-    values = Dataset.from_dict(new, features=Features(kinds))
+    values = Dataset.from_dict(new, features=Features(**kinds))
     kept = dataset.remove_columns(images)
     return concatenate_datasets([kept, values], axis=1) if kept.column_names else values
 

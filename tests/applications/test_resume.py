@@ -159,6 +159,7 @@ def jobs(folder: Path, finish: Callable[[Job], Job]) -> dict[str, Job]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KILLS)
 def test_killed_at_random(
     jobs: dict[str, Job], folder: Path, finish: Callable[[Job], Job], name: str
@@ -210,6 +211,7 @@ def dying(job: Job, event: int) -> None:
         job()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audit", "fit", "score", "stream"])
 def test_killed_before_every_change_of_the_output(
     jobs: dict[str, Job], folder: Path, name: str
@@ -222,6 +224,7 @@ def test_killed_before_every_change_of_the_output(
     assert_same(job, jobs[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audit", "fit", "score"])
 def test_overwriting_run_that_was_killed_goes_on(
     jobs: dict[str, Job], folder: Path, name: str

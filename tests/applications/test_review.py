@@ -12,7 +12,7 @@ from hf_ecif.applications.review import apply_review
 from hf_ecif.data.review import DECISION, Decision, Review
 from hf_ecif.data.summary import ReviewFacts
 from hf_ecif.errors import UserError
-from hf_ecif.hub.dataset_repo import AuditFolder
+from hf_ecif.hub.dataset_repo import DatasetRepo
 from tests.support.hub.audits import write_audit, write_source
 
 ROWS = st.integers(0, 50)
@@ -111,7 +111,7 @@ class TestApply:
 
     def test_the_result_is_an_audit(self, audit, tmp_path):
         apply_review(audit, Review((Decision(2, "remove"),)), tmp_path / "out")
-        assert AuditFolder(tmp_path / "out").summary.removed == 4
+        assert DatasetRepo(tmp_path / "out").summary.removed == 4
         assert "bird number 2" in (tmp_path / "out" / "report.html").read_text()
 
     def test_decisions_of_another_audit_are_refused(self, audit, tmp_path):

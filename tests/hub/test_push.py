@@ -30,7 +30,7 @@ from hf_ecif.config import DetectionConfig
 from hf_ecif.data.review import Decision, Review
 from hf_ecif.errors import UserError
 from hf_ecif.hub.commits import Target, publish, retried
-from hf_ecif.hub.dataset_repo import AuditFolder, CardMaker
+from hf_ecif.hub.dataset_repo import CardMaker, DatasetRepo
 from hf_ecif.hub.markdown import read_card
 from tests.support import DEMO
 from tests.support.hub.audits import picture, rows, write_audit, write_source
@@ -376,7 +376,7 @@ STEPS = ["info", "create", "tree", "preupload", "lfs_batch", "lfs_put", "commit"
 @pytest.fixture(scope="session")
 def contents(audit: Path) -> Iterator[tuple[dict, CardMaker]]:
     """The files of a push and what makes its card."""
-    folder = AuditFolder(audit)
+    folder = DatasetRepo(audit)
     with folder.publish_as(REPO, removed=True, other_splits=False) as contents:
         yield contents
 
@@ -384,14 +384,14 @@ def contents(audit: Path) -> Iterator[tuple[dict, CardMaker]]:
 @pytest.fixture(scope="session")
 def whole(audit: Path) -> Iterator[tuple[dict, CardMaker]]:
     """The same with the other splits."""
-    folder = AuditFolder(audit)
+    folder = DatasetRepo(audit)
     with folder.publish_as(REPO, removed=True, other_splits=True) as contents:
         yield contents
 
 
 @pytest.fixture(scope="session")
 def earlier(other_audit: Path) -> Iterator[tuple[dict, CardMaker]]:
-    folder = AuditFolder(other_audit)
+    folder = DatasetRepo(other_audit)
     with folder.publish_as(REPO, removed=True, other_splits=False) as contents:
         yield contents
 
@@ -589,7 +589,7 @@ class TestFailures:
             answer = httpx.Response(429, headers={"Retry-After": "7200"}, request=request)
             raise HfHubHTTPError("busy", response=answer)
 
-        with pytest.raises(UserError, match="asks for fewer requests"):
+        with pytest.raises(UserError, match="limits the number of requests"):
             retried(attempt, "nothing changed")
         assert waits == []
 
