@@ -51,9 +51,9 @@ def clean(
         output=None if dry_run else request.output,
     )
     cleaning = run_clean(request, progress)
-    comparison = cleaning.comparison and cleaning.comparison.describe()
-    counts = {name: result.counts() for name, result in cleaning.results.items()}
+    comparison = cleaning.comparison.describe() if cleaning.comparison else None
+    counts = {str(name): result.counts() for name, result in cleaning.results.items()}
     return Result(
-        {"counts": counts, "comparison": comparison and comparison.to_dict()},
+        {"counts": counts, "comparison": comparison.to_dict() if comparison else None},
         cleaning_lines(request.audit, counts, comparison, request.output),
     )

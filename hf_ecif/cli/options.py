@@ -64,7 +64,8 @@ def command(
         @wraps(work)
         def run(quiet: bool, as_json: bool, **values: Any) -> None:
             _warn_of_retired(work.__name__, retired, values)
-            passed = {name: values[name] for name in own} | {"request": _make(request, values)}
+            passed = {name: values.pop(name) for name in own}
+            passed["request"] = _make(request, values)
             if config:
                 passed["config"] = _make(config, values)
             with screen(quiet, as_json, resumes="resume" in values) as shows:

@@ -9,7 +9,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.utils.progress import ProgressFactory
 
 
-@command(RemoveRequest, InfluenceConfig, without=("probes", "relative"))
+@command(RemoveRequest, InfluenceConfig, without=("relative",))
 def remove(request: RemoveRequest, config: InfluenceConfig, progress: ProgressFactory) -> Result:
     """Remove rows from the model in closed form, as if it had been trained without them.
 

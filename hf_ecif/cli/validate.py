@@ -9,7 +9,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.utils.progress import ProgressFactory
 
 
-@command(ValidateRequest, InfluenceConfig, without=("probes", "relative"), response="unrolled")
+@command(ValidateRequest, InfluenceConfig, without=("relative",), response="unrolled")
 def validate(
     request: ValidateRequest, config: InfluenceConfig, progress: ProgressFactory
 ) -> Result:

@@ -113,8 +113,7 @@ class AuditFolder:
         """
         if self.is_interrupted:
             raise UserError(
-                f"The audit in {self.path} was interrupted. Finish it first: hf-ecif audit "
-                "`resume`."
+                f"The audit in {self.path} was interrupted. Finish it first, with `resume`."
             )
         if not self.has_summary:
             raise UserError(

@@ -101,7 +101,7 @@ def clean(
 
 def _check(scored: Dataset, strategy: str, share: float | None, text_column: str) -> None:
     if strategy not in get_args(Strategy):
-        raise UserError(f"strategy = {strategy!r}: must be one of {', '.join(get_args(Strategy))}.")
+        raise UserError(f"`strategy={strategy}`: must be one of {', '.join(get_args(Strategy))}.")
     for column in ("ecif_flag", "ecif_reason", *NEEDED.get(strategy, ())):
         if column not in scored.column_names:
             raise UserError(

@@ -84,7 +84,7 @@ def test_page(trace: Run, tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--errors", "typo"], "must be one of retrieval-text, retrieval-image, zero-shot"),
-        (["--top-k", 0], "--top-k must be at least 1"),
+        (["--top-k", 0], "--top-k 0: must be at least 1"),
         (["--rows", 99], "--rows 99: the query has rows 0 to 39"),
         (["--rows", 3], "--rows 3: caption empty"),
     ],
