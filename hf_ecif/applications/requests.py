@@ -6,6 +6,7 @@ here imports torch, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -44,10 +45,9 @@ class Sources(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditRequest(Sources):
-    """What to audit and where to put the result."""
+class AuditOptions(Options):
+    """What an audit looks at beside the pairs."""
 
-    output: Path = option(help="Folder for the results.")
     truth_column: str | None = option(
         None,
         help="Boolean column that says which rows are known to be wrong. Read only after the "
@@ -69,6 +69,21 @@ class AuditRequest(Sources):
         help="Compare all rows with each other: captions that fit flagged images better, and "
         "duplicates. Takes the square of the rows in time, not in memory.",
     )
+    vocabulary: Path | Sequence[str] | None = None
+    suggest_margin: float = option(
+        SUGGEST_MARGIN,
+        help="A caption is suggested if its logit stands this far above the next best, in nats.",
+        at_least=0,
+        is_advanced=True,
+    )
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRequest(AuditOptions, Sources):
+    """What to audit and where to put the result."""
+
+    output: Path = option(help="Folder for the results.")
     overwrite: bool = option(False, help=OVERWRITE)
     resume: bool = option(False, help=RESUME)
     vocabulary: Path | None = option(
@@ -77,13 +92,6 @@ class AuditRequest(Sources):
         "that are not flagged.",
         is_advanced=True,
     )
-    suggest_margin: float = option(
-        SUGGEST_MARGIN,
-        help="A caption is suggested if its logit stands this far above the next best, in nats.",
-        at_least=0,
-        is_advanced=True,
-    )
-    detection: DetectionConfig = field(default_factory=DetectionConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ def fit(request: FitRequest, config: InfluenceConfig, progress: ProgressFactory)
     from hf_ecif.applications.fit import run_fit
     from hf_ecif.reports.console import fit_lines
 
-    fitted = run_fit(request, config, progress)
+    fitted = run_fit(request, config, progress).fitted
     warnings = [
         f"The solve for the {purpose}: {report.advice}."
         for purpose, report in fitted.solvers.items()

@@ -114,9 +114,9 @@ def find_wrong(
     model: InfluenceModel, rows: Rows, query: Rows, detection: DetectionConfig | None = None
 ) -> tuple[Scores, Detection]:
     """What an audit makes of the rows; the model is fitted to them."""
-    model.fit(rows, query)
-    scores = model.score(rows)
-    injected = plant_pairs(model, rows, query, detection=detection)
+    influence = model.fit(rows, query)
+    scores = influence.scores()
+    injected = plant_pairs(model, influence, query, detection=detection)
     return scores, detect(witnesses_of(model, rows, scores).stack(), *injected)
 
 
