@@ -27,7 +27,8 @@ from hf_ecif.cli import (  # noqa: F401
     validate,
     value,
 )
-from hf_ecif.cli.options import app, name_flags
+from hf_ecif.cli.flags import name_flags
+from hf_ecif.cli.options import app
 from hf_ecif.errors import UserError
 from hf_ecif.version import __version__
 

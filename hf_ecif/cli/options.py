@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from functools import wraps
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
 
+from hf_ecif.cli.flags import flag_of, name_flags
 from hf_ecif.cli.screen import Result, screen, warn
 from hf_ecif.config import DetectionConfig, InfluenceConfig, Options
 
@@ -29,7 +29,6 @@ _COMMON = [
     Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=_Json),
 ]
 _PASSED = ("request", "config", "progress")  # to the work of a command
-_NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 
 
 def command(
@@ -78,23 +77,6 @@ def command(
     return decorate
 
 
-def name_flags(message: str) -> str:
-    """A message of the library, which sets arguments in backticks, as a user of flags knows them.
-
-    >>> name_flags("`batch_size=1`: must be at least 2. See `text_column` or `suggest=False`.")
-    '--batch-size 1: must be at least 2. See --text-column or --no-suggest.'
-    """
-
-    def named(match: re.Match[str]) -> str:
-        name, value = match.groups()
-        flag = _RENAMED.get(name, name.replace("_", "-"))
-        if value == "False":
-            return f"--no-{flag}"
-        return f"--{flag} {value}" if value not in (None, "True") else f"--{flag}"
-
-    return _NAMED.sub(named, message)
-
-
 def _own_parameters(work: Callable[..., Result]) -> dict[str, Parameter]:
     known = signature(work, eval_str=True).parameters
     return {
@@ -122,7 +104,7 @@ def _parameter(field: Field[Any], hint: Any, default: Any) -> Parameter:
         made = typer.Argument(**about)
     else:
         # Without names, typer would give each boolean a --no- form; few need one.
-        names = () if default is True else (_flag_of(field),)
+        names = () if default is True else (flag_of(field),)
         panel = "Advanced" if field.metadata["is_advanced"] else None
         made = typer.Option(*names, **about, rich_help_panel=panel)
     return Parameter(
@@ -139,7 +121,7 @@ def _retired(shown: Sequence[Parameter]) -> Iterator[Parameter]:
     for kind in (InfluenceConfig, DetectionConfig):
         for one in fields(kind):
             if one.name not in names:
-                made = typer.Option(_flag_of(one), hidden=True)
+                made = typer.Option(flag_of(one), hidden=True)
                 yield Parameter(
                     one.name,
                     Parameter.KEYWORD_ONLY,
@@ -170,10 +152,3 @@ def _make(kind: type[Options], values: Mapping[str, Any]) -> Any:
 
 def _is_options(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Options)
-
-
-def _flag_of(field: Field[Any]) -> str:
-    return f"--{field.metadata['flag'] or field.name.replace('_', '-')}"
-
-
-_RENAMED = {one.name: one.metadata["flag"] for one in fields(DetectionConfig)}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
+from hf_ecif.cli.flags import name_flags
+
 if TYPE_CHECKING:
     from hf_ecif.reports.console import Shown
     from hf_ecif.utils.progress import ProgressFactory
@@ -43,7 +45,6 @@ class Screen:
 
     def result(self, result: Result) -> None:
         """Show what was found."""
-        from hf_ecif.cli.options import name_flags
         from hf_ecif.reports.console import print_lines
         from hf_ecif.utils import distributed
         from hf_ecif.utils.files import to_json

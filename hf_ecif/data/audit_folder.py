@@ -91,7 +91,7 @@ class AuditFolder:
     @property
     def is_interrupted(self) -> bool:
         """Whether an audit was begun here, and is to be gone on with."""
-        return (self.path / CHECKPOINTS).is_dir() and not self.has_summary
+        return (self.path / CHECKPOINTS).is_dir() and not (self.has_summary and self.has_rows)
 
     @property
     def is_cleaning(self) -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_dataset
 
-from hf_ecif.applications.trace import COLUMNS, TASKS
+from hf_ecif.applications.trace import TASKS
+from hf_ecif.reports.trace import COLUMNS
 from tests.support import DEMO
 from tests.support.commands import MODEL, Run
 
