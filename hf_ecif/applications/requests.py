@@ -53,6 +53,11 @@ class AuditOptions(Options):
         help="Boolean column that says which rows are known to be wrong. Read only after the "
         "detection, to say in the report how much it found.",
     )
+    verified_column: str | None = option(
+        None,
+        help="Boolean column of verdicts: true of rows known to be right, false of wrong ones, "
+        "null of all others. The detection builds on it.",
+    )
     group_column: str | None = option(
         None,
         help="Column of names, a language for instance. Groups of 50 rows or more get a noise "

@@ -82,8 +82,10 @@ def audit_lines(summary: Summary, output: Path) -> Iterator[Shown]:
     """Rows by what becomes of them, and how much was found of what is known to be wrong."""
     yield (
         f"{summary.rows:,} rows: {summary.flagged:,} flagged as misaligned (estimated noise "
-        f"{summary.noise.rate:.1%}), {summary.unreadable:,} unreadable, {summary.kept:,} kept."
+        f"{summary.noise.told}), {summary.unreadable:,} unreadable, {summary.kept:,} kept."
     )
+    if summary.noise.abstains:
+        yield Warned(f"Nothing is flagged: {summary.noise.abstains}")
     if truth := summary.truth:
         precision = "" if truth.precision is None else f" (precision {truth.precision:.1%})"
         yield (

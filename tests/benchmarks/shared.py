@@ -117,7 +117,8 @@ def find_wrong(
     influence = model.fit(rows, query)
     scores = influence.scores()
     injected = plant_pairs(model, influence, query, detection=detection)
-    return scores, detect(witnesses_of(model, rows, scores).stack(), *injected)
+    signals = witnesses_of(model, rows, scores).stack()
+    return scores, detect(signals, injected.reference, injected.kinds)
 
 
 def judge(wrong: NDArray[np.bool_], suspicion: NDArray[np.floating]) -> dict[str, Any]:

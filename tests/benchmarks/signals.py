@@ -294,7 +294,7 @@ def judge_all(
     scores = influence.scores()
     witnesses = witnesses_of(model, rows, scores)
     injected = plant_pairs(model, influence, query, detection=config)
-    detection = detect(witnesses.stack(), *injected)
+    detection = detect(witnesses.stack(), injected.reference, injected.kinds)
     signals = parts_of_ours(scores, witnesses, detection) | fixed(
         model, rows, query, scores, checkpoints
     )
