@@ -66,16 +66,16 @@ class Validation:
     def verdict(self) -> str:
         """What the correlation means, in words, given what can be reached."""
         if not math.isfinite(self.spearman):
-            return "Neither side varies, so there is nothing to rank: try a larger --removed-share."
+            return "Neither side varies, so there is nothing to rank: try a larger `removed_share`."
         if self.ceiling == 0:
             return (
                 "Retrainings on the same rows differ as much as those on different ones, which "
-                "nothing can predict: try more --repeats or a larger --removed-share."
+                "nothing can predict: try more `repeats` or a larger `removed_share`."
             )
         ceiling = self.ceiling or 1
         reached = self.low / ceiling
         if reached < UNDECIDED[0] and self.high / ceiling > UNDECIDED[1]:
-            return "These are too few subsets to tell: try more --subsets."
+            return "These are too few subsets to tell: try more `subsets`."
         if reached >= 0.8:
             return "The scores predict retrainings on these data."
         if reached >= 0.5:
@@ -84,7 +84,7 @@ class Validation:
             return "The scores point the right way on these data, but do not measure."
         return (
             "The scores do not predict retrainings on these data: use them to find candidates, "
-            "not to predict. A larger query may help, a gentler fit (--fit-learning-rate), or the "
+            "not to predict. A larger query may help, a gentler fit (`fit_learning_rate`), or the "
             "unrolled response, if this was the stationary one."
         )
 
@@ -118,7 +118,7 @@ def validate(
     if not 0 < math.ceil(removed_share * count) <= count - 2:
         raise UserError(
             f"Without {removed_share:.1%} of the {count} rows, fewer than two are left to train "
-            "on: give a smaller --removed-share, or more rows."
+            "on: give a smaller `removed_share`, or more rows."
         )
     gone = torch.stack(
         [torch.randperm(count, generator=generator) < removed_share * count for _ in range(subsets)]

@@ -201,7 +201,7 @@ def random_subset(rows: Rows, count: int, seed: int) -> Rows:
 
 def _check(model: LoadedModel, versions: Mapping[str, Sequence[Version]], test: Rows) -> None:
     if model.config.fit_epochs == 0:
-        raise UserError("--fit-epochs 0 trains nothing, so there is nothing to compare.")
+        raise UserError("`fit_epochs=0` trains nothing, so there is nothing to compare.")
     counts = {name: min(map(len, repeats)) for name, repeats in versions.items()}
     for name, count in (counts | {"test": len(test)}).items():
         if count < 2:

@@ -230,7 +230,7 @@ def require_distinct(name: str, rows: Rows) -> None:
     if len(set(rows.texts)) < 2:
         raise UserError(
             f"All captions of the {name} are equal ({rows.texts[0][:40]!r}), so there is nothing "
-            "to tell apart. Look at --text-column."
+            "to tell apart. Look at `text_column`."
         )
 
 

@@ -103,10 +103,10 @@ def load_model(
             on_hub = explain_hub_error(error) or reason
             reason = f"no such folder, and the Hub does not give it. {on_hub}"
         raise UserError(
-            f"--model {name!r} cannot be loaded: {reason} Give a folder written by save_pretrained "
+            f"`model={name!r}` cannot be loaded: {reason} Give a folder written by save_pretrained "
             "(model and processor) or a Hub id, such as openai/clip-vit-base-patch32."
         ) from error
-    check_processor(processor, f"The processor of --model {name!r}")
+    check_processor(processor, f"The processor of `model={name!r}`")
     return model, processor
 
 

@@ -34,8 +34,8 @@ from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Directions, Scores
 from hf_ecif.influence.training import Training
 from hf_ecif.utils.seeds import derive
-from tests.cli.test_main import DEMO
-from tests.influence.test_fidelity import (
+from tests.support import DEMO
+from tests.support.retraining import (
     BATCHES,
     L2,
     PAIRS,

@@ -32,7 +32,8 @@ from hf_ecif.influence.retraining import (
 )
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.seeds import stream
-from tests.cli.test_main import DEMO, MODEL, Run, own_cache, run  # noqa: F401
+from tests.support import DEMO
+from tests.support.commands import MODEL, Run
 from tests.support.hub.audits import fake_summary
 
 CONFIG = InfluenceConfig(batch_size=16, micro_batch_size=32, fit_epochs=3)
@@ -372,7 +373,7 @@ def arguments(audit: Path, test_source: str) -> list[object]:
     return ["clean", audit, "--dry-run", "--test", test_source, "--test-split", "train"]
 
 
-def test_command(run: Run, audit: Path, test_source: str) -> None:  # noqa: F811
+def test_command(run: Run, audit: Path, test_source: str) -> None:
     status, output = run(*arguments(audit, test_source), "--repeats", 2, "--strategy", "drop")
     assert status == 0, output
     assert "random, as many as drop" in output
@@ -380,7 +381,7 @@ def test_command(run: Run, audit: Path, test_source: str) -> None:  # noqa: F811
     assert " ± " in output
 
 
-def test_command_in_json(run: Run, audit: Path, test_source: str) -> None:  # noqa: F811
+def test_command_in_json(run: Run, audit: Path, test_source: str) -> None:
     several = ["--strategy", "drop", "--strategy", "relabel", "--json"]
     status, output = run(*arguments(audit, test_source), "--repeats", 1, *several)
     assert status == 0, output
@@ -398,7 +399,7 @@ def test_command_in_json(run: Run, audit: Path, test_source: str) -> None:  # no
     ],
 )
 def test_command_tells_mistakes(
-    run: Callable[..., tuple[int, str]],  # noqa: F811
+    run: Callable[..., tuple[int, str]],
     audit: Path,
     test_source: str,
     options: list[object],
