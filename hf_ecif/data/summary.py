@@ -270,11 +270,11 @@ class Noise(Record):
         """The rate with its interval, where that is known, in words."""
         if self.abstains:
             return "unknown"
-        return f"{share(self.rate)} ({self.range_told})" if self.interval else share(self.rate)
+        return f"{share(self.rate)} ({self.interval_told})" if self.interval else share(self.rate)
 
     @property
-    def range_told(self) -> str:
-        """What the interval says of the rate, in words; empty where it is not known."""
+    def interval_told(self) -> str:
+        """The interval in words, its upper end alone for a bound; empty where it is not known."""
         if self.interval is None:
             return ""
         low, high = map(share, self.interval)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from hf_ecif.reports import audit as report
 from hf_ecif.reports import figures as viz
 from hf_ecif.reports.html import write_page
 from hf_ecif.utils import formatting as words
+from tests.support.pages import Page
 
 FLOATS = (
     "ecif_score",
@@ -116,41 +116,6 @@ def render(scored: datasets.Dataset, folder: Path, **parts: Any) -> str:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the figures out, which take most of the time, where a test is not about them."""
     monkeypatch.setattr(report, "_plots", lambda *_: dict.fromkeys(report.PLOTS, "figure"))
-
-
-class Page(HTMLParser):
-    """Collects what a test asks about a page, and checks that its elements are balanced."""
-
-    VOID = frozenset({"meta", "link", "img", "br", "input", "hr"})
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self._open: list[str] = []
-        self.feed(page)
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def attributes(self, *names: str) -> list[str]:
-        return [tag[name] or "" for _, tag in self.tags for name in names if name in tag]
 
 
 def test_page_is_self_contained(tmp_path: Path) -> None:
