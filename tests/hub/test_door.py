@@ -7,26 +7,35 @@ from datasets import Image, load_dataset
 from huggingface_hub import HfApi
 
 import hf_ecif
+from hf_ecif.data.columns import set_column
 from hf_ecif.utils.progress import silent
 from tests.support import DEMO
 from tests.support.hub.server import HubServer
 
 ROWS = 80
 REPO = "ann/pairs-clean"
-CONFIG = hf_ecif.InfluenceConfig(batch_size=40, partitions=2, probes=2, plantings=1, fit_epochs=4)
+CONFIG = hf_ecif.InfluenceConfig(batch_size=40, partitions=2, probes=2, fit_epochs=4)
+DETECTION = hf_ecif.DetectionConfig(injections=1)
 
 
 @pytest.fixture
 def audit(hub: HubServer, tmp_path: Path) -> hf_ecif.Audit:
-    """Of rows in memory."""
+    """Of rows in memory, two of which cannot be read, so that some are removed for sure."""
     data = load_dataset("parquet", data_files=f"{DEMO}/data/train.parquet", split="train")
+    data = data.select(range(ROWS))
+    data = set_column(data, "text", ["", "", *data["text"][2:]])
     return hf_ecif.audit(
-        str(DEMO / "model"), data.select(range(ROWS)), config=CONFIG, suggest=False, progress=silent
+        str(DEMO / "model"),
+        data,
+        config=CONFIG,
+        detection=DETECTION,
+        suggest=False,
+        progress=silent,
     )
 
 
 def test_one_line_to_the_hub(audit: hf_ecif.Audit, api: HfApi, hub: HubServer) -> None:
-    assert 0 < audit.summary.flagged < ROWS
+    assert 2 <= audit.summary.removed < ROWS
     pushed = audit.push_to_hub(REPO, private=True, progress=silent)
     assert pushed.rows == {
         "default/train": audit.summary.kept,
@@ -57,6 +66,13 @@ def test_a_cleaning_to_the_hub(audit: hf_ecif.Audit, hub: HubServer) -> None:
 
 def test_a_name_on_the_hub(audit: hf_ecif.Audit, hub: HubServer) -> None:
     audit.push_to_hub(REPO, progress=silent)
-    again = hf_ecif.audit(str(DEMO / "model"), REPO, config=CONFIG, suggest=False, progress=silent)
+    again = hf_ecif.audit(
+        str(DEMO / "model"),
+        REPO,
+        config=CONFIG,
+        detection=DETECTION,
+        suggest=False,
+        progress=silent,
+    )
     assert again.summary.rows == audit.summary.kept
     assert again.summary.dataset == REPO
