@@ -200,6 +200,15 @@ class TestGiven:
         assert scores(found) == pytest.approx(expected)
         assert found.summary.model == MODEL
 
+    def test_model_of_no_name(self, quick: Callable[..., Audit]) -> None:
+        clip, processor = CLIPModel.from_pretrained(MODEL), AutoProcessor.from_pretrained(MODEL)
+        own = CLIPModel(clip.config)
+        own.load_state_dict(clip.state_dict())
+        own.name_or_path = ""
+        found = quick(own, processor=processor)
+        assert found.summary.model == "a CLIPModel in memory"
+        assert found.summary.loaded.revision is None
+
     def test_influence_model(
         self, quick: Callable[..., Audit], expected: list[float | None]
     ) -> None:
