@@ -36,6 +36,7 @@ from hf_ecif.influence.rows import Rows
 from hf_ecif.reports.audit import write_report
 from hf_ecif.reports.outcomes import write_cleaning_page
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import derive
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ def _versions(
         yield strategy, [version] * repeats
         count = len(version.rows)
         if count < len(rows):
-            drawn = [random_subset(rows, count, seed + repeat) for repeat in range(repeats)]
+            drawn = [random_subset(rows, count, derive(seed, "subsets", n)) for n in range(repeats)]
             yield f"random, as many as {strategy}", [Version(subset) for subset in drawn]
 
 

@@ -26,6 +26,7 @@ from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.loaded import AnyRows
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import derive, stream
 
 Floats = NDArray[np.float64]
 # An interval that reaches from one to the other leaves open whether the scores are worth anything.
@@ -112,7 +113,7 @@ def validate(
     """
     seed, count = influence.config.seed, len(influence.rows)
     asked = influence.model.rows(query)
-    generator = torch.Generator().manual_seed(seed + 3)
+    generator = stream(seed, "subsets")
     scores = influence.scores().task
     if not 0 < math.ceil(removed_share * count) <= count - 2:
         raise UserError(
@@ -127,7 +128,7 @@ def validate(
     def retrain(members: Tensor) -> Floats:
         losses = []
         for number in range(repeats):
-            theta = influence.refit(members, seed=seed + 100 + number)
+            theta = influence.refit(members, seed=derive(seed, "retraining", number))
             losses.append(influence.model.query_value(asked, theta).mean().item())
             advance(1)
         return np.array(losses)

@@ -23,6 +23,7 @@ from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import stream
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def plant_pairs(
     """What tells misaligned rows, learned from mismatches that are injected on purpose."""
     train, config = influence.rows, detection or DetectionConfig()
     known = checkpoints or Checkpoints()
-    generator = torch.Generator().manual_seed(model.config.seed + 2)
+    generator = stream(model.config.seed, "injection")
     given = model.embed_as_given(train)
     advance = progress("Plant wrong pairs", config.injections)
     reference, unlike, alike, kept = [], [], [], []

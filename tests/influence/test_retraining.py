@@ -31,6 +31,7 @@ from hf_ecif.influence.retraining import (
     train,
 )
 from hf_ecif.influence.rows import Rows
+from hf_ecif.utils.seeds import stream
 from tests.support import DEMO
 from tests.support.commands import MODEL, Run
 from tests.support.hub.audits import fake_summary
@@ -103,7 +104,7 @@ class TestBudget:
         theta = model.encoder.theta.clone().requires_grad_()
         optimizer = torch.optim.Adam([theta], lr=CONFIG.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, CONFIG.fit_epochs)
-        generator = torch.Generator().manual_seed(4)
+        generator = stream(4, "fit")
         batches = [b for _ in range(2) for b in Version(rows).epoch(16, generator)][:6]
         for number, batch in enumerate(batches, 1):
             image_weight, text_weight = theta.view(2, -1, text.shape[1])
@@ -131,7 +132,7 @@ class TestBudget:
             batch_size=16,
             epochs=CONFIG.fit_epochs,
             learning_rate=CONFIG.learning_rate,
-            generator=torch.Generator().manual_seed(4),
+            generator=stream(4, "fit"),
         )
         found = train(model, Version(rows), steps=math.ceil(60 / 16), batch_size=16, seed=4)
         torch.testing.assert_close(found, fitted)
