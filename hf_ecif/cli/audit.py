@@ -37,6 +37,13 @@ def audit(
             "detection, to say in the report how much it found."
         ),
     ] = None,
+    verified_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Boolean column of verdicts: true of rows known to be right, false of wrong ones, "
+            "null of all others. The detection builds on it."
+        ),
+    ] = None,
     group_column: Annotated[
         str | None,
         typer.Option(
@@ -93,6 +100,7 @@ def audit(
     request = AuditRequest(
         **sources,
         truth_column=truth_column,
+        verified_column=verified_column,
         group_column=group_column,
         vocabulary=vocabulary,
         suggest=suggest,
@@ -111,9 +119,11 @@ def audit(
 def _print_summary(console: Console, summary: Summary, output: Path) -> None:
     console.print(
         f"{summary.rows:,} rows: {summary.flagged:,} flagged as misaligned "
-        f"(estimated noise {summary.noise.rate:.1%}), {summary.unreadable:,} unreadable, "
+        f"(estimated noise {summary.noise.told}), {summary.unreadable:,} unreadable, "
         f"{summary.kept:,} kept."
     )
+    if summary.noise.abstains:
+        console.print(f"Nothing is flagged: {summary.noise.abstains}", style="yellow")
     if truth := summary.truth:
         precision = truth.precision
         console.print(

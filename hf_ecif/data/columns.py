@@ -21,7 +21,10 @@ COLUMNS = {
     "ecif_loo_loss": "the loss that the pair would have, had it not been trained on, in nats",
     "clip_score": "cosine of image and caption under the model as given",
     "neg_clip_loss": "the negated loss per term over the logit scale, as given; higher is better",
-    "ecif_noise_probability": "probability that the pair is misaligned",
+    "ecif_noise_probability": "probability that the pair is misaligned; null where the model "
+    "cannot tell",
+    "ecif_suspicion": "logarithm of how much likelier the pair's signals are among misaligned "
+    "pairs than among right ones: it ranks the pairs even where no probability can be given",
     "ecif_flag": "whether that probability is above the threshold",
     "ecif_borderline": "whether the threshold is within two standard errors of that probability",
     "ecif_image_neighbours": "how far the caption is from those of the most similar images: their "
@@ -37,7 +40,7 @@ COLUMNS = {
 
 
 ADDED_LATER = {
-    "ecif_weight": "1 - ecif_noise_probability, for a weighted loss; 0 where a row has none",
+    "ecif_weight": "1 - ecif_noise_probability, for a weighted loss; 0 of an unreadable row",
     "ecif_original_text": "the caption before it was replaced; null where it was not",
     "ecif_decision": "what a person decided in a review: keep, remove or recaption",
 }

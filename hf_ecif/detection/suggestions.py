@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_ecif.detection.detect import Detection, Floats
+from hf_ecif.detection.detect import Detection
+from hf_ecif.detection.mixture import Floats
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.neighbours import count_better, find_best, group_near, link
 from hf_ecif.engine.objectives import Embeddings

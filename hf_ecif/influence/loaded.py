@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data.schema import check_columns
+from hf_ecif.data.schema import check_columns, find_columns
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.inverse import require_solvable
 from hf_ecif.engine.objectives import Embeddings
@@ -145,13 +145,14 @@ class LoadedModel:
         )
 
     def rows(self, rows: AnyRows) -> Rows:
-        """Rows as they are, or those of a data set with the columns ``image`` and ``text``.
+        """Rows as they are, or those of a data set, whose columns are found by their types.
 
         Raises:
-            UserError: they were encoded by another model, or cannot be read.
+            UserError: they were encoded by another model, or cannot be read; or it cannot be told
+                which columns are meant: give `read` their names.
         """
         if isinstance(rows, Dataset):
-            return self.read(rows)
+            return self.read(rows, *find_columns(rows))
         require_same_encoder(rows, self.encoder)
         return rows
 

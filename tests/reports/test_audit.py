@@ -397,9 +397,9 @@ def test_one_row_and_one_constant_score(tmp_path: Path) -> None:
 def test_what_a_rate_is_worth_is_told(tmp_path: Path) -> None:
     noise = {"rate": 0.195, "threshold": 0.5, "interval": [0.15, 0.24]}
     page = Page(render(make_scored(5), tmp_path, format_version=2, noise=noise))
-    assert "Estimated noise 19.5 % 15.0 % to 24.0 %" in page.text
+    assert "Estimated noise 19.5 % (15.0 % to 24.0 %)" in page.text
     page = Page(render(make_scored(5), tmp_path, noise=noise | {"rate_is_bound": True}))
-    assert "At most 19.5 % of the 5 pairs look misaligned" in page.text
+    assert "About 19.5 % (at most 24.0 %) of the 5 pairs look misaligned" in page.text
     reason = "the model cannot tell right from wrong here."
     page = Page(render(make_scored(5, flagged=2.0), tmp_path, noise=noise | {"abstains": reason}))
     assert "Nothing is flagged: the model cannot tell right from wrong here." in page.text
