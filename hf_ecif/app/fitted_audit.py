@@ -39,7 +39,7 @@ class Prepared:
     """A fitted model with its rows.
 
     Attributes:
-        influence: of the audited rows on ``query``, fitted as the audit did.
+        influence: influence of the audited rows on ``query``, fitted as in the audit.
         query: rows of the query.
         test: held-out rows, neither audited nor in the query; None if there are none.
         query_images: images of the query's data set, not decoded.
@@ -245,7 +245,7 @@ def ask(prepared: Prepared, image: bytes, text: str, others: list[str]) -> tuple
 
 
 def find_causes(prepared: Prepared, query: Query, count: int) -> list[Cause]:
-    """The training pairs most responsible for one query."""
+    """Training pairs that contributed most to one query, the largest contribution first."""
     scores = prepared.influence.contributions(query).of_query(0)
     order = responsibility(scores.task, prepared.sizes).argsort()
     return [
