@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hf_ecif.app.selection import open_audit
-from hf_ecif.applications.sources import Sources, open_sources
+from hf_ecif.applications.requests import Sources
+from hf_ecif.applications.sources import open_sources
 from hf_ecif.applications.tracing import find_errors, responsibility
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.images import thumbnail
