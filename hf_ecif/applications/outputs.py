@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from hf_ecif.errors import UserError
@@ -56,3 +56,23 @@ def require_free(
             f"`output={output}` holds an interrupted run: `resume` goes on with it, `overwrite` "
             "starts anew."
         )
+
+
+def require_outside(output: Path, sources: Iterable[str | Path]) -> None:
+    """Refuse a folder that holds what is read, which the results would replace.
+
+    Args:
+        output: where the run is to write.
+        sources: files and folders; names on the Hub are nowhere.
+
+    Raises:
+        UserError: one of them is the folder, or lies in it.
+    """
+    place = output.resolve()
+    for source in sources:
+        path = Path(source).expanduser().resolve()
+        if place in (path, *path.parents):
+            raise UserError(
+                f"`output={output}` holds the input {source}, which the results would replace. "
+                "Give another folder."
+            )

@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.outputs import require_free, require_outside
 from hf_ecif.config import Strategy
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
 from hf_ecif.data.cleaning import CleanResult, clean
@@ -89,6 +89,7 @@ class Audit:
         """
         path = Path(folder).expanduser()
         require_free(path, finished=SUMMARY, others=RESULTS, overwrite=overwrite)
+        require_outside(path, [file["filename"] for file in self.dataset.cache_files])
         self.write(AuditFolder(path))
 
     def write(self, folder: AuditFolder) -> None:
