@@ -20,7 +20,7 @@ flagged then, no probability is given, and `Detection.abstains` says why.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from hf_ecif.detection.mixture import (
     Sample,
     Samples,
     fit_mixture,
+    largest_rate,
     rate_interval,
 )
 
@@ -53,6 +54,10 @@ REMEDIES = (
     "Fine-tune it on pairs of this kind first, or take a model that knows them; or give pairs that "
     "are known to be right, as a query or by a column of verdicts; or judge some rows by hand."
 )
+# Where no row is known to be right, the rate rests on the form of the densities, and on a bound,
+# which counts as much as so many injected rows. Without it, the rate of 120 to 600 rows comes out
+# too low by a tenth of itself and more.
+ROWS_OF_BOUND = 50
 # A row is borderline if its log-odds are within so many standard errors of the threshold's. On the
 # embedded data that is every fiftieth row, and a third to a half of these are wrong. Their flags
 # stay: without them the F1 is 0.875 in place of 0.877.
@@ -164,7 +169,9 @@ def detect(
     suspicion = mixture.log_ratio(signals)
     power = _power(mixture, samples)
     interval = rate_interval(samples, mixture)
-    unverified = not len(samples.right.signals)
+    unverified = samples.right.rows == 0
+    if unverified:
+        mixture, interval = _drawn_to_bound(mixture, samples, interval)
     reason = _why_abstain(mixture, samples, power)
     if reason is not None:
         return _abstain(suspicion, verdicts, interval[1], power, reason)
@@ -217,6 +224,16 @@ def _samples(
         for verdict in (UNKNOWN, RIGHT, WRONG)
     )
     return Samples(unknown, right, wrong, [Sample(kind, len(kind)) for kind in kinds])
+
+
+def _drawn_to_bound(
+    mixture: Mixture, samples: Samples, interval: tuple[float, float]
+) -> tuple[Mixture, tuple[float, float]]:
+    """What the form of the densities says of the rate, and what holds whatever their form is."""
+    bound = largest_rate(samples, mixture)
+    rows = sum(kind.rows for kind in samples.injected)
+    drawn = (rows * mixture.rate + ROWS_OF_BOUND * bound) / (rows + ROWS_OF_BOUND)
+    return replace(mixture, rate=drawn), (interval[0], max(interval[1], bound))
 
 
 def _power(mixture: Mixture, samples: Samples) -> float:

@@ -23,7 +23,7 @@ from hf_ecif.errors import UserError
 from tests.support import DEMO
 
 ROWS = 150
-CONFIG = InfluenceConfig(partitions=2, plantings=1, probes=4, fit_epochs=2, batch_size=64)
+CONFIG = InfluenceConfig(partitions=2, plantings=3, probes=4, fit_epochs=2, batch_size=64)
 # Columns that are no float32, and those of them that a readable row may lack.
 TYPES = {
     "ecif_flag": "bool",
