@@ -18,15 +18,16 @@ from transformers import PreTrainedModel
 
 from hf_ecif.applications.given import MOST_STREAMED, Rowset, open_given
 from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.requests import AuditOptions, AuditRequest
 from hf_ecif.applications.result import Audit, Traced
-from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
+from hf_ecif.applications.sources import Opened, describe_solves, open_sources
 from hf_ecif.applications.trace import (
     Found,
     describe_errors_and_causes,
     describe_found,
     find_and_trace,
 )
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.config import SUGGEST_MARGIN, DetectionConfig, InfluenceConfig
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
 from hf_ecif.data.columns import read_groups
 from hf_ecif.data.schema import drop_influence_columns, read_flags, read_verdicts
@@ -50,7 +51,7 @@ from hf_ecif.detection.annotate import add_columns
 from hf_ecif.detection.detect import SMALLEST_GROUP, Detection, Verdicts, auroc, detect
 from hf_ecif.detection.injection import Injected, plant_pairs
 from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
-from hf_ecif.detection.suggestions import MARGIN, Evidence, find_evidence, read_vocabulary
+from hf_ecif.detection.suggestions import Evidence, find_evidence, read_vocabulary
 from hf_ecif.detection.verified import find_shift
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
@@ -66,29 +67,6 @@ from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 FEWEST = 20  # rows to audit
 TRACED = "retrieval-text"  # the errors that the report shows
 SHOWN_TRACED = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditOptions:
-    """What an audit looks at beside the pairs."""
-
-    truth_column: str | None = None
-    verified_column: str | None = None
-    group_column: str | None = None
-    vocabulary: Path | Sequence[str] | None = None
-    suggest: bool = True
-    suggest_margin: float = MARGIN
-    trace: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditRequest(AuditOptions, Sources):
-    """What to audit and where to put the result; the fields are the options of ``hf-ecif
-    audit``."""
-
-    output: Path
-    overwrite: bool = False
-    resume: bool = False
 
 
 def audit(
@@ -107,8 +85,9 @@ def audit(
     group_column: str | None = None,
     vocabulary: str | Path | Sequence[str] | None = None,
     suggest: bool = True,
-    suggest_margin: float = MARGIN,
+    suggest_margin: float = SUGGEST_MARGIN,
     trace: int = 0,
+    detection: DetectionConfig | None = None,
     max_rows: int = MOST_STREAMED,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -141,6 +120,7 @@ def audit(
         suggest_margin: a caption is suggested if its logit stands that far above the next, in
             nats.
         trace: errors of the query to trace to the pairs behind them, the worst first.
+        detection: how it is learned what a wrong pair looks like.
         max_rows: to read of an `IterableDataset`.
         output: where `Audit.save` writes the result, if anywhere.
         overwrite: whether an earlier audit in ``output`` is replaced.
@@ -164,6 +144,7 @@ def audit(
         suggest=suggest,
         suggest_margin=suggest_margin,
         trace=trace,
+        detection=detection or DetectionConfig(),
     )
     folder = Path(output).expanduser() if output is not None else None
     if folder is not None:
@@ -215,7 +196,8 @@ def run_audit(
         opened = open_sources(request, config)
         beside = _read_beside(request, opened)
         fingerprints = opened.fingerprints()
-    manifest = config.deciding() | fingerprints | {"columns": request.columns}
+    settings = config.deciding() | request.detection.deciding()
+    manifest = settings | fingerprints | {"columns": request.columns}
     known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
     try:
         found = _analyse(request, opened, beside, known, watch, progress)
@@ -275,12 +257,12 @@ def _read_beside(options: AuditOptions, opened: Opened) -> _Beside:
             traced of a query that is chosen from the data.
     """
     if options.trace and opened.query_set is None:
-        raise UserError("--trace looks for errors in the query: give one (--query).")
+        raise UserError("`trace` looks for errors in the query: give one (`query`).")
     truth, group, words = options.truth_column, options.group_column, options.vocabulary
     wrong, verified = "is known to be wrong", options.verified_column
     return _Beside(
-        read_flags(opened.dataset, truth, "--truth-column", wrong) if truth else None,
-        read_verdicts(opened.dataset, verified, "--verified-column") if verified else None,
+        read_flags(opened.dataset, truth, "truth_column", wrong) if truth else None,
+        read_verdicts(opened.dataset, verified, "verified_column") if verified else None,
         read_groups(opened.dataset, group) if group else None,
         read_vocabulary(words) if isinstance(words, Path) else list(words or []) or None,
     )
@@ -309,7 +291,7 @@ def _analyse(
         scores, as_given = influence.scores(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
         within = known.within("planting")
-        injected = plant_pairs(model, influence, query, progress, within)
+        injected = plant_pairs(model, influence, query, progress, within, options.detection)
         witnesses = witnesses_of(model, rows, scores)
         verdicts = None if beside.verdicts is None else beside.verdicts[rows.positions.numpy()]
         detection = detect(
@@ -389,7 +371,9 @@ def _conclude(
         found.evidence,
     )
     summary = _summarise(options, found, notes).replace(
-        fingerprints=fingerprints | {"config": config.fingerprint()}, seconds=watch.seconds()
+        fingerprints=fingerprints
+        | {"config": config.fingerprint(), "detection": options.detection.fingerprint()},
+        seconds=watch.seconds(),
     )
     if found.traced is None:
         return Audit(scored, summary)
@@ -425,7 +409,7 @@ def _check_output(request: AuditRequest) -> None:
     ]
     if inside:
         raise UserError(
-            f"--output {output} holds the input {inside[0]}, which the results would replace. Give "
+            f"`output={output}` holds the input {inside[0]}, which the results would replace. Give "
             "another folder."
         )
 
@@ -442,14 +426,16 @@ def _summarise(options: AuditOptions, found: _Found, notes: Sequence[str]) -> Su
     opened, rows, fitted = found.opened, found.rows, found.influence.fitted
     detection, evidence, truth = found.detection, found.evidence, found.beside.truth
     flagged = int(detection.flag.sum())
+    provenance = opened.provenance(
+        rows,
+        found.query,
+        loss_before_fit=fitted.query_loss_before,
+        loss=fitted.query_loss,
+        alignment=fitted.alignment,
+    )
+    provenance["config"] |= options.detection.to_dict()
     summary = Summary(
-        **opened.provenance(
-            rows,
-            found.query,
-            loss_before_fit=fitted.query_loss_before,
-            loss=fitted.query_loss,
-            alignment=fitted.alignment,
-        ),
+        **provenance,
         unreadable_reasons=dict(Counter(rows.reasons.values())),
         flagged=flagged,
         kept=len(rows) - flagged,
@@ -566,7 +552,7 @@ def _warnings(summary: Summary) -> Iterator[str]:
         yield (
             "ecif_score is inverted here: wrong pairs made on purpose look valuable, not harmful. "
             "The model is far from an optimum on these data (see gradient_norm): fit it longer "
-            "(--fit-epochs), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
+            "(`fit_epochs`), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
         )
     yield from filter(None, (solve.warning for solve in summary.solvers))
     if summary.scored < 200:

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from hf_ecif.applications.sources import Opened, Sources
+from hf_ecif.applications.requests import Sources
+from hf_ecif.applications.sources import Opened
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.loading import load_rows, read_stream
 from hf_ecif.data.schema import check_columns, find_columns

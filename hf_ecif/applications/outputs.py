@@ -45,14 +45,14 @@ def require_free(
     foreign = [name for name in present if name not in ours]
     if foreign and (others or not ours.intersection(present)):
         raise UserError(
-            f"--output {output} is not empty: it holds other files ({', '.join(foreign[:3])}). "
+            f"`output={output}` is not empty: it holds other files ({', '.join(foreign[:3])}). "
             "Give a new folder."
         )
     is_interrupted = not INTERRUPTED.isdisjoint(present)
     if finished in present and not is_interrupted and not overwrite:
-        raise UserError(f"The run in --output {output} is finished. --overwrite replaces it.")
+        raise UserError(f"The run in `output={output}` is finished. `overwrite` replaces it.")
     if present and not (resume or overwrite):
         raise UserError(
-            f"--output {output} holds an interrupted run: --resume goes on with it, --overwrite "
+            f"`output={output}` holds an interrupted run: `resume` goes on with it, `overwrite` "
             "starts anew."
         )

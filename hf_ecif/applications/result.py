@@ -12,8 +12,9 @@ from typing import Any
 from datasets import Dataset
 
 from hf_ecif.applications.outputs import require_free
+from hf_ecif.config import Strategy
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
-from hf_ecif.data.cleaning import CleanResult, Strategy, clean
+from hf_ecif.data.cleaning import CleanResult, clean
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns
 from hf_ecif.data.summary import CleaningFacts, Summary, TracedError, TraceSummary

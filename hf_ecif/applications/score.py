@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +17,7 @@ from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.requests import ScoreRequest
 from hf_ecif.data.loading import fingerprint_source, load_rows, stream_rows
 from hf_ecif.data.parquet import write_rows
 from hf_ecif.data.schema import check_columns
@@ -35,21 +35,6 @@ SHARDS, SCORING = "scored", "scoring.json"  # the latter of a finished run
 
 
 BATCHES = 4  # contrastive batches of a block: its rows can meet in many ways
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreRequest:
-    """What to score; the fields are the options of ``hf-ecif score``."""
-
-    influence: str
-    dataset: str
-    output: Path
-    split: str = "train"
-    image_column: str = "image"
-    text_column: str = "text"
-    streaming: bool = False
-    overwrite: bool = False
-    resume: bool = False
 
 
 def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict[str, Any]:

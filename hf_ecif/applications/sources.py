@@ -11,6 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from hf_ecif.applications.requests import Sources
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.images import fingerprint_rows, image_hashes
 from hf_ecif.data.loading import load_rows
@@ -26,24 +27,6 @@ from hf_ecif.utils.progress import ProgressFactory, silent
 from hf_ecif.version import __version__
 
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "pillow")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """Where model and data come from; the fields are options of the commands."""
-
-    model: str
-    dataset: str
-    split: str = "train"
-    query: str | None = None
-    query_split: str = "validation"
-    image_column: str = "image"
-    text_column: str = "text"
-
-    @property
-    def columns(self) -> tuple[str, str]:
-        """Names of the image and the text column."""
-        return self.image_column, self.text_column
 
 
 @dataclass(frozen=True)
@@ -150,7 +133,7 @@ class Opened:
         if len(rows) <= size:
             yield (
                 f"All {len(rows)} rows fit into one batch of {size}, so scores have no error over "
-                "random batches. That does not make them sure: a smaller --batch-size shows how "
+                "random batches. That does not make them sure: a smaller `batch_size` shows how "
                 "much they depend on the company of a pair."
             )
 

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from hf_ecif.applications import tracing
 from hf_ecif.applications.outputs import require_free
-from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
+from hf_ecif.applications.requests import TraceRequest
+from hf_ecif.applications.sources import Opened, describe_solves, open_sources
 from hf_ecif.applications.tracing import Errors, Task, Traces, describe_errors, find_errors
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.summary import (
@@ -41,18 +41,6 @@ TASKS: dict[str, Task] = {
 
 
 SHOWN_OFTEN = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class TraceRequest(Sources):
-    """What to trace; the fields are the options of ``hf-ecif trace``."""
-
-    output: Path
-    errors: str = "retrieval-text"
-    rows: list[int] | None = None
-    top_k: int = 10
-    most: int = 100
-    candidates: int = 0
 
 
 @dataclass(frozen=True)
@@ -209,14 +197,14 @@ def find_and_trace(
 
 def _check(errors: str, top_k: int, most: int, candidates: int) -> None:
     if errors not in TASKS:
-        raise UserError(f"--errors {errors!r}: must be one of {', '.join(TASKS)}.")
+        raise UserError(f"`errors={errors!r}`: must be one of {', '.join(TASKS)}.")
     if 0 < candidates < top_k:
         raise UserError(
-            f"--candidates {candidates}: fewer than the --top-k {top_k} that are chosen among them."
+            f"`candidates={candidates}`: fewer than the `top_k={top_k}` that are chosen among them."
         )
-    for name, value in (("top-k", top_k), ("most", most)):
+    for name, value in (("top_k", top_k), ("most", most)):
         if value < 1:
-            raise UserError(f"--{name} must be at least 1.")
+            raise UserError(f"`{name}={value}`: must be at least 1.")
 
 
 def _find_rows(wanted: Sequence[int], query: Rows) -> Tensor:
@@ -229,7 +217,7 @@ def _find_rows(wanted: Sequence[int], query: Rows) -> Tensor:
     for row in wanted:
         if row not in places:
             why = query.reasons.get(row, f"the query has rows 0 to {query.total - 1}")
-            raise UserError(f"--rows {row}: {why}.")
+            raise UserError(f"`rows={row}`: {why}.")
     return torch.tensor([places[row] for row in dict.fromkeys(wanted)])
 
 
@@ -301,10 +289,10 @@ def describe_found(found: Found, rows: Rows, query: Rows) -> TraceFacts:
 
 def _warnings(found: Found) -> Iterator[str]:
     if found.wrong == 0:
-        yield "There is no error of this kind. Try another --errors, or give rows with --rows."
+        yield "There is no error of this kind. Try another `errors`, or give rows with `rows`."
     traces = found.traces
     if len(traces.pairs) and (traces.score + 2 * traces.stderr >= 0).float().mean() > 0.5:
         yield (
             "Most of the scores are within two standard errors of zero: these errors have no few "
-            "pairs behind them, or more --partitions are needed to see them."
+            "pairs behind them, or more `partitions` are needed to see them."
         )

@@ -26,6 +26,7 @@ from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.loaded import AnyRows
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import derive, stream
 
 Floats = NDArray[np.float64]
 # An interval that reaches from one to the other leaves open whether the scores are worth anything.
@@ -65,16 +66,16 @@ class Validation:
     def verdict(self) -> str:
         """What the correlation means, in words, given what can be reached."""
         if not math.isfinite(self.spearman):
-            return "Neither side varies, so there is nothing to rank: try a larger --removed-share."
+            return "Neither side varies, so there is nothing to rank: try a larger `removed_share`."
         if self.ceiling == 0:
             return (
                 "Retrainings on the same rows differ as much as those on different ones, which "
-                "nothing can predict: try more --repeats or a larger --removed-share."
+                "nothing can predict: try more `repeats` or a larger `removed_share`."
             )
         ceiling = self.ceiling or 1
         reached = self.low / ceiling
         if reached < UNDECIDED[0] and self.high / ceiling > UNDECIDED[1]:
-            return "These are too few subsets to tell: try more --subsets."
+            return "These are too few subsets to tell: try more `subsets`."
         if reached >= 0.8:
             return "The scores predict retrainings on these data."
         if reached >= 0.5:
@@ -83,7 +84,7 @@ class Validation:
             return "The scores point the right way on these data, but do not measure."
         return (
             "The scores do not predict retrainings on these data: use them to find candidates, "
-            "not to predict. A larger query may help, a gentler fit (--fit-learning-rate), or the "
+            "not to predict. A larger query may help, a gentler fit (`fit_learning_rate`), or the "
             "unrolled response, if this was the stationary one."
         )
 
@@ -112,12 +113,12 @@ def validate(
     """
     seed, count = influence.config.seed, len(influence.rows)
     asked = influence.model.rows(query)
-    generator = torch.Generator().manual_seed(seed + 3)
+    generator = stream(seed, "subsets")
     scores = influence.scores().task
     if not 0 < math.ceil(removed_share * count) <= count - 2:
         raise UserError(
             f"Without {removed_share:.1%} of the {count} rows, fewer than two are left to train "
-            "on: give a smaller --removed-share, or more rows."
+            "on: give a smaller `removed_share`, or more rows."
         )
     gone = torch.stack(
         [torch.randperm(count, generator=generator) < removed_share * count for _ in range(subsets)]
@@ -127,7 +128,7 @@ def validate(
     def retrain(members: Tensor) -> Floats:
         losses = []
         for number in range(repeats):
-            theta = influence.refit(members, seed=seed + 100 + number)
+            theta = influence.refit(members, seed=derive(seed, "retraining", number))
             losses.append(influence.model.query_value(asked, theta).mean().item())
             advance(1)
         return np.array(losses)

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from hf_ecif.applications.given import MOST_STREAMED, Rowset, open_given
 from hf_ecif.applications.outputs import require_free
-from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
+from hf_ecif.applications.requests import ValueRequest
+from hf_ecif.applications.sources import Opened, describe_solves, open_sources
 from hf_ecif.applications.valuation import (
     Additions,
     Curve,
@@ -57,21 +58,6 @@ from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 TOP, TOP_OF_SLICE = 12, 6  # pairs of a ranking that are named and shown
 SMALL_SLICE = 20
 ADDED = "ecif_added"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueRequest(Sources):
-    """What to value; the fields are the options of ``hf-ecif value``."""
-
-    output: Path
-    slice_column: str | None = None
-    curves: bool = False
-    repeats: int = 3
-    test: str | None = None
-    test_split: str = "test"
-    candidates: str | None = None
-    candidates_split: str = "train"
-    leverage: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,13 +193,11 @@ def run_value(
 
 def _check(request: ValueRequest, config: InfluenceConfig) -> None:
     if request.test and not request.curves:
-        raise UserError("--test is what removal curves are judged by: give --curves, too.")
-    if request.curves and request.repeats < 1:
-        raise UserError(f"--repeats {request.repeats}: a curve needs at least one refit per point.")
+        raise UserError("`test` is what removal curves are judged by: give `curves`, too.")
     if request.curves and config.fit_epochs == 0:
-        raise UserError("--fit-epochs 0 refits nothing, so there are no --curves.")
+        raise UserError("`fit_epochs=0` refits nothing, so there are no `curves`.")
     if request.leverage and config.fit_epochs == 0:
-        raise UserError("--leverage is of a fit, and --fit-epochs 0 does none.")
+        raise UserError("`leverage` is of a fit, and `fit_epochs=0` does none.")
 
 
 def _read_given(request: ValueRequest, opened: Opened) -> _Given:
@@ -234,10 +218,9 @@ def _read_slices(column: str | None, opened: Opened) -> list[str | None] | None:
     if column is None:
         return None
     try:
-        return read_groups(opened.query_rows, column)
+        return read_groups(opened.query_rows, column, "slice_column")
     except UserError as error:
-        message = str(error).replace("--group-column", "--slice-column")
-        raise UserError(message.replace("the data set", "the query")) from error
+        raise UserError(str(error).replace("the data set", "the query")) from error
 
 
 def _analyse(
@@ -251,7 +234,7 @@ def _analyse(
         return model.read(dataset, *request.columns, advance)
 
     rows, query = opened.read(progress)
-    test = require_pairs("--test", read("test rows", given.test)) if given.test else None
+    test = require_pairs("`test`", read("test rows", given.test)) if given.test else None
     candidates = read("candidates", given.candidates) if given.candidates else None
     valuation = value_by_slice(model, rows, query, _of_rows(given.names, query), progress)
     curves: list[Curve] = []
@@ -468,7 +451,7 @@ def _warnings(summary: ValueSummary) -> Iterator[str]:
     if summary.curves and not summary.curves.held_out:
         yield (
             "The removal curves are judged by the query itself, which the scores were made for. "
-            "Give held-out pairs (--test) to see what is gained beyond it."
+            "Give held-out pairs (`test`) to see what is gained beyond it."
         )
     small = [one.name for one in summary.slices[1:] if one.rows < SMALL_SLICE]
     if small:

@@ -290,13 +290,16 @@ def _find_saved(path: Path) -> _Splits:
         names = json.loads((path / "dataset_dict.json").read_text())["splits"]
         folders = {name: path / name for name in names}
     else:
-        folders = {_saved_state(path)["_split"] or "train": path}
-    files = {name: len(_saved_state(folder)["_data_files"]) for name, folder in folders.items()}
+        folders = {_saved_split(path): path}
+    files = {name: len([*folder.glob("*.arrow")]) for name, folder in folders.items()}
     return _Splits(files, lambda split: cast(Dataset, load_from_disk(str(folders[split]))))
 
 
-def _saved_state(folder: Path) -> dict[str, Any]:
-    return cast(dict[str, Any], json.loads((folder / "state.json").read_text()))
+def _saved_split(folder: Path) -> str:
+    """The split that a saved data set knows it is, if it does."""
+    has_rows = any(folder.glob("*.arrow"))
+    split = cast(Dataset, load_from_disk(str(folder))).split if has_rows else None
+    return str(split or "train")
 
 
 def _check_split(split: str, sizes: dict[str, int]) -> None:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_ecif.config import SUGGEST_MARGIN
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.mixture import Floats
 from hf_ecif.engine.features import Features
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.int64]
 
-# Where the vocabulary holds the right caption of every image of the demo, it is suggested for 28 %
-# of the flagged rows at this margin, and 72 % of the suggestions are right; at 0.5 nats for 61 %
-# and 47 %, at 3 nats for 8 % and 88 %.
-MARGIN = 1.5
 # A JPEG of quality 75 or a copy of half the size is this near to its image in 99 of 100 cases of
 # the demo. Of different pictures, 5 pairs in 1,492 rows are, and look it. Captions have no such
 # cosine: different words can have the very same embedding.
@@ -106,7 +103,7 @@ def find_evidence(
     detection: Detection,
     *,
     vocabulary: list[str] | None = None,
-    margin: float = MARGIN,
+    margin: float = SUGGEST_MARGIN,
     progress: ProgressFactory = silent,
 ) -> Evidence:
     """Compare the flagged rows with all others, and look for duplicates.
@@ -154,12 +151,12 @@ def read_vocabulary(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"--vocabulary {path} cannot be read as UTF-8 text: {error}. Give a text file with one "
+            f"`vocabulary={path}` cannot be read as UTF-8 text: {error}. Give a text file with one "
             "caption a line."
         ) from error
     captions = [line.strip() for line in lines if line.strip()]
     if not captions:
-        raise UserError(f"--vocabulary {path} has no captions. Write one on every line.")
+        raise UserError(f"`vocabulary={path}` has no captions. Write one on every line.")
     return captions
 
 

@@ -59,7 +59,7 @@ class Influence:
     is valuable. Units: those of the query (nats of its mean loss), per pair.
 
     Attributes:
-        model: that was fitted; its own parameters are as they were.
+        model: model that was fitted; its own parameters are unchanged.
         config: everything that decides a score.
         fitted: what was found: parameters, directions, spectrum and reports.
         training: the rows, their batches, and the way of the fit; None of a fit that was loaded.
@@ -85,9 +85,9 @@ class Influence:
         Args:
             name_or_path: a folder or a Hub id, as for `InfluenceModel.from_pretrained`.
             revision: branch, tag or commit on the Hub.
-            token: of the Hub; the user's login if absent.
-            dtype: of the weights; that of accelerate's settings if absent.
-            device: of the weights; likewise.
+            token: access token of the Hub; the user's login if absent.
+            dtype: dtype of the weights; that of accelerate's settings if absent.
+            device: device of the weights; accelerate's if absent.
 
         Raises:
             UserError: nothing there, or no fit.
@@ -154,7 +154,7 @@ class Influence:
         return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:
-        """In words; the tensors would fill a screen."""
+        """One line of text: the tensors would fill a screen."""
         return repr(self.fitted).replace("Fitted", type(self).__name__, 1)
 
     def score(
@@ -199,7 +199,7 @@ class Influence:
         Args:
             rows: to be scored; the training rows if absent.
             progress: makes a progress bar.
-            checkpoints: where the scores of finished chunks are kept.
+            checkpoints: store of the scores of finished chunks.
         """
         found, fitted = self._rows(rows), self.fitted
         kept = (checkpoints or Checkpoints()).within("score")
@@ -212,7 +212,7 @@ class Influence:
         )
 
     def sizes(self, rows: AnyRows | None = None) -> Tensor:
-        """By how much the removal of each row moves the parameters, ``(n,)``; `Scores.size`."""
+        """Norms of the changes of the parameters without each row, ``(n,)``; `Scores.size`."""
         return self._pass(self._rows(rows), self.fitted.directions.without_query()).size
 
     def scores_for(self, query: Asked, rows: AnyRows | None = None) -> Scores:
@@ -243,10 +243,10 @@ class Influence:
         """Scores by what `respond` or `contribute` gave.
 
         Args:
-            checkpoints: of a response.
+            checkpoints: checkpoints of a response.
             rows: to be scored; the training rows if absent.
             progress: makes a progress bar.
-            kept: where the scores of finished chunks are kept.
+            kept: store of the scores of finished chunks.
         """
         found = self._rows(rows)
         return score_through(
@@ -262,10 +262,10 @@ class Influence:
     def partners(
         self, checkpoints: Sequence[Checkpoint], pairs: Tensor, rows: AnyRows | None = None
     ) -> Partners:
-        """In whose terms some pairs act most strongly as negatives; see `strongest_partners`.
+        """Pairs in whose terms others act most strongly as negatives; see `strongest_partners`.
 
         Args:
-            checkpoints: of several queries.
+            checkpoints: checkpoints of several queries.
             pairs: ``(Q, k)``, numbers of rows, for each query its own.
             rows: that the numbers are of; the training rows if absent.
         """
@@ -331,11 +331,11 @@ class Influence:
 
         How much of what holds a row's fit is the row itself, in [0, 1): a lower bound, from the
         subspace of the largest eigenvalues alone. Where there are many more rows than the rank, it
-        ranks them, and is several times too low: the size is told by `sample_leverage`, which takes
+        ranks them, but is several times too low: `sample_leverage` gives the size, and takes
         a solve for each row. The damping is the same.
 
         Args:
-            rank: of the subspace; that many products with the curvature.
+            rank: dimension of the subspace, and number of products with the curvature.
         """
         training = self.require_training()
         if training.is_still:
@@ -350,7 +350,7 @@ class Influence:
         they are too small to predict.
 
         Args:
-            count: of the rows.
+            count: number of rows.
         """
         training = self.require_training()
         return None if training.is_still else training.sample_leverage(count)
@@ -360,12 +360,12 @@ class Influence:
 
         Args:
             members: booleans, true for rows that leave, as in `score_group`.
-            seed: of the batches; the config's if absent.
+            seed: seed of the batches; the config's if absent.
         """
         rows = self.rows
         rest = rows.select((~rows.chosen(members)).nonzero()[:, 0])
-        generator = torch.Generator().manual_seed(self.config.seed if seed is None else seed)
-        return train(self.model.encoder, rest, self.config, generator).theta
+        seed = self.config.seed if seed is None else seed
+        return train(self.model.encoder, rest, self.config, seed).theta
 
     def remove(
         self, members: Tensor | ArrayLike, *, steps: int = 1, progress: ProgressFactory = silent
@@ -402,9 +402,8 @@ class Influence:
         return self.rows if rows is None else self.model.rows(rows)
 
     def _through(self, response: Response, query: Asked) -> list[Checkpoint]:
-        generator = torch.Generator().manual_seed(self.config.seed)
         encoder = self.model.encoder
-        target = query_target(encoder, self.model.asked(query), self.config, generator)
+        target = query_target(encoder, self.model.asked(query), self.config)
         return respond(response, self.require_training(), target.gradients(encoder, self.theta))
 
     def _pass(

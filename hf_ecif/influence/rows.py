@@ -39,9 +39,9 @@ class Rows:
     """The readable rows of a data set, at the frozen boundary.
 
     Attributes:
-        features: of the ``n`` readable rows.
+        features: features of the ``n`` readable rows.
         positions: ``(n,)``, their row numbers in the data set.
-        texts: their captions.
+        texts: captions of the rows.
         reasons: why a row could not be read, by row number.
         total: rows of the data set, readable or not.
         boundary: fingerprint of what the features went through, `DualEncoder.boundary`; empty where
@@ -144,14 +144,14 @@ def read_rows(
 
     Args:
         dataset: with an image column. If it is not decoded, images are judged before they are.
-        encoder: its frozen part is run.
+        encoder: encoder whose frozen part is run.
         processor: the model's processor.
         image_column: name.
         text_column: name.
         max_pixels: larger images are refused before they are decoded.
         memory_limit: bytes; larger activations are kept in a temporary file, mapped into memory.
         workers: processes that decode and tokenise ahead; 0 does it in between.
-        checkpoints: where what was read is kept.
+        checkpoints: store of what was read.
         advance: called with the number of rows done, for a progress bar.
     """
     known = checkpoints or Checkpoints()
@@ -202,7 +202,7 @@ def require_pairs(name: str, rows: Rows) -> Rows:
     """Rows, unless there is one alone, of which there is no contrastive loss.
 
     Args:
-        name: of the rows, for the error.
+        name: name of the rows, for the error.
         rows: one at least, as from `require_rows`.
 
     Raises:
@@ -220,7 +220,7 @@ def require_distinct(name: str, rows: Rows) -> None:
     """Refuse rows without anything to tell apart.
 
     Args:
-        name: of the rows, for the error.
+        name: name of the rows, for the error.
         rows: one at least.
 
     Raises:
@@ -230,7 +230,7 @@ def require_distinct(name: str, rows: Rows) -> None:
     if len(set(rows.texts)) < 2:
         raise UserError(
             f"All captions of the {name} are equal ({rows.texts[0][:40]!r}), so there is nothing "
-            "to tell apart. Look at --text-column."
+            "to tell apart. Look at `text_column`."
         )
 
 
@@ -304,8 +304,8 @@ class _Read:
 
     Attributes:
         features: inputs of the readable rows; None if there is none.
-        positions: their row numbers.
-        texts: their captions.
+        positions: row numbers in the data set.
+        texts: captions of the rows.
         reasons: why the others cannot be read, by row number.
         count: rows in all.
     """
@@ -319,7 +319,7 @@ class _Read:
 
 @dataclass(frozen=True)
 class _MicroBatches:
-    """What workers take from: a micro-batch by its number."""
+    """Micro-batches by their number, for the workers."""
 
     cells: Dataset | Table
     columns: tuple[str, str]
@@ -386,8 +386,8 @@ class _Store:
 
     Attributes:
         rows: readable ones so far.
-        positions: their row numbers.
-        texts: their captions.
+        positions: row numbers in the data set.
+        texts: captions of the rows.
         reasons: why others cannot be read, by row number.
     """
 

@@ -51,7 +51,7 @@ class Scorer:
 
     Attributes:
         source: folder or Hub id of what `Influence.save_pretrained` wrote.
-        fingerprint: of the fit; another fit in its place is refused.
+        fingerprint: fingerprint of the fit; another fit in its place is refused.
         rows: rows of a batch that are well used: several contrastive batches.
         image_column: name; its cells may be undecoded, or images.
         text_column: name.
@@ -75,7 +75,7 @@ class Scorer:
         """The scorer of a fit.
 
         Args:
-            influence: of the fit.
+            influence: the fit.
             folder: where `Influence.save_pretrained` puts what the function loads, for other
                 machines a shared one; in the cache of Hugging Face if absent, by its fingerprint.
             image_column: name.

@@ -104,7 +104,7 @@ def write_removal_page(summary: RemovalSummary, path: Path) -> None:
         solvers=summary.removal.solvers,
         limits=[
             "A retraining with another order of the batches would come out somewhat different, "
-            "too; --retrain shows one.",
+            "too; `retrain` shows one.",
             "The attributed parameters alone are edited. What the rest of the model learnt of the "
             "rows, if it ever saw them, stays.",
         ],

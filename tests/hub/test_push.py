@@ -27,6 +27,7 @@ from hf_ecif.applications.clean import CleanRequest, run_clean
 from hf_ecif.applications.remove import RemoveRequest, run_remove
 from hf_ecif.applications.review import apply_review
 from hf_ecif.cli.main import main
+from hf_ecif.config import DetectionConfig
 from hf_ecif.data.review import Decision, Review
 from hf_ecif.errors import UserError
 from hf_ecif.hub.commits import Target, publish, retried
@@ -747,8 +748,9 @@ def test_a_real_audit(hub, api, tmp_path):
         dataset=str(tmp_path / "train.parquet"),
         output=tmp_path / "out",
         suggest=False,
+        detection=DetectionConfig(injections=1),
     )
-    config = InfluenceConfig(fit_epochs=1, probes=1, plantings=1, damping=30.0)
+    config = InfluenceConfig(fit_epochs=1, probes=1, damping=30.0)
     summary = run_audit(request, config)
     report = push(tmp_path / "out", REPO)
     assert report.rows["default/train"] == summary.kept

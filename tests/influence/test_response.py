@@ -34,7 +34,7 @@ from hf_ecif.influence.response import (
 )
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Directions, Pass, score_rows
-from tests.cli.test_main import DEMO
+from tests.support import DEMO
 
 ROWS, BATCH, EPOCHS, RATE = 18, 6, 3, 3e-3
 
