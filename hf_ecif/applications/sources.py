@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 
@@ -17,16 +17,29 @@ from hf_ecif.data.images import fingerprint_rows, image_hashes
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns, drop_influence_columns, is_influence_column
 from hf_ecif.data.summary import Columns, QueryFacts, Solve
+from hf_ecif.detection.verified import FEWEST_HALVED, halve_query
 from hf_ecif.influence.fitted import Fitted
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.queries import choose_query
-from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.rows import Chain, Rows, require_rows
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
 from hf_ecif.version import __version__
 
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "pillow")
+
+
+class Learning(NamedTuple):
+    """What a detector learns from.
+
+    Attributes:
+        rows: those of the data, and after them rows that are verified to be right.
+        query: the query of the runs that it learns from.
+    """
+
+    rows: Rows
+    query: Rows
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,27 @@ class Opened:
         if self.query_set is None:
             return rows, choose_query(rows, self.model.encoder, seed=self.model.config.seed)
         return rows, read("query", self.query_set)
+
+    def read_with_verified(
+        self, progress: ProgressFactory = silent, checkpoints: Checkpoints | None = None
+    ) -> tuple[Rows, Rows, Learning]:
+        """Rows and query, and what a detector learns from: both, or with half of the query."""
+        known, model = checkpoints or Checkpoints(), self.model
+        if self.query_set is None:
+            rows, query = self.read(progress, known)
+            return rows, query, Learning(rows, query)
+
+        def read(name: str, cells: Dataset | Chain) -> Rows:
+            advance = progress(f"Read {name}", len(distributed.share(len(cells))))
+            return model.read_any(cells, *self.sources.columns, advance, known.within(name))
+
+        query = require_rows(read("query", self.query_set))
+        if len(query) < FEWEST_HALVED:
+            rows = require_rows(read("rows", self.dataset))
+            return rows, query, Learning(rows, query)
+        verified, left = halve_query(query, model.config.seed)
+        together = read("rows", Chain(self.dataset, self.query_set.select(verified.positions)))
+        return require_rows(together.first(len(self.dataset))), query, Learning(together, left)
 
     def provenance(self, rows: Rows, query: Rows, **of_query: Any) -> dict[str, Any]:
         """Fields of a `Provenance`, except warnings.
