@@ -20,7 +20,7 @@ from tests.support import DEMO
 
 MODEL = str(DEMO / "model")
 CONFIG = InfluenceConfig(batch_size=16, partitions=2, probes=1, fit_epochs=1)
-DETECTION = DetectionConfig(injections=1)
+ONCE = DetectionConfig(injections=1)
 ROWS, QUERY = 40, 20
 
 
@@ -49,7 +49,7 @@ def audit(pairs: DatasetDict) -> Audit:
         pairs["train"],
         query=pairs["validation"],
         config=CONFIG,
-        detection=DETECTION,
+        detection=ONCE,
         truth_column="is_misaligned",
         trace=2,
         progress=silent,
@@ -65,8 +65,7 @@ def quick(pairs: DatasetDict) -> Callable[..., Audit]:
             model,
             pairs["train"] if dataset is None else dataset,
             pairs["validation"] if query is None else query,
-            **{"config": CONFIG, "detection": DETECTION, "suggest": False, "progress": silent}
-            | options,
+            **{"config": CONFIG, "detection": ONCE, "suggest": False, "progress": silent} | options,
         )
 
     return run

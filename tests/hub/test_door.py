@@ -15,7 +15,7 @@ from tests.support.hub.server import HubServer
 ROWS = 80
 REPO = "ann/pairs-clean"
 CONFIG = hf_ecif.InfluenceConfig(batch_size=40, partitions=2, probes=2, fit_epochs=4)
-DETECTION = hf_ecif.DetectionConfig(injections=1)
+ONCE = hf_ecif.DetectionConfig(injections=1)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def audit(hub: HubServer, tmp_path: Path) -> hf_ecif.Audit:
         str(DEMO / "model"),
         data,
         config=CONFIG,
-        detection=DETECTION,
+        detection=ONCE,
         suggest=False,
         progress=silent,
     )
@@ -70,7 +70,7 @@ def test_a_name_on_the_hub(audit: hf_ecif.Audit, hub: HubServer) -> None:
         str(DEMO / "model"),
         REPO,
         config=CONFIG,
-        detection=DETECTION,
+        detection=ONCE,
         suggest=False,
         progress=silent,
     )
