@@ -80,8 +80,10 @@ def demo(
 
 def _check(source: str) -> None:
     """A name of the Hub is looked up when it is audited; a folder should be there."""
-    local = source.startswith((".", "/", "~")) or source.count("/") != 1
-    if local and not source.startswith("hf://") and not Path(source).expanduser().exists():
+    from hf_ecif.utils.hub_paths import is_local
+
+    nameless = "/" not in source
+    if (nameless or is_local(source)) and not Path(source).expanduser().exists():
         raise UserError(
             f"There is no folder {source}. Name the --output of hf-ecif audit, or data."
         )

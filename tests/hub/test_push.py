@@ -807,11 +807,11 @@ class TestMistakes:
 
     def test_repository_of_somebody_else(self, hub, contents, earlier):
         bob = HfApi(token=BOB)
-        with pytest.raises(UserError, match="not yours to write to"):
+        with pytest.raises(UserError, match="repository is not yours"):
             publish(bob, Target(REPO, "dataset"), *contents, message="Clean")
         publish_to_hub(earlier)
         before = hub.commits(REPO)
-        with pytest.raises(UserError, match="not yours to write to") as error:
+        with pytest.raises(UserError, match="repository is not yours") as error:
             publish(bob, Target(REPO, "dataset"), *contents, message="Clean")
         assert "Run the same again" not in str(error.value)
         assert hub.commits(REPO) == before
