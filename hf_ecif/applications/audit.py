@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 from transformers import PreTrainedModel
 
 from hf_ecif.applications.given import MOST_STREAMED, Rowset, open_given
-from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.outputs import require_free, require_outside
 from hf_ecif.applications.requests import AuditOptions, AuditRequest
 from hf_ecif.applications.result import Audit, Traced
-from hf_ecif.applications.sources import Opened, describe_solves, open_sources
+from hf_ecif.applications.sources import Learning, Opened, describe_solves, open_sources
 from hf_ecif.applications.trace import (
     Found,
     describe_errors_and_causes,
@@ -48,11 +49,20 @@ from hf_ecif.data.summary import (
     Verified,
 )
 from hf_ecif.detection.annotate import add_columns
-from hf_ecif.detection.detect import SMALLEST_GROUP, Detection, Verdicts, auroc, detect
+from hf_ecif.detection.detect import (
+    RIGHT,
+    SMALLEST_GROUP,
+    UNKNOWN,
+    WRONG,
+    Detection,
+    Verdicts,
+    auroc,
+    detect,
+)
 from hf_ecif.detection.injection import Injected, plant_pairs
 from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
 from hf_ecif.detection.suggestions import Evidence, find_evidence, read_vocabulary
-from hf_ecif.detection.verified import find_shift
+from hf_ecif.detection.verified import Likeness, compare, find_shift
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
@@ -149,6 +159,8 @@ def audit(
     folder = Path(output).expanduser() if output is not None else None
     if folder is not None:
         distributed.decide(lambda: _require_free(folder, overwrite=overwrite))
+        named = [given for given in (model, dataset, query) if isinstance(given, str | Path)]
+        require_outside(folder, named)
     watch = _Stopwatch()
     with watch("load"):
         given = open_given(
@@ -168,7 +180,7 @@ def audit(
     found = _analyse(options, given.opened, beside, Checkpoints(), watch, progress)
     result = _conclude(options, found, fingerprints, watch, given.original, given.notes)
     if folder is not None:
-        distributed.decide(lambda: result.write(AuditFolder(folder)))
+        distributed.decide(lambda: result.save(folder, overwrite=overwrite))
     return result
 
 
@@ -244,6 +256,8 @@ class _Found:
     scores_as_given: Scores
     witnesses: Witnesses
     injected: Injected
+    verdicts: Verdicts
+    likeness: Likeness | None
     detection: Detection
     evidence: Evidence | None
     traced: Found | None
@@ -279,7 +293,7 @@ def _analyse(
     """All of the computing; every process takes part."""
     model = opened.model
     with watch("embed"):
-        rows, query = opened.read(progress, known)
+        rows, query, learning = opened.read_with_verified(progress, known)
     if len(rows) < FEWEST:
         raise UserError(
             f"{len(rows)} rows can be read, and an audit learns from the rows themselves what a "
@@ -291,15 +305,26 @@ def _analyse(
         scores, as_given = influence.scores(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
         within = known.within("planting")
-        injected = plant_pairs(model, influence, query, progress, within, options.detection)
+        likeness = _compare(model, rows, learning)
+        if likeness and not likeness.is_alike:
+            learning = Learning(rows, query)
+        injected = plant_pairs(
+            model,
+            influence,
+            learning.query,
+            progress,
+            within,
+            options.detection,
+            learning.rows,
+        )
         witnesses = witnesses_of(model, rows, scores)
-        verdicts = None if beside.verdicts is None else beside.verdicts[rows.positions.numpy()]
+        verdicts = _verdicts(beside, rows, learning)
         detection = detect(
             witnesses.stack(),
             injected.reference,
             injected.kinds,
-            verdicts=verdicts,
-            reference_verdicts=None if verdicts is None else verdicts[injected.rows],
+            verdicts=verdicts[: len(rows)],
+            reference_verdicts=verdicts[injected.rows],
             errors=witness_errors(scores),
             groups=beside.groups and [beside.groups[row] for row in rows.positions.tolist()],
         )
@@ -331,10 +356,29 @@ def _analyse(
         as_given,
         witnesses,
         injected,
+        verdicts,
+        likeness,
         detection,
         evidence,
         traced,
     )
+
+
+def _compare(model: InfluenceModel, rows: Rows, learning: Learning) -> Likeness | None:
+    """How like the data the verified half of the query is; None where there is no such half."""
+    if learning.rows is rows:
+        return None
+    verified = learning.rows.select(torch.arange(len(rows), len(learning.rows)))
+    return compare(model.embed_as_given(verified), model.embed_as_given(rows))
+
+
+def _verdicts(beside: _Beside, rows: Rows, learning: Learning) -> Verdicts:
+    """What is known of the rows, and of the verified ones that are learned from after them."""
+    verdicts = np.full(len(learning.rows), RIGHT)
+    verdicts[: len(rows)] = UNKNOWN
+    if beside.verdicts is not None:
+        verdicts[: len(rows)] = beside.verdicts[rows.positions.numpy()]
+    return verdicts
 
 
 def _look_for_shift(detection: Detection, model: InfluenceModel, rows: Rows) -> Detection:
@@ -400,18 +444,9 @@ def _describe_traced(found: _Found, traced: Found, summary: Summary) -> Traced:
 
 def _check_output(request: AuditRequest) -> None:
     """Refuse a folder that holds what must not be lost."""
-    output = request.output
-    _require_free(output, resume=request.resume, overwrite=request.overwrite)
-    inside = [
-        source
-        for source in (request.dataset, request.query, request.model)
-        if source and output.resolve() in (Path(source).resolve(), *Path(source).resolve().parents)
-    ]
-    if inside:
-        raise UserError(
-            f"`output={output}` holds the input {inside[0]}, which the results would replace. Give "
-            "another folder."
-        )
+    _require_free(request.output, resume=request.resume, overwrite=request.overwrite)
+    named = (request.dataset, request.query, request.model)
+    require_outside(request.output, [source for source in named if source])
 
 
 def _require_free(output: Path, *, resume: bool = False, overwrite: bool) -> None:
@@ -455,7 +490,12 @@ def _summarise(options: AuditOptions, found: _Found, notes: Sequence[str]) -> Su
         if truth is None
         else _judge(truth[rows.positions.numpy()], str(options.truth_column), detection),
     )
-    warnings = [*_warnings(summary), *opened.warnings(rows, found.query), *notes]
+    warnings = [
+        *_warn_of_likeness(found),
+        *_warnings(summary),
+        *opened.warnings(rows, found.query),
+        *notes,
+    ]
     return summary.replace(warnings=warnings)
 
 
@@ -470,7 +510,7 @@ def _describe_loading(opened: Opened) -> Loaded:
 
 def _describe_noise(found: _Found) -> Noise:
     detection, injected = found.detection, found.injected
-    right, wrong = detection.verified
+    right, wrong = (int((found.verdicts == verdict).sum()) for verdict in (RIGHT, WRONG))
     return Noise(
         rate=detection.noise_rate,
         threshold=detection.threshold,
@@ -540,6 +580,16 @@ def _judge(wrong: np.ndarray, column: str, detection: Detection) -> Truth:
         recall=found / int(wrong.sum()) if wrong.any() else None,
         **figures,
     )
+
+
+def _warn_of_likeness(found: _Found) -> Iterator[str]:
+    likeness = found.likeness
+    if likeness and not likeness.is_alike:
+        yield (
+            "The pairs of the query are of another kind than the data (told apart with an AUROC of "
+            f"{likeness.image:.2f} by their images, {likeness.text:.2f} by their captions). They "
+            "do not say what right pairs look like here: the noise rate is judged without them."
+        )
 
 
 def _warnings(summary: Summary) -> Iterator[str]:

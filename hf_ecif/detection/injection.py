@@ -101,9 +101,21 @@ def plant_pairs(
     progress: ProgressFactory = silent,
     checkpoints: Checkpoints | None = None,
     detection: DetectionConfig | None = None,
+    rows: Rows | None = None,
 ) -> Injected:
-    """What tells misaligned rows, learned from mismatches that are injected on purpose."""
-    train, config = influence.rows, detection or DetectionConfig()
+    """What tells misaligned rows, learned from mismatches that are injected on purpose.
+
+    Args:
+        model: not fitted.
+        influence: a fit to the rows.
+        query: of the fits to rows with mismatches.
+        progress: makes a progress bar.
+        checkpoints: keep what was done.
+        detection: how many runs, and how much is exchanged in each.
+        rows: into which mismatches are injected, verified rows after those of the fit; the latter
+            alone if absent.
+    """
+    train, config = rows or influence.rows, detection or DetectionConfig()
     known = checkpoints or Checkpoints()
     generator = stream(model.config.seed, "injection")
     given = model.embed_as_given(train)

@@ -20,7 +20,7 @@ from hf_ecif.engine.parameters import add_lora, has_adapters
 from hf_ecif.errors import UserError
 from hf_ecif.influence.batching import AnyQuery, query_target, scoring_pass
 from hf_ecif.influence.queries import Query
-from hf_ecif.influence.rows import Rows, Table, read_rows, require_rows, require_same_encoder
+from hf_ecif.influence.rows import Chain, Rows, Table, read_rows, require_rows, require_same_encoder
 from hf_ecif.influence.saving import load_model, save_model
 from hf_ecif.influence.scoring import Scores, score_embedded
 from hf_ecif.utils.checkpoints import Checkpoints
@@ -124,7 +124,7 @@ class LoadedModel:
 
     def read_any(
         self,
-        cells: Dataset | Table,
+        cells: Dataset | Table | Chain,
         image_column: str,
         text_column: str,
         advance: Callable[[int], None] = lambda rows: None,

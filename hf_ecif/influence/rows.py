@@ -69,6 +69,12 @@ class Rows:
             boundary=self.boundary,
         )
 
+    def first(self, total: int) -> Rows:
+        """The readable ones of the first ``total`` rows of the data set, as if it ended there."""
+        here = self.select((self.positions < total).nonzero()[:, 0])
+        reasons = {row: reason for row, reason in self.reasons.items() if row < total}
+        return replace(here, reasons=reasons, total=total)
+
     def with_texts_of(self, donors: Tensor) -> Rows:
         """These images, each with the caption of another row."""
         return replace(
@@ -127,8 +133,30 @@ class Table:
         return Table({name: self.columns[name] for name in names})
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Two data sets, the rows of one after those of the other; their types may differ."""
+
+    first: Dataset
+    second: Dataset
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, rows: slice) -> dict[str, list[Any]]:
+        start, stop, _ = rows.indices(len(self))
+        border = len(self.first)
+        here = self.first[min(start, border) : min(stop, border)]
+        there = self.second[max(start - border, 0) : max(stop - border, 0)]
+        return {name: [*here[name], *there[name]] for name in self.first.column_names}
+
+    def select_columns(self, names: list[str]) -> Chain:
+        """Some of the columns."""
+        return Chain(self.first.select_columns(names), self.second.select_columns(names))
+
+
 def read_rows(
-    dataset: Dataset | Table,
+    dataset: Dataset | Table | Chain,
     encoder: DualEncoder,
     processor: Any,
     *,
@@ -321,7 +349,7 @@ class _Read:
 class _MicroBatches:
     """Micro-batches by their number, for the workers."""
 
-    cells: Dataset | Table
+    cells: Dataset | Table | Chain
     columns: tuple[str, str]
     rows: list[range]
     preprocess: Preprocessor
@@ -467,6 +495,6 @@ def _map_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return flat.view(shape)
 
 
-def _chunks(cells: Dataset | Table, rows: range, column: str) -> Iterator[list[Any]]:
+def _chunks(cells: Dataset | Table | Chain, rows: range, column: str) -> Iterator[list[Any]]:
     texts = cells.select_columns([column])
     return (texts[part.start : part.stop][column] for part in _split(rows, 1000))

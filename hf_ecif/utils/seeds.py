@@ -31,6 +31,7 @@ Stream = Literal[
     "spectrum",  # of the probes of the trace
     "subsets",  # of rows, drawn at random
     "training batches",  # of the batches that the training objective is measured in
+    "verified",  # of the half of a query that the detector learns right rows from
 ]
 
 

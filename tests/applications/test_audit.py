@@ -24,7 +24,7 @@ from tests.support import DEMO
 from tests.support.rows import read
 
 ROWS = 150
-ONCE = DetectionConfig(injections=1)
+ONCE = DetectionConfig(injections=3)
 CONFIG = InfluenceConfig(partitions=2, probes=4, fit_epochs=2, batch_size=64)
 # Columns that are no float32, and those of them that a readable row may lack.
 TYPES = {

@@ -167,6 +167,17 @@ class TestFolder:
         found = quick(output=tmp_path / "new")
         assert hf_ecif.load_audit(tmp_path / "new").summary.flagged == found.summary.flagged
 
+    def test_what_is_read_is_never_replaced(
+        self, audit: Audit, quick: Callable[..., Audit], tmp_path: Path
+    ) -> None:
+        audit.dataset.save_to_disk(tmp_path / "out" / "scored")
+        with pytest.raises(UserError, match="holds the input"):
+            quick(dataset=tmp_path / "out" / "scored", output=tmp_path / "out", overwrite=True)
+        rows = Dataset.load_from_disk(str(tmp_path / "out" / "scored"))
+        with pytest.raises(UserError, match="holds the input"):
+            Audit(rows, audit.summary).save(tmp_path / "out", overwrite=True)
+        assert len(Dataset.load_from_disk(str(tmp_path / "out" / "scored"))) == ROWS
+
     def test_there_is_none(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="holds no finished audit"):
             hf_ecif.load_audit(tmp_path)
