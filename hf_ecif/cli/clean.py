@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hf_ecif.applications.requests import CleanRequest
-from hf_ecif.cli.options import command
+from hf_ecif.cli.options import CLEANING, command
 from hf_ecif.cli.screen import Result
 from hf_ecif.errors import UserError
 from hf_ecif.utils.progress import ProgressFactory
@@ -16,13 +16,14 @@ from hf_ecif.utils.progress import ProgressFactory
 Strategies = Annotated[
     list[str],
     typer.Option(
+        metavar="<choice>",
         help=f"{CleanRequest.help('strategy')} Given more than once, all are counted and compared, "
-        "and the first is written."
+        "and the first is written.",
     ),
 ]
 
 
-@command(CleanRequest)
+@command(CleanRequest, panel=CLEANING)
 def clean(
     request: CleanRequest,
     progress: ProgressFactory,

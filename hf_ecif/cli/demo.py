@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hf_ecif.cli.options import app
+from hf_ecif.cli.options import CLEANING, app
 from hf_ecif.cli.screen import quieten_libraries
 from hf_ecif.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-@app.command()
+@app.command(rich_help_panel=CLEANING)
 def demo(
     source: Annotated[
         str | None,

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from hf_ecif.cli.options import Quiet, app
+from hf_ecif.cli.options import CLEANING, Quiet, app
 from hf_ecif.cli.screen import screen
 
 
-@app.command()
+@app.command(rich_help_panel=CLEANING)
 def push(
     output: Annotated[
         Path,
