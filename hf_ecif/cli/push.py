@@ -59,4 +59,5 @@ def push(
             dry_run=dry_run,
             progress=shows.progress,
         )
-    shows.console.print(str(report), highlight=False, soft_wrap=True, markup=False)
+    text = str(report)
+    shows.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)

@@ -71,9 +71,11 @@ def print_lines(
             case Warned(text):
                 console.print(Text.assemble(("Warning:", "yellow"), " ", phrase(text)))
             case Place(name, path):
-                console.print(f"{name}: {path}", highlight=False, markup=False, soft_wrap=True)
+                console.print(
+                    f"{name}: {path}", highlight=False, markup=False, emoji=False, soft_wrap=True
+                )
             case str(text):
-                console.print(phrase(text), highlight=False, markup=False)
+                console.print(phrase(text), highlight=False, markup=False, emoji=False)
             case _:
                 console.print(line)
 
