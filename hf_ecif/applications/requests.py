@@ -1,7 +1,7 @@
-"""What each task works on, and where its results go. The commands are made of these.
+"""Requests: inputs and outputs of each task, from which the commands are generated.
 
-A request names sources and files; how influence is computed is said by `InfluenceConfig`. Nothing
-here imports torch, so that ``--help`` answers at once.
+A request names sources and files; `InfluenceConfig` says how influence is computed. Nothing here
+imports torch, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ErrorKind = Literal["retrieval-text", "retrieval-image", "zero-shot"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sources(Options):
-    """Where model and data come from."""
+    """Sources of model, data and query."""
 
     model: str = option(help="Folder of a saved CLIP-like model, or a Hub id.")
     dataset: str = option(
@@ -46,7 +46,7 @@ class Sources(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class AuditOptions(Options):
-    """What an audit looks at beside the pairs."""
+    """Options of an audit besides its sources."""
 
     truth_column: str | None = option(
         None,
@@ -86,7 +86,7 @@ class AuditOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRequest(AuditOptions, Sources):
-    """What to audit and where to put the result."""
+    """Request of an audit."""
 
     output: Path = option(help="Folder for the results.")
     overwrite: bool = option(False, help=OVERWRITE)
@@ -101,7 +101,7 @@ class AuditRequest(AuditOptions, Sources):
 
 @dataclass(frozen=True, kw_only=True)
 class TraceRequest(Sources):
-    """Which errors to trace."""
+    """Request of a trace: which errors, among which pairs."""
 
     output: Path = option(help="New folder for the results.")
     errors: ErrorKind = option(
@@ -126,7 +126,7 @@ class TraceRequest(Sources):
 
 @dataclass(frozen=True, kw_only=True)
 class ValueRequest(Sources):
-    """What to rank pairs by."""
+    """Request of a valuation: query, slices and candidates."""
 
     output: Path = option(help="New folder for the results.")
     slice_column: str | None = option(
@@ -160,7 +160,7 @@ class ValueRequest(Sources):
 
 @dataclass(frozen=True, kw_only=True)
 class RemoveRequest(Sources):
-    """What to remove from a model."""
+    """Request of a removal: which rows leave the model."""
 
     where: str = option(
         help="Boolean column, true where a row is to be removed: ecif_flag of an audit's scored/ "
@@ -179,7 +179,7 @@ class RemoveRequest(Sources):
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateRequest(Sources):
-    """Which retrainings to compare predictions with."""
+    """Request of a validation: which retrainings to compare predictions with."""
 
     output: Path = option(help="New folder for the results.")
     subsets: int = option(64, help="Random subsets to retrain on.", at_least=4)
@@ -189,7 +189,7 @@ class ValidateRequest(Sources):
 
 @dataclass(frozen=True, kw_only=True)
 class FitRequest(Sources):
-    """What to fit, for any number of rows to be scored later."""
+    """Request of a fit, by which any number of rows can be scored later."""
 
     output: Path = option(help="Folder for the fit.")
     overwrite: bool = option(False, help=OVERWRITE)
@@ -198,7 +198,7 @@ class FitRequest(Sources):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRequest(Options):
-    """What to score with a saved fit."""
+    """Request of a scoring with a saved fit."""
 
     influence: str = option(
         help="Folder of `hf-ecif fit`, or a Hub id of one that was pushed.", is_argument=True
@@ -215,10 +215,10 @@ class ScoreRequest(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class CleanRequest(Options):
-    """What to clean, and how to tell whether it helps.
+    """Request of a cleaning, and of a test of whether it helps.
 
     Attributes:
-        beside: further strategies, which are counted and compared, but not written.
+        beside: further strategies, which are counted and compared but not written.
     """
 
     audit: Path = option(help="Folder of an audit, or its scored/ folder.", is_argument=True)
