@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from transformers import PreTrainedModel
 
 from hf_ecif.applications.given import MOST_STREAMED, Rowset, open_given
-from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.outputs import require_free, require_outside
 from hf_ecif.applications.requests import AuditOptions, AuditRequest
 from hf_ecif.applications.result import Audit, Traced
 from hf_ecif.applications.sources import Learning, Opened, describe_solves, open_sources
@@ -159,6 +159,8 @@ def audit(
     folder = Path(output).expanduser() if output is not None else None
     if folder is not None:
         distributed.decide(lambda: _require_free(folder, overwrite=overwrite))
+        named = [given for given in (model, dataset, query) if isinstance(given, str | Path)]
+        require_outside(folder, named)
     watch = _Stopwatch()
     with watch("load"):
         given = open_given(
@@ -178,7 +180,7 @@ def audit(
     found = _analyse(options, given.opened, beside, Checkpoints(), watch, progress)
     result = _conclude(options, found, fingerprints, watch, given.original, given.notes)
     if folder is not None:
-        distributed.decide(lambda: result.write(AuditFolder(folder)))
+        distributed.decide(lambda: result.save(folder, overwrite=overwrite))
     return result
 
 
@@ -442,18 +444,9 @@ def _describe_traced(found: _Found, traced: Found, summary: Summary) -> Traced:
 
 def _check_output(request: AuditRequest) -> None:
     """Refuse a folder that holds what must not be lost."""
-    output = request.output
-    _require_free(output, resume=request.resume, overwrite=request.overwrite)
-    inside = [
-        source
-        for source in (request.dataset, request.query, request.model)
-        if source and output.resolve() in (Path(source).resolve(), *Path(source).resolve().parents)
-    ]
-    if inside:
-        raise UserError(
-            f"`output={output}` holds the input {inside[0]}, which the results would replace. Give "
-            "another folder."
-        )
+    _require_free(request.output, resume=request.resume, overwrite=request.overwrite)
+    named = (request.dataset, request.query, request.model)
+    require_outside(request.output, [source for source in named if source])
 
 
 def _require_free(output: Path, *, resume: bool = False, overwrite: bool) -> None:

@@ -58,7 +58,7 @@ def run_remove(
     influence = model.fit(rows, query, progress)
     predicted = influence.score_group(members).task.item()
     start = time.perf_counter()
-    training, advance = influence.require_training(), progress("Remove", request.steps)
+    training, advance = influence.training, progress("Remove", request.steps)
     theta, report = training.remove(members, request.steps, advance)
     seconds = {"remove": time.perf_counter() - start}
     states = {"before": influence.theta, "after": theta}

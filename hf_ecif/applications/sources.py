@@ -1,4 +1,4 @@
-"""What a command works on: a model, the rows to be valued, and a query."""
+"""Inputs of a command: a model, the rows to be valued, and a query."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Opened:
     """Model and data, loaded.
 
     Attributes:
-        model: with the config of the run.
-        dataset: all rows, with the columns they came with.
-        query_set: the query; None where it is chosen from the data.
+        model: the model, with the config of the run.
+        dataset: all rows, with their original columns.
+        query_set: the query; None if it is chosen from the data.
     """
 
     sources: Sources
@@ -59,7 +59,7 @@ class Opened:
 
     @property
     def query_rows(self) -> Dataset:
-        """The data set that the query's rows are of."""
+        """Data set of the query's rows."""
         return self.dataset if self.query_set is None else self.query_set
 
     @property
@@ -104,11 +104,11 @@ class Opened:
         return require_rows(together.first(len(self.dataset))), query, Learning(together, left)
 
     def provenance(self, rows: Rows, query: Rows, **of_query: Any) -> dict[str, Any]:
-        """Fields of a `Provenance`; warnings are apart.
+        """Fields of a `Provenance`, except warnings.
 
         Args:
-            rows: those of the data.
-            query: those of the query.
+            rows: rows of the data.
+            query: rows of the query.
             of_query: further fields of `QueryFacts`.
         """
         sources, config = self.sources, self.model.config
@@ -139,13 +139,13 @@ class Opened:
 
     @cached_property
     def _overlap(self) -> int:
-        """Images of the query that are in the data, too."""
+        """Number of images of the query that are also in the data."""
         assert self.query_set is not None
         column = self.sources.image_column
         return len(image_hashes(self.dataset, column) & image_hashes(self.query_set, column))
 
     def warnings(self, rows: Rows, query: Rows) -> Iterator[str]:
-        """What a reader of any figures must know about the rows and the query."""
+        """Warnings about rows and query that a reader of the results must know."""
         if self.query_set is None:
             yield (
                 f"No query was given: {len(query)} pairs were chosen from the data, those best "
@@ -158,7 +158,7 @@ class Opened:
                 "these rows: give a query of other images."
             )
         replaced = [name for name in self.dataset.column_names if is_influence_column(name)]
-        if replaced and "ecif_score" not in replaced:  # with a score, they are an earlier run's
+        if replaced and "ecif_score" not in replaced:  # with a score, they are from an earlier run
             yield (
                 f"{', '.join(replaced)}: columns of these names are ours, and those of the data "
                 "are left out. Rename them to keep them."
@@ -186,7 +186,7 @@ class Opened:
 
 
 def describe_solves(fitted: Fitted) -> list[Solve]:
-    """The solves of a fit, as a summary tells of them."""
+    """Solves of a fit, as fields of a summary."""
     return [Solve(purpose=purpose, **asdict(solve)) for purpose, solve in fitted.solvers.items()]
 
 

@@ -190,7 +190,7 @@ def trace(
     for chunk, query in chunks:
         gradients = query.gradients(influence.model.encoder, influence.theta)
         among = _propose(index, gradients, sizes, max(candidates, top_k), influence.config.seed)
-        checkpoints = respond(contribution, influence.require_training(), gradients)
+        checkpoints = respond(contribution, influence.training, gradients)
         parts.append(_trace_chunk(influence, checkpoints, sizes, among, top_k))
         advance(len(chunk))
     return Traces(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -9,7 +9,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.utils.progress import ProgressFactory
 
 
-@command(TraceRequest, InfluenceConfig, without=("partitions", "role", "relative", "tangents"))
+@command(TraceRequest, InfluenceConfig, without=("relative",))
 def trace(request: TraceRequest, config: InfluenceConfig, progress: ProgressFactory) -> Result:
     """Trace mispredictions of the query to the training pairs that are responsible.
 

@@ -70,7 +70,7 @@ def build_index(
         mixed += weights @ gradients
         advance(len(gradients))
     basis = torch.linalg.qr(mixed.T).Q.T.contiguous()
-    training, response = influence.require_training(), choose_contribution(influence.config)
+    training, response = influence.training, choose_contribution(influence.config)
     scores = [influence.scores_through(respond(response, training, c)) for c in basis.split(CHUNK)]
     parts = [torch.stack([some.positive, some.negative]) for some in scores]
     return Index(basis, torch.cat(parts, dim=1))

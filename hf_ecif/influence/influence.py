@@ -62,13 +62,12 @@ class Influence:
         model: model that was fitted; its own parameters are unchanged.
         config: everything that decides a score.
         fitted: what was found: parameters, directions, spectrum and reports.
-        training: the rows, their batches, and the way of the fit; None of a fit that was loaded.
     """
 
     model: LoadedModel
     config: InfluenceConfig
     fitted: Fitted
-    training: Training | None = None
+    _training: Training | None = None
 
     @classmethod
     def from_pretrained(
@@ -131,6 +130,20 @@ class Influence:
             return push_model(folder, repo_id, **options)
 
     @property
+    def training(self) -> Training:
+        """The training rows, their batches, and the way of the fit.
+
+        Raises:
+            UserError: the fit was loaded without them.
+        """
+        if self._training is None:
+            raise UserError(
+                "This fit was loaded without its training rows, which are needed here: call "
+                "fit(train, query)."
+            )
+        return self._training
+
+    @property
     def theta(self) -> Tensor:
         """Attributed parameters that were fitted, ``(P,)``."""
         return self.fitted.theta
@@ -142,7 +155,7 @@ class Influence:
         Raises:
             UserError: the fit was loaded without them.
         """
-        return self.require_training().rows
+        return self.training.rows
 
     @property
     def fingerprint(self) -> str:
@@ -172,21 +185,11 @@ class Influence:
             UserError: a column is missing.
         """
         if isinstance(rows, Rows):
-            return _with_columns(None, self.columns(self.model.rows(rows)))
+            return _with_columns(None, influence_columns(self, self.model.rows(rows)))
         plain = drop_influence_columns(rows)
         checked = check_columns(plain, image_column, text_column)
         found = self.model.read_any(checked, image_column, text_column)
-        return _with_columns(plain, self.columns(found))
-
-    def columns(self, rows: Rows) -> dict[str, list[Any]]:
-        """The influence columns of rows: scores, a value for each, and why a row has none."""
-        if len(set(rows.texts)) < 2:
-            alone = "no other caption in its batch to compare it with"
-            nothing: list[Any] = [None] * rows.total
-            return dict.fromkeys(SCORES, nothing) | {REASON: reason_column(rows, alone)}
-        scores, given = self.scores(rows), self.model.score_as_given(rows)
-        columns = score_columns(rows, scores, given, self.config.relative)
-        return {**columns, REASON: reason_column(rows)}
+        return _with_columns(plain, influence_columns(self, found))
 
     def scores(
         self,
@@ -204,8 +207,8 @@ class Influence:
         found, fitted = self._rows(rows), self.fitted
         kept = (checkpoints or Checkpoints()).within("score")
         if not fitted.checkpoints:
-            return self._pass(found, fitted.directions, progress, kept)
-        scores = self._pass(found, fitted.directions.without_query(), silent, kept)
+            return _score_along(self, found, fitted.directions, progress, kept)
+        scores = _score_along(self, found, fitted.directions.without_query(), silent, kept)
         query = self.scores_through(fitted.checkpoints, found, progress, kept)
         return replace(
             scores, positive=query.positive, negative=query.negative, stderr=query.stderr
@@ -213,7 +216,7 @@ class Influence:
 
     def sizes(self, rows: AnyRows | None = None) -> Tensor:
         """Norms of the changes of the parameters without each row, ``(n,)``; `Scores.size`."""
-        return self._pass(self._rows(rows), self.fitted.directions.without_query()).size
+        return _score_along(self, self._rows(rows), self.fitted.directions.without_query()).size
 
     def scores_for(self, query: Asked, rows: AnyRows | None = None) -> Scores:
         """Scores for another query than that of the fit, at the same parameters.
@@ -227,11 +230,14 @@ class Influence:
         Raises:
             UserError: the fit was loaded without its training rows.
         """
-        return self.scores_through(self._through(choose_response(self.config), query), rows)
+        response = choose_response(self.config)
+        return self.scores_through(_checkpoints(self, response, query), rows)
 
     def contributions(self, query: Asked, rows: AnyRows | None = None) -> Scores:
         """`scores_for` of what pairs have contributed, whoever else would have in their place."""
-        return self.scores_through(self._through(choose_contribution(self.config), query), rows)
+        return self.scores_through(
+            _checkpoints(self, choose_contribution(self.config), query), rows
+        )
 
     def scores_through(
         self,
@@ -317,7 +323,7 @@ class Influence:
             query: what is asked.
             progress: makes a progress bar.
         """
-        training, advance = self.require_training(), progress("Score without", len(sets))
+        training, advance = self.training, progress("Score without", len(sets))
         asked = self.model.asked(query)
         before = self.model.query_value(asked, self.theta)
         scores = []
@@ -337,7 +343,7 @@ class Influence:
         Args:
             rank: dimension of the subspace, and number of products with the curvature.
         """
-        training = self.require_training()
+        training = self.training
         if training.is_still:
             return None
         return training.leverage(self.fitted.directions.query, rank)
@@ -352,7 +358,7 @@ class Influence:
         Args:
             count: number of rows.
         """
-        training = self.require_training()
+        training = self.training
         return None if training.is_still else training.sample_leverage(count)
 
     def refit(self, members: Tensor | ArrayLike, *, seed: int | None = None) -> Tensor:
@@ -383,46 +389,48 @@ class Influence:
             UserError: nothing is to be removed, or nearly everything.
         """
         chosen, advance = self.rows.chosen(members), progress("Remove", steps)
-        return self.model.edited(self.require_training().remove(chosen, steps, advance)[0])
-
-    def require_training(self) -> Training:
-        """The training.
-
-        Raises:
-            UserError: the fit was loaded without it.
-        """
-        if self.training is None:
-            raise UserError(
-                "This fit was loaded without its training rows, which are needed here: call "
-                "fit(train, query)."
-            )
-        return self.training
+        return self.model.edited(self.training.remove(chosen, steps, advance)[0])
 
     def _rows(self, rows: AnyRows | None) -> Rows:
         return self.rows if rows is None else self.model.rows(rows)
 
-    def _through(self, response: Response, query: Asked) -> list[Checkpoint]:
-        encoder = self.model.encoder
-        target = query_target(encoder, self.model.asked(query), self.config)
-        return respond(response, self.require_training(), target.gradients(encoder, self.theta))
 
-    def _pass(
-        self,
-        rows: Rows,
-        directions: Directions,
-        progress: ProgressFactory = silent,
-        kept: Checkpoints | None = None,
-    ) -> Scores:
-        return score_rows(
-            self.model.encoder,
-            self.theta,
-            rows.features,
-            directions,
-            scoring_pass(rows, self.config),
-            train_count=self.fitted.train_count,
-            checkpoints=kept,
-            advance=progress("Score", len(rows)),
-        )
+def influence_columns(influence: Influence, rows: Rows) -> dict[str, list[Any]]:
+    """Influence columns of rows: scores, a value for every row, and why a row has none."""
+    if len(set(rows.texts)) < 2:
+        alone = "no other caption in its batch to compare it with"
+        nothing: list[Any] = [None] * rows.total
+        return dict.fromkeys(SCORES, nothing) | {REASON: reason_column(rows, alone)}
+    scores, given = influence.scores(rows), influence.model.score_as_given(rows)
+    columns = score_columns(rows, scores, given, influence.config.relative)
+    return {**columns, REASON: reason_column(rows)}
+
+
+def _checkpoints(influence: Influence, response: Response, query: Asked) -> list[Checkpoint]:
+    """Where and along which directions a response scores a query."""
+    model, theta = influence.model, influence.theta
+    target = query_target(model.encoder, model.asked(query), influence.config)
+    return respond(response, influence.training, target.gradients(model.encoder, theta))
+
+
+def _score_along(
+    influence: Influence,
+    rows: Rows,
+    directions: Directions,
+    progress: ProgressFactory = silent,
+    kept: Checkpoints | None = None,
+) -> Scores:
+    """Scores of rows at the fitted parameters."""
+    return score_rows(
+        influence.model.encoder,
+        influence.theta,
+        rows.features,
+        directions,
+        scoring_pass(rows, influence.config),
+        train_count=influence.fitted.train_count,
+        checkpoints=kept,
+        advance=progress("Score", len(rows)),
+    )
 
 
 def _with_columns(dataset: Dataset | None, columns: dict[str, list[Any]]) -> Dataset:

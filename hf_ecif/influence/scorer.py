@@ -35,7 +35,7 @@ from PIL import Image
 from hf_ecif.data.columns import SCORES
 from hf_ecif.errors import UserError
 from hf_ecif.influence.columns import REASON
-from hf_ecif.influence.influence import Influence
+from hf_ecif.influence.influence import Influence, influence_columns
 from hf_ecif.influence.rows import Table
 from hf_ecif.utils import distributed
 
@@ -123,7 +123,7 @@ class Scorer:
         texts = [None if text is None else str(text) for text in batch[self.text_column]]
         table = Table({self.image_column: images, self.text_column: texts})
         rows = influence.model.read_any(table, self.image_column, self.text_column)
-        return influence.columns(rows)
+        return influence_columns(influence, rows)
 
 
 def _cache(influence: Influence, folder: Path) -> None:

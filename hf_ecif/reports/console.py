@@ -1,4 +1,4 @@
-"""What is said of a result on a console: sentences, tables, warnings, and where the files are."""
+"""Results on a console: sentences, tables, warnings, and where the files are."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hf_ecif.utils.formatting import (
     shorten,
 )
 
-CAPTION = 80  # letters that are shown of one
+CAPTION = 80  # letters shown of a caption
 NAMED = 8  # slices without a ranking that are named
 OFTEN = 3  # rows behind many errors that are named
 MEASURES = {
@@ -41,13 +41,13 @@ MEASURES = {
 
 
 class Warned(NamedTuple):
-    """What a reader of the figures must know."""
+    """A warning that a reader of the figures must know."""
 
     text: str
 
 
 class Place(NamedTuple):
-    """Where something was written; never broken, so that it can be copied."""
+    """Path of a result; printed without line breaks, so that it can be copied."""
 
     name: str
     path: Path
@@ -59,12 +59,12 @@ Shown = str | Table | Warned | Place
 def print_lines(
     console: Console, lines: Iterable[Shown], phrase: Callable[[str], str] = str
 ) -> None:
-    """Print what the functions below say.
+    """Print the lines that the functions below return.
 
     Args:
-        console: where to.
-        lines: nothing in them is markup.
-        phrase: puts sentences in the words of whoever reads them.
+        console: where to print.
+        lines: sentences, tables, warnings and paths; none contains markup.
+        phrase: adapts the words of a sentence to its reader.
     """
     for line in lines:
         match line:
@@ -79,7 +79,7 @@ def print_lines(
 
 
 def audit_lines(summary: Summary, output: Path) -> Iterator[Shown]:
-    """Rows by what becomes of them, and how much was found of what is known to be wrong."""
+    """Lines on kept and removed rows, and on the known wrong rows that were found."""
     yield (
         f"{summary.rows:,} rows: {summary.flagged:,} flagged as misaligned (estimated noise "
         f"{summary.noise.told}), {summary.unreadable:,} unreadable, {summary.kept:,} kept."
@@ -102,13 +102,13 @@ def cleaning_lines(
     comparison: ComparisonFacts | None,
     output: Path | None,
 ) -> Iterator[Shown]:
-    """What becomes of an audit's rows, and what models gain by it.
+    """Lines on a cleaning: rows by outcome, and the gains of models.
 
     Args:
-        audit: its folder.
-        counts: rows by strategy, then by what becomes of them.
-        comparison: of models fine-tuned before and after.
-        output: where rows were written.
+        audit: folder of the audit.
+        counts: number of rows by strategy, then by outcome.
+        comparison: comparison of models fine-tuned before and after.
+        output: folder of the written rows.
     """
     yield _counts(audit, counts)
     if comparison:
@@ -120,7 +120,7 @@ def cleaning_lines(
 
 
 def trace_lines(summary: TraceSummary, output: Path) -> Iterator[Shown]:
-    """How many errors there are, and the rows behind the most of them."""
+    """Lines on a trace: number of errors, and the rows behind most of them."""
     errors = summary.errors
     if errors.wrong is not None:
         yield (
@@ -136,7 +136,7 @@ def trace_lines(summary: TraceSummary, output: Path) -> Iterator[Shown]:
 
 
 def value_lines(summary: ValueSummary, output: Path) -> Iterator[Shown]:
-    """The query and its slices, what the curves say, and which candidates are worth having."""
+    """Lines on a valuation: query and slices, removal curves, and useful candidates."""
     yield _slices(summary)
     skipped = [f"{name} ({reason})" for name, reason in summary.skipped.items()]
     if skipped:
@@ -156,7 +156,7 @@ def value_lines(summary: ValueSummary, output: Path) -> Iterator[Shown]:
 
 
 def removal_lines(summary: RemovalSummary, output: Path) -> Iterator[Shown]:
-    """What a model lost and gained by a removal."""
+    """Lines on what a model lost and gained by a removal."""
     seconds = summary.seconds
     retrained = f" Retrained in {seconds['retrain']:.1f} s." if "retrain" in seconds else ""
     yield (
@@ -174,7 +174,7 @@ def removal_lines(summary: RemovalSummary, output: Path) -> Iterator[Shown]:
 
 
 def validation_lines(summary: ValidationSummary, output: Path) -> Iterator[Shown]:
-    """How well predictions rank true retrainings."""
+    """Lines on how well predictions rank true retrainings."""
     yield (
         f"Rank correlation of predicted and true changes: {summary.spearman:.2f} (95 % interval "
         f"{summary.low:.2f} to {summary.high:.2f}{reach(summary.ceiling)}) over "
@@ -190,14 +190,14 @@ def validation_lines(summary: ValidationSummary, output: Path) -> Iterator[Shown
 def fit_lines(
     rows: int, before: float, after: float, warnings: Iterable[str], output: Path
 ) -> Iterator[Shown]:
-    """How far a fit has come, by the query's loss in nats."""
+    """Lines on the query's loss before and after a fit, in nats."""
     yield f"Fitted on {rows:,} rows: the query's loss is {after:.4f}, {before:.4f} before."
     yield from map(Warned, warnings)
     yield Place("Influence", output)
 
 
 def scoring_lines(summary: Mapping[str, Any], output: Path) -> Iterator[Shown]:
-    """How many rows have a score."""
+    """Lines on the number of rows with a score."""
     yield (
         f"{summary['rows']:,} rows scored, {summary['unscored']:,} of them without a score, in "
         f"{summary['shards']:,} shards."
@@ -209,7 +209,7 @@ def scoring_lines(summary: Mapping[str, Any], output: Path) -> Iterator[Shown]:
 
 
 def _counts(audit: Path, counts: Mapping[str, Mapping[str, int]]) -> Table:
-    """A column for each strategy."""
+    """Table of rows by outcome, with a column for each strategy."""
     table = Table("rows that are", *counts, title=escape(str(audit)))
     for name in dict.fromkeys(name for one in counts.values() for name in one):
         cells = [f"{one[name]:,}" if name in one else "–" for one in counts.values()]
@@ -218,7 +218,7 @@ def _counts(audit: Path, counts: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def _fine_tunings(comparison: ComparisonFacts) -> Table:
-    """The test after fine-tuning on each version of the rows, in percent."""
+    """Table of test results after fine-tuning on each version of the rows, in percent."""
     title = f"{comparison.test_rows:,} rows of {escape(comparison.test)}; percent ± standard error"
     table = Table("fine-tuned on", "rows", title=title)
     for heading in MEASURES.values():
@@ -232,7 +232,7 @@ def _fine_tunings(comparison: ComparisonFacts) -> Table:
 
 
 def _gains(comparison: ComparisonFacts) -> Iterator[str]:
-    """What every version changes in zero-shot accuracy, repeat by repeat."""
+    """Lines on the change of zero-shot accuracy by each version, paired by repeat."""
     place = [outcome.version for outcome in comparison.outcomes].index(BEFORE)
     before, *after = comparison.outcomes[place:]
     measure = "zero_shot_accuracy"
@@ -242,7 +242,7 @@ def _gains(comparison: ComparisonFacts) -> Iterator[str]:
 
 
 def _points(value: float, error: float | None) -> str:
-    """In percent; the error of a single repeat is not known."""
+    """A share in percent, with its error unless there is a single repeat."""
     return estimate(value, nan if error is None else error, exponent=-2)
 
 

@@ -236,7 +236,7 @@ def rank(study: Study, case: Case, influence: Influence) -> dict[str, Tensor]:
     query, theta, training = (
         margin_of(study.rows, errors, TASK),
         influence.theta,
-        influence.require_training(),
+        influence.training,
     )
     gradients = query.gradients(model.encoder, theta)
     contributed = respond(choose_contribution(model.config), training, gradients)

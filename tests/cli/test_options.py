@@ -31,13 +31,6 @@ REQUESTS = {
     "validate": requests.ValidateRequest,
     "value": requests.ValueRequest,
 }
-# Settings that do nothing in a command, each with another value than `QUICK` has.
-WITHOUT: dict[str, dict[str, Any]] = {
-    "trace": {"partitions": 3, "role": "first_order", "relative": "span", "tangents": "difference"},
-    "value": {"relative": "span"},
-    "remove": {"relative": "span"},
-    "validate": {"relative": "span"},
-}
 RUNS: dict[str, Callable[..., Any]] = {
     "fit": fit.run_fit,
     "trace": trace.run_trace,
@@ -46,12 +39,12 @@ RUNS: dict[str, Callable[..., Any]] = {
     "validate": validate.run_validate,
 }
 OWN: dict[str, dict[str, Any]] = {
+    "trace": {"rows": [0, 1]},
     "value": {"curves": True, "repeats": 1},
     "remove": {"where": "gone", "retrain": True},
     "validate": {"subsets": 4, "repeats": 1},
 }
-OF_ITS_CHOICE = {"lora_rank"}  # read where the parameters are lora
-OF_THE_RUN = {"config", "fingerprints", "seconds", "versions"}
+OF_A_CHOICE = {"lora_rank", "lissa_repeats", "rank"}  # read by one solver, or of one subset
 
 
 def options_of(command: str) -> dict[str, Any]:
@@ -73,11 +66,9 @@ def test_fields_are_options_with_their_defaults_and_help(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", REQUESTS)
-def test_settings_are_those_that_do_something(command: str) -> None:
-    options = options_of(command).keys()
-    expected = SETTINGS - WITHOUT.get(command, {}).keys()
-    assert options & SETTINGS == (set() if command in ("score", "clean") else expected)
-    assert options & OF_DETECTION == (OF_DETECTION if command == "audit" else set())
+def test_settings_of_detection_are_those_of_an_audit(command: str) -> None:
+    expected = OF_DETECTION if command == "audit" else set()
+    assert options_of(command).keys() & OF_DETECTION == expected
 
 
 def test_the_first_panel_is_short(run: Run) -> None:
@@ -106,7 +97,8 @@ def do(rows: Path, tmp_path: Path) -> Callable[..., Any]:
     def result(command: str, config: InfluenceConfig, number: int = 0) -> Any:
         output = tmp_path / f"{command} {number}"
         own = OWN.get(command, {})
-        request = REQUESTS[command](model=MODEL, dataset=str(rows), output=output, **own)
+        sources = {"dataset": str(rows), "query": str(rows), "query_split": "train"}
+        request = REQUESTS[command](model=MODEL, output=output, **sources, **own)
         return RUNS[command](request, config)
 
     return result
@@ -131,22 +123,17 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 @pytest.mark.parametrize("command", ["trace", "value", "remove", "validate"])
-def test_every_setting_that_is_shown_is_read(
+def test_settings_are_those_that_do_something(
     do: Callable[..., Any], read: set[str], command: str
 ) -> None:
     for number, response in enumerate(("stationary", "unrolled")):
         do(command, replace(QUICK, response=response), number)
-    assert (options_of(command).keys() & SETTINGS) - read <= OF_ITS_CHOICE
+    assert options_of(command).keys() & SETTINGS == read | OF_A_CHOICE
 
 
-@pytest.mark.parametrize("command", WITHOUT)
-def test_settings_that_are_not_shown_change_nothing(do: Callable[..., Any], command: str) -> None:
-    found = [
-        do(command, config, number).to_dict()
-        for number, config in enumerate([QUICK, replace(QUICK, **WITHOUT[command])])
-    ]
-    one, other = ({k: v for k, v in each.items() if k not in OF_THE_RUN} for each in found)
-    assert one == other
+@pytest.mark.parametrize("command", ["audit", "fit"])
+def test_all_settings_do_something_in_what_is_scored_later(command: str) -> None:
+    assert options_of(command).keys() >= SETTINGS
 
 
 def test_a_setting_without_effect_is_taken_with_a_warning(

@@ -233,9 +233,7 @@ class TestDecisions:
         assert kept[0]["ecif_decision"] == "keep"
         assert len(load(split="validation")) == 4
         card = hub.files(REPO)["README.md"].decode()
-        assert "looked at 3 of them and decided to keep 1, to remove 1 and" in " ".join(
-            card.split()
-        )
+        assert "reviewed 3 of them and decided to keep 1, to remove 1 and" in " ".join(card.split())
         for line in ("removed | 3", "… flagged as probably misaligned | 1", "… not flagged | 1"):
             assert f"| {line} |" in card
 
@@ -807,11 +805,11 @@ class TestMistakes:
 
     def test_repository_of_somebody_else(self, hub, contents, earlier):
         bob = HfApi(token=BOB)
-        with pytest.raises(UserError, match="not yours to write to"):
+        with pytest.raises(UserError, match="the repository is not yours"):
             publish(bob, Target(REPO, "dataset"), *contents, message="Clean")
         publish_to_hub(earlier)
         before = hub.commits(REPO)
-        with pytest.raises(UserError, match="not yours to write to") as error:
+        with pytest.raises(UserError, match="the repository is not yours") as error:
             publish(bob, Target(REPO, "dataset"), *contents, message="Clean")
         assert "Run the same again" not in str(error.value)
         assert hub.commits(REPO) == before

@@ -97,7 +97,7 @@ def test_a_removal_is_a_model_of_its_own(influence: Influence) -> None:
     members = torch.arange(23) < 4
     given = influence.model.encoder.theta.clone()
     edited = influence.remove(members, steps=2)
-    theta, report = influence.require_training().remove(members, steps=2)
+    theta, report = influence.training.remove(members, steps=2)
     assert report.removed == 4
     weights = influence.model.edited(theta).state_dict()
     for name, value in edited.state_dict().items():

@@ -370,6 +370,7 @@ def test_what_a_rate_is_worth_is_told(tmp_path: Path) -> None:
     reason = "the model cannot tell right from wrong here."
     page = Page(render(make_scored(5, flagged=2.0), tmp_path, noise=noise | {"abstains": reason}))
     assert "Nothing is flagged: the model cannot tell right from wrong here." in page.text
+    assert "Estimated noise unknown" in page.text
 
 
 @pytest.mark.usefixtures("undrawn")
