@@ -78,7 +78,9 @@ def main() -> None:
     rungs = args.only or (AT_HAND if args.quick else tuple(RUNGS))
     rates, rows = (QUICK_RATES, QUICK_ROWS) if args.quick else (RATES, ROWS)
     seeds = range(FIRST_SEED, FIRST_SEED + (1 if args.quick else args.seeds))
-    results = [{"rung": rung, "rate": rate, "runs": []} for rung in rungs for rate in rates]
+    results: list[dict[str, Any]] = [
+        {"rung": rung, "rate": rate, "runs": []} for rung in rungs for rate in rates
+    ]
     settings = {"rows": rows, "verified": VERIFIED, "query": QUERY, "seeds": list(seeds)}
     settings |= {"config": InfluenceConfig().to_dict()}
     # Rung by rung within a share of wrong pairs, so that a run that is cut short has seen them all.
