@@ -222,6 +222,8 @@ def test_summary_counts_what_is_in_the_files(
         "largest": max(shared.values()),
     }
     assert summary.query.rows == 60
+    assert summary.noise.verified.to_dict() == {"right": 30, "wrong": 0}  # half of the query
+    assert not summary.noise.rate_is_bound
     assert summary.config == CONFIG.to_dict() | ONCE.to_dict()
 
 
@@ -315,6 +317,23 @@ def small(folder: Path, before: Dataset) -> Callable[..., Summary]:
         return run_audit(request, replace(CONFIG, fit_epochs=1, batch_size=32))
 
     return audit
+
+
+def test_a_column_of_verdicts_is_built_on(small: Callable[..., Summary], folder: Path) -> None:
+    verdicts = [True] * 6 + [False] * 2 + [None] * 17
+    summary = small(
+        "verdicts", options={"verified_column": "is_misaligned"}, is_misaligned=verdicts
+    )
+    assert summary.noise.verified.to_dict() == {"right": 6, "wrong": 2}
+    assert not summary.noise.rate_is_bound or summary.noise.abstains
+    scored = read(folder / "verdicts" / "out" / "scored")
+    assert scored["ecif_noise_probability"][:8] == [0.0] * 6 + [1.0] * 2
+    assert scored["ecif_flag"][:8] == [False] * 6 + [True] * 2
+
+
+def test_verdicts_for_all_rows_leave_none_to_judge(small: Callable[..., Summary]) -> None:
+    with pytest.raises(UserError, match="none is left to judge"):
+        small("all", options={"verified_column": "is_misaligned"}, is_misaligned=[True] * 25)
 
 
 def test_query_is_chosen_with_a_warning_and_no_row_is_known_to_be_wrong(
