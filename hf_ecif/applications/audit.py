@@ -57,6 +57,7 @@ RESULTS = (
     "report.html",
     "trace.parquet",
     "trace.html",
+    "calibration",
 )
 
 
