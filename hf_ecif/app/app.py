@@ -74,7 +74,7 @@ def make_app(
             with gr.Tab("What if", id="what-if"):
                 what_if.build(session)
             with gr.Tab("Run", id="run"):
-                running.build(session, limits, model or audit.summary["model"], dataset)
+                running.build(session, limits, model or audit.summary.model, dataset)
             with gr.Tab("Publish", id="publish"):
                 publishing.build(session, limits)
         gr.on(session.changed, _say_title, session.folder, title, **REDRAW)
@@ -111,5 +111,9 @@ def launch(app: gr.Blocks, limits: Limits | None = None, **options: Any) -> Any:
 
 def _say_title(folder: str) -> str:
     summary = open_audit(folder).summary
-    names = [public_name(str(summary.get(name, "?"))) for name in ("model", "dataset")]
-    return render("title", about=summary.get("about"), model=names[0], dataset=names[1])
+    return render(
+        "title",
+        about=summary.about,
+        model=public_name(summary.model),
+        dataset=public_name(summary.dataset),
+    )

@@ -11,10 +11,12 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
+from hf_ecif.data.audit_folder import SUMMARY, AuditFolder
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.parquet import write_shards
+from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
-from hf_ecif.utils.files import read_json, write_json
+from hf_ecif.utils.files import write_json
 
 PLACE = Path(__file__).parents[2] / "spaces_demo"
 ABOUT = "A CLIP of 1.7 M parameters on pictures it has never seen; every fifth caption is wrong."
@@ -31,14 +33,15 @@ def save_columns(audit: Path, place: Path) -> None:
     from hf_ecif.data.columns import COLUMNS  # with torch, which an app needs later, if at all
     from hf_ecif.hub.markdown import hide_folders
 
-    scored = load_rows(str(audit / "scored"), "train")
+    scored = load_rows(str(AuditFolder(audit).scored), "train")
     columns = [name for name in scored.column_names if name in COLUMNS]
     (place / "audit").mkdir(exist_ok=True)
     scored.select_columns(columns).to_parquet(place / "audit" / _SCORES)
-    write_json(hide_folders(read_json(audit / "summary.json")), place / "audit" / "summary.json")
+    told = hide_folders(AuditFolder(audit).read_summary().to_dict())
+    write_json(told, place / "audit" / SUMMARY)
 
 
-def open_embedded(folder: Path, place: Path = PLACE) -> dict[str, Any]:
+def open_embedded(folder: Path, place: Path = PLACE) -> Summary:
     """Put the demo's audit together.
 
     Args:
@@ -56,16 +59,16 @@ def open_embedded(folder: Path, place: Path = PLACE) -> dict[str, Any]:
             f"{place} holds no demo, which is part of the repository but not of an installed "
             "package. Name the folder of an audit: hf-ecif demo OUT."
         )
-    summary = read_json(place / "audit" / "summary.json")
+    summary = Summary.load(place / "audit" / SUMMARY)
     data, model = str(place / "data"), str(place / "model")
-    rows = load_rows(data, summary["split"])
+    rows = load_rows(data, summary.split)
     columns: Any = Dataset.from_parquet(
         str(place / "audit" / _SCORES), keep_in_memory=True, cache_dir=str(folder / "cache")
     )
     if len(rows) != len(columns):
         raise UserError(f"{place / 'audit'} is no audit of {data}. Run build_assets.py again.")
-    write_shards(concatenate_datasets([rows, columns], axis=1), folder / "scored")
-    query = summary["query"] | {"dataset": data}
-    summary |= {"model": model, "dataset": data, "query": query, "about": ABOUT}
-    write_json(summary, folder / "summary.json")
+    write_shards(concatenate_datasets([rows, columns], axis=1), AuditFolder(folder).scored)
+    query = summary.query.replace(dataset=data)
+    summary = summary.replace(model=model, dataset=data, query=query, about=ABOUT)
+    AuditFolder(folder).finish(summary)
     return summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -9,7 +10,6 @@ from threading import Lock
 from typing import Any
 
 import torch
-from datasets import Column
 from torch import Tensor
 
 from hf_ecif.app.selection import open_audit
@@ -51,7 +51,7 @@ class Prepared:
     query: Rows
     embeddings: Embeddings
     test: Rows | None
-    query_images: Column
+    query_images: Sequence[Any]
 
     @cached_property
     def sizes(self) -> Tensor:
@@ -255,22 +255,22 @@ def find_causes(prepared: Prepared, query: Query, count: int) -> list[Cause]:
 @lru_cache(maxsize=2)
 def _prepare(folder: str) -> Prepared:
     audit = open_audit(folder)
-    summary, query = audit.summary, audit.summary["query"]
-    config = InfluenceConfig.from_dict(_known(summary["config"]), "summary.json")
+    summary, query = audit.summary, audit.summary.query
+    config = InfluenceConfig.from_dict(_known(summary.config), "summary.json")
     sources = Sources(
-        model=_find(summary["model"], audit.folder),
-        dataset=_find(summary["dataset"], audit.folder),
-        split=summary["split"],
-        query=query.get("dataset") and _find(query["dataset"], audit.folder),
-        query_split=query.get("split") or "validation",
-        image_column=summary["columns"]["image"],
-        text_column=summary["columns"]["text"],
+        model=_find(summary.model, audit.folder),
+        dataset=_find(summary.dataset, audit.folder),
+        split=summary.split,
+        query=query.dataset and _find(query.dataset, audit.folder),
+        query_split=query.split or "validation",
+        image_column=summary.columns.image,
+        text_column=summary.columns.text,
     )
     opened = open_sources(sources, config)
-    if len(opened.dataset) != summary["rows"]:
+    if len(opened.dataset) != summary.rows:
         raise UserError(
             f"{sources.dataset} has {len(opened.dataset):,} rows by now, and had "
-            f"{summary['rows']:,} when it was audited. Run the audit again."
+            f"{summary.rows:,} when it was audited. Run the audit again."
         )
     rows, queries = opened.read()
     opened.model.fit(rows, queries)

@@ -111,6 +111,8 @@ def show(folder: str, reviews: dict[str, str], threshold: float, span: Span | No
             cards=[audit.rows.card(row) for row in rows[:SHOWN]],
             decisions=review.current,
             words=WORDS,
+            chosen=None,
+            shows=None,
             nothing="No pair is flagged here. Move the threshold to the left to see more.",
         ),
     )

@@ -210,7 +210,7 @@ def _follow(found: Run, earlier: Run | None, limits: Limits) -> Iterator[View]:
         if limits.shared:
             discard(earlier)
         place = None if limits.shared else found.folder / "audit"
-        done, tabs = render("done", place=place, **facts[0]), gr.Tabs(selected="overview")
+        done, tabs = render("done", place=place, summary=facts[0]), gr.Tabs(selected="overview")
         yield View(done, found, str(found.folder / "audit"), tabs, start=ON, cancel=OFF)
         return
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from hf_ecif.data.loading import load_rows
+from hf_ecif.data.audit_folder import AuditFolder
+from hf_ecif.data.loading import load_scored
 from hf_ecif.data.review import Review
-from hf_ecif.data.schema import check_columns
 from hf_ecif.data.scored_rows import ScoredRows
-from hf_ecif.errors import UserError
-from hf_ecif.utils.files import read_json
+from hf_ecif.data.summary import Summary
+from hf_ecif.utils.files import to_json
 from hf_ecif.utils.formatting import Bools
 
 Which = Literal["flagged", "borderline", "not flagged", "decided", "all"]
@@ -34,13 +33,13 @@ class Audit:
     """
 
     folder: Path
-    summary: dict[str, Any]
+    summary: Summary
     rows: ScoredRows
 
     @property
     def threshold(self) -> float:
         """The audit's own, to three digits, as a slider has it."""
-        return round(float(self.summary["noise"]["threshold"]), 3)
+        return round(self.summary.noise.threshold, 3)
 
     def is_own(self, threshold: float) -> bool:
         """Whether a threshold is the audit's."""
@@ -49,8 +48,9 @@ class Audit:
     @cached_property
     def key(self) -> str:
         """What decisions on these rows are kept under, in whichever folder the audit lies."""
-        facts = [self.summary.get(name) for name in ("fingerprints", "rows", "noise")]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        facts = self.summary.to_dict()
+        told = to_json([facts[name] for name in ("fingerprints", "rows", "noise")])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def flags(self, threshold: float) -> Bools:
         """``(N,)``, what is flagged at a threshold; at the audit's own, what the audit flagged."""
@@ -91,8 +91,8 @@ class Audit:
 
 def is_audit(folder: str) -> bool:
     """Whether a finished audit is in a folder."""
-    path = Path(folder).expanduser()
-    return (path / "summary.json").is_file() and (path / "scored").is_dir()
+    audit = AuditFolder(Path(folder).expanduser())
+    return audit.has_summary and audit.has_rows
 
 
 @lru_cache(maxsize=16)
@@ -102,15 +102,7 @@ def open_audit(folder: str) -> Audit:
     Raises:
         UserError: there is none in the folder.
     """
-    path = Path(folder).expanduser()
-    if not is_audit(folder):
-        raise UserError(
-            f"{path} holds no finished audit (summary.json and scored/). Run hf-ecif audit first, "
-            "and give its --output."
-        )
-    summary = read_json(path / "summary.json")
-    columns = summary["columns"]
-    scored = check_columns(
-        load_rows(str(path / "scored"), "train"), columns["image"], columns["text"]
-    )
-    return Audit(path, summary, ScoredRows(scored, summary))
+    audit = AuditFolder(Path(folder).expanduser())
+    summary = audit.read_summary()
+    rows = ScoredRows(load_scored(audit, summary.columns), summary)
+    return Audit(audit.path, summary, rows)

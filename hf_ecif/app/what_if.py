@@ -16,7 +16,7 @@ from hf_ecif.utils.formatting import Floats
 
 Order = Literal["most harmful first", "likeliest misaligned first", "at random"]
 ORDERS: list[Order] = ["most harmful first", "likeliest misaligned first", "at random"]
-COLOURS = {ORDERS[0]: "#4a7a96", ORDERS[1]: "#c1501b", ORDERS[2]: "#8a8f94"}
+COLOURS: dict[str, str] = {ORDERS[0]: "#4a7a96", ORDERS[1]: "#c1501b", ORDERS[2]: "#8a8f94"}
 MOST = 40  # per cent
 WAITING = (
     "A prediction is no proof. Training without the pairs shows what really becomes of the query, "
@@ -85,7 +85,7 @@ def say(folder: str, share: float, order: Order) -> str:
     """The prediction in words."""
     audit, count = open_audit(folder), _count(folder, share)
     change = float(_changes(folder, order)[count])
-    loss = audit.summary["query"].get("loss")
+    loss = audit.summary.query.loss
     facts = {"removed": count, "order": order, "change": change, "loss": loss}
     return render("prediction", **facts)
 

@@ -18,7 +18,7 @@ def audit_in_process(request: dict[str, Any], limits: Limits, events: Any) -> No
         request: fields of an `AuditRequest`.
         limits: of rows and memory; where strangers share the machine, its login is out of reach.
         events: queue of ``("step", name, total or None, steps)``, and in the end of ``("done",
-            summary)`` or ``("error", message)``.
+            Summary)`` or ``("error", message)``.
     """
     if limits.shared:
         forget_login()
@@ -39,7 +39,7 @@ def audit_in_process(request: dict[str, Any], limits: Limits, events: Any) -> No
             raise UserError(f"The data set has {count:,} rows; {limits.rows:,} are allowed here.")
         output = Path(request.pop("output"))
         summary = run_audit(AuditRequest(**request, output=output), InfluenceConfig(), progress)
-        events.put(("done", {name: summary[name] for name in ("rows", "flagged", "noise")}))
+        events.put(("done", summary))
     except UserError as error:
         events.put(("error", str(error)))
     except MemoryError:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from hf_ecif.applications.sources import Opened, Sources, open_sources
+from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
 from hf_ecif.applications.trace import (
     Found,
     describe_errors_and_causes,
@@ -25,10 +24,24 @@ from hf_ecif.applications.trace import (
     write_traces,
 )
 from hf_ecif.config import InfluenceConfig
+from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
 from hf_ecif.data.cleaning import CleanResult, clean
 from hf_ecif.data.columns import read_groups
-from hf_ecif.data.parquet import write_shards
 from hf_ecif.data.schema import read_flags
+from hf_ecif.data.summary import (
+    DuplicateCounts,
+    Duplicates,
+    FitFacts,
+    GroupFacts,
+    Groups,
+    Loaded,
+    Noise,
+    Suggestions,
+    Summary,
+    TraceFindings,
+    TraceSummary,
+    Truth,
+)
 from hf_ecif.detection.annotate import add_columns
 from hf_ecif.detection.detect import SMALLEST_GROUP, Detection, auroc, detect
 from hf_ecif.detection.injection import plant_pairs
@@ -43,22 +56,12 @@ from hf_ecif.reports.audit import write_report
 from hf_ecif.reports.trace import write_trace_page
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
-from hf_ecif.utils.files import CHECKPOINTS, require_writable, write_json
+from hf_ecif.utils.files import CHECKPOINTS
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 FEWEST = 20  # rows to audit
 TRACED = "retrieval-text"  # the errors that the report shows
 SHOWN_TRACED = 8
-RESULTS = (
-    "scored",
-    "kept",
-    "removed",
-    "summary.json",
-    "report.html",
-    "trace.parquet",
-    "trace.html",
-    "calibration",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ class AuditRequest(Sources):
 
 def run_audit(
     request: AuditRequest, config: InfluenceConfig, progress: ProgressFactory | None = None
-) -> dict[str, Any]:
+) -> Summary:
     """Audit a data set and write scored, kept and removed rows, a summary and a report.
 
     Args:
@@ -107,16 +110,17 @@ def run_audit(
         known.clear()
         raise
 
-    def write() -> dict[str, Any]:
+    def write() -> Summary:
         with watch("write"):
             summary, scored = _write_rows(request, found)
-        summary["fingerprints"] = fingerprints | {"config": config.fingerprint()}
-        summary["seconds"] = watch.seconds()
+        summary = summary.replace(
+            fingerprints=fingerprints | {"config": config.fingerprint()}, seconds=watch.seconds()
+        )
         if found.traced is not None:
-            summary["trace"] = _write_traced(request, found, summary)
-        write_report(scored, summary, request.output / "report.html")
-        # Written last: a folder with a summary is a finished run.
-        write_json(summary, request.output / "summary.json")
+            summary = summary.replace(trace=_write_traced(request, found, summary))
+        folder = AuditFolder(request.output)
+        write_report(scored, summary, folder.report)
+        folder.finish(summary)
         known.clear()
         return summary
 
@@ -234,7 +238,7 @@ def _analyse(
     )
 
 
-def _write_rows(request: AuditRequest, found: _Found) -> tuple[dict[str, Any], Dataset]:
+def _write_rows(request: AuditRequest, found: _Found) -> tuple[Summary, Dataset]:
     """Write scored, kept and removed rows; what is to be said of them, and the scored rows."""
     config = found.opened.model.config
     scored = add_columns(
@@ -248,29 +252,32 @@ def _write_rows(request: AuditRequest, found: _Found) -> tuple[dict[str, Any], D
         found.evidence,
     )
     result = clean(scored)
-    request.output.mkdir(parents=True, exist_ok=True)
-    _clear_output(request.output)
-    for name, part in (("scored", scored), ("kept", result.kept), ("removed", result.removed)):
-        write_shards(part, request.output / name)
+    folder = AuditFolder(request.output)
+    folder.clear()  # only now that the new results are complete in memory
+    folder.write_rows(result, scored)
     return _summarise(request, found, result), scored
 
 
-def _write_traced(request: AuditRequest, found: _Found, summary: dict[str, Any]) -> dict[str, Any]:
+def _write_traced(request: AuditRequest, found: _Found, summary: Summary) -> TraceFindings:
     """Write the pairs behind errors of the query, with a page; what the report says of them."""
     assert found.traced is not None
     traced, rows, query = found.traced, found.rows, found.query
-    described = describe_found(traced, rows, query)
-    of_page = {"rows": len(rows), "seconds": summary["seconds"].get("trace"), "warnings": []}
-    write_traces(traced, rows, query, request.output)
+    facts = dict(describe_found(traced, rows, query))
     errors = list(describe_errors_and_causes(traced, rows, query))
+    write_traces(errors, request.output)
+    of_audit = {
+        name: getattr(summary, name)
+        for name in TraceSummary.model_fields.keys() - facts.keys() - {"candidates"}
+    }
+    of_page = {"seconds": summary.seconds["trace"], "warnings": []}
     write_trace_page(
         errors,
-        summary | described | of_page,
+        TraceSummary(**of_audit | facts | of_page),
         found.opened.dataset,
         found.opened.query_rows,
-        request.output / "trace.html",
+        AuditFolder(request.output).trace_page,
     )
-    return described | {"worst": errors[:SHOWN_TRACED]}
+    return TraceFindings(**facts, worst=errors[:SHOWN_TRACED])
 
 
 # ------------------------------------------------------------------------------ before the run
@@ -279,28 +286,15 @@ def _write_traced(request: AuditRequest, found: _Found, summary: dict[str, Any])
 def _check_output(request: AuditRequest) -> None:
     """Refuse a folder that holds what must not be lost."""
     output = request.output
-    require_writable(output)
-    present = sorted(path.name for path in output.iterdir()) if output.exists() else []
-    ours = (*RESULTS, CHECKPOINTS)
-    foreign = [n for n in present if n not in ours and not n.endswith(".partial")]
-    if foreign:
-        raise UserError(
-            f"--output {output} holds other files ({', '.join(foreign[:3])}). Give a new folder."
-        )
+    require_free(
+        output,
+        finished=SUMMARY,
+        others=RESULTS,
+        resume=request.resume,
+        overwrite=request.overwrite,
+    )
     if request.trace and request.query is None:
         raise UserError("--trace looks for errors in the query: give one (--query).")
-    if request.resume and "summary.json" in present and CHECKPOINTS not in present:
-        raise UserError(f"The run in --output {output} is finished. Give --overwrite to repeat it.")
-    if CHECKPOINTS in present and not (request.resume or request.overwrite):
-        raise UserError(
-            f"--output {output} holds an interrupted run: --resume goes on with it, --overwrite "
-            "starts anew."
-        )
-    if present and not (request.resume or request.overwrite):
-        raise UserError(
-            f"--output {output} holds another run ({', '.join(present)}). Give a new folder, or "
-            "--overwrite to replace it."
-        )
     inside = [
         source
         for source in (request.dataset, request.query, request.model)
@@ -313,149 +307,128 @@ def _check_output(request: AuditRequest) -> None:
         )
 
 
-def _clear_output(output: Path) -> None:
-    """Remove an earlier run, only now that the new one is complete in memory."""
-    for path in [*(output / name for name in RESULTS), *output.glob(".*.partial")]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
 # ------------------------------------------------------------------------------- what was found
 
 
-def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dict[str, Any]:
-    """The content of ``summary.json``, without times and fingerprints."""
+def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> Summary:
+    """What was found, without times and fingerprints."""
     opened, rows, detection, fitted = found.opened, found.rows, found.detection, found.fitted
-    config, evidence = opened.model.config, found.evidence
-    provenance = opened.provenance(rows, found.query)
-    summary = {
-        **provenance,
-        "unreadable_reasons": dict(Counter(rows.reasons.values())),
-        "flagged": int(detection.flag.sum()),
-        "kept": len(result.kept),
-        "removed": len(result.removed),
-        "noise": _describe_noise(detection, found.reference, found.planted),
-        "groups": _describe_groups(request, detection),
-        "suggestions": _describe_suggestions(request, evidence),
-        "duplicates": evidence.describe_duplicates() if evidence else None,
-        "query": provenance["query"] | _describe_query(found),
-        "fit": asdict(fitted.fit)
-        | {"parameters": config.parameters, "count": opened.model.encoder.count},
-        "solvers": [
-            {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
-        ],
-        "loaded": _describe_loading(opened),
-    }
-    if found.given.truth is not None:
-        positions = rows.positions.numpy()
-        summary["truth"] = _judge(found.given.truth, request.truth_column, positions, detection)
-    summary["warnings"] = [*_warnings(summary, fitted), *opened.warnings(rows, found.query)]
-    return summary
+    evidence, truth = found.evidence, found.given.truth
+    summary = Summary(
+        **opened.provenance(
+            rows,
+            found.query,
+            loss_before_fit=fitted.query_loss_before,
+            loss=fitted.query_loss,
+            alignment=fitted.alignment,
+        ),
+        unreadable_reasons=dict(Counter(rows.reasons.values())),
+        flagged=int(detection.flag.sum()),
+        kept=len(result.kept),
+        removed=len(result.removed),
+        noise=_describe_noise(detection, found.reference, found.planted),
+        groups=_describe_groups(request, detection),
+        suggestions=_describe_suggestions(request, evidence),
+        duplicates=_describe_duplicates(evidence) if evidence else None,
+        fit=FitFacts(
+            **asdict(fitted.fit),
+            parameters=opened.model.config.parameters,
+            count=opened.model.encoder.count,
+        ),
+        solvers=describe_solves(fitted),
+        loaded=_describe_loading(opened),
+        truth=None
+        if truth is None
+        else _judge(truth[rows.positions.numpy()], str(request.truth_column), detection),
+    )
+    return summary.replace(warnings=[*_warnings(summary), *opened.warnings(rows, found.query)])
 
 
-def _describe_loading(opened: Opened) -> dict[str, str | None]:
-    """What else scores depend on: the commit of a model of the Hub, dtype, image processor."""
+def _describe_loading(opened: Opened) -> Loaded:
     model = opened.model
-    return {
-        "revision": find_commit(opened.sources.model),
-        "dtype": str(model.encoder.input_dtype).removeprefix("torch."),
-        "image_processor": type(model.processor.image_processor).__name__,
-    }
+    return Loaded(
+        revision=find_commit(opened.sources.model),
+        dtype=str(model.encoder.input_dtype).removeprefix("torch."),
+        image_processor=type(model.processor.image_processor).__name__,
+    )
 
 
 def _describe_noise(
-    detection: Detection, reference: np.ndarray, planted: Sequence[np.ndarray]
-) -> dict[str, Any]:
-    """Noise rate and threshold, and how well wrong pairs made on purpose are told from the rest."""
-    return {
-        "rate": detection.noise_rate,
-        "threshold": detection.threshold,
-        "borderline": int(detection.borderline.sum()),
-        "planted_auroc": detection.planted_auroc,
-        "planted_score_auroc": auroc(-np.concatenate(planted)[:, 1], -reference[:, 1]),
-    }
+    detection: Detection, reference: np.ndarray, injected: Sequence[np.ndarray]
+) -> Noise:
+    return Noise(
+        rate=detection.noise_rate,
+        threshold=detection.threshold,
+        borderline=int(detection.borderline.sum()),
+        injected_auroc=detection.planted_auroc,
+        injected_score_auroc=auroc(-np.concatenate(injected)[:, 1], -reference[:, 1]),
+    )
 
 
-def _describe_groups(request: AuditRequest, detection: Detection) -> dict[str, Any] | None:
-    """Those with a noise rate of their own; all other rows have that of all data."""
+def _describe_groups(request: AuditRequest, detection: Detection) -> Groups | None:
     if request.group_column is None:
         return None
-    return {
-        "column": request.group_column,
-        "smallest": SMALLEST_GROUP,
-        "other_rows": len(detection.flag) - sum(group.rows for group in detection.groups),
-        "table": [asdict(group) for group in detection.groups],
-    }
+    return Groups(
+        column=request.group_column,
+        smallest=SMALLEST_GROUP,
+        other_rows=len(detection.flag) - sum(group.rows for group in detection.groups),
+        table=[GroupFacts(**asdict(group)) for group in detection.groups],
+    )
 
 
-def _describe_suggestions(
-    request: AuditRequest, evidence: Evidence | None
-) -> dict[str, Any] | None:
+def _describe_suggestions(request: AuditRequest, evidence: Evidence | None) -> Suggestions | None:
     if evidence is None:
         return None
-    return {
-        "count": int(evidence.suggested.sum()),
-        "least_margin": evidence.least_margin,
-        "vocabulary": request.vocabulary and str(request.vocabulary),
-    }
+    return Suggestions(
+        count=int(evidence.suggested.sum()),
+        least_margin=evidence.least_margin,
+        vocabulary=str(request.vocabulary) if request.vocabulary else None,
+    )
 
 
-def _describe_query(found: _Found) -> dict[str, Any]:
-    fitted = found.fitted
-    return {
-        "loss_before_fit": fitted.query_loss_before,
-        "loss": fitted.query_loss,
-        "alignment": fitted.alignment,
-    }
+def _describe_duplicates(evidence: Evidence) -> Duplicates:
+    counts = evidence.describe_duplicates()
+    return Duplicates(**{kind: DuplicateCounts(**counts[kind]) for kind in counts})
 
 
-def _judge(
-    truth: np.ndarray, column: str | None, positions: np.ndarray, detection: Detection
-) -> dict[str, Any]:
-    """How much of what is known to be wrong was found; evaluation alone."""
-    wrong = truth[positions]
+def _judge(wrong: np.ndarray, column: str, detection: Detection) -> Truth:
+    """How much was found of the readable rows that are known to be wrong, ``(N,)`` booleans."""
     found = int((wrong & detection.flag).sum())
-    judged: dict[str, Any] = {
-        "column": column,
-        "misaligned": int(wrong.sum()),
-        "found": found,
-        "precision": found / int(detection.flag.sum()) if detection.flag.any() else None,
-        "recall": found / int(wrong.sum()) if wrong.any() else None,
-    }
+    figures: dict[str, float] = {}
     if 0 < wrong.sum() < len(wrong):
         probability = detection.probability
         top = np.argsort(-probability, kind="stable")[:20]
-        judged |= {
+        figures = {
             "auroc": float(roc_auc_score(wrong, probability)),
             "average_precision": float(average_precision_score(wrong, probability)),
             "precision_at_20": float(wrong[top].mean()),
         }
-    return judged
+    return Truth(
+        column=column,
+        misaligned=int(wrong.sum()),
+        found=found,
+        precision=found / int(detection.flag.sum()) if detection.flag.any() else None,
+        recall=found / int(wrong.sum()) if wrong.any() else None,
+        **figures,
+    )
 
 
-def _warnings(summary: dict[str, Any], fitted: Fitted) -> Iterator[str]:
-    if summary["groups"] and not summary["groups"]["table"]:
+def _warnings(summary: Summary) -> Iterator[str]:
+    if summary.groups and not summary.groups.table:
         yield (
-            f"No group of {summary['groups']['column']!r} has {SMALLEST_GROUP} rows, so all rows "
+            f"No group of {summary.groups.column!r} has {SMALLEST_GROUP} rows, so all rows "
             "are judged by one noise rate and threshold."
         )
-    if summary["noise"]["planted_score_auroc"] < 0.5:
+    if summary.noise.injected_score_auroc < 0.5:
         yield (
             "ecif_score is inverted here: wrong pairs made on purpose look valuable, not harmful. "
             "The model is far from an optimum on these data (see gradient_norm): fit it longer "
             "(--fit-epochs), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
         )
-    for purpose, report in fitted.solvers.items():
-        if not report.converged:
-            yield (
-                f"The solve for the {purpose} reached a relative residual of "
-                f"{report.relative_residual:.1e}, not {report.tolerance:.0e}: {report.advice}."
-            )
-    if summary["scored"] < 200:
+    yield from filter(None, (solve.warning for solve in summary.solvers))
+    if summary.scored < 200:
         yield (
-            f"With {summary['scored']} rows, the noise rate and the threshold are rough guesses; "
+            f"With {summary.scored} rows, the noise rate and the threshold are rough guesses; "
             "review the order of the rows rather than the flags."
         )
 

@@ -11,7 +11,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.influence.fitted import Fitted
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
-from hf_ecif.utils.files import CHECKPOINTS, sweep
+from hf_ecif.utils.files import CHECKPOINTS, FIT, sweep
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 
@@ -33,7 +33,12 @@ def run_fit(
         UserError: something in the request cannot be.
     """
     distributed.decide(
-        lambda: require_free(request.output, resume=request.resume, overwrite=request.overwrite)
+        lambda: require_free(
+            request.output,
+            finished=FIT,
+            resume=request.resume,
+            overwrite=request.overwrite,
+        )
     )
     opened = open_sources(request, config)
     manifest = config.deciding() | opened.fingerprints() | {"columns": request.columns}

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 from datasets.distributed import split_dataset_by_node
 
-from hf_ecif.applications.outputs import SCORING, require_free
+from hf_ecif.applications.outputs import require_free
 from hf_ecif.data.loading import fingerprint_source, load_rows, stream_rows
 from hf_ecif.data.parquet import write_rows
 from hf_ecif.data.schema import check_columns, drop_influence_columns
@@ -32,7 +32,7 @@ from hf_ecif.utils.progress import ProgressFactory, silent
 T = TypeVar("T")
 
 
-SHARDS = "scored"
+SHARDS, SCORING = "scored", "scoring.json"  # the latter of a finished run
 
 
 BATCHES = 4  # contrastive batches of a block: its rows can meet in many ways
@@ -63,7 +63,12 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
         UserError: something in the request cannot be.
     """
     distributed.decide(
-        lambda: require_free(request.output, resume=request.resume, overwrite=request.overwrite)
+        lambda: require_free(
+            request.output,
+            finished=SCORING,
+            resume=request.resume,
+            overwrite=request.overwrite,
+        )
     )
     model = _open_fit(request.influence)
     dataset, size = _open(request), BATCHES * model.config.batch_size
@@ -147,7 +152,7 @@ def _scored(model: InfluenceModel, rows: Dataset, request: ScoreRequest) -> Data
     checked = check_columns(drop_influence_columns(rows), *names)
     columns = scored_columns(model, model.read_any(checked, *names))
     types = {name: Value("string" if name == REASON else "float32") for name in columns}
-    scored = Dataset.from_dict(columns, features=Features(types))
+    scored = Dataset.from_dict(columns, features=Features(**types))
     return concatenate_datasets([checked, scored], axis=1)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -310,9 +311,10 @@ def value_in_companies(
     fitted = model.require_fit()
     stations = fitted.scored_at
     advance = progress("Value candidates", len(candidates) * len(stations))
-    parts = sum(
+    values = (
         _value_at(model, station, train, candidates, companies, advance) for station in stations
     )
+    parts = reduce(torch.add, values)
     parts = -distributed.add_up(parts) / (model.encoder.contrastive.TERMS * fitted.train_count)
     return _average(parts, stations[0].directions)
 

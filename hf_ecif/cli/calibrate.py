@@ -14,8 +14,7 @@ from hf_ecif.cli.options import Json, app, print_json, quieten_libraries
 from hf_ecif.errors import UserError
 
 if TYPE_CHECKING:
-    from hf_ecif.applications.calibrate import Calibration
-    from hf_ecif.detection.calibration import Estimate
+    from hf_ecif.data.summary import CalibrationFacts, ShareFacts, Summary
 
 
 @app.command()
@@ -74,7 +73,7 @@ def calibrate(
         print_json(as_json, {"rows": sheet.rows, "csv": sheet.csv, "parquet": sheet.parquet})
         return
     assert verdicts is not None
-    found = run_calibration(
+    summary = run_calibration(
         CalibrateRequest(
             audit=audit,
             verdicts=verdicts,
@@ -84,35 +83,37 @@ def calibrate(
             confidence=confidence,
         )
     )
+    found = summary.calibration
+    assert found is not None
     console.print(_table(found))
-    console.print(_outcome(found, output or audit), highlight=False)
-    for warning in found.summary["calibration"]["warnings"]:
-        console.print(f"[yellow]Note:[/] {escape(warning)}", highlight=False)
-    print_json(as_json, found.summary["calibration"])
+    console.print(_outcome(summary, found, output or audit), highlight=False, markup=False)
+    for warning in found.warnings:
+        console.print(f"Note: {warning}", highlight=False, markup=False)
+    print_json(as_json, found.to_dict())
 
 
-def _table(found: Calibration) -> Table:
-    table = Table("By the verdicts", "flags of the audit", "new flags")
+def _table(found: CalibrationFacts) -> Table:
+    table = Table("by the verdicts", "flags of the audit", "new flags")
     for name in ("precision", "recall"):
         pair = (_interval(getattr(quality, name)) for quality in (found.before, found.after))
         table.add_row(name, *pair)
-    rate = _interval(found.after.noise_rate)
+    rate = _interval(found.noise_rate)
     table.add_row("noise rate", rate, rate)
     return table
 
 
-def _interval(estimate: Estimate) -> str:
-    if estimate.value != estimate.value:
-        return "-"
-    return f"{estimate.value:.0%} ({estimate.low:.0%} to {estimate.high:.0%})"
+def _interval(share: ShareFacts) -> str:
+    if share.value != share.value:
+        return "–"
+    return f"{share.value:.0%} ({share.low:.0%} to {share.high:.0%})"
 
 
-def _outcome(found: Calibration, folder: Path) -> str:
-    summary, made = found.summary, found.promise
+def _outcome(summary: Summary, found: CalibrationFacts, folder: Path) -> str:
     text = (
-        f"{summary['flagged']:,} rows are flagged, {summary['kept']:,} kept and "
-        f"{summary['removed']:,} removed, in {escape(str(folder))}."
+        f"{summary.flagged:,} rows are flagged, {summary.kept:,} kept and {summary.removed:,} "
+        f"removed: {folder}"
     )
+    made = found.promise
     if made is not None and made.holds:
         text = (
             f"With {made.confidence:.0%} confidence, at least {made.precision:.0%} of the flagged "

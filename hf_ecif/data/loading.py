@@ -16,6 +16,9 @@ from datasets.data_files import SPLIT_KEYWORDS
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi
 
+from hf_ecif.data.audit_folder import AuditFolder
+from hf_ecif.data.schema import check_columns
+from hf_ecif.data.summary import Columns
 from hf_ecif.errors import UserError
 from hf_ecif.utils.hub_errors import explain_hub_error, is_unreachable
 from hf_ecif.utils.hub_paths import HubPath, parse_hub_path
@@ -66,9 +69,24 @@ def stream_rows(source: str, split: str) -> IterableDataset:
         if _is_saved(path):
             return _find_saved(path).open(split).to_iterable_dataset()
         name, options = _loader_of(source)
-        return load_dataset_builder(name, **options).as_streaming_dataset(split)
+        return cast(
+            IterableDataset, load_dataset_builder(name, **options).as_streaming_dataset(split)
+        )
 
     return _explained(source, read)
+
+
+def load_scored(audit: AuditFolder, columns: Columns) -> Dataset:
+    """The rows of an audit with their influence columns, images undecoded.
+
+    Args:
+        audit: its folder.
+        columns: those of images and captions.
+
+    Raises:
+        UserError: they are not there, or damaged.
+    """
+    return check_columns(load_rows(str(audit.scored), "train"), columns.image, columns.text)
 
 
 def load_splits(source: str) -> dict[str, Dataset]:
@@ -165,9 +183,10 @@ def _loader_of(source: str) -> _Loader:
 
 def _rows_in(folder: Path) -> Path:
     """The rows of an audit lie in it thrice, once scored, and once as kept and removed."""
-    if (folder / "scored").is_dir() and (folder / "summary.json").is_file():
-        return folder / "scored"
-    if (folder / "cleaning.json").is_file():
+    audit = AuditFolder(folder)
+    if audit.has_rows and audit.has_summary:
+        return audit.scored
+    if audit.is_cleaning:
         raise UserError("this is a cleaning's folder. Name its folder kept, or removed.")
     return folder
 
@@ -203,19 +222,18 @@ def _ask_hub(place: HubPath) -> bool:
 
 def _default_of_copy(place: HubPath) -> dict[str, str]:
     """Names the default configuration: of several copies, `datasets` does not know which it is."""
-    default = {"name": "default"}
     try:
-        load_dataset_builder(place.repo_id, **default, revision=place.revision)
+        load_dataset_builder(place.repo_id, "default", revision=place.revision)
     except Exception:  # no copy, or one of a repository where it has another name
         return {}
-    return default
+    return {"name": "default"}
 
 
 def _prepare(name: str, options: dict[str, Any]) -> _Splits:
     """What `load_dataset` does, but it fails as a whole where any split is empty."""
     builder = load_dataset_builder(name, **options)
     builder.download_and_prepare()
-    sizes = {info.name: info.num_examples for info in builder.info.splits.values()}
+    sizes = {info.name: info.num_examples for info in (builder.info.splits or {}).values()}
     return _Splits(sizes, lambda split: cast(Dataset, builder.as_dataset(split)))
 
 

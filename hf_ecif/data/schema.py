@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
-from datasets import Dataset, Image, Value
+from datasets import Dataset, Image, IterableDataset, Value
 from numpy.typing import NDArray
 
 from hf_ecif.errors import UserError
 
+AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 
-def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Dataset:
+
+def check_columns(dataset: AnyDataset, image_column: str, text_column: str) -> AnyDataset:
     """Check that both columns can be read, and stop the image column from decoding.
 
     Args:
-        dataset: Rows as loaded.
+        dataset: Rows as loaded; of a stream, the types of the columns must be known.
         image_column: A column of images: an `Image` feature, or raw bytes, paths or both.
         text_column: A column of strings.
 
@@ -30,14 +33,15 @@ def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Data
             f"--image-column and --text-column are both {text_column!r}. Name a column of images "
             "and one of captions."
         )
+    types: Mapping[str, Any] = dataset.features or {}
     for role, column in (("image", image_column), ("text", text_column)):
-        if column not in dataset.column_names:
+        if column not in types:
             raise UserError(
                 f"There is no {role} column {column!r}. The columns are: "
-                f"{', '.join(dataset.column_names)}. Name the right one with --{role}-column."
+                f"{', '.join(types)}. Name the right one with --{role}-column."
             )
-    require_text(dataset, text_column)
-    image_type = dataset.features[image_column]
+    require_text(types, text_column)
+    image_type = types[image_column]
     if not _is_image_like(image_type):
         raise UserError(
             f"The image column {image_column!r} must hold images, their bytes or their paths, but "
@@ -46,16 +50,16 @@ def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Data
     return dataset.cast_column(image_column, Image(decode=False))
 
 
-def require_text(dataset: Dataset, column: str) -> None:
+def require_text(types: Mapping[str, Any], column: str) -> None:
     """Refuse a column of captions that holds no strings.
 
     Raises:
         UserError: it holds something else.
     """
-    if not _is_value(dataset.features[column], "string"):
+    if not _is_value(types[column], "string"):
         raise UserError(
-            f"The text column {column!r} must hold strings, but it is "
-            f"{dataset.features[column]}. Name another one with --text-column."
+            f"The text column {column!r} must hold strings, but it is {types[column]}. Name "
+            "another one with --text-column."
         )
 
 

@@ -1,6 +1,6 @@
-"""A person's verdicts on pairs: the sheet that is filled in, and what comes back in many formats.
+"""A person's verdicts on pairs: read from many formats, and carried into the rows of an audit.
 
-Read are CSV and parquet with a line for each row, JSON of such records, and what Label Studio
+Formats are CSV and parquet with a line for each row, JSON of such records, and what Label Studio
 exports as JSON, JSON-MIN or CSV.
 """
 
@@ -11,15 +11,21 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from datasets import Dataset
 
+from hf_ecif.data.columns import set_column
 from hf_ecif.errors import UserError
+from hf_ecif.utils.formatting import Bools, Floats
 
 Verdict = Literal["right", "wrong", "cannot tell"]
 
 VERDICT = "ecif_verdict"
+AUDIT_PROBABILITY, AUDIT_FLAG = "ecif_audit_probability", "ecif_audit_flag"
+JUDGED, BY_OTHERS = "judged wrong by a person", "by the verdicts on other rows"  # in reasons
 ROW_NAMES = ("row", "ecif_row")
 VERDICT_NAMES = ("verdict", VERDICT, "choice", "label")
 RIGHT = ("right", "correct", "ok", "good", "fits", "fit", "match", "matches", "aligned", "keep")
@@ -61,6 +67,76 @@ def read_verdicts(path: Path, rows: int) -> dict[int, Verdict]:
             f"{VERDICT_NAMES[0]!r}."
         )
     return verdicts
+
+
+def verdicts_of(scored: Dataset) -> dict[int, Verdict]:
+    """Verdicts that the rows of an audit have already, by row number."""
+    if VERDICT not in scored.column_names:
+        return {}
+    column = scored.with_format(None)[VERDICT][:]
+    return {row: verdict for row, verdict in enumerate(column) if verdict is not None}
+
+
+def before_verdicts(scored: Dataset) -> tuple[Floats, Bools]:
+    """Probabilities and flags ``(N,)`` as the audit had them; nan and false of unreadable rows."""
+    names = ("ecif_noise_probability", "ecif_flag")
+    if AUDIT_PROBABILITY in scored.column_names:
+        names = (AUDIT_PROBABILITY, AUDIT_FLAG)
+    probability, flag = (scored.with_format(None)[name][:] for name in names)
+    # As floats, null is not-a-number.
+    return np.array(probability, dtype=float), np.array([value is True for value in flag])
+
+
+def apply_verdicts(
+    scored: Dataset, verdicts: Mapping[int, Verdict], probability: Floats, flag: Bools
+) -> Dataset:
+    """The rows of an audit with new probabilities and flags, and the old ones beside.
+
+    What a person judged is certain, whatever its probability: it is flagged if it is wrong.
+
+    Args:
+        scored: rows with influence columns.
+        verdicts: by row number.
+        probability: ``(N,)``, calibrated; nan of unreadable rows.
+        flag: ``(N,)``, by a cut of it.
+    """
+    before, flag_before = before_verdicts(scored)
+    readable = np.isfinite(before)
+    probability, flag = probability.copy(), flag & readable
+    for row, verdict in verdicts.items():
+        if verdict != "cannot tell" and readable[row]:
+            flag[row] = verdict == "wrong"
+            probability[row] = float(flag[row])
+    old = scored.with_format(None)["ecif_reason"][:]
+    reasons = [
+        _reason(old[row], verdicts.get(row), value) if flag[row] else None if known else old[row]
+        for row, (value, known) in enumerate(zip(probability, readable, strict=True))
+    ]
+    columns: dict[str, tuple[str, list[Any]]] = {
+        "ecif_noise_probability": ("float32", _or_null(probability, readable)),
+        "ecif_flag": ("bool", _or_null(flag, readable)),
+        "ecif_borderline": ("bool", [None] * len(flag)),  # of the cut before
+        "ecif_reason": ("string", reasons),
+        VERDICT: ("string", [verdicts.get(row) for row in range(len(flag))]),
+        AUDIT_PROBABILITY: ("float32", _or_null(before, readable)),
+        AUDIT_FLAG: ("bool", _or_null(flag_before, readable)),
+    }
+    for name, (dtype, values) in columns.items():
+        scored = set_column(scored, name, values, dtype)
+    return scored
+
+
+def _reason(old: str | None, verdict: Verdict | None, probability: float) -> str:
+    """Why a row is flagged now, before what the audit said of it."""
+    new = JUDGED if verdict == "wrong" else f"{probability:.0%} {BY_OTHERS}"
+    first, _, rest = (old or "").partition("; ")
+    of_audit = rest if first.endswith((JUDGED, BY_OTHERS)) else old
+    return f"{new}; {of_audit}" if of_audit else new
+
+
+def _or_null(values: Floats | Bools, known: Bools) -> list[Any]:
+    pairs = zip(values.tolist(), known.tolist(), strict=True)
+    return [value if here else None for value, here in pairs]
 
 
 def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

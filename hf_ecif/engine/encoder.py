@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from hashlib import sha256
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,11 +93,13 @@ class DualEncoder:
     @property
     def max_text_length(self) -> int:
         """Tokens that the text tower takes."""
-        count = int(self.model.config.text_config.max_position_embeddings)
+        config: Any = self.model.config
+        count = int(config.text_config.max_position_embeddings)
         for name, module in self.model.named_modules():
             # RoBERTa counts positions from the one that stands for padding.
-            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None):
-                return count - module.padding_idx - 1
+            padding: int | None = getattr(module, "padding_idx", None)
+            if name.endswith("position_embeddings") and padding:
+                return count - padding - 1
         return count
 
     @property
@@ -108,7 +110,7 @@ class DualEncoder:
     @property
     def scale(self) -> float:
         """Inverse temperature of the model as given."""
-        return float(self.model.logit_scale.exp())
+        return float(self._logit_scale.exp())
 
     def fingerprint(self) -> str:
         """A hash of the model's weights, for provenance."""
@@ -376,9 +378,13 @@ class DualEncoder:
     def _here(self, inputs: Inputs) -> Inputs:
         return {key: value.to(self.device) for key, value in inputs.items()}
 
+    @property
+    def _logit_scale(self) -> Tensor:
+        return cast(Tensor, self.model.logit_scale)
+
     def _temperature(self, weights: Weights) -> tuple[Tensor, Tensor]:
         """Scale and bias, ``()`` each; the bias of InfoNCE is zero."""
-        scale = _by_suffix(weights, "logit_scale", self.model.logit_scale).exp()
+        scale = _by_suffix(weights, "logit_scale", self._logit_scale).exp()
         bias = _by_suffix(weights, "logit_bias", getattr(self.model, "logit_bias", scale * 0))
         return scale.reshape(()).to(self.dtype), bias.reshape(()).to(self.dtype)
 
@@ -439,7 +445,8 @@ def _push(embed: Callable[[Weights], Tensor], own: Weights, moving: Weights) -> 
         return jvp(embed, (own,), (tangent,))
 
     if len(next(iter(tangents.values()))) > 1:
-        return vmap(push_one, out_dims=(None, 0))(tangents)
+        # torch's annotation forbids the None that its documentation describes.
+        return vmap(push_one, out_dims=(None, 0))(tangents)  # type: ignore[arg-type]
     primal, moved = push_one({name: value[0] for name, value in tangents.items()})
     return primal, moved[None]  # batched products of one are slower than plain ones
 

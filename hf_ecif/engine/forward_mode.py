@@ -36,7 +36,8 @@ class FrozenLinears(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if function is F.linear and not kwargs and self._are_frozen(*args[1:]):
-            return _FrozenLinear.apply(*args, *[None] * (3 - len(args)))
+            missing = [None] * (3 - len(args))
+            return _FrozenLinear.apply(*args, *missing)  # type: ignore[no-untyped-call]  # torch's
         return function(*args, **(kwargs or {}))
 
     def _are_frozen(self, weight: Tensor, bias: Tensor | None = None) -> bool:

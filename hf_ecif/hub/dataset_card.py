@@ -15,6 +15,7 @@ from PIL import Image
 from pyarrow.dataset import dataset as parquet
 
 from hf_ecif.data.images import read_pair
+from hf_ecif.data.summary import Columns, Loaded, Summary
 from hf_ecif.hub.markdown import (
     Metadata,
     as_list,
@@ -92,7 +93,7 @@ class Layout:
 def write_card(
     card: str | None,
     repo_id: str,
-    summary: dict[str, Any],
+    summary: Summary,
     layout: Layout,
     pictures: list[Picture],
     *,
@@ -103,7 +104,7 @@ def write_card(
     Args:
         card: The README that it goes into, None if there is none.
         repo_id: Where it is going to be.
-        summary: Of the audit, as `hide_folders` returns it.
+        summary: Of the audit, its folders hidden.
         layout: Of the files.
         pictures: Removed pairs to show.
         own: Whether the card is that of the repository itself, so that what it says of other
@@ -116,13 +117,13 @@ def write_card(
         "dataset_card.md.j2",
         repo_id=repo_id,
         split=layout.audited,
-        source=summary["dataset"],
-        rows=summary["rows"],
+        source=summary.dataset,
+        rows=summary.rows,
         counts=layout.counts,
-        cleaning=summary.get("cleaning"),
-        review=summary.get("review"),
-        noise=summary["noise"],
-        groups=summary.get("groups"),
+        cleaning=summary.cleaning,
+        review=summary.review,
+        noise=summary.noise,
+        groups=summary.groups,
         others={name: rows for name, rows in layout.splits.items() if name != layout.audited},
         removed_config=layout.removed > 0,
         has_report=layout.has_report,
@@ -130,7 +131,7 @@ def write_card(
         pictures=pictures,
         columns=layout.columns,
         settings=_settings(summary),
-        warnings=summary["warnings"],
+        warnings=summary.warnings,
     )
 
     def change(metadata: Metadata) -> Metadata:
@@ -163,23 +164,21 @@ def count_rows(kept: Sequence[Path], removed: Sequence[Path]) -> dict[str, int]:
     return counts
 
 
-def show_removed(
-    shards: Sequence[Path], columns: dict[str, str], limit: int = PICTURES
-) -> list[Picture]:
+def show_removed(shards: Sequence[Path], columns: Columns, limit: int = PICTURES) -> list[Picture]:
     """The flagged pairs that are most probably misaligned, with small copies of their images.
 
     Args:
         shards: Parquet files of the removed rows.
-        columns: Names of the columns `image` and `text`.
+        columns: Names of those of images and captions.
         limit: At most so many.
     """
     rows = parquet([str(shard) for shard in shards])
     probability = rows.to_table(columns=["ecif_noise_probability"])[0].to_numpy().astype(float)
     order = np.argsort(-probability, kind="stable")[: int(np.isfinite(probability).sum())]
-    wanted = [*columns.values(), "ecif_noise_probability", "ecif_reason"]
+    wanted = [columns.image, columns.text, "ecif_noise_probability", "ecif_reason"]
     pictures: list[Picture] = []
     for cells in rows.take(order[:limit], columns=wanted).to_pylist():
-        pair = read_pair(cells[columns["image"]], cells[columns["text"]], MAX_PIXELS)
+        pair = read_pair(cells[columns.image], cells[columns.text], MAX_PIXELS)
         if pair.image is None:
             continue
         pictures.append(
@@ -211,14 +210,14 @@ def draw_histogram(shards: Sequence[Path], threshold: float) -> bytes:
     return stream.getvalue()
 
 
-def public_report(page: str, summary: dict[str, Any]) -> str:
+def public_report(page: str, summary: Summary) -> str:
     """The report with names for folders, as `hide_folders` gives them."""
-    for before in (summary["model"], summary["dataset"], summary["query"]["source"]):
+    for before in (summary.model, summary.dataset, summary.query.source):
         page = page.replace(str(escape_html(before)), str(escape_html(hide_folders(before))))
     return page
 
 
-def _change(metadata: Metadata, summary: dict[str, Any], layout: Layout, own: bool) -> Metadata:
+def _change(metadata: Metadata, summary: Summary, layout: Layout, own: bool) -> Metadata:
     """The metadata with our configurations; whatever they replace or make untrue is dropped."""
     ours = ("default", "removed")
     configs, infos = [], []
@@ -235,7 +234,7 @@ def _change(metadata: Metadata, summary: dict[str, Any], layout: Layout, own: bo
         ]
     tags = [str(tag) for tag in as_list(metadata.get("tags"))]
     sources = [str(name) for name in as_list(metadata.get("source_datasets"))]
-    source = parse_hub_path(summary["dataset"])
+    source = parse_hub_path(summary.dataset)
     if source and source.repo_id not in sources:
         sources.append(source.repo_id)
     changed = metadata | {
@@ -265,30 +264,29 @@ def _configs(layout: Layout) -> list[dict[str, Any]]:
     return configs
 
 
-def _settings(summary: dict[str, Any]) -> dict[str, Any]:
-    config, marks, query = summary["config"], summary["fingerprints"], summary["query"]
+def _settings(summary: Summary) -> dict[str, Any]:
+    config, marks, query, fit = summary.config, summary.fingerprints, summary.query, summary.fit
     settings: dict[str, Any] = {
-        "model": f"{summary['model']} ({_loaded(summary)}fingerprint {marks['model']})",
-        "data": f"{summary['dataset']}, split {summary['split']} (fingerprint {marks['data']})",
-        "query": f"{query['source']}: {query['rows']} rows (fingerprint {marks['query']})",
-        "parameters attributed": f"{config['parameters']} ({summary['fit']['count']:,})",
-        "fit": f"{config['fit_epochs']} epochs, loss {summary['fit']['loss_before']:.3g} to "
-        f"{summary['fit']['loss_after']:.3g}",
+        "model": f"{summary.model} ({_loaded(summary.loaded)}fingerprint {marks['model']})",
+        "data": f"{summary.dataset}, split {summary.split} (fingerprint {marks['data']})",
+        "query": f"{query.source}: {query.rows} rows (fingerprint {marks['query']})",
+        "parameters attributed": f"{config['parameters']} ({fit.count:,})",
+        "fit": f"{config['fit_epochs']} epochs, loss {fit.loss_before:.3g} to {fit.loss_after:.3g}",
     }
-    for report in summary["solvers"]:
-        settings[f"solver for the {report['purpose']}"] = describe_solve(report, config)
-    versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
+    for solve in summary.solvers:
+        settings[f"solver for the {solve.purpose}"] = describe_solve(solve.to_dict(), config)
+    versions = ", ".join(f"{name} {number}" for name, number in summary.versions.items())
     return settings | {
-        "seed": summary["seed"],
+        "seed": summary.seed,
         "config": f"fingerprint {marks['config']}; every value is in summary.json",
         "versions": versions,
     }
 
 
-def _loaded(summary: dict[str, Any]) -> str:
+def _loaded(loaded: Loaded) -> str:
     """How the model was loaded, where that is known; the revision of one on the Hub."""
-    loaded = {name: value for name, value in summary.get("loaded", {}).items() if value is not None}
-    return "".join(f"{name.replace('_', ' ')} {value}, " for name, value in loaded.items())
+    known = {name: value for name, value in loaded.to_dict().items() if value is not None}
+    return "".join(f"{name.replace('_', ' ')} {value}, " for name, value in known.items())
 
 
 def _size_category(rows: int) -> str:

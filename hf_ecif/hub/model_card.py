@@ -19,11 +19,10 @@ from hf_ecif.hub.markdown import (
     read_card,
     render,
 )
-from hf_ecif.utils.files import read_json
+from hf_ecif.utils.files import FIT, read_json
 from hf_ecif.utils.formatting import models_of_removal
 from hf_ecif.utils.hub_paths import HubPath, parse_model_path
 
-FIT = "influence.safetensors"
 INHERITED = ("license", "license_name", "license_link", "language")
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 

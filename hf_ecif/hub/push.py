@@ -11,9 +11,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from rich import filesize
 
+from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.errors import UserError
 from hf_ecif.hub.commits import MakeCard, Publication, Target, publish, retried
-from hf_ecif.hub.dataset_repo import AuditFolder
+from hf_ecif.hub.dataset_repo import DatasetRepo
 from hf_ecif.hub.markdown import hub_card, local_card
 from hf_ecif.hub.model_card import (
     ModelKind,
@@ -103,12 +104,13 @@ def push(
     folder = Path(output).expanduser()
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}. Name the --output of an earlier command.")
-    if (folder / "cleaning.json").is_file() and not (folder / "summary.json").is_file():
+    audit = AuditFolder(folder)
+    if audit.is_cleaning and not audit.has_summary:
         raise UserError(
             f"{folder} does not tell how its rows were audited. Clean the folder of the audit, "
             "with its summary.json, and push what comes out."
         )
-    if not (folder / "summary.json").is_file():
+    if not audit.has_summary:
         if not (removed and other_splits):
             raise UserError(f"{folder} is no audit, so there are no rows to leave out.")
         return push_model(
@@ -122,9 +124,9 @@ def push(
             progress=progress,
         )
     target = _target(repo_id, "dataset", revision, create_pr, private)
-    audit = AuditFolder(folder)
+    repo = DatasetRepo(folder)
     api = _log_in(target, token)
-    with audit.publish_as(
+    with repo.publish_as(
         repo_id, removed=removed, other_splits=other_splits, token=token, progress=progress
     ) as (files, card):
         publication = publish(
@@ -132,14 +134,14 @@ def push(
             target,
             files,
             card,
-            message=f"Clean {audit.split} with hf-ecif",
+            message=f"Clean {repo.split} with hf-ecif",
             dry_run=dry_run,
             progress=progress,
         )
     layout = card.layout
     rows = {f"default/{split}": count for split, count in layout.splits.items()}
     if layout.removed:
-        rows[f"removed/{audit.split}"] = layout.removed
+        rows[f"removed/{repo.split}"] = layout.removed
     return PushReport(repo_id, _url(api, target, publication), rows, publication, dry_run)
 
 

@@ -42,9 +42,10 @@ from hf_ecif.influence.queries import ContrastiveLoss, Query, Several, Target
 from hf_ecif.influence.removal import RemovalReport, remove
 from hf_ecif.influence.response import Station, score_through, share_partitions, unroll
 from hf_ecif.influence.rows import Rows, Table, read_rows, require_pairs, require_rows
-from hf_ecif.influence.saving import FIT, SavedFit, load_fit, load_model, save_fit
+from hf_ecif.influence.saving import SavedFit, load_fit, load_model, save_fit
 from hf_ecif.influence.scoring import Directions, GroupScore, Pass, Scores, score_group, score_rows
 from hf_ecif.utils.checkpoints import Checkpoints
+from hf_ecif.utils.files import FIT
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -133,9 +134,9 @@ def score_through(
     ]
     return replace(
         parts[-1],
-        positive=sum(part.positive for part in parts),
-        negative=sum(part.negative for part in parts),
-        stderr=sum(part.stderr.square() for part in parts).sqrt(),
+        positive=reduce(torch.add, (part.positive for part in parts)),
+        negative=reduce(torch.add, (part.negative for part in parts)),
+        stderr=reduce(torch.add, (part.stderr.square() for part in parts)).sqrt(),
     )
 
 

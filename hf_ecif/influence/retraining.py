@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -91,14 +90,6 @@ class Outcome:
         """By how much it is above another, repeat by repeat: mean and standard error."""
         differences = np.subtract(self.values[measure], other.values[measure])
         return float(differences.mean()), _stderr(differences.tolist())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        figures = {
-            measure: {"mean": self.mean(measure), "stderr": self.stderr(measure), "values": values}
-            for measure, values in self.values.items()
-        }
-        return {"version": self.version, "rows": self.rows, **figures}
 
 
 def compare(

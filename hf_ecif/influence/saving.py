@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -17,12 +17,12 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import State, read_state, write_state
-from hf_ecif.utils.files import read_json, write_json
+from hf_ecif.utils.files import FIT, read_json, write_json
 from hf_ecif.utils.hub_errors import explain_hub_error, is_unreachable
 from hf_ecif.utils.hub_paths import HubPath, parse_model_path
 
 _log = logging.getLogger(__name__)
-FIT, CONFIG = "influence.safetensors", "influence_config.json"
+CONFIG = "influence_config.json"
 
 
 class SavedFit(NamedTuple):
@@ -74,12 +74,12 @@ def load_fit(name: str) -> SavedFit | None:
     """The fit that was saved in a folder or a repository; None if there is none."""
     path, options = _locate(name)
     quiet = {"_raise_exceptions_for_missing_entries": False} | options
-    files = [cached_file(path, file, **quiet) for file in (CONFIG, FIT)]
-    if None in files:
+    config, fit = (cached_file(path, file, **quiet) for file in (CONFIG, FIT))
+    if config is None or fit is None:
         return None
-    values = read_json(Path(files[0]))
+    values = read_json(Path(config))
     model = values.pop("model", "")
-    return SavedFit(model, InfluenceConfig.from_dict(values), read_state(Path(files[1])))
+    return SavedFit(model, InfluenceConfig.from_dict(values), read_state(Path(fit)))
 
 
 def find_commit(name: str) -> str | None:
@@ -87,7 +87,7 @@ def find_commit(name: str) -> str | None:
     path, options = _locate(name)
     options |= {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
     file = cached_file(path, "config.json", **options)  # in the cache, its folder's name tells
-    return cast(str | None, extract_commit_hash(file, None))
+    return extract_commit_hash(file, None)
 
 
 def save_fit(folder: Path, fit: SavedFit) -> None:

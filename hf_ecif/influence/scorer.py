@@ -114,8 +114,9 @@ class Scorer:
 
     def features(self, dataset: Dataset | IterableDataset) -> Features:
         """Types of all columns once ``dataset`` is scored, for the ``features`` of ``map``."""
+        known: dict[str, Any] = dataset.features or {}
         scores = {name: Value("float32") for name in SCORES}
-        return Features({**dataset.features, **scores, REASON: Value("string")})
+        return Features(**{**known, **scores, REASON: Value("string")})
 
     def _columns(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         model = _load(self.source, self.fingerprint)

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -186,14 +187,18 @@ class TestRun:
             def join(self, seconds: float) -> None:
                 pass
 
-        events = Queue([("done", {"rows": 1, "flagged": 0, "noise": {"rate": 0.0}})])
+        events = Queue(
+            [("done", SimpleNamespace(rows=1, flagged=0, noise=SimpleNamespace(rate=0.0)))]
+        )
         for shared in (True, False):
             folders = [tmp_path / f"{shared}-{n}" for n in (0, 1)]
             for folder in folders:
                 (folder / "audit").mkdir(parents=True)
                 (folder / "audit" / "summary.json").touch()
             earlier, found = (Run(Ended(), events, folder) for folder in folders)
-            events.put(("done", {"rows": 1, "flagged": 0, "noise": {"rate": 0.0}}))
+            events.put(
+                ("done", SimpleNamespace(rows=1, flagged=0, noise=SimpleNamespace(rate=0.0)))
+            )
             limits = replace(SMALL, shared=shared)
             *_, last = running._follow(found, earlier, limits)
             assert folders[0].exists() != shared

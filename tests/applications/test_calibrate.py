@@ -11,12 +11,12 @@ from datasets import load_dataset
 
 from hf_ecif.applications.calibrate import (
     CalibrateRequest,
-    Calibration,
     run_calibration,
     write_sheet,
 )
+from hf_ecif.data.audit_folder import AuditFolder
+from hf_ecif.data.summary import CalibrationFacts, Summary
 from hf_ecif.errors import UserError
-from hf_ecif.hub.dataset_repo import AuditFolder
 from tests.support.hub import audits
 
 ROWS, UNREADABLE = 300, 7
@@ -62,9 +62,14 @@ def load(folder: Path, part: str) -> list[dict]:
     return list(load_dataset(str(folder / part), split="train").remove_columns("image"))
 
 
-def calibrate(audit: Path, size: int = 60, seed: int = 0, **options: object) -> Calibration:
+def calibrate(audit: Path, size: int = 60, seed: int = 0, **options: object) -> Summary:
     sheet = judge(write_sheet(audit, size, seed=seed).csv)
     return run_calibration(CalibrateRequest(audit=audit, verdicts=sheet, **options))
+
+
+def facts(summary: Summary) -> CalibrationFacts:
+    assert summary.calibration is not None
+    return summary.calibration
 
 
 class TestSheet:
@@ -103,22 +108,21 @@ class TestSheet:
             write_sheet(audit, size)
 
     def test_of_no_audit(self, tmp_path):
-        with pytest.raises(UserError, match="There is no finished audit"):
+        with pytest.raises(UserError, match="holds no finished audit"):
             write_sheet(tmp_path, 30)
 
 
 class TestCalibration:
     def test_figures_are_near_the_truth(self, audit, tmp_path):
-        found = calibrate(audit, 80, seed=2, output=tmp_path / "new")
-        before = found.before
-        assert before.judged == 80
+        found = facts(calibrate(audit, 80, seed=2, output=tmp_path / "new"))
         for one, true in (
-            (before.noise_rate, 60 / 299),
-            (before.precision, 30 / 60),
-            (before.recall, 30 / 60),
+            (found.noise_rate, 60 / 299),
+            (found.before.precision, 30 / 60),
+            (found.before.recall, 30 / 60),
         ):
             assert one.low < true < one.high
-        assert found.counts["drawn"] == found.counts["right"] + found.counts["wrong"] == 80
+        counts = found.verdicts
+        assert counts.drawn == counts.right + counts.wrong == 80
 
     def test_all_rows_are_kept_or_removed_and_judged_ones_as_the_verdict_says(
         self, audit, tmp_path
@@ -126,7 +130,7 @@ class TestCalibration:
         found = calibrate(audit, output=tmp_path / "new")
         scored, kept, removed = (load(tmp_path / "new", p) for p in ("scored", "kept", "removed"))
         assert sorted(row["text"] for row in kept + removed) == sorted(r["text"] for r in scored)
-        assert (len(kept), len(removed)) == (found.summary["kept"], found.summary["removed"])
+        assert (len(kept), len(removed)) == (found.kept, found.removed)
         verdicts = {"right": 0, "wrong": 0}
         for number, row in enumerate(scored):
             verdict = row["ecif_verdict"]
@@ -134,7 +138,8 @@ class TestCalibration:
                 verdicts[verdict] += 1
                 assert (verdict == "wrong") == (number in WRONG) == row["ecif_flag"]
                 assert row["ecif_noise_probability"] == float(number in WRONG)
-        assert verdicts == {name: found.counts[name] for name in verdicts}
+        counts = facts(found).verdicts
+        assert verdicts == {"right": counts.right, "wrong": counts.wrong}
         assert all(row["ecif_reason"] for row in removed)
         assert scored[UNREADABLE]["ecif_flag"] is None
         assert scored[UNREADABLE]["ecif_reason"] == "image unreadable"
@@ -152,20 +157,16 @@ class TestCalibration:
 
     def test_the_result_is_an_audit_with_a_report(self, audit, tmp_path):
         found = calibrate(audit, output=tmp_path / "new")
-        assert AuditFolder(tmp_path / "new").summary["flagged"] == found.summary["flagged"]
+        folder = AuditFolder(tmp_path / "new")
+        assert folder.read_summary() == found
+        folder.check_counts(found)
         page = (tmp_path / "new" / "report.html").read_text()
         assert "What the verdicts say" in page
         assert "60 pairs were drawn at random" in page
-        assert (
-            json.loads((tmp_path / "new" / "summary.json").read_text())["calibration"]["verdicts"][
-                "drawn"
-            ]
-            == 60
-        )
 
     def test_flags_agree_with_the_threshold(self, audit, tmp_path):
         found = calibrate(audit, 100, output=tmp_path / "new")
-        threshold = found.summary["noise"]["threshold"]
+        threshold = found.noise.threshold
         for row in load(tmp_path / "new", "scored"):
             if row["ecif_flag"] is not None:
                 assert row["ecif_flag"] == (row["ecif_noise_probability"] > threshold)
@@ -176,8 +177,7 @@ class TestCalibration:
         sheet = audit / "calibration" / "sheet.csv"
         again = run_calibration(CalibrateRequest(audit=audit, verdicts=sheet, overwrite=True))
         assert load(audit, "scored") == before
-        assert again.before == first.before
-        assert again.summary["warnings"] == first.summary["warnings"]
+        assert again == first
         assert {p.name for p in audit.iterdir()} == {
             *("scored", "kept", "removed", "summary.json", "report.html", "calibration")
         }
@@ -192,7 +192,8 @@ class TestCalibration:
         judged = run_calibration(
             CalibrateRequest(audit=audit, verdicts=judge(more.csv), overwrite=True)
         )
-        assert judged.before.judged == 60
+        counts = facts(judged).verdicts
+        assert counts.right + counts.wrong == 60
 
     def test_what_nobody_asked_for_moves_no_figure(self, audit, tmp_path):
         sheet = judge(write_sheet(audit, 40).csv)
@@ -206,29 +207,31 @@ class TestCalibration:
         found = run_calibration(
             CalibrateRequest(audit=audit, verdicts=sheet, output=tmp_path / "two")
         )
-        assert found.before == plain.before
-        assert found.counts["unasked"] == 1
+        assert facts(found).before == facts(plain).before
+        assert facts(found).verdicts.unasked == 1
         assert load(tmp_path / "two", "scored")[other]["ecif_flag"] is True
 
 
 class TestPromise:
     def test_is_kept(self, audit, tmp_path):
         found = calibrate(audit, 120, output=tmp_path / "new", precision=0.35)
-        assert found.promise is not None
-        assert found.promise.holds
-        assert found.after.precision.value > 0.35
-        assert found.summary["calibration"]["warnings"] == []
+        told = facts(found)
+        assert told.promise is not None
+        assert told.promise.holds
+        assert told.after.precision.value > 0.35
+        assert told.warnings == []
 
     def test_that_cannot_be_made_flags_only_what_was_judged_wrong(self, audit, tmp_path):
         found = calibrate(audit, 30, output=tmp_path / "new", precision=0.9)
-        assert found.promise is not None
-        assert not found.promise.holds
-        assert found.summary["flagged"] == found.counts["wrong"]
-        (warning,) = found.summary["calibration"]["warnings"]
+        told = facts(found)
+        assert told.promise is not None
+        assert not told.promise.holds
+        assert found.flagged == told.verdicts.wrong
+        (warning,) = told.warnings
         assert "cannot be promised" in warning
         assert "at least 22 verdicts" in warning
         assert "--sample 52" in warning
-        assert np.isnan(found.after.precision.value)
+        assert np.isnan(told.after.precision.value)
 
     @pytest.mark.parametrize("name", ["precision", "confidence"])
     def test_of_no_share(self, audit, tmp_path, name):
@@ -273,4 +276,4 @@ class TestRefused:
         found = run_calibration(
             CalibrateRequest(audit=audit, verdicts=sheet.csv, output=tmp_path / "new")
         )
-        assert "15 of 30 pairs could not be told" in found.summary["warnings"][-1]
+        assert "15 of 30 pairs could not be told" in found.warnings[-1]

@@ -29,7 +29,7 @@ from hf_ecif.cli.main import main
 from hf_ecif.data.review import Decision, Review
 from hf_ecif.errors import UserError
 from hf_ecif.hub.commits import Target, publish, retried
-from hf_ecif.hub.dataset_repo import AuditFolder, CardMaker
+from hf_ecif.hub.dataset_repo import CardMaker, DatasetRepo
 from hf_ecif.hub.markdown import read_card
 from tests.support import DEMO
 from tests.support.hub.audits import picture, rows, write_audit, write_source
@@ -375,7 +375,7 @@ STEPS = ["info", "create", "tree", "preupload", "lfs_batch", "lfs_put", "commit"
 @pytest.fixture(scope="session")
 def contents(audit: Path) -> Iterator[tuple[dict, CardMaker]]:
     """The files of a push and what makes its card."""
-    folder = AuditFolder(audit)
+    folder = DatasetRepo(audit)
     with folder.publish_as(REPO, removed=True, other_splits=False) as contents:
         yield contents
 
@@ -383,14 +383,14 @@ def contents(audit: Path) -> Iterator[tuple[dict, CardMaker]]:
 @pytest.fixture(scope="session")
 def whole(audit: Path) -> Iterator[tuple[dict, CardMaker]]:
     """The same with the other splits."""
-    folder = AuditFolder(audit)
+    folder = DatasetRepo(audit)
     with folder.publish_as(REPO, removed=True, other_splits=True) as contents:
         yield contents
 
 
 @pytest.fixture(scope="session")
 def earlier(other_audit: Path) -> Iterator[tuple[dict, CardMaker]]:
-    folder = AuditFolder(other_audit)
+    folder = DatasetRepo(other_audit)
     with folder.publish_as(REPO, removed=True, other_splits=False) as contents:
         yield contents
 
@@ -588,7 +588,7 @@ class TestFailures:
             answer = httpx.Response(429, headers={"Retry-After": "7200"}, request=request)
             raise HfHubHTTPError("busy", response=answer)
 
-        with pytest.raises(UserError, match="asks for fewer requests"):
+        with pytest.raises(UserError, match="limits the number of requests"):
             retried(attempt, "nothing changed")
         assert waits == []
 
@@ -749,10 +749,10 @@ def test_a_real_audit(hub, api, tmp_path):
     config = InfluenceConfig(fit_epochs=1, probes=1, plantings=1, damping=30.0)
     summary = run_audit(request, config)
     report = push(tmp_path / "out", REPO)
-    assert report.rows["default/train"] == summary["kept"]
-    assert len(load()) == summary["kept"]
+    assert report.rows["default/train"] == summary.kept
+    assert len(load()) == summary.kept
     commit = api.model_info("ann/clip").sha
-    assert summary["loaded"]["revision"] == commit
+    assert summary.loaded.revision == commit
     assert f"ann/clip (revision {commit}, dtype float32" in hub.files(REPO)["README.md"].decode()
     for path, content in hub.files(REPO).items():
         assert str(tmp_path).encode() not in content, path
@@ -773,7 +773,7 @@ class TestMistakes:
         with pytest.raises(UserError, match=r"summary\.json cannot be read"):
             push(tmp_path, REPO)
         (tmp_path / "summary.json").write_text('{"rows": 3}')
-        with pytest.raises(UserError, match="lacks 'kept'"):
+        with pytest.raises(UserError, match="'model' is missing"):
             push(tmp_path, REPO)
 
     def test_rows_that_do_not_add_up(self, hub, tmp_path, source):

@@ -69,12 +69,12 @@ class LinearDatamodelingScore(evaluate.Metric):
             citation=_CITATION,
             inputs_description=_INPUTS,
             features=[
-                Features({"predictions": predictions, "references": Value("float64")}),
-                Features({"predictions": predictions, "references": List(Value("float64"))}),
+                Features(predictions=predictions, references=Value("float64")),
+                Features(predictions=predictions, references=List(Value("float64"))),
             ],
         )
 
-    def _compute(
+    def _compute(  # type: ignore[override]  # evaluate calls it with the names of the features
         self,
         predictions: Sequence[float | None],
         references: Sequence[Any],

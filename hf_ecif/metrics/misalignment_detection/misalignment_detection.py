@@ -57,10 +57,10 @@ class MisalignmentDetection(evaluate.Metric):
             citation=_CITATION,
             inputs_description=_INPUTS,
             # As an integer, a reference of 0.5 would silently be 0.
-            features=Features({"predictions": Value("float64"), "references": Value("float64")}),
+            features=Features(predictions=Value("float64"), references=Value("float64")),
         )
 
-    def _compute(
+    def _compute(  # type: ignore[override]  # evaluate calls it with the names of the features
         self,
         predictions: Sequence[float | None],
         references: Sequence[float | None],

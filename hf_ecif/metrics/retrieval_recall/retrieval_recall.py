@@ -61,10 +61,10 @@ class RetrievalRecall(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_INPUTS,
-            features=Features({"text_embeddings": embedding, "image_embeddings": embedding}),
+            features=Features(text_embeddings=embedding, image_embeddings=embedding),
         )
 
-    def _compute(
+    def _compute(  # type: ignore[override]  # evaluate calls it with the names of the features
         self,
         text_embeddings: Sequence[Sequence[float | None] | None],
         image_embeddings: Sequence[Sequence[float | None] | None],
