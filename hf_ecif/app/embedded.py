@@ -1,7 +1,7 @@
-"""The audit that comes with the demo: its influence columns are kept, its images are the data's.
+"""The demo's audit: influence columns that are stored, with images from the demo's data.
 
-``spaces_demo`` holds a model, the data and ``audit/``, an audit of theirs without the images. They
-are put together when an app starts, so that a picture is in the repository once.
+``spaces_demo`` holds a model, its data and ``audit/``, their audit without images. These are joined
+when an app starts, so every picture is in the repository only once.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from hf_ecif.errors import UserError
 from hf_ecif.utils.files import write_json
 
 PLACE = Path(__file__).parents[2] / "spaces_demo"
-ABOUT = "A CLIP of 1.7 M parameters on pictures it has never seen; every fifth caption is wrong."
+ABOUT = "A CLIP with 1.7 M parameters on pictures it has never seen; every fifth caption is wrong."
 _SCORES = "scores.parquet"
 
 
 def save_columns(audit: Path, place: Path) -> None:
-    """Keep an audit's columns and summary in ``place / "audit"``.
+    """Store an audit's influence columns and summary in ``place / "audit"``.
 
     Args:
         audit: folder of an audit of ``place / "data"``.
         place: the demo's folder.
     """
-    from hf_ecif.data.columns import COLUMNS  # with torch, which an app needs later, if at all
+    from hf_ecif.data.columns import COLUMNS  # imports torch, which an app needs later, if at all
     from hf_ecif.hub.markdown import hide_folders
 
     scored = load_rows(str(AuditFolder(audit).scored), "train")
@@ -42,17 +42,17 @@ def save_columns(audit: Path, place: Path) -> None:
 
 
 def open_embedded(folder: Path, place: Path = PLACE) -> Summary:
-    """Put the demo's audit together.
+    """Write the demo's audit, with its images, into a folder.
 
     Args:
-        folder: new; it becomes that of an audit.
+        folder: a new folder for the audit.
         place: the demo's folder.
 
     Returns:
-        The summary, in which model and data are where they are found now.
+        The summary, with the present places of model and data.
 
     Raises:
-        UserError: the demo is not there, or its audit is not of its data.
+        UserError: the demo is not there, or its audit does not belong to its data.
     """
     if not (place / "audit" / _SCORES).is_file():
         raise UserError(

@@ -1,4 +1,4 @@
-"""The audit that a session looks at: its rows in an order, by a threshold and what is picked."""
+"""The audit of a session, and its rows in order: by threshold, decision and selection."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ class Audit:
 
     @property
     def threshold(self) -> float:
-        """The audit's own, to three digits, as a slider has it."""
+        """The audit's threshold, rounded to three digits for a slider."""
         return round(self.summary.noise.threshold, 3)
 
     def is_own(self, threshold: float) -> bool:
-        """Whether a threshold is the audit's."""
+        """Whether a threshold equals the audit's."""
         return abs(threshold - self.threshold) < 1e-6
 
     @cached_property
     def key(self) -> str:
-        """What decisions on these rows are kept under, in whichever folder the audit lies."""
+        """Key under which decisions on these rows are kept, in whichever folder the audit is."""
         facts = self.summary.to_dict()
         told = to_json([facts[name] for name in ("fingerprints", "rows", "noise")])
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def flags(self, threshold: float) -> Bools:
-        """``(N,)``, what is flagged at a threshold; at the audit's own, what the audit flagged."""
+        """Rows flagged at a threshold, ``(N,)``; at the audit's, those that it flagged."""
         if self.is_own(threshold):
             return self.rows.flag
         return self.rows.probability > threshold
@@ -65,13 +65,13 @@ class Audit:
         review: Review | None = None,
         span: Span | None = None,
     ) -> list[int]:
-        """Numbers of rows, the likeliest to be misaligned first.
+        """Numbers of rows, the most likely misaligned first.
 
         Args:
-            which: the rows in question.
-            threshold: of the flags.
+            which: kind of rows.
+            threshold: probability from which rows are flagged.
             review: decisions, for ``decided``.
-            span: of the positive influence, to which rows are narrowed.
+            span: range of the influence as a positive; rows outside it are left out.
         """
         flags = self.flags(threshold)
         decided = np.zeros(len(flags), dtype=bool)
@@ -90,7 +90,7 @@ class Audit:
 
 
 def is_audit(folder: str) -> bool:
-    """Whether a finished audit is in a folder."""
+    """Whether a folder holds a finished audit."""
     audit = AuditFolder(Path(folder).expanduser())
     return audit.has_summary and audit.has_rows
 
@@ -100,7 +100,7 @@ def open_audit(folder: str) -> Audit:
     """Open a finished audit.
 
     Raises:
-        UserError: there is none in the folder.
+        UserError: the folder holds no finished audit.
     """
     audit = AuditFolder(Path(folder).expanduser())
     summary = audit.read_summary()

@@ -1,4 +1,4 @@
-"""An audit: read, fit, score, plant, detect, clean and report, in that order."""
+"""An audit: read, fit, score, inject mismatches, detect, and tell, in that order."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
+from transformers import PreTrainedModel
 
+from hf_ecif.applications.given import MOST_STREAMED, Rowset, open_given
 from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.result import Audit, Traced
 from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
 from hf_ecif.applications.trace import (
     Found,
     describe_errors_and_causes,
     describe_found,
     find_and_trace,
-    write_traces,
 )
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
-from hf_ecif.data.cleaning import CleanResult, clean
 from hf_ecif.data.columns import read_groups
-from hf_ecif.data.schema import read_flags
+from hf_ecif.data.schema import drop_influence_columns, read_flags
 from hf_ecif.data.summary import (
     DuplicateCounts,
     Duplicates,
@@ -38,6 +40,7 @@ from hf_ecif.data.summary import (
     Noise,
     Suggestions,
     Summary,
+    TraceFacts,
     TraceFindings,
     TraceSummary,
     Truth,
@@ -48,16 +51,15 @@ from hf_ecif.detection.injection import plant_pairs
 from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
 from hf_ecif.detection.suggestions import MARGIN, Evidence, find_evidence, read_vocabulary
 from hf_ecif.errors import UserError
-from hf_ecif.influence.fitted import Fitted
+from hf_ecif.influence.influence import Influence
+from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.saving import find_commit
 from hf_ecif.influence.scoring import Scores
-from hf_ecif.reports.audit import write_report
-from hf_ecif.reports.trace import write_trace_page
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.files import CHECKPOINTS
-from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 
 FEWEST = 20  # rows to audit
 TRACED = "retrieval-text"  # the errors that the report shows
@@ -65,25 +67,129 @@ SHOWN_TRACED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditRequest(Sources):
+class AuditOptions:
+    """What an audit looks at beside the pairs."""
+
+    truth_column: str | None = None
+    group_column: str | None = None
+    vocabulary: Path | Sequence[str] | None = None
+    suggest: bool = True
+    suggest_margin: float = MARGIN
+    trace: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRequest(AuditOptions, Sources):
     """What to audit and where to put the result; the fields are the options of ``hf-ecif
     audit``."""
 
     output: Path
-    truth_column: str | None = None
-    group_column: str | None = None
-    vocabulary: Path | None = None
-    suggest: bool = True
-    suggest_margin: float = MARGIN
-    trace: int = 0
     overwrite: bool = False
     resume: bool = False
 
 
+def audit(
+    model: InfluenceModel | PreTrainedModel | str | Path,
+    dataset: Rowset,
+    query: Rowset | None = None,
+    *,
+    split: str | None = None,
+    query_split: str | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    processor: Any = None,
+    config: InfluenceConfig | None = None,
+    truth_column: str | None = None,
+    group_column: str | None = None,
+    vocabulary: str | Path | Sequence[str] | None = None,
+    suggest: bool = True,
+    suggest_margin: float = MARGIN,
+    trace: int = 0,
+    max_rows: int = MOST_STREAMED,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    progress: ProgressFactory = tqdm_bars,
+) -> Audit:
+    """Find the pairs that look wrong, and what each pair does to a model.
+
+    Args:
+        model: a CLIP-like model: loaded, a name on the Hub, a folder, or an `InfluenceModel`.
+        dataset: image-text pairs: a `Dataset`, a `DatasetDict` (with ``split``), an
+            `IterableDataset`, a name on the Hub, or a folder.
+        query: clean pairs like those that the model is for, in any of these forms. Chosen from
+            the data if absent.
+        split: of ``dataset``, where it has several; ``train`` if absent.
+        query_split: of ``query``; ``validation`` if absent.
+        image_column: of images, their bytes or their paths; found by its type if absent.
+        text_column: of the captions; likewise.
+        processor: what AutoProcessor loads for ``model``, where that is loaded.
+        config: how influence is computed.
+        truth_column: boolean, true of rows that are known to be wrong. Read after the detection
+            alone, to tell how much it found.
+        group_column: of names, a language for instance. Groups of fifty rows or more get a noise
+            rate and a threshold of their own.
+        vocabulary: captions to suggest, or a file with one on each line. Those of rows that are
+            not flagged, if absent.
+        suggest: whether all rows are compared with each other, for better captions and
+            duplicates; that takes the square of their number in time, not in memory.
+        suggest_margin: a caption is suggested if its logit stands that far above the next, in
+            nats.
+        trace: errors of the query to trace to the pairs behind them, the worst first.
+        max_rows: to read of an `IterableDataset`.
+        output: where `Audit.save` writes the result, if anywhere.
+        overwrite: whether an earlier audit in ``output`` is replaced.
+        progress: makes progress bars; these are hidden by ``datasets.disable_progress_bars()``.
+
+    Returns:
+        The rows with their influence columns, what was found, and the ways on from there.
+
+    Raises:
+        UserError: something given cannot be used; it says what, and what to do.
+
+    Example:
+        >>> audit = hf_ecif.audit("openai/clip-vit-base-patch32", pairs)  # doctest: +SKIP
+        >>> audit.dataset.filter(lambda row: row["ecif_flag"])  # doctest: +SKIP
+    """
+    options = AuditOptions(
+        truth_column=truth_column,
+        group_column=group_column,
+        vocabulary=Path(vocabulary) if isinstance(vocabulary, str) else vocabulary,
+        suggest=suggest,
+        suggest_margin=suggest_margin,
+        trace=trace,
+    )
+    folder = Path(output).expanduser() if output is not None else None
+    if folder is not None:
+        distributed.decide(lambda: _require_free(folder, overwrite=overwrite))
+    watch = _Stopwatch()
+    with watch("load"):
+        given = open_given(
+            model,
+            dataset,
+            query,
+            split=split,
+            query_split=query_split,
+            image_column=image_column,
+            text_column=text_column,
+            processor=processor,
+            config=config,
+            max_rows=max_rows,
+        )
+        beside = _read_beside(options, given.opened)
+        fingerprints = given.opened.fingerprints()
+    found = _analyse(options, given.opened, beside, Checkpoints(), watch, progress)
+    result = _conclude(options, found, fingerprints, watch, given.original, given.notes)
+    if folder is not None:
+        distributed.decide(lambda: result.write(AuditFolder(folder)))
+    return result
+
+
 def run_audit(
-    request: AuditRequest, config: InfluenceConfig, progress: ProgressFactory | None = None
+    request: AuditRequest, config: InfluenceConfig, progress: ProgressFactory = silent
 ) -> Summary:
     """Audit a data set and write scored, kept and removed rows, a summary and a report.
+
+    Unlike `audit`, it can be interrupted at any time and goes on where it was.
 
     Args:
         request: what and where.
@@ -91,7 +197,7 @@ def run_audit(
         progress: makes progress bars.
 
     Returns:
-        The summary, as in ``summary.json``.
+        What ``summary.json`` holds.
 
     Raises:
         UserError: something in the request cannot be; nothing has been written then.
@@ -100,35 +206,27 @@ def run_audit(
     watch = _Stopwatch()
     with watch("load"):
         opened = open_sources(request, config)
-        given = _read_given(request, opened.dataset)
+        beside = _read_beside(request, opened)
         fingerprints = opened.fingerprints()
     manifest = config.deciding() | fingerprints | {"columns": request.columns}
     known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
     try:
-        found = _analyse(request, opened, given, known, watch, progress or silent)
+        found = _analyse(request, opened, beside, known, watch, progress)
     except UserError:  # to go on would lead to the same error
         known.clear()
         raise
 
     def write() -> Summary:
-        with watch("write"):
-            summary, scored = _write_rows(request, found)
-        summary = summary.replace(
-            fingerprints=fingerprints | {"config": config.fingerprint()}, seconds=watch.seconds()
-        )
-        if found.traced is not None:
-            summary = summary.replace(trace=_write_traced(request, found, summary))
-        folder = AuditFolder(request.output)
-        write_report(scored, summary, folder.report)
-        folder.finish(summary)
+        result = _conclude(request, found, fingerprints, watch, opened.dataset)
+        result.write(AuditFolder(request.output))
         known.clear()
-        return summary
+        return result.summary
 
     return distributed.decide(write)
 
 
 @dataclass(frozen=True)
-class _Given:
+class _Beside:
     """What the user knows beside the pairs.
 
     Attributes:
@@ -144,13 +242,13 @@ class _Given:
 
 @dataclass(frozen=True)
 class _Found:
-    """Everything that an audit finds out, before it is written."""
+    """Everything that an audit finds out."""
 
     opened: Opened
-    given: _Given
+    beside: _Beside
     rows: Rows
     query: Rows
-    fitted: Fitted
+    influence: Influence
     scores: Scores
     scores_as_given: Scores
     witnesses: Witnesses
@@ -161,21 +259,28 @@ class _Found:
     traced: Found | None
 
 
-def _read_given(request: AuditRequest, dataset: Dataset) -> _Given:
-    """Read early, so that a typo shows early."""
-    truth, group, file = request.truth_column, request.group_column, request.vocabulary
+def _read_beside(options: AuditOptions, opened: Opened) -> _Beside:
+    """Read early, so that a typo shows early.
+
+    Raises:
+        UserError: a column or a file is missing, or holds something else; or errors are to be
+            traced of a query that is chosen from the data.
+    """
+    if options.trace and opened.query_set is None:
+        raise UserError("--trace looks for errors in the query: give one (--query).")
+    truth, group, words = options.truth_column, options.group_column, options.vocabulary
     wrong = "is known to be wrong"
-    return _Given(
-        read_flags(dataset, truth, "--truth-column", wrong) if truth else None,
-        read_groups(dataset, group) if group else None,
-        read_vocabulary(file) if file else None,
+    return _Beside(
+        read_flags(opened.dataset, truth, "--truth-column", wrong) if truth else None,
+        read_groups(opened.dataset, group) if group else None,
+        read_vocabulary(words) if isinstance(words, Path) else list(words or []) or None,
     )
 
 
 def _analyse(
-    request: AuditRequest,
+    options: AuditOptions,
     opened: Opened,
-    given: _Given,
+    beside: _Beside,
     known: Checkpoints,
     watch: _Stopwatch,
     progress: ProgressFactory,
@@ -190,43 +295,43 @@ def _analyse(
             f"wrong one looks like: it takes at least {FEWEST}. Give more rows."
         )
     with watch("fit"):
-        fitted = model.fit(rows, query, progress, known)
+        influence = model.fit(rows, query, progress, known)
     with watch("score"):
-        scores, as_given = model.score(rows, progress, known), model.score_as_given(rows)
+        scores, as_given = influence.scores(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
-        planting = known.within("planting")
-        reference, planted = plant_pairs(model, rows, query, progress, planting)
+        within = known.within("planting")
+        reference, planted = plant_pairs(model, influence, query, progress, within)
         witnesses = witnesses_of(model, rows, scores)
         detection = detect(
             witnesses.stack(),
             reference,
             planted,
             errors=witness_errors(scores),
-            groups=given.groups and [given.groups[row] for row in rows.positions.tolist()],
+            groups=beside.groups and [beside.groups[row] for row in rows.positions.tolist()],
         )
     evidence = None
-    if request.suggest:
+    if options.suggest:
         with watch("compare"):
             evidence = find_evidence(
                 model,
                 rows,
                 detection,
-                vocabulary=given.vocabulary,
-                margin=request.suggest_margin,
+                vocabulary=beside.vocabulary,
+                margin=options.suggest_margin,
                 progress=progress,
             )
     traced = None
-    if request.trace:
+    if options.trace:
         with watch("trace"):
             traced = find_and_trace(
-                model, rows, query, kind=TRACED, most=request.trace, progress=progress
+                influence, query, kind=TRACED, most=options.trace, progress=progress
             )
     return _Found(
         opened,
-        given,
+        beside,
         rows,
         query,
-        fitted,
+        influence,
         scores,
         as_given,
         witnesses,
@@ -238,11 +343,18 @@ def _analyse(
     )
 
 
-def _write_rows(request: AuditRequest, found: _Found) -> tuple[Summary, Dataset]:
-    """Write scored, kept and removed rows; what is to be said of them, and the scored rows."""
+def _conclude(
+    options: AuditOptions,
+    found: _Found,
+    fingerprints: dict[str, str],
+    watch: _Stopwatch,
+    dataset: Dataset,
+    notes: Sequence[str] = (),
+) -> Audit:
+    """What was found, as columns of the data set and in figures."""
     config = found.opened.model.config
     scored = add_columns(
-        found.opened.plain,
+        drop_influence_columns(dataset),
         found.rows,
         found.scores,
         found.scores_as_given,
@@ -251,33 +363,27 @@ def _write_rows(request: AuditRequest, found: _Found) -> tuple[Summary, Dataset]
         config.relative,
         found.evidence,
     )
-    result = clean(scored)
-    folder = AuditFolder(request.output)
-    folder.clear()  # only now that the new results are complete in memory
-    folder.write_rows(result, scored)
-    return _summarise(request, found, result), scored
-
-
-def _write_traced(request: AuditRequest, found: _Found, summary: Summary) -> TraceFindings:
-    """Write the pairs behind errors of the query, with a page; what the report says of them."""
-    assert found.traced is not None
-    traced, rows, query = found.traced, found.rows, found.query
-    facts = dict(describe_found(traced, rows, query))
-    errors = list(describe_errors_and_causes(traced, rows, query))
-    write_traces(errors, request.output)
-    of_audit = {
-        name: getattr(summary, name)
-        for name in TraceSummary.model_fields.keys() - facts.keys() - {"candidates"}
-    }
-    of_page = {"seconds": summary.seconds["trace"], "warnings": []}
-    write_trace_page(
-        errors,
-        TraceSummary(**of_audit | facts | of_page),
-        found.opened.dataset,
-        found.opened.query_rows,
-        AuditFolder(request.output).trace_page,
+    summary = _summarise(options, found, notes).replace(
+        fingerprints=fingerprints | {"config": config.fingerprint()}, seconds=watch.seconds()
     )
-    return TraceFindings(**facts, worst=errors[:SHOWN_TRACED])
+    if found.traced is None:
+        return Audit(scored, summary)
+    traced = _describe_traced(found, found.traced, summary)
+    findings = TraceFindings(
+        **{name: getattr(traced.summary, name) for name in TraceFacts.model_fields},
+        worst=list(traced.errors[:SHOWN_TRACED]),
+    )
+    return Audit(scored, summary.replace(trace=findings), traced)
+
+
+def _describe_traced(found: _Found, traced: Found, summary: Summary) -> Traced:
+    """The traced errors with a summary of their own: that of the audit, as far as it is theirs."""
+    shared = TraceSummary.model_fields.keys() & Summary.model_fields.keys()
+    facts = {name: getattr(summary, name) for name in shared}
+    facts |= dict(describe_found(traced, found.rows, found.query))
+    facts |= {"seconds": summary.seconds["trace"], "warnings": []}
+    errors = list(describe_errors_and_causes(traced, found.rows, found.query))
+    return Traced(errors, TraceSummary(**facts), found.opened.query_rows)
 
 
 # ------------------------------------------------------------------------------ before the run
@@ -286,15 +392,7 @@ def _write_traced(request: AuditRequest, found: _Found, summary: Summary) -> Tra
 def _check_output(request: AuditRequest) -> None:
     """Refuse a folder that holds what must not be lost."""
     output = request.output
-    require_free(
-        output,
-        finished=SUMMARY,
-        others=RESULTS,
-        resume=request.resume,
-        overwrite=request.overwrite,
-    )
-    if request.trace and request.query is None:
-        raise UserError("--trace looks for errors in the query: give one (--query).")
+    _require_free(output, resume=request.resume, overwrite=request.overwrite)
     inside = [
         source
         for source in (request.dataset, request.query, request.model)
@@ -307,13 +405,19 @@ def _check_output(request: AuditRequest) -> None:
         )
 
 
+def _require_free(output: Path, *, resume: bool = False, overwrite: bool) -> None:
+    require_free(output, finished=SUMMARY, others=RESULTS, resume=resume, overwrite=overwrite)
+
+
 # ------------------------------------------------------------------------------- what was found
 
 
-def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> Summary:
+def _summarise(options: AuditOptions, found: _Found, notes: Sequence[str]) -> Summary:
     """What was found, without times and fingerprints."""
-    opened, rows, detection, fitted = found.opened, found.rows, found.detection, found.fitted
-    evidence, truth = found.evidence, found.given.truth
+    opened, rows, detection = found.opened, found.rows, found.detection
+    fitted = found.influence.fitted
+    evidence, truth = found.evidence, found.beside.truth
+    flagged = int(detection.flag.sum())
     summary = Summary(
         **opened.provenance(
             rows,
@@ -323,12 +427,12 @@ def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> Sum
             alignment=fitted.alignment,
         ),
         unreadable_reasons=dict(Counter(rows.reasons.values())),
-        flagged=int(detection.flag.sum()),
-        kept=len(result.kept),
-        removed=len(result.removed),
+        flagged=flagged,
+        kept=len(rows) - flagged,
+        removed=flagged + len(rows.reasons),
         noise=_describe_noise(detection, found.reference, found.planted),
-        groups=_describe_groups(request, detection),
-        suggestions=_describe_suggestions(request, evidence),
+        groups=_describe_groups(options, detection),
+        suggestions=_describe_suggestions(options, evidence),
         duplicates=_describe_duplicates(evidence) if evidence else None,
         fit=FitFacts(
             **asdict(fitted.fit),
@@ -339,9 +443,10 @@ def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> Sum
         loaded=_describe_loading(opened),
         truth=None
         if truth is None
-        else _judge(truth[rows.positions.numpy()], str(request.truth_column), detection),
+        else _judge(truth[rows.positions.numpy()], str(options.truth_column), detection),
     )
-    return summary.replace(warnings=[*_warnings(summary), *opened.warnings(rows, found.query)])
+    warnings = [*_warnings(summary), *opened.warnings(rows, found.query), *notes]
+    return summary.replace(warnings=warnings)
 
 
 def _describe_loading(opened: Opened) -> Loaded:
@@ -365,25 +470,33 @@ def _describe_noise(
     )
 
 
-def _describe_groups(request: AuditRequest, detection: Detection) -> Groups | None:
-    if request.group_column is None:
+def _describe_groups(options: AuditOptions, detection: Detection) -> Groups | None:
+    if options.group_column is None:
         return None
     return Groups(
-        column=request.group_column,
+        column=options.group_column,
         smallest=SMALLEST_GROUP,
         other_rows=len(detection.flag) - sum(group.rows for group in detection.groups),
         table=[GroupFacts(**asdict(group)) for group in detection.groups],
     )
 
 
-def _describe_suggestions(request: AuditRequest, evidence: Evidence | None) -> Suggestions | None:
+def _describe_suggestions(options: AuditOptions, evidence: Evidence | None) -> Suggestions | None:
     if evidence is None:
         return None
     return Suggestions(
         count=int(evidence.suggested.sum()),
         least_margin=evidence.least_margin,
-        vocabulary=str(request.vocabulary) if request.vocabulary else None,
+        vocabulary=_name_of(options.vocabulary),
     )
+
+
+def _name_of(vocabulary: Path | Sequence[str] | None) -> str | None:
+    if vocabulary is None:
+        return None
+    if isinstance(vocabulary, Path):
+        return str(vocabulary)
+    return f"{len(vocabulary):,} captions given"
 
 
 def _describe_duplicates(evidence: Evidence) -> Duplicates:

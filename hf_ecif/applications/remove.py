@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from hf_ecif.influence.leverage import memorised
 from hf_ecif.influence.removal import RemovalReport
 from hf_ecif.influence.retraining import measure
 from hf_ecif.influence.rows import Rows, require_pairs
+from hf_ecif.influence.saving import save_model
 from hf_ecif.reports.outcomes import write_removal_page
 from hf_ecif.utils import distributed
 from hf_ecif.utils.progress import ProgressFactory, silent
@@ -66,19 +66,20 @@ def run_remove(
     judges = {"query": query}
     if test_set is not None:
         judges["test"] = require_pairs("--test", model.read(test_set, *request.columns))
-    members = torch.from_numpy(wanted)[rows.positions]
-    fitted = model.fit(rows, query, progress)
-    predicted = model.score_group(rows, members).task.item()
+    members = rows.chosen(wanted)
+    influence = model.fit(rows, query, progress)
+    predicted = influence.score_group(members).task.item()
     start = time.perf_counter()
-    theta, report = model.remove(rows, members, steps=request.steps, progress=progress)
+    training, advance = influence.require_training(), progress("Remove", request.steps)
+    theta, report = training.remove(members, request.steps, advance)
     seconds = {"remove": time.perf_counter() - start}
-    states = {"before": fitted.theta, "after": theta}
+    states = {"before": influence.theta, "after": theta}
     if request.retrain:
         start = time.perf_counter()
-        states["retrained"] = model.refit(rows.select((~members).nonzero()[:, 0]))
+        states["retrained"] = influence.refit(members)
         seconds["retrain"] = time.perf_counter() - start
     measures = {name: _measure(opened, states, judge) for name, judge in judges.items()}
-    leverage = model.sample_leverage()
+    leverage = influence.sample_leverage()
 
     def write() -> RemovalSummary:
         notes = [*_warnings(leverage, measures["query"], predicted), *opened.warnings(rows, query)]
@@ -92,7 +93,7 @@ def run_remove(
             seconds=seconds,
             warnings=notes,
         )
-        model.save_edited(theta, request.output)
+        save_model(model.edited(theta), model.processor, request.output)
         summary.save(request.output / "removal.json")
         write_removal_page(summary, request.output / "removal.html")
         return summary

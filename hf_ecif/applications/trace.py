@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from datasets import Dataset, Features, Value
 from torch import Tensor
 
 from hf_ecif.applications.outputs import require_free
@@ -25,11 +24,10 @@ from hf_ecif.data.summary import (
     TraceSummary,
 )
 from hf_ecif.errors import UserError
-from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.rows import Rows
-from hf_ecif.reports.trace import write_trace_page
+from hf_ecif.reports.trace import write_trace_page, write_traces
 from hf_ecif.utils import distributed
-from hf_ecif.utils.files import aside
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 TASKS: dict[str, Task] = {
@@ -88,10 +86,9 @@ def run_trace(
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
     chosen = _find_rows(request.rows, query) if request.rows else None
-    opened.model.fit(rows, query, progress)
+    influence = opened.model.fit(rows, query, progress)
     found = find_and_trace(
-        opened.model,
-        rows,
+        influence,
         query,
         kind=request.errors,
         chosen=chosen,
@@ -103,9 +100,9 @@ def run_trace(
 
     def write() -> TraceSummary:
         seconds = round(time.perf_counter() - start, 2)
-        summary = _summarise(request, opened, rows, query, found).replace(seconds=seconds)
+        summary = _summarise(request, opened, influence, query, found).replace(seconds=seconds)
         errors = list(describe_errors_and_causes(found, rows, query))
-        write_traces(errors, request.output)
+        write_traces(errors, request.output / "trace.parquet")
         write_trace_page(
             errors, summary, opened.dataset, opened.query_rows, request.output / "trace.html"
         )
@@ -117,8 +114,7 @@ def run_trace(
 
 
 def find_and_trace(
-    model: InfluenceModel,
-    rows: Rows,
+    influence: Influence,
     query: Rows,
     *,
     kind: str,
@@ -131,8 +127,7 @@ def find_and_trace(
     """The worst errors of a query, or chosen rows of it, with the pairs behind them.
 
     Args:
-        model: fitted on ``rows``.
-        rows: the training rows.
+        influence: with its training rows.
         query: where the errors are looked for.
         kind: a key of `TASKS`.
         most: errors at most.
@@ -143,13 +138,12 @@ def find_and_trace(
     """
     task = TASKS[kind]
     if chosen is None:
-        all_errors = find_errors(model, query, task)
+        all_errors = find_errors(influence, query, task)
         wrong, errors = len(all_errors.rows), all_errors.worst(most)
     else:
-        wrong, errors = None, describe_errors(model, query, chosen, task)
+        wrong, errors = None, describe_errors(influence, query, chosen, task)
     traces = trace(
-        model,
-        rows,
+        influence,
         query,
         errors.rows,
         direction=task,
@@ -187,36 +181,6 @@ def _find_rows(wanted: list[int], query: Rows) -> Tensor:
     return torch.tensor([places[row] for row in dict.fromkeys(wanted)])
 
 
-COLUMNS = {
-    "error_row": "int64",
-    "error_text": "string",
-    "predicted_row": "int64",
-    "predicted_text": "string",
-    "margin": "float32",
-    "rank": "int32",
-    "cause_row": "int64",
-    "cause_text": "string",
-    "score": "float32",
-    "stderr": "float32",
-    "relative": "float32",
-    "positive": "float32",
-    "negative": "float32",
-    "role": "string",
-    "partner_row": "int64",
-    "partner_text": "string",
-    "partner_part": "float32",
-}
-
-
-def write_traces(errors: Sequence[TracedError], output: Path) -> None:
-    """``trace.parquet``, a row for every error and cause; rows are numbered as in the data sets."""
-    pairs = [dict(error) | dict(cause) for error in errors for cause in error.causes]
-    columns = {name: [pair[name] for pair in pairs] for name in COLUMNS}
-    features = Features(**{name: Value(kind) for name, kind in COLUMNS.items()})
-    with aside(output / "trace.parquet") as partial:
-        Dataset.from_dict(columns, features=features).to_parquet(str(partial))
-
-
 def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterator[TracedError]:
     """Every error with its causes."""
     errors, traces = found.errors, found.traces
@@ -251,14 +215,15 @@ def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterato
 
 
 def _summarise(
-    request: TraceRequest, opened: Opened, rows: Rows, query: Rows, found: Found
+    request: TraceRequest, opened: Opened, influence: Influence, query: Rows, found: Found
 ) -> TraceSummary:
     """What was traced, without the time."""
+    rows = influence.rows
     return TraceSummary(
         **opened.provenance(rows, query),
         **dict(describe_found(found, rows, query)),
         candidates=request.candidates or None,
-        solvers=describe_solves(opened.model.require_fit()),
+        solvers=describe_solves(influence.fitted),
         warnings=[*_warnings(found), *opened.warnings(rows, query)],
     )
 

@@ -49,10 +49,9 @@ def run_validate(
     distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
-    opened.model.fit(rows, query, progress)
+    influence = opened.model.fit(rows, query, progress)
     result = validate(
-        opened.model,
-        rows,
+        influence,
         query,
         subsets=request.subsets,
         removed_share=request.removed_share,

@@ -43,8 +43,8 @@ from hf_ecif.data.summary import (
     ValueSummary,
 )
 from hf_ecif.errors import UserError
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.leverage import memorised
-from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows, require_pairs
 from hf_ecif.influence.scoring import Scores
 from hf_ecif.reports.value import write_value_page
@@ -193,7 +193,8 @@ def _analyse(
         whole = valuation.scores.task[0]
         orders = removal_orders(whole, request.repeats, model.config.seed)
         curves = removal_curves(model, rows, test or query, orders, progress=progress)
-    additions = value_additions(model, rows, candidates, progress) if candidates else None
+    influence = valuation.influence
+    additions = value_additions(influence, candidates, progress) if candidates else None
     return _Found(
         request,
         opened,
@@ -204,12 +205,12 @@ def _analyse(
         given,
         candidates,
         additions,
-        _measure_leverage(opened.model) if request.leverage else None,
+        _measure_leverage(influence) if request.leverage else None,
     )
 
 
-def _measure_leverage(model: InfluenceModel) -> _Leverage | None:
-    of_rows, sample = model.leverage(), model.sample_leverage()
+def _measure_leverage(influence: Influence) -> _Leverage | None:
+    of_rows, sample = influence.leverage(), influence.sample_leverage()
     if of_rows is None or sample is None:
         return None
     return _Leverage(of_rows, sample.median().item(), memorised(sample))
@@ -287,7 +288,7 @@ def _summarise(found: _Found) -> ValueSummary:
         curves=_describe_curves(found),
         candidates=_describe_candidates(found),
         leverage=_describe_leverage(found.leverage),
-        solvers=describe_solves(opened.model.require_fit()),
+        solvers=describe_solves(valuation.influence.fitted),
     )
     return summary.replace(warnings=[*_warnings(summary), *opened.warnings(rows, found.query)])
 

@@ -71,6 +71,11 @@ class AuditFolder:
         return self.path / "report.html"
 
     @property
+    def traces(self) -> Path:
+        """A row for every traced error and every pair behind it."""
+        return self.path / "trace.parquet"
+
+    @property
     def trace_page(self) -> Path:
         return self.path / "trace.html"
 

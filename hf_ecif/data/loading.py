@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, TypeVar, cast
 
 import xxhash
-from datasets import Dataset, IterableDataset, load_dataset_builder, load_from_disk
+from datasets import Dataset, Image, IterableDataset, load_dataset_builder, load_from_disk
 from datasets.data_files import SPLIT_KEYWORDS
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi
 
 from hf_ecif.data.audit_folder import AuditFolder
+from hf_ecif.data.parquet import ROWS_PER_GROUP
 from hf_ecif.data.schema import check_columns
 from hf_ecif.data.summary import Columns
 from hf_ecif.errors import UserError
@@ -74,6 +81,45 @@ def stream_rows(source: str, split: str) -> IterableDataset:
         )
 
     return _explained(source, read)
+
+
+def read_stream(stream: IterableDataset, most: int) -> tuple[Dataset, bool]:
+    """The first rows of a stream, kept on disk until the program ends.
+
+    Args:
+        stream: of rows.
+        most: rows to read at most.
+
+    Returns:
+        The rows, and whether the stream has more of them.
+
+    Raises:
+        UserError: it has none.
+    """
+    features = stream.features
+    for name, kind in (features or {}).items():
+        if isinstance(kind, Image):  # to be kept as it is, not decoded and encoded again
+            stream = stream.cast_column(name, Image(decode=False))
+    rows, folder = iter(stream), Path(mkdtemp(dir=_folder_of_streams()))
+    parts = iter(lambda: list(islice(rows, ROWS_PER_GROUP)), [])
+    files: list[str | bytes | os.PathLike[Any]] = []
+    count = 0
+    while count < most and (part := next(parts, None)) is not None:
+        files.append(folder / f"{count}.parquet")
+        Dataset.from_list(part[: most - count], features=stream.features).to_parquet(files[-1])
+        count += len(part)
+    if not files:
+        raise UserError("The stream has no rows.")
+    read = Dataset.from_parquet(files, cache_dir=str(folder))
+    has_more = count > most or next(rows, None) is not None
+    return read.cast(features) if features is not None else read, has_more
+
+
+@cache
+def _folder_of_streams() -> str:
+    folder = mkdtemp(prefix="hf-ecif-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def load_scored(audit: AuditFolder, columns: Columns) -> Dataset:

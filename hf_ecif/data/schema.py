@@ -50,6 +50,37 @@ def check_columns(dataset: AnyDataset, image_column: str, text_column: str) -> A
     return dataset.cast_column(image_column, Image(decode=False))
 
 
+def find_columns(
+    dataset: Dataset, image_column: str | None = None, text_column: str | None = None
+) -> tuple[str, str]:
+    """Names of the columns of images and captions, those that are not given found by their types.
+
+    Of several columns that could be meant, the one called ``image``, or ``text``, is.
+
+    Raises:
+        UserError: there is no such column, or it cannot be told which of several is meant.
+    """
+    own = [name for name in dataset.column_names if not is_influence_column(name)]
+    kinds = dataset.features
+    images = [name for name in own if _is_image_like(kinds[name])]
+    surely = [name for name in images if not _is_value(kinds[name], "string")]
+    image = image_column or _only("image", "image_column", surely or images, dataset)
+    texts = [name for name in own if _is_value(kinds[name], "string") and name != image]
+    return image, text_column or _only("text", "text_column", texts, dataset)
+
+
+def _only(usual: str, argument: str, candidates: list[str], dataset: Dataset) -> str:
+    if usual in candidates:
+        return usual
+    if len(candidates) == 1:
+        return candidates[0]
+    what = f"columns that could hold the {usual}s"
+    if candidates:
+        raise UserError(f"There are several {what}: {', '.join(candidates)}. Give `{argument}`.")
+    columns = ", ".join(f"{name} ({kind})" for name, kind in dataset.features.items())
+    raise UserError(f"There are no {what}. The columns are: {columns}.")
+
+
 def require_text(types: Mapping[str, Any], column: str) -> None:
     """Refuse a column of captions that holds no strings.
 

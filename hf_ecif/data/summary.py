@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from hf_ecif.errors import UserError
 from hf_ecif.utils.files import read_json, to_json, write_json
+from hf_ecif.utils.formatting import share
 
 FORMAT = 2  # version 0.1 wrote none; counted up whenever a field changes its name or its meaning
 
@@ -262,6 +263,13 @@ class Noise(Record):
     verified: Verified | None = None
     injected_auroc: Real = nan
     injected_score_auroc: Real = nan
+
+    @property
+    def told(self) -> str:
+        """The rate with its interval, where that is known, in words."""
+        bound = "at most " if self.rate_is_bound else ""
+        interval = " ({} to {})".format(*map(share, self.interval)) if self.interval else ""
+        return f"{bound}{share(self.rate)}{interval}"
 
 
 class GroupFacts(Record):

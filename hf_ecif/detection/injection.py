@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_ecif.detection.detect import Floats
 from hf_ecif.detection.signals import find_witnesses
 from hf_ecif.engine.neighbours import cluster
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.checkpoints import Checkpoints
@@ -76,7 +77,7 @@ def plant(
 
 def plant_pairs(
     model: InfluenceModel,
-    train: Rows,
+    influence: Influence,
     query: Rows,
     progress: ProgressFactory = silent,
     checkpoints: Checkpoints | None = None,
@@ -88,20 +89,21 @@ def plant_pairs(
         exchanged: for the caption of an image unlike their own, and of one like it; see
         `find_witnesses`.
     """
-    config, known = model.config, checkpoints or Checkpoints()
+    train, config = influence.rows, model.config
+    known = checkpoints or Checkpoints()
     generator = torch.Generator().manual_seed(config.seed + 2)
-    given = model.encoder.embed(model.encoder.theta, train.features)
+    given = model.embed_as_given(train)
     advance = progress("Plant wrong pairs", config.plantings)
     reference, unlike, alike = [], [], []
-    # Their curvature differs little; it is damped alike.
-    spectrum = model.fitted.spectrum if model.fitted else None
     for number in range(config.plantings):
         planting = plant(
             train, given.image, share=config.planted_share, clusters=10, generator=generator
         )
         within = known.within(f"{number:02d}")
-        fitted, _ = model._fit(planting.rows, query, silent, within, spectrum)
-        scores = model._score(planting.rows, fitted, silent, within)
+        # Their curvature differs little; it is damped alike.
+        spectrum = influence.fitted.spectrum
+        other = model.fit(planting.rows, query, checkpoints=within, spectrum=spectrum)
+        scores = other.scores(checkpoints=within)
         embedded = given._replace(text=given.text[planting.donors.to(given.text.device)])
         found = find_witnesses(scores, embedded, planting.rows.same_text).stack()
         planted, near = planting.planted.numpy(), planting.alike.numpy()

@@ -1,4 +1,4 @@
-"""The card of a cleaned data set, and the evidence that goes with it, from an audit's folder."""
+"""Card of a cleaned data set, with its pictures and charts, from an audit's folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TAGS = ("hf-ecif", "data-valuation")
 PICTURES = 8
 PICTURE_SIDE = 160
 CAPTION_LENGTH = 200
-MAX_PIXELS = 64_000_000  # of an image that is opened to be shown
+MAX_PIXELS = 64_000_000  # largest image that is opened to be shown
 _SIZES = (
     "n<1K",
     "1K<n<10K",
@@ -52,8 +52,8 @@ class Picture:
     """A removed pair as the card shows it.
 
     Attributes:
-        path: Of the small copy of its image, in the repository.
-        content: The small copy, as a file.
+        path: where the small copy of its image is in the repository.
+        content: the small copy, as a file.
     """
 
     path: str
@@ -65,14 +65,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Layout:
-    """What is where in the repository.
+    """Contents of the repository.
 
     Attributes:
-        splits: Rows of every split of the default configuration; the audited one is first.
-        removed: Rows of the configuration `removed`; zero where there is none.
-        columns: Influence columns of the kept and the removed rows, and what they mean.
-        counts: Rows by what became of them, as `count_rows` says.
-        has_report: Whether the report is there.
+        splits: number of rows of every split of the default configuration, the audited one first.
+        removed: number of rows of the configuration `removed`; zero if there is none.
+        columns: influence columns of the kept and removed rows, with their meaning.
+        counts: number of rows by outcome, from `count_rows`.
+        has_report: whether the report is among the files.
     """
 
     splits: dict[str, int]
@@ -86,7 +86,7 @@ class Layout:
         return next(iter(self.splits))
 
     def folder(self, split: str, removed: bool = False) -> str:
-        """Where the parquet files of a split are."""
+        """Folder of a split's parquet files."""
         return f"removed/{split}" if removed else f"data/{split}"
 
 
@@ -99,19 +99,19 @@ def write_card(
     *,
     own: bool,
 ) -> str:
-    """The README of a cleaned data set.
+    """README of a cleaned data set.
 
     Args:
-        card: The README that it goes into, None if there is none.
-        repo_id: Where it is going to be.
-        summary: Of the audit, its folders hidden.
-        layout: Of the files.
-        pictures: Removed pairs to show.
-        own: Whether the card is that of the repository itself, so that what it says of other
-            configurations holds there. That of the source says it of other files.
+        card: the README into which our section goes; None if there is none.
+        repo_id: repository of the new README.
+        summary: summary of the audit, its folders hidden.
+        layout: contents of the repository.
+        pictures: removed pairs to show.
+        own: whether ``card`` comes from this repository, so that its other configurations exist
+            here; those of the source's card do not.
 
     Raises:
-        UserError: The card's metadata is no YAML mapping.
+        UserError: the card's metadata is not a YAML mapping.
     """
     section = render(
         "dataset_card.md.j2",
@@ -142,11 +142,11 @@ def write_card(
 
 
 def count_rows(kept: Sequence[Path], removed: Sequence[Path]) -> dict[str, int]:
-    """Rows by what became of them; what is the case of none is left out, but for the sums.
+    """Number of rows by outcome; outcomes without rows are left out, but for the sums.
 
     Args:
-        kept: Parquet files of the kept rows.
-        removed: Of the removed ones.
+        kept: parquet files of the kept rows.
+        removed: parquet files of the removed rows.
     """
     counts: dict[str, int] = {}
     for name, shards in (("kept", kept), ("removed", removed)):
@@ -165,12 +165,12 @@ def count_rows(kept: Sequence[Path], removed: Sequence[Path]) -> dict[str, int]:
 
 
 def show_removed(shards: Sequence[Path], columns: Columns, limit: int = PICTURES) -> list[Picture]:
-    """The flagged pairs that are most probably misaligned, with small copies of their images.
+    """Flagged pairs with the highest noise probability, with small copies of their images.
 
     Args:
-        shards: Parquet files of the removed rows.
-        columns: Names of those of images and captions.
-        limit: At most so many.
+        shards: parquet files of the removed rows.
+        columns: names of the columns of images and captions.
+        limit: largest number of pairs.
     """
     rows = parquet([str(shard) for shard in shards])
     probability = rows.to_table(columns=["ecif_noise_probability"])[0].to_numpy().astype(float)
@@ -194,11 +194,11 @@ def show_removed(shards: Sequence[Path], columns: Columns, limit: int = PICTURES
 
 
 def draw_histogram(shards: Sequence[Path], threshold: float) -> bytes:
-    """How the probabilities of all scored rows are spread, as a PNG.
+    """Histogram of the noise probabilities of all scored rows, as a PNG.
 
     Args:
-        shards: Parquet files of all rows.
-        threshold: Above which a row is flagged.
+        shards: parquet files of all rows.
+        threshold: probability above which a row is flagged.
     """
     columns = ["ecif_noise_probability", "ecif_flag"]
     table = parquet([str(shard) for shard in shards]).to_table(columns=columns).drop_null()
@@ -211,14 +211,14 @@ def draw_histogram(shards: Sequence[Path], threshold: float) -> bytes:
 
 
 def public_report(page: str, summary: Summary) -> str:
-    """The report with names for folders, as `hide_folders` gives them."""
+    """The report, with folders replaced as in `hide_folders`."""
     for before in (summary.model, summary.dataset, summary.query.source):
         page = page.replace(str(escape_html(before)), str(escape_html(hide_folders(before))))
     return page
 
 
 def _change(metadata: Metadata, summary: Summary, layout: Layout, own: bool) -> Metadata:
-    """The metadata with our configurations; whatever they replace or make untrue is dropped."""
+    """Metadata with our configurations, without whatever they replace or make wrong."""
     ours = ("default", "removed")
     configs, infos = [], []
     if own:
@@ -284,7 +284,7 @@ def _settings(summary: Summary) -> dict[str, Any]:
 
 
 def _loaded(loaded: Loaded) -> str:
-    """How the model was loaded, where that is known; the revision of one on the Hub."""
+    """How the model was loaded, such as its revision on the Hub; empty if not known."""
     known = {name: value for name, value in loaded.to_dict().items() if value is not None}
     return "".join(f"{name.replace('_', ' ')} {value}, " for name, value in known.items())
 
@@ -301,7 +301,7 @@ def _small(image: Image.Image) -> bytes:
 
 
 def _read_column(shards: Sequence[Path], name: str) -> list[Any]:
-    """Values of a column; none where there is no such column."""
+    """Values of a column; empty if there is no such column."""
     rows = parquet([str(shard) for shard in shards])
     if name not in rows.schema.names:
         return []
@@ -309,7 +309,7 @@ def _read_column(shards: Sequence[Path], name: str) -> list[Any]:
 
 
 def _shorten(text: str, between: str = "") -> str:
-    """The text, or its beginning; up to the last mark between its parts, if there is one."""
+    """The text, or its beginning, cut after a whole part where ``between`` separates parts."""
     text = " ".join(text.split())
     if len(text) <= CAPTION_LENGTH:
         return text

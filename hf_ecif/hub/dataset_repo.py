@@ -1,4 +1,4 @@
-"""A data set on the Hub: the rows and the evidence of an audit as files of a repository."""
+"""A data set on the Hub: rows, report and card of an audit as files of a repository."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from hf_ecif.utils.files import to_json
 from hf_ecif.utils.hub_paths import parse_hub_path
 from hf_ecif.utils.progress import ProgressFactory, silent
 
-_SPLIT = re.compile(r"\w+(\.\w+)*")  # what `datasets` takes for the name of a split
+_SPLIT = re.compile(r"\w+(\.\w+)*")  # what `datasets` accepts as the name of a split
 
 
 class DatasetRepo:
-    """A repository of what ``hf-ecif audit`` wrote, or ``hf-ecif clean`` or a review made of it.
+    """Repository of an audit, or of a cleaning or a review of one.
 
     Args:
-        path: Its folder.
+        path: folder that ``hf-ecif audit``, ``hf-ecif clean`` or a review has written.
 
     Raises:
-        UserError: The audit is not finished, or its files do not agree with its summary.
+        UserError: the audit is not finished, or its files disagree with its summary.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,19 +67,20 @@ class DatasetRepo:
         token: str | None = None,
         progress: ProgressFactory = silent,
     ) -> Iterator[tuple[dict[str, Path | bytes], CardMaker]]:
-        """The files of a repository, and what makes its card.
+        """Files of a repository, and what makes its card.
 
-        Shards are those of the folder, not copies; other splits are written aside while this lasts.
+        Shards are those of the folder, not copies; other splits exist in a temporary folder while
+        the context is open.
 
         Args:
-            repo_id: Where they are going to be.
-            removed: Whether the removed rows are published.
-            other_splits: Whether the other splits of the source are.
-            token: To read the source's card; the user's login if absent.
-            progress: Makes progress bars.
+            repo_id: repository of the files.
+            removed: whether the removed rows are published.
+            other_splits: whether the other splits of the source are published.
+            token: token to read the source's card; the user's login if absent.
+            progress: makes progress bars.
 
         Raises:
-            UserError: The source cannot be read any more, or is not what was audited.
+            UserError: the source cannot be read any more, or has changed since the audit.
         """
         with TemporaryDirectory(prefix="hf-ecif-") as aside:
             shards = {self.split: self.audit.shards("kept")}
@@ -121,7 +122,7 @@ class DatasetRepo:
         return files
 
     def _write_other_splits(self, aside: Path, progress: ProgressFactory) -> dict[str, list[Path]]:
-        """Parquet files of each split, with the columns of the kept rows."""
+        """Parquet files by split, with the columns of the kept rows."""
         source = self.summary.dataset
         try:
             splits = load_splits(source)
@@ -145,7 +146,7 @@ class DatasetRepo:
         return {name: parquet_files(aside / name) for name in others}
 
     def _like_kept(self, name: str, rows: Dataset) -> Dataset:
-        """The same rows with empty influence columns: a configuration has one set of columns."""
+        """The rows with empty influence columns, since a configuration has one set of columns."""
         features = self.audit.features("kept")
         images, texts = self.summary.columns.image, self.summary.columns.text
         rows = drop_influence_columns(check_columns(rows, images, texts))
@@ -168,7 +169,7 @@ class DatasetRepo:
 
 
 class CardMaker:
-    """Makes the card out of the one in the repository, or else out of the source's own."""
+    """Makes the new card from the one in the repository, or else from the source's."""
 
     def __init__(self, repo: DatasetRepo, repo_id: str, layout: Layout, token: str | None) -> None:
         self._source, self._repo_id, self._token = repo.summary.dataset, repo_id, token
@@ -182,7 +183,7 @@ class CardMaker:
 
     @property
     def files(self) -> dict[str, Path | bytes]:
-        """The pictures that the card shows."""
+        """Pictures that the card shows, by path in the repository."""
         return {picture.path: picture.content for picture in self._pictures}
 
     def __call__(self, card: str | None) -> str:

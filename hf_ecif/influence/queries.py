@@ -178,7 +178,7 @@ def choose_query(rows: Rows, encoder: DualEncoder, *, share: float = 0.1, seed: 
         share: of every cluster that is taken; two pairs at least in all.
         seed: of the clustering.
     """
-    embeddings = encoder.embed(encoder.theta, rows.features)
+    embeddings = encoder.embed_as_given(rows.features)
     aligned = (embeddings.text * embeddings.image).sum(dim=1).cpu()  # as the clusters are
     count = max(1, round(len(rows) ** 0.5 / 4))
     clusters = cluster(embeddings.image, count, seed)

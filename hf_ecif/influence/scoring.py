@@ -8,7 +8,7 @@ rows and their order alone, wherever and whenever it is scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
@@ -324,6 +324,13 @@ def score_group(
     shape = query.shape[:-1]
     positive, negative = parts.mean(dim=0)
     return GroupScore(positive.reshape(shape), negative.reshape(shape), error.reshape(shape))
+
+
+def join_groups(parts: Iterable[GroupScore]) -> GroupScore:
+    """Sums over the checkpoints of a response, each with partitions of its own."""
+    positive, negative, stderr = map(torch.stack, zip(*parts, strict=True))
+    error = stderr.square().sum(dim=0).sqrt()
+    return GroupScore(positive.sum(dim=0), negative.sum(dim=0), error)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from hf_ecif.reports.figures import (
     score_histogram,
     seconds_bars,
 )
-from hf_ecif.reports.html import about, inline_svg, write_page
+from hf_ecif.reports.html import about, inline_svg, render_page
+from hf_ecif.utils.files import write_text
 from hf_ecif.utils.formatting import Bools, Floats
 
 GALLERY_SIZE = 24
@@ -28,17 +29,20 @@ PLOTS = ("probability", "score", "roles", "seconds")
 
 
 def write_report(scored: datasets.Dataset, summary: Summary, path: Path) -> None:
-    """Writes the report of an audit as one self-contained HTML file.
+    """Write what `render_report` gives to a file, whose folder is created if need be."""
+    write_text(render_report(scored, summary), path)
+
+
+def render_report(scored: datasets.Dataset, summary: Summary) -> str:
+    """The report of an audit as one self-contained HTML page.
 
     Args:
         scored: The audited data set with its influence columns (`ecif_score` and so on), null
             on the rows which could not be read. Images are undecoded cells.
         summary: What the audit found; parts that are None are left out of the page.
-        path: Where the page goes. Its folder is created if need be.
     """
     scores = ScoredRows(scored, summary)
-    write_page(
-        path,
+    return render_page(
         "report.html.j2",
         summary=summary,
         about=about(summary),
@@ -48,6 +52,11 @@ def write_report(scored: datasets.Dataset, summary: Summary, path: Path) -> None
         plots=_plots(scores, summary),
         gallery_size=GALLERY_SIZE,
     )
+
+
+def render_brief(summary: Summary) -> str:
+    """An audit in a few lines of HTML, as a notebook shows it."""
+    return render_page("brief.html.j2", summary=summary)
 
 
 def _plots(scores: ScoredRows, summary: Summary) -> dict[str, Markup | None]:

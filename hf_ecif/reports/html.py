@@ -31,8 +31,12 @@ THEME = {INK: "ink", MUTED: "muted", RULE: "rule", KEPT: "kept", FLAGGED: "flagg
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Render a page in full, write it aside and rename it: ``path`` never holds half a page."""
-    page = environment().get_template(template).render(**values)
-    write_text(page.strip() + "\n", Path(path))
+    write_text(render_page(template, **values), Path(path))
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A page, or a piece of one, as HTML."""
+    return environment().get_template(template).render(**values).strip() + "\n"
 
 
 def about(summary: Provenance) -> dict[str, str]:

@@ -7,15 +7,46 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 
 from hf_ecif.data.images import thumbnail
 from hf_ecif.data.summary import Cause, TracedError, TraceSummary
 from hf_ecif.reports.html import about, write_page
+from hf_ecif.utils.files import aside
 from hf_ecif.utils.formatting import readable_exponent, shorten
 
 SHOWN_ERRORS, SHOWN_CAUSES = 24, 5
 CAPTION_LENGTH = 200
+
+
+COLUMNS = {
+    "error_row": "int64",
+    "error_text": "string",
+    "predicted_row": "int64",
+    "predicted_text": "string",
+    "margin": "float32",
+    "rank": "int32",
+    "cause_row": "int64",
+    "cause_text": "string",
+    "score": "float32",
+    "stderr": "float32",
+    "relative": "float32",
+    "positive": "float32",
+    "negative": "float32",
+    "role": "string",
+    "partner_row": "int64",
+    "partner_text": "string",
+    "partner_part": "float32",
+}
+
+
+def write_traces(errors: Sequence[TracedError], path: Path) -> None:
+    """Write parquet, a row for every error and cause; rows are numbered as in the data sets."""
+    pairs = [dict(error) | dict(cause) for error in errors for cause in error.causes]
+    columns = {name: [pair[name] for pair in pairs] for name in COLUMNS}
+    features = Features(**{name: Value(kind) for name, kind in COLUMNS.items()})
+    with aside(path) as partial:
+        Dataset.from_dict(columns, features=features).to_parquet(str(partial))
 
 
 def write_trace_page(

@@ -26,6 +26,20 @@ def silent(name: str, steps: int) -> Advance:
     return lambda done: None
 
 
+def tqdm_bars(name: str, steps: int) -> Advance:
+    """A bar as `datasets` shows them: in a notebook or a terminal, unless these are disabled."""
+    from datasets.utils import tqdm  # for the commands' help, which shows no bar
+
+    bar = tqdm(desc=name, total=steps or None)
+
+    def advance(done: int) -> None:
+        bar.update(done)
+        if bar.total is not None and bar.n >= bar.total:
+            bar.close()
+
+    return advance
+
+
 @contextmanager
 def progress_bars(console: Console) -> Iterator[ProgressFactory]:
     """Bars with rate and time left, one a stage; none in a log, where bars cannot move."""

@@ -64,9 +64,9 @@ class TestLimits:
 
     @pytest.mark.parametrize("name", ["/etc", "../data", "owner/name/../..", "hf://x/y", "name"])
     def test_a_shared_space_reads_nothing_but_the_hub(self, name):
-        assert "is no name on the Hub" in only(start(name=name))
-        assert "is no name on the Hub" in only(start(name="me/data", model=name))
-        assert "is no name on the Hub" in only(start(name="me/data", query=name))
+        assert "is not a name on the Hub" in only(start(name=name))
+        assert "is not a name on the Hub" in only(start(name="me/data", model=name))
+        assert "is not a name on the Hub" in only(start(name="me/data", query=name))
 
     def test_nothing_named_is_said(self):
         assert "Name a data set" in only(start(name=" "))
@@ -104,7 +104,7 @@ class TestUploads:
 
     @pytest.mark.parametrize("name", ["../out.png", "/out.png", "a/../../out.png"])
     def test_a_zip_that_leads_elsewhere(self, tmp_path, name):
-        with pytest.raises(UserError, match="leads elsewhere"):
+        with pytest.raises(UserError, match="outside its folder"):
             unpack(zipped(tmp_path / "x.zip", {name: b"x"}), tmp_path / "out", SMALL)
 
     def test_the_folder_of_a_zip_is_stepped_into(self, tmp_path):
@@ -175,7 +175,7 @@ class TestRun:
     def test_broken_off_it_is_said(self, parquet):
         views = start(upload=parquet)
         next(views).run.process.kill()
-        assert "The audit broke off" in list(views)[-1].said
+        assert "The audit stopped unexpectedly" in list(views)[-1].said
 
     def test_another_result_replaces_the_earlier_one_where_space_is_shared(self, tmp_path):
         class Ended:
@@ -240,7 +240,7 @@ class TestWorker:
         monkeypatch.setattr("hf_ecif.applications.audit.run_audit", starve)
         events = Queue([])
         audit_in_process(self.request(parquet, tmp_path), HOME, events)
-        assert events.items == [("error", "There is too little memory for it here.")]
+        assert events.items == [("error", "There is too little memory here for this audit.")]
 
     def test_the_unexpected_is_said_without_its_details(self, parquet, tmp_path, monkeypatch):
         def fail(*_: Any) -> None:
@@ -250,7 +250,7 @@ class TestWorker:
         events = Queue([])
         with pytest.raises(RuntimeError):
             audit_in_process(self.request(parquet, tmp_path), HOME, events)
-        assert events.items == [("error", "Something unexpected: RuntimeError.")]
+        assert events.items == [("error", "Unexpected error: RuntimeError.")]
 
     def test_a_shared_one_has_no_login(self, monkeypatch):
         for name in ("HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_DISABLE_IMPLICIT_TOKEN"):

@@ -220,7 +220,7 @@ def test_summary_counts_what_is_in_the_files(
     suggested = [text is not None for text in scored["ecif_suggested_text"]]
     assert summary.suggestions.count == sum(suggested) > 0
     shared = Counter(group for group in scored["ecif_duplicate_group"] if group is not None)
-    assert summary.duplicates.either == {
+    assert summary.duplicates.either.to_dict() == {
         "groups": len(shared),
         "rows": shared.total(),
         "largest": max(shared.values()),

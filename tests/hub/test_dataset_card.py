@@ -350,7 +350,7 @@ class TestModelCard:
         data, body = read_card(text)
         assert data["license"] == "mit"
         assert data["library_name"] == "hf_ecif"
-        assert "InfluenceModel.from_pretrained" in body
+        assert "Influence.from_pretrained" in body
         assert body.endswith("Mine\n")
         for fact in ("1,200", "1.5, 1.25 nats", "relative residual 8.0e-04"):
             assert fact in _Page(body).text

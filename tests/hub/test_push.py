@@ -180,9 +180,9 @@ class TestDecisions:
     @pytest.mark.parametrize(
         ("strategy", "share", "kept", "says"),
         [
-            ("drop", None, 9, "were taken out of"),
+            ("drop", None, 9, "were removed from"),
             ("worst", 0.1, 10, "The 10.0% of the pairs that look most misaligned"),
-            ("weight", None, 12, "None was taken out of"),
+            ("weight", None, 12, "None was removed from"),
             ("relabel", None, 10, "got a caption that fits better"),
         ],
     )
@@ -716,7 +716,7 @@ class TestCommand:
 
     def test_dry_run(self, hub, audit, capsys, monkeypatch):
         assert run(monkeypatch, audit, REPO, "--dry-run", "--no-removed", "--revision", "x") == 0
-        assert "nothing was." in capsys.readouterr().out
+        assert "nothing was changed" in capsys.readouterr().out
         with pytest.raises(KeyError):
             hub.commits(REPO)
 
@@ -784,7 +784,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("name", ["birds", "ann/bi rds", "ann/birds/clean", "", "ann/--"])
     def test_bad_name(self, hub, audit, name):
-        with pytest.raises(UserError, match="is no name of a repository"):
+        with pytest.raises(UserError, match="is not the name of a repository"):
             push(audit, name)
 
     def test_not_logged_in(self, hub, audit, monkeypatch):
@@ -862,7 +862,7 @@ class TestMistakes:
     def test_card_with_broken_metadata(self, hub, tmp_path):
         source = write_source(tmp_path / "birds", readme="---\na: [1\n---\nHi\n")
         folder = write_audit(tmp_path / "audit", str(source))
-        with pytest.raises(UserError, match=r"README\.md of .*no valid YAML.*Mend it"):
+        with pytest.raises(UserError, match=r"README\.md of .*not valid YAML.*Correct it"):
             push(folder, REPO, other_splits=False)
 
 
