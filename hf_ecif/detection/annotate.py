@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_ecif.data.columns import set_column
+from hf_ecif.data.columns import WRONG_WORDS, set_column
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.explain import explain_flags
 from hf_ecif.detection.signals import Witnesses
@@ -50,6 +50,8 @@ def add_columns(
     texts, margins, duplicates = _evidence_columns(evidence, rows)
     dataset = set_column(dataset, "ecif_suggested_text", rows.spread(texts), "string")
     dataset = set_column(dataset, "ecif_suggested_margin", rows.spread(margins), "float32")
+    words = rows.spread(_word_cells(evidence, rows))
+    dataset = set_column(dataset, "ecif_wrong_words", words, WRONG_WORDS)
     dataset = set_column(dataset, "ecif_duplicate_group", rows.spread(duplicates), "int64")
     reasons = rows.spread(explain_flags(rows, scores, witnesses, detection, evidence))
     for row, reason in rows.reasons.items():
@@ -65,3 +67,15 @@ def _evidence_columns(
         nothing: list[Any] = [None] * len(rows)
         return nothing, nothing, nothing
     return evidence.suggested_text, evidence.suggested_margin, evidence.duplicate_group
+
+
+def _word_cells(evidence: Evidence | None, rows: Rows) -> list[list[dict[str, Any]] | None]:
+    """Contradicted words, with their places, of the readable rows."""
+    if evidence is None:
+        return [None] * len(rows)
+    return [
+        None
+        if words is None
+        else [{"word": word.text, "start": word.start, "end": word.end} for word in words]
+        for words in evidence.wrong_words
+    ]

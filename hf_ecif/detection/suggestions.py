@@ -8,7 +8,6 @@ it 4.5 to 1.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_ecif.detection.captions import embed_captions, plain
 from hf_ecif.detection.detect import Detection, Floats
-from hf_ecif.engine.features import Features
+from hf_ecif.detection.words import Word, wrong_words
 from hf_ecif.engine.neighbours import count_better, find_best, group_near, link
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.errors import UserError
-from hf_ecif.influence.rows import BLANK, Preprocessor, Rows
+from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Evidence:
         margin: by how much its logit is above those of the row's own caption and of the next best
             one, in nats; NaN where there is none.
         least_margin: from which on it is suggested.
+        wrong_words: those that the image contradicts, the worst first; None where the row was not
+            looked at.
         same_image: first row with nearly the same image; the row itself where it is alone.
         same_caption: first row with the same caption but for case, spacing and punctuation.
         duplicate: first row that is linked to this one by equal images or captions.
@@ -64,6 +66,7 @@ class Evidence:
     better_row: Numbers
     margin: Floats
     least_margin: float
+    wrong_words: list[list[Word] | None]
     same_image: Numbers
     same_caption: Numbers
     duplicate: Numbers
@@ -137,6 +140,9 @@ def find_evidence(
     return Evidence(
         *better,
         least_margin=margin,
+        wrong_words=wrong_words(
+            model, rows, embeddings.image, detection.probability, detection.flag
+        ),
         same_image=positions[same_image].numpy(),
         same_caption=positions[same_caption].numpy(),
         duplicate=positions[duplicate].numpy(),
@@ -162,18 +168,6 @@ def read_vocabulary(path: Path) -> list[str]:
     return captions
 
 
-def plain(text: str) -> str:
-    """A caption without what makes no difference: case, spacing and punctuation.
-
-    >>> plain("A  Cat, sleeping.") == plain("a cat sleeping")
-    True
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    # By Unicode category: a pattern of letters would take the vowel signs out of Indian scripts.
-    kept = "".join(" " if unicodedata.category(c).startswith("P") else c for c in folded)
-    return " ".join(kept.split()) or text
-
-
 @dataclass(frozen=True)
 class _Candidates:
     """Captions, all different; ``rows`` are -1 where they are of a vocabulary."""
@@ -195,21 +189,7 @@ def _captions_of_rows(rows: Rows, vectors: Tensor, good: NDArray[np.bool_]) -> _
 
 def _captions_of_vocabulary(model: LoadedModel, vocabulary: list[str]) -> _Candidates:
     texts = list({plain(text): text for text in reversed(vocabulary)}.values())[::-1]
-    return _Candidates(texts, _embed_captions(model, texts), torch.full((len(texts),), -1))
-
-
-def _embed_captions(model: LoadedModel, captions: list[str]) -> Tensor:
-    """Normalised text embeddings ``(V, d)`` of the model as given."""
-    encoder = model.encoder
-    preprocess = Preprocessor(encoder, model.processor, lambda: iter([captions]))
-    # The towers want an image; one does for all.
-    image = preprocess([BLANK]).image
-    parts = []
-    for start in range(0, len(captions), encoder.micro_batch_size):
-        tokens = preprocess.tokens(captions[start : start + encoder.micro_batch_size])
-        features = encoder.freeze(Features(tokens, image))
-        parts.append(encoder.embed(encoder.theta, features).text)
-    return torch.cat(parts)
+    return _Candidates(texts, embed_captions(model, texts), torch.full((len(texts),), -1))
 
 
 def _find_better(

@@ -31,6 +31,7 @@ DETECTION = Detection(
 )
 ALONE = np.array([0, 2, 3, 7, 8])
 EVIDENCE = Evidence(
+    wrong_words=[None] * 5,
     better_images=np.array([-1, 14, 1, -1, -1]),
     better_text=[None, "a red ball", "x" * 200, None, None],
     better_row=np.array([-1, 8, -1, -1, -1]),

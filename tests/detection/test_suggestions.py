@@ -12,8 +12,9 @@ from datasets import Dataset, Image, load_dataset
 from PIL import Image as PILImage
 
 from hf_ecif.config import InfluenceConfig
+from hf_ecif.detection.captions import plain
 from hf_ecif.detection.detect import Detection
-from hf_ecif.detection.suggestions import Evidence, find_evidence, plain, read_vocabulary
+from hf_ecif.detection.suggestions import Evidence, find_evidence, read_vocabulary
 from hf_ecif.errors import UserError
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
