@@ -414,9 +414,8 @@ def _require_free(output: Path, *, resume: bool = False, overwrite: bool) -> Non
 
 def _summarise(options: AuditOptions, found: _Found, notes: Sequence[str]) -> Summary:
     """What was found, without times and fingerprints."""
-    opened, rows, detection = found.opened, found.rows, found.detection
-    fitted = found.influence.fitted
-    evidence, truth = found.evidence, found.beside.truth
+    opened, rows, fitted = found.opened, found.rows, found.influence.fitted
+    detection, evidence, truth = found.detection, found.evidence, found.beside.truth
     flagged = int(detection.flag.sum())
     summary = Summary(
         **opened.provenance(

@@ -140,16 +140,15 @@ def _open_rows(given: Rowset, argument: str, split: str | None, usual: str, most
         chosen = split or usual
         return _Rows(load_rows(str(given), chosen), str(given), chosen)
     if isinstance(given, DatasetDict | IterableDatasetDict):
-        split = _choose_split([str(name) for name in given], argument, split, usual)
+        split = _choose_split([*map(str, given)], argument, split, usual)
         given = given[split]
     elif split is not None:
         raise UserError(
             f"`{argument}` is one split already, so there is no {split!r} to choose of it."
         )
-    name = str(given.split or usual) if split is None else split
     if isinstance(given, IterableDataset):
         rows, is_cut = read_stream(given, most)
-        return _Rows(rows, "a stream", name, is_cut)
+        return _Rows(rows, "a stream", split or usual, is_cut)
     if not isinstance(given, Dataset):
         raise UserError(
             f"`{argument}` must be a Dataset, a DatasetDict, a stream, a folder or a Hub id, but "
@@ -157,7 +156,7 @@ def _open_rows(given: Rowset, argument: str, split: str | None, usual: str, most
         )
     if not len(given):
         raise UserError(f"`{argument}` has no rows.")
-    return _Rows(given, IN_MEMORY, name)
+    return _Rows(given, IN_MEMORY, split or str(given.split or usual))
 
 
 def _choose_split(names: list[str], argument: str, split: str | None, usual: str) -> str:

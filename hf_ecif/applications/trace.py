@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
+from hf_ecif.applications import tracing
 from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
-from hf_ecif.applications.tracing import Errors, Task, Traces, describe_errors, find_errors, trace
+from hf_ecif.applications.tracing import Errors, Task, Traces, describe_errors, find_errors
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.summary import (
     Cause,
@@ -25,10 +27,11 @@ from hf_ecif.data.summary import (
 )
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
+from hf_ecif.influence.loaded import AnyRows
 from hf_ecif.influence.rows import Rows
-from hf_ecif.reports.trace import write_trace_page, write_traces
+from hf_ecif.reports.trace import tabulate, write_trace_page, write_traces
 from hf_ecif.utils import distributed
-from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 
 TASKS: dict[str, Task] = {
     "retrieval-text": "text_to_image",
@@ -69,6 +72,56 @@ class Found:
     wrong: int | None
 
 
+def trace(
+    influence: Influence,
+    query: AnyRows,
+    *,
+    errors: str = "retrieval-text",
+    rows: Sequence[int] | None = None,
+    top_k: int = 10,
+    most: int = 100,
+    candidates: int = 0,
+    progress: ProgressFactory = tqdm_bars,
+) -> Dataset:
+    """The training pairs behind a model's errors.
+
+    Args:
+        influence: with its training rows.
+        query: pairs in which errors are looked for.
+        errors: ``retrieval-text`` for captions that find another image than their own,
+            ``retrieval-image`` for images that find another caption, or ``zero-shot`` for images
+            of another class, the captions being the classes.
+        rows: numbers of rows to trace, right or wrong, in place of the errors.
+        top_k: pairs for each error.
+        most: errors at most, the worst first.
+        candidates: pairs that an index proposes for each error, among which the exact score
+            decides; 0 scores all pairs.
+        progress: makes progress bars.
+
+    Returns:
+        A row for each error and each pair behind it, the most responsible pair of the worst error
+        first: what was predicted in place of what, by which margin in nats, and of the pair the
+        number of its row, its score (negative: without what it has contributed, the error would
+        be smaller), the two parts of the score, and the role that it mostly plays.
+
+    Raises:
+        UserError: there are no such errors to look for, or no such rows.
+    """
+    _check(errors, top_k, most, candidates)
+    asked = influence.model.rows(query)
+    found = find_and_trace(
+        influence,
+        asked,
+        kind=errors,
+        chosen=_find_rows(rows, asked) if rows else None,
+        most=most,
+        top_k=top_k,
+        candidates=candidates,
+        progress=progress,
+    )
+    return tabulate(list(describe_errors_and_causes(found, influence.rows, asked)))
+
+
 def run_trace(
     request: TraceRequest, config: InfluenceConfig, progress: ProgressFactory = silent
 ) -> TraceSummary:
@@ -81,7 +134,7 @@ def run_trace(
         UserError: something in the request cannot be.
     """
     start = time.perf_counter()
-    _check(request)
+    _check(request.errors, request.top_k, request.most, request.candidates)
     distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
@@ -142,7 +195,7 @@ def find_and_trace(
         wrong, errors = len(all_errors.rows), all_errors.worst(most)
     else:
         wrong, errors = None, describe_errors(influence, query, chosen, task)
-    traces = trace(
+    traces = tracing.trace(
         influence,
         query,
         errors.rows,
@@ -154,20 +207,19 @@ def find_and_trace(
     return Found(kind, errors, traces, wrong)
 
 
-def _check(request: TraceRequest) -> None:
-    if request.errors not in TASKS:
-        raise UserError(f"--errors {request.errors!r}: must be one of {', '.join(TASKS)}.")
-    if 0 < request.candidates < request.top_k:
+def _check(errors: str, top_k: int, most: int, candidates: int) -> None:
+    if errors not in TASKS:
+        raise UserError(f"--errors {errors!r}: must be one of {', '.join(TASKS)}.")
+    if 0 < candidates < top_k:
         raise UserError(
-            f"--candidates {request.candidates}: fewer than the --top-k {request.top_k} that are "
-            "chosen among them."
+            f"--candidates {candidates}: fewer than the --top-k {top_k} that are chosen among them."
         )
-    for name in ("top_k", "most"):
-        if getattr(request, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
+    for name, value in (("top-k", top_k), ("most", most)):
+        if value < 1:
+            raise UserError(f"--{name} must be at least 1.")
 
 
-def _find_rows(wanted: list[int], query: Rows) -> Tensor:
+def _find_rows(wanted: Sequence[int], query: Rows) -> Tensor:
     """Numbers of the readable rows that have these row numbers.
 
     Raises:

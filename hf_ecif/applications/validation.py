@@ -24,7 +24,7 @@ from torch import Tensor
 from hf_ecif import metrics
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
-from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.loaded import AnyRows
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 Floats = NDArray[np.float64]
@@ -90,7 +90,7 @@ class Validation:
 
 def validate(
     influence: Influence,
-    query: Rows,
+    query: AnyRows,
     *,
     subsets: int = 64,
     removed_share: float = 0.5,
@@ -111,6 +111,7 @@ def validate(
         UserError: a subset would have fewer than two rows.
     """
     seed, count = influence.config.seed, len(influence.rows)
+    asked = influence.model.rows(query)
     generator = torch.Generator().manual_seed(seed + 3)
     scores = influence.scores().task
     if not 0 < math.ceil(removed_share * count) <= count - 2:
@@ -127,7 +128,7 @@ def validate(
         losses = []
         for number in range(repeats):
             theta = influence.refit(members, seed=seed + 100 + number)
-            losses.append(influence.model.query_value(query, theta).mean().item())
+            losses.append(influence.model.query_value(asked, theta).mean().item())
             advance(1)
         return np.array(losses)
 

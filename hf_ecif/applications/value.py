@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from hf_ecif.applications.given import MOST_STREAMED, Rowset, open_given
 from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
 from hf_ecif.applications.valuation import (
@@ -26,7 +28,7 @@ from hf_ecif.applications.valuation import (
     value_by_slice,
 )
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data.columns import read_groups
+from hf_ecif.data.columns import read_groups, set_column
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.parquet import write_rows
 from hf_ecif.data.schema import check_columns, drop_influence_columns
@@ -45,11 +47,12 @@ from hf_ecif.data.summary import (
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.leverage import memorised
+from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows, require_pairs
 from hf_ecif.influence.scoring import Scores
 from hf_ecif.reports.value import write_value_page
 from hf_ecif.utils import distributed
-from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 
 TOP, TOP_OF_SLICE = 12, 6  # pairs of a ranking that are named and shown
 SMALL_SLICE = 20
@@ -105,6 +108,71 @@ class _Leverage:
     warning: str | None
 
 
+def value(
+    model: InfluenceModel | PreTrainedModel | str | Path,
+    dataset: Rowset,
+    query: Rowset | None = None,
+    *,
+    slice_column: str | None = None,
+    split: str | None = None,
+    query_split: str | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    processor: Any = None,
+    config: InfluenceConfig | None = None,
+    max_rows: int = MOST_STREAMED,
+    progress: ProgressFactory = tqdm_bars,
+) -> Dataset:
+    """What each pair does to a query, and to slices of it.
+
+    Args:
+        model: as in `audit`, as are the others that are not told of here.
+        dataset: the pairs to be valued.
+        query: what the model is for.
+        slice_column: of the query, a language or a category for instance. Pairs are valued for
+            each of its values, too.
+        split: of ``dataset``.
+        query_split: of ``query``.
+        image_column: name.
+        text_column: name.
+        processor: of a loaded model.
+        config: how influence is computed; if absent, with the unrolled response, which predicts
+            best what a removal does.
+        max_rows: to read of a stream.
+        progress: makes progress bars.
+
+    Returns:
+        The rows with `ecif_score` (negative: harmful, the query's loss in nats is predicted to
+        fall without the pair), its two parts and its standard error; for a slice ``name``, the
+        same with ``:name`` behind; and `ecif_reason` where a row has none.
+
+    Raises:
+        UserError: something given cannot be used.
+    """
+    if config is None and not isinstance(model, InfluenceModel):
+        config = InfluenceConfig(response="unrolled")
+    given = open_given(
+        model,
+        dataset,
+        query,
+        split=split,
+        query_split=query_split,
+        image_column=image_column,
+        text_column=text_column,
+        processor=processor,
+        config=config,
+        max_rows=max_rows,
+    )
+    names = _read_slices(slice_column, given.opened)
+    rows, asked = given.opened.read(progress)
+    valuation = value_by_slice(given.opened.model, rows, asked, _of_rows(names, asked), progress)
+    valued = drop_influence_columns(given.original)
+    columns = _columns("ecif", rows, valuation.scores, _suffixes(valuation))
+    for name, values in columns.items():
+        valued = set_column(valued, name, values, "float32")
+    return set_column(valued, "ecif_reason", _reasons(rows), "string")
+
+
 def run_value(
     request: ValueRequest, config: InfluenceConfig, progress: ProgressFactory = silent
 ) -> ValueSummary:
@@ -155,19 +223,18 @@ def _read_given(request: ValueRequest, opened: Opened) -> _Given:
         return check_columns(load_rows(source, split), *request.columns) if source else None
 
     return _Given(
-        _read_slices(request, opened),
+        _read_slices(request.slice_column, opened),
         load(request.test, request.test_split),
         load(request.candidates, request.candidates_split),
     )
 
 
-def _read_slices(request: ValueRequest, opened: Opened) -> list[str | None] | None:
+def _read_slices(column: str | None, opened: Opened) -> list[str | None] | None:
     """The slice of every row that the query is of, or is chosen from."""
-    if request.slice_column is None:
+    if column is None:
         return None
-    source = opened.dataset if opened.query_set is None else opened.query_set
     try:
-        return read_groups(source, request.slice_column)
+        return read_groups(opened.query_rows, column)
     except UserError as error:
         message = str(error).replace("--group-column", "--slice-column")
         raise UserError(message.replace("the data set", "the query")) from error
@@ -186,8 +253,7 @@ def _analyse(
     rows, query = opened.read(progress)
     test = require_pairs("--test", read("test rows", given.test)) if given.test else None
     candidates = read("candidates", given.candidates) if given.candidates else None
-    names = given.names and [given.names[row] for row in query.positions.tolist()]
-    valuation = value_by_slice(model, rows, query, names, progress)
+    valuation = value_by_slice(model, rows, query, _of_rows(given.names, query), progress)
     curves: list[Curve] = []
     if request.curves:
         whole = valuation.scores.task[0]
@@ -209,6 +275,11 @@ def _analyse(
     )
 
 
+def _of_rows(names: list[str | None] | None, rows: Rows) -> list[str | None] | None:
+    """Names of the readable rows."""
+    return names and [names[row] for row in rows.positions.tolist()]
+
+
 def _measure_leverage(influence: Influence) -> _Leverage | None:
     of_rows, sample = influence.leverage(), influence.sample_leverage()
     if of_rows is None or sample is None:
@@ -220,8 +291,7 @@ def _measure_leverage(influence: Influence) -> _Leverage | None:
 
 
 def _write_rows(found: _Found) -> None:
-    output, slices = found.request.output, found.valuation.slices
-    suffixes = ["", *(f":{one.name}" for one in slices[1:])]
+    output, suffixes = found.request.output, _suffixes(found.valuation)
     columns = _columns("ecif", found.rows, found.valuation.scores, suffixes)
     if found.leverage:
         columns["ecif_leverage"] = found.rows.spread(found.leverage.of_rows.tolist())
@@ -231,6 +301,16 @@ def _write_rows(found: _Found) -> None:
         columns = _columns(ADDED, found.candidates, found.additions, suffixes)
         rows = _named_rows(dataset, found.candidates, columns)
         write_rows(rows, output / "candidates.parquet")
+
+
+def _suffixes(valuation: Valuation) -> list[str]:
+    """Of columns, for the whole query and every slice."""
+    return ["", *(f":{one.name}" for one in valuation.slices[1:])]
+
+
+def _reasons(rows: Rows) -> list[str | None]:
+    """Why a row has no score."""
+    return [rows.reasons.get(row) for row in range(rows.total)]
 
 
 def _columns(
@@ -254,7 +334,7 @@ def _named_rows(dataset: Dataset, rows: Rows, columns: dict[str, list[float | No
     """All rows without their images, numbered, with new columns."""
     images = [name for name, kind in dataset.features.items() if isinstance(kind, Image)]
     new: dict[str, list[Any]] = {"ecif_row": list(range(len(dataset))), **columns}
-    new["ecif_reason"] = [rows.reasons.get(row) for row in range(len(dataset))]
+    new["ecif_reason"] = _reasons(rows)
     kinds = {name: Value("float32") for name in columns}
     kinds = {"ecif_row": Value("int64"), **kinds, "ecif_reason": Value("string")}
     values = Dataset.from_dict(new, features=Features(**kinds))

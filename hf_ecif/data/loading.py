@@ -5,13 +5,13 @@ from __future__ import annotations
 import atexit
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, TypeVar, cast
@@ -102,11 +102,12 @@ def read_stream(stream: IterableDataset, most: int) -> tuple[Dataset, bool]:
             stream = stream.cast_column(name, Image(decode=False))
     rows, folder = iter(stream), Path(mkdtemp(dir=_folder_of_streams()))
     parts = iter(lambda: list(islice(rows, ROWS_PER_GROUP)), [])
-    files: list[str | bytes | os.PathLike[Any]] = []
+    files: list[str | bytes | PathLike[Any]] = []
     count = 0
     while count < most and (part := next(parts, None)) is not None:
-        files.append(folder / f"{count}.parquet")
-        Dataset.from_list(part[: most - count], features=stream.features).to_parquet(files[-1])
+        file = str(folder / f"{count}.parquet")
+        Dataset.from_list(part[: most - count], features=stream.features).to_parquet(file)
+        files.append(file)
         count += len(part)
     if not files:
         raise UserError("The stream has no rows.")

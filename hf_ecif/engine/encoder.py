@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_ecif.engine.features import Features, Side
 from hf_ecif.engine.forward_mode import Derivative, FrozenLinears
-from hf_ecif.engine.objectives import Contrastive, Embeddings, infonce, sigmoid
+from hf_ecif.engine.objectives import Contrastive, Embeddings, loss_of
 from hf_ecif.engine.parameters import TEMPERATURE, select_parameters
 from hf_ecif.engine.towers import Inputs, Tower
 from hf_ecif.errors import UserError
@@ -48,9 +48,8 @@ class DualEncoder:
 
     Attributes:
         names: names of the attributed parameters, in the order of the flat vector.
-        count: number of their scalars, ``P``.
-        contrastive: the loss that the model is trained with: sigmoid if it has a logit bias, else
-            InfoNCE.
+        count: their number of scalars, ``P``.
+        contrastive: the loss that the model is trained with, `loss_of` it.
 
     Example:
         >>> from transformers import CLIPConfig, CLIPModel
@@ -66,7 +65,7 @@ class DualEncoder:
         self.model = model.eval().requires_grad_(False)
         self.micro_batch_size = micro_batch_size
         self.names = select_parameters(model, parameters)
-        self.contrastive: Contrastive = sigmoid if hasattr(model, "logit_bias") else infonce
+        self.contrastive: Contrastive = loss_of(model)
         values = [model.get_parameter(name) for name in self.names]
         self.count = sum(value.numel() for value in values)
         self.dtype = torch.promote_types(values[0].dtype, torch.float32)

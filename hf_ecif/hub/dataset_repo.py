@@ -128,7 +128,7 @@ class DatasetRepo:
             splits = load_splits(source)
         except UserError as error:
             raise UserError(
-                f"The other splits of the source cannot be brought along: {error} Or leave them "
+                f"The other splits of the source cannot be published: {error} Or leave them "
                 "out with --no-other-splits."
             ) from error
         found = len(splits[self.split]) if self.split in splits else 0

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ecif.engine.solvers import SolveReport, Spectrum
+from hf_ecif.engine.solvers import SolveReport
+from hf_ecif.engine.system import Spectrum
 from hf_ecif.influence.fitting import FitReport
 from hf_ecif.influence.response import Checkpoint
 from hf_ecif.influence.scoring import Directions

@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hf_ecif.engine.low_rank import CHUNK, DivergenceError, LowRank, Matvec, require_finite
+from hf_ecif.engine.low_rank import CHUNK, DivergenceError, Matvec, require_finite
 from hf_ecif.engine.objective import Curvature, Objective
 from hf_ecif.engine.objectives import RoleForm
-from hf_ecif.engine.solvers import SolveReport, Spectrum, solve
+from hf_ecif.engine.solvers import ConjugateGradients, SolveReport, solve
+from hf_ecif.engine.system import Spectrum, System
 
 LARGE = 0.5
 
@@ -50,7 +51,6 @@ def leverage(
     damping: float,
     vectors: Tensor,
     *,
-    query_products: Sequence[Matvec] | None = None,
     form: RoleForm = "exact",
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Leverage:
@@ -80,9 +80,6 @@ def leverage(
         damping: absolute, and positive.
         vectors: ``(R, P)``, of the largest eigenvalues of ``H``, as `nystrom`
             finds them. Dependent ones do no harm.
-        query_products: products with the curvature of each of the ``Q`` queries at ``theta``. With
-            them the change of the query is predicted to second order; a pair that is held up by
-            itself alone moves the parameters too far for its gradient alone.
         form: of the negative role.
         advance: called with the number of rows done, for a progress bar.
 
@@ -92,7 +89,6 @@ def leverage(
     """
     basis = _whitened(objective, theta, torch.cat([_rows(directions), vectors]), damping)
     slopes = _rows(gradient) @ basis.T
-    bends = [basis @ _products(product, basis).T for product in query_products or []]
     count = len(objective.features)
     scores, shares = theta.new_zeros(len(slopes), count), theta.new_zeros(count)
     for part in _leaving(objective, theta, basis, form):
@@ -100,8 +96,6 @@ def leverage(
         remaining = torch.eye(len(basis)).to(basis) - part.curvature
         change = torch.linalg.solve(remaining, part.gradient)
         scores[:, part.rows] = slopes @ change.T
-        for query, bend in enumerate(bends):
-            scores[query, part.rows] += ((change @ bend) * change).sum(dim=1) / 2
         shares[part.rows] = torch.linalg.eigvalsh(part.curvature)[:, -1].clamp_min(0)
         advance(len(part.rows))
     return Leverage(scores.reshape(*gradient.shape[:-1], count).cpu(), shares.cpu())
@@ -117,7 +111,6 @@ def change_without(
     relative_damping: float = 0.01,
     tolerance: float = 1e-3,
     max_iterations: int = 200,
-    preconditioner: LowRank | None = None,
 ) -> tuple[Tensor, SolveReport]:
     """Predicted change of the parameters if sets of pairs were removed, each set on its own.
 
@@ -135,7 +128,6 @@ def change_without(
         relative_damping: in units of the mean eigenvalue.
         tolerance: relative residual of the solve.
         max_iterations: of the solve.
-        preconditioner: of the solve, of the curvature of all pairs.
 
     Returns:
         ``(K, P)``, and the report of the solve.
@@ -149,16 +141,9 @@ def change_without(
     def product(vectors: Tensor) -> Tensor:
         return whole(vectors) - _leaving_products(touched, theta, members, vectors, curvature)
 
-    return solve(
-        product,
-        _leaving_gradients(touched, theta, members),
-        spectrum,
-        relative_damping=relative_damping,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        preconditioner=preconditioner,
-        one_matrix=False,
-    )
+    system = System(product, spectrum, relative_damping, one_matrix=False)
+    gradients = _leaving_gradients(touched, theta, members)
+    return solve(system, gradients, ConjugateGradients(tolerance, max_iterations))
 
 
 def leverage_along(
@@ -228,14 +213,10 @@ def sample_leverage(
     """
     members = torch.zeros(len(rows), len(objective.features), dtype=torch.bool)
     members[torch.arange(len(rows)), rows] = True
-    changes, _ = solve(
-        objective.operator("ggn", theta),
-        _leaving_gradients(_touched_batches(objective, members), theta, members),
-        spectrum,
-        relative_damping=damping / spectrum.mean_eigenvalue,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-    )
+    relative_damping = damping / spectrum.mean_eigenvalue
+    system = System(objective.operator("ggn", theta), spectrum, relative_damping)
+    gradients = _leaving_gradients(_touched_batches(objective, members), theta, members)
+    changes, _ = solve(system, gradients, ConjugateGradients(tolerance, max_iterations))
     return leverage_along(objective, theta, members, changes, damping)
 
 

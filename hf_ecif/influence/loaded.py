@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data.schema import check_columns
+from hf_ecif.data.schema import check_columns, find_columns
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.inverse import require_solvable
 from hf_ecif.engine.objectives import Embeddings
@@ -22,7 +22,7 @@ from hf_ecif.influence.batching import AnyQuery, query_target, scoring_pass
 from hf_ecif.influence.queries import Query
 from hf_ecif.influence.rows import Rows, Table, read_rows, require_rows, require_same_encoder
 from hf_ecif.influence.saving import load_model, save_model
-from hf_ecif.influence.scoring import Directions, Scores, score_rows
+from hf_ecif.influence.scoring import Scores, score_embedded
 from hf_ecif.utils.checkpoints import Checkpoints
 
 AnyRows: TypeAlias = Rows | Dataset
@@ -143,13 +143,14 @@ class LoadedModel:
         )
 
     def rows(self, rows: AnyRows) -> Rows:
-        """Rows as they are, or those of a data set with the columns ``image`` and ``text``.
+        """Rows as they are, or those of a data set, whose columns are found by their types.
 
         Raises:
-            UserError: they were encoded by another model, or cannot be read.
+            UserError: they were encoded by another model, or cannot be read; or it cannot be told
+                which columns are meant: give `read` their names.
         """
         if isinstance(rows, Dataset):
-            return self.read(rows)
+            return self.read(rows, *find_columns(rows))
         require_same_encoder(rows, self.encoder)
         return rows
 
@@ -161,15 +162,10 @@ class LoadedModel:
 
     def score_as_given(self, rows: AnyRows) -> Scores:
         """Losses and cosines by the model as given; influence parts are of no query."""
-        theta, found = self.encoder.theta, self.rows(rows)
-        return score_rows(
-            self.encoder,
-            theta,
-            found.features,
-            Directions.none(theta),
-            scoring_pass(found, self.config),
-            train_count=len(found),
-        )
+        found = self.rows(rows)
+        embeddings = self.encoder.embed_as_given(found.features)
+        how = scoring_pass(found, self.config)
+        return score_embedded(self.encoder, found.features, embeddings, how)
 
     def embed_as_given(self, rows: AnyRows) -> Embeddings:
         """Normalised embeddings ``(n, d)`` of rows by the model as given, made once for each."""

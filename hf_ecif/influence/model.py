@@ -21,7 +21,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hf_ecif.engine.solvers import Spectrum, random_signs
+from hf_ecif.engine.low_rank import random_signs
+from hf_ecif.engine.system import Spectrum
 from hf_ecif.influence.batching import AnyQuery, query_target
 from hf_ecif.influence.fitted import Fitted
 from hf_ecif.influence.influence import Influence

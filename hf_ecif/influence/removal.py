@@ -24,13 +24,14 @@ so in all directions. A step that does not go down is therefore taken again with
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
 
 from hf_ecif.engine.objective import Curvature, Objective
-from hf_ecif.engine.solvers import SolveReport, Spectrum, solve
+from hf_ecif.engine.solvers import ConjugateGradients, SolveReport, solve
+from hf_ecif.engine.system import Spectrum, System
 
 # Of the decrease that the gradient promises, how much a step must bring (Armijo).
 SUFFICIENT = 0.1
@@ -95,16 +96,11 @@ def remove(
 
     current, residual = theta, residual_at(theta)
     norms, reports, trials = [residual.norm().item()], [], 0
+    solver = ConjugateGradients(tolerance, max_iterations)
     for _ in range(steps):
-        newton = partial(
-            solve,
-            partial(remaining.curvature, curvature, current),
-            residual[None],
-            spectrum,
-            tolerance=tolerance,
-            max_iterations=max_iterations,
-        )
-        step = _step_down(newton, residual_at, current, residual, spectrum, relative_damping)
+        product = partial(remaining.curvature, curvature, current)
+        system = System(product, spectrum, relative_damping)
+        step = _step_down(system, solver, residual_at, current, residual)
         trials += step.trials
         advance(1)
         if step.solver is None:
@@ -134,12 +130,11 @@ class _Step:
 
 
 def _step_down(
-    newton: Callable[..., tuple[Tensor, SolveReport]],
+    system: System,
+    solver: ConjugateGradients,
     residual_at: Callable[[Tensor], Tensor],
     theta: Tensor,
     residual: Tensor,
-    spectrum: Spectrum,
-    relative_damping: float,
 ) -> _Step:
     """A Newton step with the least damping, of some, that leads down.
 
@@ -148,12 +143,13 @@ def _step_down(
     damping is a few times the curvature, damping included, that was found along it.
     """
     for trial in range(1, MOST_TRIALS + 1):
-        solution, report = newton(relative_damping=relative_damping)
+        solution, report = solve(system, residual[None], solver)
         there = theta - solution[0]
         moved = residual_at(there)
         slope, slope_there = residual @ solution[0], moved @ solution[0]
         if (slope + slope_there) / 2 > SUFFICIENT * slope:
             return _Step(there, moved, report, trial)
         along = (slope / solution.square().sum()).item()
-        relative_damping = MORE_DAMPING * along / spectrum.mean_eigenvalue
+        more = MORE_DAMPING * along / system.spectrum.mean_eigenvalue
+        system = replace(system, relative_damping=more)
     return _Step(theta, residual, None, MOST_TRIALS)

@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader
 from hf_ecif.data.images import Pair, read_pair
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.features import Features, Side
-from hf_ecif.engine.objectives import sigmoid
 from hf_ecif.engine.towers import Inputs
 from hf_ecif.errors import UserError
 from hf_ecif.utils import distributed
@@ -266,7 +265,7 @@ class Preprocessor:
         self.max_length = min(self.tokenizer.model_max_length, encoder.max_text_length)
         self.dtype = encoder.input_dtype
         self.length: int | None = None
-        if encoder.contrastive is sigmoid:  # trained on captions padded to the full length
+        if encoder.contrastive.FULL_LENGTH:
             self.length = self.max_length
         elif encoder.keeps_tokens(self.tokens(["a"])):
             longest = max((self._longest(texts) for texts in all_texts()), default=0)

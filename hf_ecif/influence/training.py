@@ -14,7 +14,7 @@ from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.inverse import InverseCurvature
 from hf_ecif.engine.low_rank import CHUNK, nystrom
 from hf_ecif.engine.objective import Objective
-from hf_ecif.engine.solvers import Spectrum
+from hf_ecif.engine.system import Spectrum
 from hf_ecif.errors import UserError
 from hf_ecif.influence.batching import training_objective
 from hf_ecif.influence.fitting import Epoch, FitReport, fit_parameters

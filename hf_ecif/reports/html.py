@@ -64,10 +64,11 @@ def environment(package: str = __package__) -> jinja2.Environment:
     """A Jinja environment that escapes all values.
 
     Args:
-        package: in whose folder ``templates`` the templates lie.
+        package: package with a folder ``templates``; the templates of `reports` are found, too.
     """
+    packages = dict.fromkeys((package, __package__))
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(package),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in packages]),
         autoescape=True,  # captions and column names come from strangers
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -40,13 +40,18 @@ COLUMNS = {
 }
 
 
-def write_traces(errors: Sequence[TracedError], path: Path) -> None:
-    """Write parquet, a row for every error and cause; rows are numbered as in the data sets."""
+def tabulate(errors: Sequence[TracedError]) -> Dataset:
+    """A row for every error and cause; rows are numbered as in the data sets."""
     pairs = [dict(error) | dict(cause) for error in errors for cause in error.causes]
     columns = {name: [pair[name] for pair in pairs] for name in COLUMNS}
     features = Features(**{name: Value(kind) for name, kind in COLUMNS.items()})
+    return Dataset.from_dict(columns, features=features)
+
+
+def write_traces(errors: Sequence[TracedError], path: Path) -> None:
+    """Write what `tabulate` gives as parquet, in one step."""
     with aside(path) as partial:
-        Dataset.from_dict(columns, features=features).to_parquet(str(partial))
+        tabulate(errors).to_parquet(str(partial))
 
 
 def write_trace_page(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_dataset
 
-from hf_ecif.applications.trace import COLUMNS, TASKS
+from hf_ecif.applications.trace import TASKS
+from hf_ecif.reports.trace import COLUMNS
 from tests.cli.test_main import DEMO, MODEL, Run, data, own_cache, run  # noqa: F401
 
 QUICK = ["--batch-size", 16, "--probes", 1, "--partitions", 2, "--fit-epochs", 2, "--quiet"]

@@ -21,7 +21,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from transformers import CLIPModel
 
-from hf_ecif import AuditRequest, InfluenceConfig, push, push_model, run_audit
+from hf_ecif import InfluenceConfig, push
+from hf_ecif.applications.audit import AuditRequest, run_audit
 from hf_ecif.applications.clean import CleanRequest, run_clean
 from hf_ecif.applications.remove import RemoveRequest, run_remove
 from hf_ecif.applications.review import apply_review
@@ -31,6 +32,7 @@ from hf_ecif.errors import UserError
 from hf_ecif.hub.commits import Target, publish, retried
 from hf_ecif.hub.dataset_repo import CardMaker, DatasetRepo
 from hf_ecif.hub.markdown import read_card
+from hf_ecif.hub.push import push_model
 from tests.support import DEMO
 from tests.support.hub.audits import picture, rows, write_audit, write_source
 from tests.support.hub.server import ANN, ANN_READ_ONLY, BOB, HubServer

@@ -12,7 +12,8 @@ from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objective import Objective
 from hf_ecif.engine.objectives import RoleForm
-from hf_ecif.engine.solvers import estimate_spectrum, solve
+from hf_ecif.engine.solvers import ConjugateGradients, solve
+from hf_ecif.engine.system import System, estimate_spectrum
 from hf_ecif.influence import scoring
 from hf_ecif.influence.scoring import Directions, Pass, Scores, score_rows
 
@@ -145,13 +146,9 @@ class Study:
         def product(vectors: Tensor) -> Tensor:
             return training.ggn(self.theta, vectors)
 
-        solved, report = solve(
-            product,
-            held_out.gradient(self.theta)[None],
-            estimate_spectrum(product, self.theta),
-            relative_damping=1e-6,
-            tolerance=1e-8,
-        )
+        system = System(product, estimate_spectrum(product, self.theta), relative_damping=1e-6)
+        solver = ConjugateGradients(tolerance=1e-8)
+        solved, report = solve(system, held_out.gradient(self.theta)[None], solver)
         assert report.converged
         with in_batches_of_training():
             return score_rows(

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from hf_ecif.engine.solvers import SolveReport, Spectrum
+from hf_ecif.engine.solvers import SolveReport
+from hf_ecif.engine.system import Spectrum
 from hf_ecif.influence.fitted import Fitted
 from hf_ecif.influence.fitting import FitReport
 from hf_ecif.influence.scoring import Directions

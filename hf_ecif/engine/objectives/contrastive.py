@@ -1,11 +1,18 @@
-"""Protocol of a contrastive loss, which a module can satisfy with its functions (PEP 544)."""
+"""What a contrastive loss has to offer, and which loss a model is trained with.
+
+A module that has the functions of `Contrastive` is one (PEP 544), and so is an object. `register`
+is all that a loss of your own takes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from hf_ecif.engine.objectives import infonce, sigmoid
+from hf_ecif.engine.objectives.joining import Alike, Pushed
 from hf_ecif.engine.objectives.linearised import LinearisedLoss
 from hf_ecif.engine.objectives.similarity import Embeddings, RoleForm, Roles
 
@@ -26,9 +33,12 @@ class Contrastive(Protocol):
     Attributes:
         TERMS: loss terms per pair. Removing pair ``n`` from a batch of ``B`` changes
             ``TERMS * B * loss`` by ``-(Pos_n + Neg_n)`` when the mean keeps its denominator.
+        FULL_LENGTH: whether models of this loss are trained on captions that are padded to the full
+            length, and so have to be given such.
     """
 
     TERMS: int
+    FULL_LENGTH: bool
 
     def loss(
         self, embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
@@ -116,3 +126,36 @@ class Contrastive(Protocol):
         ``<e'_a, (G - G_n) e'_b>``, with ``G`` the curvature of ``TERMS * B * loss`` and ``G_n`` the
         curvature of what remains without pair ``n``. Indefinite. Memory: ``K B (B + K)`` numbers.
         """
+
+    def joining_tangents(
+        self, context: Pushed, new: Pushed, *, form: RoleForm = "exact", same: Alike | None = None
+    ) -> Roles:
+        """Directional derivatives of the roles of pairs that join a batch, ``(K, C)`` each.
+
+        Args:
+            context: the batch, and its tangents.
+            new: ``C`` pairs that join it, each without the others.
+            form: of the negative role.
+            same: ``(B,)`` of the batch and ``(C,)`` of the pairs, as everywhere.
+        """
+
+
+_REGISTERED: list[tuple[Callable[[nn.Module], bool], Contrastive]] = [
+    (lambda model: hasattr(model, "logit_bias"), sigmoid),
+    (lambda model: True, infonce),
+]
+
+
+def register(loss: Contrastive, suits: Callable[[nn.Module], bool]) -> None:
+    """Make a loss known: it is taken for all models that it suits, before those known so far.
+
+    Args:
+        loss: a module or an object.
+        suits: says of a model whether it is trained with this loss.
+    """
+    _REGISTERED.insert(0, (suits, loss))
+
+
+def loss_of(model: nn.Module) -> Contrastive:
+    """The loss that a model is trained with: sigmoid where it has a logit bias, else InfoNCE."""
+    return next(loss for suits, loss in _REGISTERED if suits(model))

@@ -27,7 +27,8 @@ from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objective import Curvature, Objective, random_batches
 from hf_ecif.engine.objectives import similarity
-from hf_ecif.engine.solvers import estimate_spectrum, solve
+from hf_ecif.engine.solvers import ConjugateGradients, solve
+from hf_ecif.engine.system import System, estimate_spectrum
 from hf_ecif.influence.fitting import Epoch, fit_parameters
 from hf_ecif.influence.queries import choose_query, retrieval_margin, zero_shot
 from hf_ecif.influence.removal import remove
@@ -99,9 +100,10 @@ def engine(family: str, parameters: str, dtype: torch.dtype) -> Iterator[tuple[s
     similarity.BLOCK = 1024
 
     spectrum = estimate_spectrum(lambda v: many.ggn(theta, v), theta)
-    solved, _ = solve(lambda v: many.ggn(theta, v), vectors, spectrum, relative_damping=10.0)
+    system = System(lambda v: many.ggn(theta, v), spectrum, relative_damping=10.0)
+    solved, _ = solve(system, vectors, ConjugateGradients())
     yield "solved", solved
-    course: list[Epoch] = []
+    trajectory: list[Epoch] = []
     fitted, _ = fit_parameters(
         many,
         theta,
@@ -109,10 +111,10 @@ def engine(family: str, parameters: str, dtype: torch.dtype) -> Iterator[tuple[s
         epochs=2,
         learning_rate=1e-3,
         generator=torch.Generator().manual_seed(4),
-        course=course,
+        trajectory=trajectory,
     )
     yield "fitted", fitted
-    for number, station in enumerate(unroll(many, course, vectors, "ggn")):
+    for number, station in enumerate(unroll(many, trajectory, vectors, "ggn")):
         yield f"{number}/unrolled", station.directions
 
     members = torch.arange(COUNT) % 4 == 0
