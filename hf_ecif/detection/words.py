@@ -1,9 +1,9 @@
 """Which word of a caption its image contradicts.
 
-Each word is left out in turn, and each is taken alone: a word is contradicted if the image fits the
-rest of the caption better than the word. That is the mean of what the word takes from the fit when
-it is the last to be added to the others and when it is the first, and so half-way between leaving
-out, which misses a word that others repeat, and the word alone, which knows nothing of its context.
+Each word is left out in turn: a word is contradicted if the image fits the caption better without
+it. How much that changes depends on where the word stands and on what the others repeat, and so
+each word is taken alone, too: what it is worth as the last that is added to the others, and as the
+first of all.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # By how many nats the logit of a pair must rise without a word for the word to be named. Of the
 # words so named in the demo's captions with one exchanged word, four fifths are that word.
 LEAST_RISE = 0.5
+# Weight of a word's fit alone. On captions as written and with their tags in random order together,
+# 67 % of the exchanged words are ranked first; 63 % without it, and 66 % where both weigh the same.
+ALONE = 0.25
 MOST_ROWS = 2000  # to be looked at: of more flagged rows, the most probable
 
 
@@ -36,21 +39,25 @@ class Word:
         start: its first character.
         end: the one after its last.
         text: the word.
-        conflict: how much better the image fits the rest of the caption than the word, in nats of
-            the model's logits; higher is more contradicted.
         rise: of the pair's logit when the word is left out, in nats.
+        lack: by how much the logit of the word alone is below that of the caption, in nats.
     """
 
     start: int
     end: int
     text: str
-    conflict: float
     rise: float
+    lack: float
+
+    @property
+    def conflict(self) -> float:
+        """How much the image contradicts it, to rank words by."""
+        return self.rise + ALONE * self.lack
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the image contradicts it."""
-        return self.conflict > 0 and self.rise > LEAST_RISE
+        """Whether the image contradicts it: it fits the rest better than the whole and the word."""
+        return self.rise > LEAST_RISE and self.rise + self.lack > 0
 
 
 def wrong_words(
@@ -118,9 +125,9 @@ def _judge(caption: str, words: list[Span], fit: Tensor) -> list[Word]:
     if not count:
         return []
     own, rest, alone = fit.double().cpu().split([1, count, count])
-    values = torch.stack([rest - alone, rest - own], dim=1).tolist()
+    values = torch.stack([rest - own, own - alone], dim=1).tolist()
     judged = [
-        Word(start, end, caption[start:end], conflict, rise)
-        for (start, end), (conflict, rise) in zip(words, values, strict=True)
+        Word(start, end, caption[start:end], rise, lack)
+        for (start, end), (rise, lack) in zip(words, values, strict=True)
     ]
     return sorted(judged, key=lambda word: -word.conflict)

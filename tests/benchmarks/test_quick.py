@@ -160,6 +160,17 @@ def names_the_planted_pairs(results: Any) -> None:
     assert shares[-1] > 0.6
 
 
+def names_the_exchanged_word(results: Any) -> None:
+    """27 captions, each with one exchanged word, in either order of their tags."""
+    for one in results:
+        pooled = {
+            method: np.mean([hit for hits in one["hits"].values() for hit in hits[method]])
+            for method in ("hf_ecif", "chance")
+        }
+        assert 0.2 < pooled["chance"] < 0.4
+        assert pooled["hf_ecif"] > pooled["chance"] + 0.15
+
+
 CASES = (
     Case("detection", finds_wrong_captions),
     Case("detection_peers", scores_beside_the_tools),
@@ -172,6 +183,7 @@ CASES = (
     Case("edit", edits_like_retraining),
     Case("curves", parts_harmful_from_valuable),
     Case("trace", names_the_planted_pairs),
+    Case("words", names_the_exchanged_word),
 )
 
 

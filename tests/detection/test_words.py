@@ -111,7 +111,7 @@ def test_conflict_by_the_model_itself(model, rows, image):
         )
     vectors = torch.nn.functional.normalize(getattr(features, "pooler_output", features), dim=-1)
     own, alone, rest = (float(model.encoder.scale) * vectors @ image[0]).tolist()
-    assert judged["cat"].conflict == pytest.approx(rest - alone, abs=1e-3)
+    assert judged["cat"].lack == pytest.approx(own - alone, abs=1e-3)
     assert judged["cat"].rise == pytest.approx(rest - own, abs=1e-3)
     assert (judged["cat"].start, judged["cat"].end) == (0, 3)
 
