@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from hf_ecif.applications.trace import (
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
 from hf_ecif.data.columns import read_groups
-from hf_ecif.data.schema import drop_influence_columns, read_flags
+from hf_ecif.data.schema import drop_influence_columns, read_flags, read_verdicts
 from hf_ecif.data.summary import (
     DuplicateCounts,
     Duplicates,
@@ -44,12 +44,14 @@ from hf_ecif.data.summary import (
     TraceFindings,
     TraceSummary,
     Truth,
+    Verified,
 )
 from hf_ecif.detection.annotate import add_columns
-from hf_ecif.detection.detect import SMALLEST_GROUP, Detection, auroc, detect
-from hf_ecif.detection.injection import plant_pairs
+from hf_ecif.detection.detect import SMALLEST_GROUP, Detection, Verdicts, auroc, detect
+from hf_ecif.detection.injection import Injected, plant_pairs
 from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
-from hf_ecif.detection.suggestions import MARGIN, Evidence, find_evidence, read_vocabulary
+from hf_ecif.detection.suggestions import PROBABILITY, Evidence, find_evidence, read_vocabulary
+from hf_ecif.detection.verified import find_shift
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
@@ -71,10 +73,12 @@ class AuditOptions:
     """What an audit looks at beside the pairs."""
 
     truth_column: str | None = None
+    verified_column: str | None = None
     group_column: str | None = None
     vocabulary: Path | Sequence[str] | None = None
     suggest: bool = True
-    suggest_margin: float = MARGIN
+    suggest_probability: float = PROBABILITY
+    suggest_margin: float = 0.0
     trace: int = 0
 
 
@@ -100,10 +104,12 @@ def audit(
     processor: Any = None,
     config: InfluenceConfig | None = None,
     truth_column: str | None = None,
+    verified_column: str | None = None,
     group_column: str | None = None,
     vocabulary: str | Path | Sequence[str] | None = None,
     suggest: bool = True,
-    suggest_margin: float = MARGIN,
+    suggest_probability: float = PROBABILITY,
+    suggest_margin: float = 0.0,
     trace: int = 0,
     max_rows: int = MOST_STREAMED,
     output: str | Path | None = None,
@@ -126,13 +132,17 @@ def audit(
         config: how influence is computed.
         truth_column: boolean, true of rows that are known to be wrong. Read after the detection
             alone, to tell how much it found.
+        verified_column: boolean, true of rows that are known to be right, false of wrong ones, null
+            of all others. The detection builds on it.
         group_column: of names, a language for instance. Groups of fifty rows or more get a noise
             rate and a threshold of their own.
         vocabulary: captions to suggest, or a file with one on each line. Those of rows that are
             not flagged, if absent.
         suggest: whether all rows are compared with each other, for better captions and
             duplicates; that takes the square of their number in time, not in memory.
-        suggest_margin: a caption is suggested if its logit stands that far above the next, in
+        suggest_probability: a caption is suggested if it is right with this probability; 0 asks
+            for none, where too few rows tell it.
+        suggest_margin: and if its logit stands that far above the next, in
             nats.
         trace: errors of the query to trace to the pairs behind them, the worst first.
         max_rows: to read of an `IterableDataset`.
@@ -152,9 +162,11 @@ def audit(
     """
     options = AuditOptions(
         truth_column=truth_column,
+        verified_column=verified_column,
         group_column=group_column,
         vocabulary=Path(vocabulary) if isinstance(vocabulary, str) else vocabulary,
         suggest=suggest,
+        suggest_probability=suggest_probability,
         suggest_margin=suggest_margin,
         trace=trace,
     )
@@ -231,11 +243,13 @@ class _Beside:
 
     Attributes:
         truth: ``(N,)``, which rows are wrong. The method never sees it.
+        verdicts: ``(N,)``, which rows are verified to be right or wrong; the method builds on it.
         groups: the group of every row.
         vocabulary: captions to suggest.
     """
 
     truth: NDArray[np.bool_] | None
+    verdicts: Verdicts | None
     groups: list[str | None] | None
     vocabulary: list[str] | None
 
@@ -252,8 +266,7 @@ class _Found:
     scores: Scores
     scores_as_given: Scores
     witnesses: Witnesses
-    reference: NDArray[np.float64]
-    planted: list[NDArray[np.float64]]
+    injected: Injected
     detection: Detection
     evidence: Evidence | None
     traced: Found | None
@@ -269,9 +282,10 @@ def _read_beside(options: AuditOptions, opened: Opened) -> _Beside:
     if options.trace and opened.query_set is None:
         raise UserError("--trace looks for errors in the query: give one (--query).")
     truth, group, words = options.truth_column, options.group_column, options.vocabulary
-    wrong = "is known to be wrong"
+    wrong, verified = "is known to be wrong", options.verified_column
     return _Beside(
         read_flags(opened.dataset, truth, "--truth-column", wrong) if truth else None,
+        read_verdicts(opened.dataset, verified, "--verified-column") if verified else None,
         read_groups(opened.dataset, group) if group else None,
         read_vocabulary(words) if isinstance(words, Path) else list(words or []) or None,
     )
@@ -300,15 +314,19 @@ def _analyse(
         scores, as_given = influence.scores(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
         within = known.within("planting")
-        reference, planted = plant_pairs(model, influence, query, progress, within)
+        injected = plant_pairs(model, influence, query, progress, within)
         witnesses = witnesses_of(model, rows, scores)
+        verdicts = None if beside.verdicts is None else beside.verdicts[rows.positions.numpy()]
         detection = detect(
             witnesses.stack(),
-            reference,
-            planted,
+            injected.reference,
+            injected.kinds,
+            verdicts=verdicts,
+            reference_verdicts=None if verdicts is None else verdicts[injected.rows],
             errors=witness_errors(scores),
             groups=beside.groups and [beside.groups[row] for row in rows.positions.tolist()],
         )
+        detection = _look_for_shift(detection, model, rows)
     evidence = None
     if options.suggest:
         with watch("compare"):
@@ -318,6 +336,8 @@ def _analyse(
                 detection,
                 vocabulary=beside.vocabulary,
                 margin=options.suggest_margin,
+                probability=options.suggest_probability,
+                seed=model.config.seed,
                 progress=progress,
             )
     traced = None
@@ -335,12 +355,24 @@ def _analyse(
         scores,
         as_given,
         witnesses,
-        reference,
-        planted,
+        injected,
         detection,
         evidence,
         traced,
     )
+
+
+def _look_for_shift(detection: Detection, model: InfluenceModel, rows: Rows) -> Detection:
+    """Where it abstains because captions and images are out of step, it says by how many rows."""
+    shift = find_shift(model.embed_as_given(rows)) if detection.abstains else 0
+    if not shift:
+        return detection
+    where = f"{abs(shift)} {'row' if abs(shift) == 1 else 'rows'} {'on' if shift > 0 else 'back'}"
+    reason = (
+        f"The captions are out of step with the images: those {where} fit far better than their "
+        "own. Line them up, and audit again."
+    )
+    return replace(detection, abstains=reason)
 
 
 def _conclude(
@@ -429,7 +461,7 @@ def _summarise(options: AuditOptions, found: _Found, notes: Sequence[str]) -> Su
         flagged=flagged,
         kept=len(rows) - flagged,
         removed=flagged + len(rows.reasons),
-        noise=_describe_noise(detection, found.reference, found.planted),
+        noise=_describe_noise(found),
         groups=_describe_groups(options, detection),
         suggestions=_describe_suggestions(options, evidence),
         duplicates=_describe_duplicates(evidence) if evidence else None,
@@ -457,15 +489,21 @@ def _describe_loading(opened: Opened) -> Loaded:
     )
 
 
-def _describe_noise(
-    detection: Detection, reference: np.ndarray, injected: Sequence[np.ndarray]
-) -> Noise:
+def _describe_noise(found: _Found) -> Noise:
+    detection, injected = found.detection, found.injected
+    right, wrong = detection.verified
     return Noise(
         rate=detection.noise_rate,
         threshold=detection.threshold,
         borderline=int(detection.borderline.sum()),
-        injected_auroc=detection.planted_auroc,
-        injected_score_auroc=auroc(-np.concatenate(injected)[:, 1], -reference[:, 1]),
+        interval=detection.rate_interval,
+        rate_is_bound=detection.rate_is_bound,
+        abstains=detection.abstains,
+        verified=Verified(right=right, wrong=wrong) if right or wrong else None,
+        injected_auroc=detection.injected_auroc,
+        injected_score_auroc=auroc(
+            -np.concatenate(injected.kinds)[:, 1], -injected.reference[:, 1]
+        ),
     )
 
 
@@ -485,6 +523,8 @@ def _describe_suggestions(options: AuditOptions, evidence: Evidence | None) -> S
         return None
     return Suggestions(
         count=int(evidence.suggested.sum()),
+        expected_right=evidence.expected_right,
+        least_probability=evidence.least_probability,
         least_margin=evidence.least_margin,
         vocabulary=_name_of(options.vocabulary),
     )
@@ -508,11 +548,11 @@ def _judge(wrong: np.ndarray, column: str, detection: Detection) -> Truth:
     found = int((wrong & detection.flag).sum())
     figures: dict[str, float] = {}
     if 0 < wrong.sum() < len(wrong):
-        probability = detection.probability
-        top = np.argsort(-probability, kind="stable")[:20]
+        suspicion = detection.suspicion
+        top = np.argsort(-suspicion, kind="stable")[:20]
         figures = {
-            "auroc": float(roc_auc_score(wrong, probability)),
-            "average_precision": float(average_precision_score(wrong, probability)),
+            "auroc": float(roc_auc_score(wrong, suspicion)),
+            "average_precision": float(average_precision_score(wrong, suspicion)),
             "precision_at_20": float(wrong[top].mean()),
         }
     return Truth(

@@ -37,6 +37,13 @@ def audit(
             "detection, to say in the report how much it found."
         ),
     ] = None,
+    verified_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Boolean column of verdicts: true of rows known to be right, false of wrong ones, "
+            "null of all others. The detection builds on it."
+        ),
+    ] = None,
     group_column: Annotated[
         str | None,
         typer.Option(
@@ -47,8 +54,8 @@ def audit(
     vocabulary: Annotated[
         Path | None,
         typer.Option(
-            help="Text file of captions to suggest, one a line. The captions of rows that are not "
-            "flagged, if not given."
+            help="Text file of captions to suggest, one a line. The captions of all rows, if "
+            "not given."
         ),
     ] = None,
     suggest: Annotated[
@@ -58,13 +65,19 @@ def audit(
             "duplicates. Takes the square of the rows in time, not in memory."
         ),
     ] = True,
-    suggest_margin: Annotated[
+    suggest_probability: Annotated[
         float,
         typer.Option(
-            help="A caption is suggested if its logit is so far above the next best one, in nats.",
+            help="A caption is suggested if it is right with this probability, which is learnt "
+            "from the rows that are not flagged.",
             min=0,
+            max=1,
         ),
-    ] = 1.5,
+    ] = 0.7,
+    suggest_margin: Annotated[
+        float,
+        typer.Option(help="And if its logit is so far above the next best one, in nats.", min=0),
+    ] = 0.0,
     trace: Annotated[
         int,
         typer.Option(
@@ -93,9 +106,11 @@ def audit(
     request = AuditRequest(
         **sources,
         truth_column=truth_column,
+        verified_column=verified_column,
         group_column=group_column,
         vocabulary=vocabulary,
         suggest=suggest,
+        suggest_probability=suggest_probability,
         suggest_margin=suggest_margin,
         trace=trace,
         output=output,
@@ -111,9 +126,11 @@ def audit(
 def _print_summary(console: Console, summary: Summary, output: Path) -> None:
     console.print(
         f"{summary.rows:,} rows: {summary.flagged:,} flagged as misaligned "
-        f"(estimated noise {summary.noise.rate:.1%}), {summary.unreadable:,} unreadable, "
+        f"(estimated noise {summary.noise.told}), {summary.unreadable:,} unreadable, "
         f"{summary.kept:,} kept."
     )
+    if summary.noise.abstains:
+        console.print(f"Nothing is flagged: {summary.noise.abstains}", style="yellow")
     if truth := summary.truth:
         precision = truth.precision
         console.print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,6 +81,8 @@ def clean(
     with bars(quiet, as_json) as (console, progress):
         cleaning = run_clean(request, progress)
     console.print(_counts(cleaning, audit))
+    for line in _expected(cleaning):
+        console.print(line, highlight=False)
     if cleaning.comparison:
         console.print(_figures(cleaning.comparison))
         for line in _gains(cleaning.comparison):
@@ -89,6 +92,14 @@ def clean(
     if request.output:
         console.print(f"Rows: {output}", highlight=False, soft_wrap=True, markup=False)
     print_json(as_json, _plain(cleaning))
+
+
+def _expected(cleaning: Cleaning) -> Iterator[str]:
+    """How many new captions are expected to be right."""
+    for result in cleaning.results.values():
+        count = result.counts().get("relabelled")
+        if count and result.expected_right is not None:
+            yield f"Of {count:,} new captions, about {result.expected_right:,.0f} should be right."
 
 
 def _counts(cleaning: Cleaning, audit: Path) -> Table:

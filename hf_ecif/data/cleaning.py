@@ -20,6 +20,7 @@ WEIGHT = "ecif_weight"
 
 
 ORIGINAL_TEXT = "ecif_original_text"
+SUGGESTED_PROBABILITY = "ecif_suggested_probability"
 UNTRAINED, BEFORE = "not fine-tuned", "all rows"  # versions that every cleaning is compared with
 
 
@@ -44,6 +45,17 @@ class CleanResult:
 
     kept: Dataset
     removed: Dataset
+
+    @property
+    def expected_right(self) -> float | None:
+        """How many of the new captions are right, by their probabilities; None where unknown."""
+        rows = self.kept
+        if not {ORIGINAL_TEXT, SUGGESTED_PROBABILITY} <= set(rows.column_names):
+            return None
+        plain = rows.with_format(None)
+        pairs = zip(plain[ORIGINAL_TEXT][:], plain[SUGGESTED_PROBABILITY][:], strict=True)
+        chances = [chance for original, chance in pairs if original is not None]
+        return None if None in chances else float(sum(chances))
 
     def counts(self) -> dict[str, int]:
         """Rows by what became of them; those kept include those relabelled."""
@@ -73,8 +85,8 @@ def clean(
     `ecif_noise_probability`, of equal ones those with the lowest `ecif_score`. ``relabel`` gives
     flagged rows their `ecif_suggested_text`, keeps the old caption as `ecif_original_text`, and
     removes those without a suggestion. All three remove what could not be scored. ``weight``
-    removes nothing: `ecif_weight` is 1 - `ecif_noise_probability`, and 0 of what could not be
-    scored.
+    removes nothing: `ecif_weight` is 1 - `ecif_noise_probability`, 0 of what could not be scored,
+    and 1 where the model cannot tell.
 
     Args:
         scored: Rows with the influence columns; null in `ecif_flag` where a row could not be
@@ -147,7 +159,12 @@ def _mark_worst(scored: Dataset, share: float) -> tuple[Dataset, Bools]:
         np.array(_column(scored, name), dtype=float)  # null becomes not-a-number
         for name in ("ecif_noise_probability", "ecif_score")
     )
-    remove = np.isnan(probability)
+    remove = np.array([flag is None for flag in _column(scored, "ecif_flag")], dtype=bool)
+    if np.isnan(probability[~remove]).any():
+        raise UserError(
+            "The model cannot tell right from wrong pairs here, so the audit gives no "
+            "probabilities, and there are no worst rows to remove. Its report says what to do."
+        )
     order = np.lexsort((score, -probability))  # not-a-number comes last
     worst = order[: round(share * int((~remove).sum()))]
     remove[worst] = True
@@ -160,8 +177,11 @@ def _mark_worst(scored: Dataset, share: float) -> tuple[Dataset, Bools]:
 
 
 def _add_weight(scored: Dataset) -> Dataset:
-    probability = _column(scored, "ecif_noise_probability")
-    weights = [0.0 if value is None else 1.0 - value for value in probability]
+    """Rows that the audit has no probability of, though it could read them, keep their weight."""
+    cells = zip(
+        _column(scored, "ecif_flag"), _column(scored, "ecif_noise_probability"), strict=True
+    )
+    weights = [0.0 if flag is None else 1.0 - (value or 0.0) for flag, value in cells]
     return set_column(scored, WEIGHT, weights, "float32")
 
 

@@ -21,14 +21,18 @@ COLUMNS = {
     "ecif_loo_loss": "the loss that the pair would have, had it not been trained on, in nats",
     "clip_score": "cosine of image and caption under the model as given",
     "neg_clip_loss": "the negated loss per term over the logit scale, as given; higher is better",
-    "ecif_noise_probability": "probability that the pair is misaligned",
+    "ecif_noise_probability": "probability that the pair is misaligned; null where the model "
+    "cannot tell",
+    "ecif_suspicion": "logarithm of how much likelier the pair's signals are among misaligned "
+    "pairs than among right ones: it ranks the pairs even where no probability can be given",
     "ecif_flag": "whether that probability is above the threshold",
     "ecif_borderline": "whether the threshold is within two standard errors of that probability",
     "ecif_image_neighbours": "how far the caption is from those of the most similar images: their "
     "mean cosine distance, weighted by how near they are and how well they fit themselves",
     "ecif_text_neighbours": "the same for the image and those of the most similar captions",
     "ecif_suggested_text": "a caption that fits a flagged image better than its own and than all "
-    "other candidates, where one stands out",
+    "other candidates, where it is probably the right one",
+    "ecif_suggested_probability": "probability that it is the right one",
     "ecif_suggested_margin": "by how much its logit stands above the next best one, in nats",
     "ecif_wrong_words": "words of a flagged caption that its image contradicts, the worst first: "
     "each with the places of its first character and of the one after its last",
@@ -39,7 +43,7 @@ COLUMNS = {
 
 
 ADDED_LATER = {
-    "ecif_weight": "1 - ecif_noise_probability, for a weighted loss; 0 where a row has none",
+    "ecif_weight": "1 - ecif_noise_probability, for a weighted loss; 0 of an unreadable row",
     "ecif_original_text": "the caption before it was replaced; null where it was not",
     "ecif_decision": "what a person decided in a review: keep, remove or recaption",
     "ecif_verdict": "a person's verdict on the pair: right, wrong or cannot tell; null where "

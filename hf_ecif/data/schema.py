@@ -129,6 +129,28 @@ def read_flags(dataset: Dataset, column: str, option: str, meaning: str) -> NDAr
     return np.array(dataset[column][:], dtype=bool)
 
 
+def read_verdicts(dataset: Dataset, column: str, option: str) -> NDArray[np.int8]:
+    """Verdicts ``(N,)`` from a boolean column: 1 is right, -1 wrong, and 0, of a missing value,
+    unknown.
+
+    Args:
+        dataset: All rows.
+        column: Its name.
+        option: What the user named it by, for the error.
+
+    Raises:
+        UserError: The column is missing, not boolean, or has a verdict for every row.
+    """
+    flags = read_flags(dataset, column, option, "is verified to be right")
+    missing = np.array([value is None for value in dataset[column][:]])
+    if len(missing) and not missing.any():
+        raise UserError(
+            f"{option} {column!r} has a verdict for every row, so that none is left to judge. It "
+            "must be null where nobody has looked."
+        )
+    return np.where(missing, 0, np.where(flags, 1, -1)).astype(np.int8)
+
+
 def _is_value(feature: Any, kind: str) -> bool:
     return isinstance(feature, Value) and feature.dtype in (kind, f"large_{kind}")
 

@@ -247,7 +247,8 @@ class Noise(Record):
         threshold: of the probability, above which a row is flagged.
         borderline: rows whose error reaches across it.
         interval: 95 % interval of the rate; None where it is not known.
-        rate_is_bound: whether the rate is no estimate but an upper bound.
+        rate_is_bound: whether no row is known to be right, so that only the upper end of the
+            interval is to be relied on.
         abstains: why nothing is flagged, where the model cannot tell right from wrong.
         verified: rows with a person's verdict that the rate was estimated with.
         injected_auroc: how well mismatches made on purpose are told from the rest, by probability.
@@ -267,9 +268,16 @@ class Noise(Record):
     @property
     def told(self) -> str:
         """The rate with its interval, where that is known, in words."""
-        bound = "at most " if self.rate_is_bound else ""
-        interval = " ({} to {})".format(*map(share, self.interval)) if self.interval else ""
-        return f"{bound}{share(self.rate)}{interval}"
+        if self.abstains:
+            return "unknown"
+        if self.interval is None:
+            return share(self.rate)
+        low, high = map(share, self.interval)
+        return (
+            f"{share(self.rate)} (at most {high})"
+            if self.rate_is_bound
+            else (f"{share(self.rate)} ({low} to {high})")
+        )
 
 
 class GroupFacts(Record):
@@ -304,11 +312,15 @@ class Suggestions(Record):
 
     Attributes:
         count: rows with one.
+        expected_right: how many of these are the right caption, by their probabilities.
+        least_probability: of being right, from which on a caption is suggested.
         least_margin: by which its logit stands above the next best, in nats.
         vocabulary: the file that they are from; None where they are captions of the data.
     """
 
     count: int
+    expected_right: Real = nan
+    least_probability: Real = 0.0
     least_margin: Real
     vocabulary: str | None = None
 
@@ -357,6 +369,8 @@ class CleaningFacts(Record):
     Attributes:
         audit: its folder.
         counts: rows by what became of them, as `CleanResult.counts` has them.
+        expected_right: how many of the captions that were replaced are right now, by their
+            probabilities; None where that is not known.
         comparison: of models fine-tuned on the rows before and after.
     """
 
@@ -364,6 +378,7 @@ class CleaningFacts(Record):
     strategy: str
     share: float | None = None
     counts: dict[str, int]
+    expected_right: float | None = None
     comparison: ComparisonFacts | None = None
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 from datasets import Dataset
+from scipy.special import expit
 
 from hf_ecif.data.columns import set_column
 from hf_ecif.errors import UserError
@@ -78,13 +79,22 @@ def verdicts_of(scored: Dataset) -> dict[int, Verdict]:
 
 
 def before_verdicts(scored: Dataset) -> tuple[Floats, Bools]:
-    """Probabilities and flags ``(N,)`` as the audit had them; nan and false of unreadable rows."""
+    """Probabilities and flags ``(N,)`` as the audit had them; nan and false of unreadable rows.
+
+    Where the audit gave no probability, the order of the rows is known all the same: it is then the
+    probability if as many were wrong as right.
+    """
     names = ("ecif_noise_probability", "ecif_flag")
     if AUDIT_PROBABILITY in scored.column_names:
         names = (AUDIT_PROBABILITY, AUDIT_FLAG)
-    probability, flag = (scored.with_format(None)[name][:] for name in names)
+    plain = scored.with_format(None)
     # As floats, null is not-a-number.
-    return np.array(probability, dtype=float), np.array([value is True for value in flag])
+    probability = np.array(plain[names[0]][:], dtype=float)
+    flag = np.array([value is True for value in plain[names[1]][:]])
+    if "ecif_suspicion" in scored.column_names:
+        suspicion = np.array(plain["ecif_suspicion"][:], dtype=float)
+        probability = np.where(np.isnan(probability), expit(suspicion), probability)
+    return probability, flag
 
 
 def apply_verdicts(

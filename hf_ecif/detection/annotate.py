@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from hf_ecif.data.columns import WRONG_WORDS, set_column
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.explain import explain_flags
+from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.signals import Witnesses
 from hf_ecif.detection.suggestions import Evidence
 from hf_ecif.influence.columns import score_columns
@@ -39,8 +41,11 @@ def add_columns(
         evidence: of the readable rows; without it, suggestions and duplicates are null.
     """
     columns = score_columns(rows, scores, given, relative)
-    probability = rows.spread(detection.probability.tolist())
-    for name, values in (columns | {"ecif_noise_probability": probability}).items():
+    columns |= {
+        "ecif_noise_probability": rows.spread(_null_if_nan(detection.probability)),
+        "ecif_suspicion": rows.spread(detection.suspicion.tolist()),
+    }
+    for name, values in columns.items():
         dataset = set_column(dataset, name, values, "float32")
     for name, marks in (("ecif_flag", detection.flag), ("ecif_borderline", detection.borderline)):
         dataset = set_column(dataset, name, rows.spread(marks.tolist()), "bool")
@@ -49,6 +54,8 @@ def add_columns(
         dataset = set_column(dataset, f"ecif_{side}", values, "float32")
     texts, margins, duplicates = _evidence_columns(evidence, rows)
     dataset = set_column(dataset, "ecif_suggested_text", rows.spread(texts), "string")
+    chances = [None] * len(rows) if evidence is None else evidence.suggested_probability
+    dataset = set_column(dataset, "ecif_suggested_probability", rows.spread(chances), "float32")
     dataset = set_column(dataset, "ecif_suggested_margin", rows.spread(margins), "float32")
     words = rows.spread(_word_cells(evidence, rows))
     dataset = set_column(dataset, "ecif_wrong_words", words, WRONG_WORDS)
@@ -57,6 +64,10 @@ def add_columns(
     for row, reason in rows.reasons.items():
         reasons[row] = reason
     return set_column(dataset, "ecif_reason", reasons, "string")
+
+
+def _null_if_nan(values: Floats) -> list[float | None]:
+    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def _evidence_columns(

@@ -7,12 +7,14 @@ data, captions are mixed up among like things, too, and such pairs are harder to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_ecif.detection.detect import Floats
+from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.signals import find_witnesses
 from hf_ecif.engine.neighbours import cluster
 from hf_ecif.influence.influence import Influence
@@ -75,26 +77,35 @@ def plant(
     return Planting(rows.with_texts_of(donors), donors, labels)
 
 
+class Injected(NamedTuple):
+    """Signals from runs in which some captions were exchanged on purpose; see `find_witnesses`.
+
+    Attributes:
+        reference: ``(R, S)`` of the rows that stayed as they are, run by run.
+        kinds: ``(M, S)`` of every kind of those exchanged: for the caption of an image unlike their
+            own, and of one like it.
+        rows: ``(R,)``, row numbers of the reference.
+    """
+
+    reference: Floats
+    kinds: list[Floats]
+    rows: NDArray[np.int64]
+
+
 def plant_pairs(
     model: InfluenceModel,
     influence: Influence,
     query: Rows,
     progress: ProgressFactory = silent,
     checkpoints: Checkpoints | None = None,
-) -> tuple[Floats, list[Floats]]:
-    """What tells misaligned rows, in runs in which some captions were exchanged on purpose.
-
-    Returns:
-        ``(R, 4)`` of the rows that stayed as they are, and ``(M, 4)`` of either kind of those
-        exchanged: for the caption of an image unlike their own, and of one like it; see
-        `find_witnesses`.
-    """
+) -> Injected:
+    """What tells misaligned rows, learned from mismatches that are injected on purpose."""
     train, config = influence.rows, model.config
     known = checkpoints or Checkpoints()
     generator = torch.Generator().manual_seed(config.seed + 2)
     given = model.embed_as_given(train)
     advance = progress("Plant wrong pairs", config.plantings)
-    reference, unlike, alike = [], [], []
+    reference, unlike, alike, kept = [], [], [], []
     for number in range(config.plantings):
         planting = plant(
             train, given.image, share=config.planted_share, clusters=10, generator=generator
@@ -108,7 +119,9 @@ def plant_pairs(
         found = find_witnesses(scores, embedded, planting.rows.same_text).stack()
         planted, near = planting.planted.numpy(), planting.alike.numpy()
         reference.append(found[~planted])
+        kept.append(np.flatnonzero(~planted))
         unlike.append(found[planted & ~near])
         alike.append(found[near])
         advance(1)
-    return np.concatenate(reference), [np.concatenate(unlike), np.concatenate(alike)]
+    kinds = [np.concatenate(unlike), np.concatenate(alike)]
+    return Injected(np.concatenate(reference), kinds, np.concatenate(kept))

@@ -161,14 +161,15 @@ def probability_right(
         pairs: the data.
         winners: of the flagged rows.
         flag: ``(n,)``, which rows are flagged.
-        probability: ``(n,)``, of being misaligned.
+        probability: ``(n,)``, of being misaligned; nan where it is not known.
         vocabulary: the candidates; the captions of all rows if absent.
         seed: of the exchanges.
     """
     nothing = np.full(len(winners.margin), np.nan)
     if not len(nothing):
         return nothing
-    alarms = float(np.clip(1 - probability[flag].mean(), *FALSE_ALARMS))
+    known = probability[flag & np.isfinite(probability)]
+    alarms = float(np.clip(1 - known.mean(), *FALSE_ALARMS)) if len(known) else FALSE_ALARMS[0]
     made = [
         _exchange(pairs, flag, alarms, vocabulary, np.random.default_rng((seed, draw)))
         for draw in range(DRAWS)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_ecif.detection.captions import embed_captions, plain
-from hf_ecif.detection.detect import Detection, Floats
+from hf_ecif.detection.detect import Detection
+from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.replacements import (
     Candidates,
     Pairs,
@@ -165,9 +166,7 @@ def find_evidence(
         probability=better.probability,
         least_margin=margin,
         least_probability=probability,
-        wrong_words=wrong_words(
-            model, rows, embeddings.image, detection.probability, detection.flag
-        ),
+        wrong_words=wrong_words(model, rows, embeddings.image, detection.suspicion, detection.flag),
         same_image=positions[same_image].numpy(),
         same_caption=positions[same_caption].numpy(),
         duplicate=positions[duplicate].numpy(),
@@ -221,7 +220,7 @@ def _find_better(
     pairs = Pairs(embeddings.image, embeddings.text, key[:count], float(embeddings.scale))
     listed = _listed(model, vocabulary, key[count:]) if vocabulary is not None else None
     candidates = Candidates.of(pairs) if listed is None else listed
-    if not len(flagged) or len(candidates.key) < 2:
+    if not len(flagged) or not len(candidates.key):
         return better
     winners = find_winners(pairs, torch.from_numpy(flagged), candidates)
     chance = probability_right(

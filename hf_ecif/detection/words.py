@@ -28,7 +28,7 @@ LEAST_RISE = 0.5
 # Weight of a word's fit alone. On captions as written and with their tags in random order together,
 # 67 % of the exchanged words are ranked first; 63 % without it, and 66 % where both weigh the same.
 ALONE = 0.25
-MOST_ROWS = 2000  # to be looked at: of more flagged rows, the most probable
+MOST_ROWS = 2000  # to be looked at: of more flagged rows, the most suspicious
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Word:
 
 
 def wrong_words(
-    model: LoadedModel, rows: Rows, image: Tensor, probability: Floats, flag: Bools
+    model: LoadedModel, rows: Rows, image: Tensor, suspicion: Floats, flag: Bools
 ) -> list[list[Word] | None]:
     """Contradicted words of the flagged rows, the worst first; None of rows not looked at.
 
@@ -69,11 +69,11 @@ def wrong_words(
         model: its own parameters count, not the fitted ones.
         rows: the readable rows.
         image: ``(n, d)``, normalised embeddings of their images.
-        probability: ``(n,)``, of being misaligned.
+        suspicion: ``(n,)``, higher of pairs that are likelier to be misaligned.
         flag: ``(n,)``, which rows are flagged.
     """
     flagged = np.flatnonzero(flag)
-    looked = flagged[np.argsort(-probability[flagged], kind="stable")][:MOST_ROWS].tolist()
+    looked = flagged[np.argsort(-suspicion[flagged], kind="stable")][:MOST_ROWS].tolist()
     found: list[list[Word] | None] = [None] * len(rows)
     judged = judge_words(model, [rows.texts[row] for row in looked], image[looked])
     for row, words in zip(looked, judged, strict=True):

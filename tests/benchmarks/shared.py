@@ -114,9 +114,9 @@ def find_wrong(model: InfluenceModel, rows: Rows, query: Rows) -> tuple[Scores, 
     """What an audit makes of the rows; the model is fitted to them."""
     influence = model.fit(rows, query)
     scores = influence.scores()
-    return scores, detect(
-        witnesses_of(model, rows, scores).stack(), *plant_pairs(model, influence, query)
-    )
+    injected = plant_pairs(model, influence, query)
+    signals = witnesses_of(model, rows, scores).stack()
+    return scores, detect(signals, injected.reference, injected.kinds)
 
 
 def judge(wrong: NDArray[np.bool_], suspicion: NDArray[np.floating]) -> dict[str, Any]:

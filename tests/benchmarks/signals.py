@@ -290,7 +290,8 @@ def judge_all(model: InfluenceModel, rows: Rows, query: Rows) -> Judged:
     influence, checkpoints = _fit(model, rows, query)
     scores = influence.scores()
     witnesses = witnesses_of(model, rows, scores)
-    detection = detect(witnesses.stack(), *plant_pairs(model, influence, query))
+    injected = plant_pairs(model, influence, query)
+    detection = detect(witnesses.stack(), injected.reference, injected.kinds)
     signals = parts_of_ours(scores, witnesses, detection) | fixed(
         model, rows, query, scores, checkpoints
     )

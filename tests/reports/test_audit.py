@@ -330,16 +330,25 @@ def test_flagged_cards_show_suggestion_and_reason(tmp_path: Path) -> None:
         ecif_suggested_margin=[None, None, None, 2.5],
         ecif_reason=[None, None, "its caption fits 9 other images better", attack],
     )
-    page = render(scored, tmp_path, suggestions={"count": 1, "least_margin": 1.5})
+    page = render(
+        scored,
+        tmp_path,
+        suggestions={
+            "count": 10,
+            "expected_right": 8.5,
+            "least_probability": 0.7,
+            "least_margin": 0.0,
+        },
+    )
     cards = re.findall(r'<li class="card">.*?</li>', page, re.S)
     assert all(("fits better:" in card) == ("row 3<" in card) for card in cards)
     assert all(("<details" in card) == ("row 2<" in card or "row 3<" in card) for card in cards)
     text = Page(page).text
     assert f"fits better: {attack}" in text
     assert "its caption fits 9 other images better" in text
-    assert "1 with a better caption" in text
+    assert "10 with a better caption" in text
     assert "2.5 nats above the next best" in page
-    assert "from a row that is not flagged that stands out" in text
+    assert "that is right with a probability of 70 % or more; about 8.5 of 10 are." in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -397,9 +406,9 @@ def test_one_row_and_one_constant_score(tmp_path: Path) -> None:
 def test_what_a_rate_is_worth_is_told(tmp_path: Path) -> None:
     noise = {"rate": 0.195, "threshold": 0.5, "interval": [0.15, 0.24]}
     page = Page(render(make_scored(5), tmp_path, format_version=2, noise=noise))
-    assert "Estimated noise 19.5 % 15.0 % to 24.0 %" in page.text
+    assert "Estimated noise 19.5 % (15.0 % to 24.0 %)" in page.text
     page = Page(render(make_scored(5), tmp_path, noise=noise | {"rate_is_bound": True}))
-    assert "At most 19.5 % of the 5 pairs look misaligned" in page.text
+    assert "About 19.5 % (at most 24.0 %) of the 5 pairs look misaligned" in page.text
     reason = "the model cannot tell right from wrong here."
     page = Page(render(make_scored(5, flagged=2.0), tmp_path, noise=noise | {"abstains": reason}))
     assert "Nothing is flagged: the model cannot tell right from wrong here." in page.text

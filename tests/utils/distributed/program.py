@@ -173,9 +173,9 @@ def model() -> Iterator[tuple[str, Tensor]]:
     yield "theta", influence.theta
     yield "positions", rows.positions
     yield from influence.scores().to_state().tensors.items()
-    reference, planted = plant_pairs(model, influence, query)
-    yield "planted", torch.from_numpy(np.concatenate(planted))
-    yield "reference", torch.from_numpy(reference)
+    injected = plant_pairs(model, influence, query)
+    yield "planted", torch.from_numpy(np.concatenate(injected.kinds))
+    yield "reference", torch.from_numpy(injected.reference)
 
 
 if __name__ == "__main__":
