@@ -12,12 +12,12 @@ from typing import Any
 import datasets.config
 import numpy as np
 import pytest
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset, Image, Value, load_dataset
 from PIL import Image as PILImage
 
 from hf_ecif.applications.audit import AuditRequest, run_audit
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data.columns import COLUMNS
+from hf_ecif.data.columns import COLUMNS, WRONG_WORDS
 from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
 from tests.support import DEMO
@@ -32,7 +32,8 @@ TYPES = {
     "ecif_duplicate_group": "int64",
     "ecif_reason": "string",
 }
-NUMBERS = [name for name in COLUMNS if name not in (*TYPES, "ecif_suggested_margin")]
+FLAGGED_ALONE = ("ecif_suggested_margin", "ecif_suggested_probability", "ecif_wrong_words")
+NUMBERS = [name for name in COLUMNS if name not in (*TYPES, *FLAGGED_ALONE)]
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -165,7 +166,8 @@ def test_image_bytes_are_untouched(before: Dataset, scored: Dataset) -> None:
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_column_types(scored: Dataset, name: str) -> None:
-    assert scored.features[name].dtype == TYPES.get(name, "float32")
+    expected = WRONG_WORDS if name == "ecif_wrong_words" else Value(TYPES.get(name, "float32"))
+    assert scored.features[name] == expected
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -252,6 +254,16 @@ def test_suggestions_are_captions_of_other_rows(scored: Dataset) -> None:
             assert row["ecif_suggested_text"] in texts - {row["text"]}
             assert row["ecif_suggested_margin"] >= 0
             assert row["ecif_suggested_text"][:30] in row["ecif_reason"]
+
+
+def test_wrong_words_are_where_they_say(scored: Dataset) -> None:
+    rows = scored.remove_columns("image").to_list()
+    for row in rows:
+        words = row["ecif_wrong_words"]
+        assert (words is None) == (row["ecif_flag"] is not True)
+        for word in words or []:
+            assert row["text"][word["start"] : word["end"]] == word["word"]
+    assert any(row["ecif_wrong_words"] for row in rows)
 
 
 def test_repeated_rows_are_one_group(scored: Dataset) -> None:
