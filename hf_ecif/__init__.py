@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds, which ``--help`` does 
     from hf_ecif.applications.tracing import find_errors as find_errors
     from hf_ecif.applications.validation import validate as validate
     from hf_ecif.applications.value import value as value
+    from hf_ecif.config import DetectionConfig as DetectionConfig
     from hf_ecif.config import InfluenceConfig as InfluenceConfig
     from hf_ecif.data.cleaning import clean as clean
     from hf_ecif.data.loading import load_rows as load_rows
@@ -46,6 +47,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds, which ``--help`` does 
 _PUBLIC = {
     "Audit": "applications.result",
     "Cleaned": "applications.result",
+    "DetectionConfig": "config",
     "Influence": "influence.influence",
     "InfluenceCallback": "influence.callback",
     "InfluenceConfig": "config",
@@ -67,15 +69,15 @@ _PUBLIC = {
     "zero_shot": "influence.queries",
 }
 _MOVED = {  # public in 0.1, and to be imported from their modules since
-    "AuditRequest": "applications.audit",
-    "CleanRequest": "applications.clean",
+    "AuditRequest": "applications.requests",
+    "CleanRequest": "applications.requests",
     "CleanResult": "data.cleaning",
     "Detection": "detection.detect",
-    "FitRequest": "applications.fit",
-    "RemoveRequest": "applications.remove",
-    "ScoreRequest": "applications.score",
-    "ValidateRequest": "applications.validate",
-    "ValueRequest": "applications.value",
+    "FitRequest": "applications.requests",
+    "RemoveRequest": "applications.requests",
+    "ScoreRequest": "applications.requests",
+    "ValidateRequest": "applications.requests",
+    "ValueRequest": "applications.requests",
     "add_columns": "detection.annotate",
     "detect": "detection.detect",
     "find_evidence": "detection.suggestions",

@@ -11,22 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 from transformers import PreTrainedModel
 
 from hf_ecif.applications.given import MOST_STREAMED, Rowset, open_given
-from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.outputs import require_free, require_outside
+from hf_ecif.applications.requests import AuditOptions, AuditRequest
 from hf_ecif.applications.result import Audit, Traced
-from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
+from hf_ecif.applications.sources import Learning, Opened, describe_solves, open_sources
 from hf_ecif.applications.trace import (
     Found,
     describe_errors_and_causes,
     describe_found,
     find_and_trace,
 )
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.config import SUGGEST_PROBABILITY, DetectionConfig, InfluenceConfig
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
 from hf_ecif.data.columns import read_groups
 from hf_ecif.data.schema import drop_influence_columns, read_flags, read_verdicts
@@ -47,11 +49,20 @@ from hf_ecif.data.summary import (
     Verified,
 )
 from hf_ecif.detection.annotate import add_columns
-from hf_ecif.detection.detect import SMALLEST_GROUP, Detection, Verdicts, auroc, detect
+from hf_ecif.detection.detect import (
+    RIGHT,
+    SMALLEST_GROUP,
+    UNKNOWN,
+    WRONG,
+    Detection,
+    Verdicts,
+    auroc,
+    detect,
+)
 from hf_ecif.detection.injection import Injected, plant_pairs
 from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
-from hf_ecif.detection.suggestions import PROBABILITY, Evidence, find_evidence, read_vocabulary
-from hf_ecif.detection.verified import find_shift
+from hf_ecif.detection.suggestions import Evidence, find_evidence, read_vocabulary
+from hf_ecif.detection.verified import Likeness, compare, find_shift
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
@@ -66,30 +77,6 @@ from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 FEWEST = 20  # rows to audit
 TRACED = "retrieval-text"  # the errors that the report shows
 SHOWN_TRACED = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditOptions:
-    """What an audit looks at beside the pairs."""
-
-    truth_column: str | None = None
-    verified_column: str | None = None
-    group_column: str | None = None
-    vocabulary: Path | Sequence[str] | None = None
-    suggest: bool = True
-    suggest_probability: float = PROBABILITY
-    suggest_margin: float = 0.0
-    trace: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditRequest(AuditOptions, Sources):
-    """What to audit and where to put the result; the fields are the options of ``hf-ecif
-    audit``."""
-
-    output: Path
-    overwrite: bool = False
-    resume: bool = False
 
 
 def audit(
@@ -108,9 +95,10 @@ def audit(
     group_column: str | None = None,
     vocabulary: str | Path | Sequence[str] | None = None,
     suggest: bool = True,
-    suggest_probability: float = PROBABILITY,
+    suggest_probability: float = SUGGEST_PROBABILITY,
     suggest_margin: float = 0.0,
     trace: int = 0,
+    detection: DetectionConfig | None = None,
     max_rows: int = MOST_STREAMED,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -145,6 +133,7 @@ def audit(
         suggest_margin: and if its logit stands that far above the next, in
             nats.
         trace: errors of the query to trace to the pairs behind them, the worst first.
+        detection: how it is learned what a wrong pair looks like.
         max_rows: to read of an `IterableDataset`.
         output: where `Audit.save` writes the result, if anywhere.
         overwrite: whether an earlier audit in ``output`` is replaced.
@@ -169,10 +158,13 @@ def audit(
         suggest_probability=suggest_probability,
         suggest_margin=suggest_margin,
         trace=trace,
+        detection=detection or DetectionConfig(),
     )
     folder = Path(output).expanduser() if output is not None else None
     if folder is not None:
         distributed.decide(lambda: _require_free(folder, overwrite=overwrite))
+        named = [given for given in (model, dataset, query) if isinstance(given, str | Path)]
+        require_outside(folder, named)
     watch = _Stopwatch()
     with watch("load"):
         given = open_given(
@@ -192,7 +184,7 @@ def audit(
     found = _analyse(options, given.opened, beside, Checkpoints(), watch, progress)
     result = _conclude(options, found, fingerprints, watch, given.original, given.notes)
     if folder is not None:
-        distributed.decide(lambda: result.write(AuditFolder(folder)))
+        distributed.decide(lambda: result.save(folder, overwrite=overwrite))
     return result
 
 
@@ -220,7 +212,8 @@ def run_audit(
         opened = open_sources(request, config)
         beside = _read_beside(request, opened)
         fingerprints = opened.fingerprints()
-    manifest = config.deciding() | fingerprints | {"columns": request.columns}
+    settings = config.deciding() | request.detection.deciding()
+    manifest = settings | fingerprints | {"columns": request.columns}
     known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
     try:
         found = _analyse(request, opened, beside, known, watch, progress)
@@ -267,6 +260,8 @@ class _Found:
     scores_as_given: Scores
     witnesses: Witnesses
     injected: Injected
+    verdicts: Verdicts
+    likeness: Likeness | None
     detection: Detection
     evidence: Evidence | None
     traced: Found | None
@@ -280,12 +275,12 @@ def _read_beside(options: AuditOptions, opened: Opened) -> _Beside:
             traced of a query that is chosen from the data.
     """
     if options.trace and opened.query_set is None:
-        raise UserError("--trace looks for errors in the query: give one (--query).")
+        raise UserError("`trace` looks for errors in the query: give one (`query`).")
     truth, group, words = options.truth_column, options.group_column, options.vocabulary
     wrong, verified = "is known to be wrong", options.verified_column
     return _Beside(
-        read_flags(opened.dataset, truth, "--truth-column", wrong) if truth else None,
-        read_verdicts(opened.dataset, verified, "--verified-column") if verified else None,
+        read_flags(opened.dataset, truth, "truth_column", wrong) if truth else None,
+        read_verdicts(opened.dataset, verified, "verified_column") if verified else None,
         read_groups(opened.dataset, group) if group else None,
         read_vocabulary(words) if isinstance(words, Path) else list(words or []) or None,
     )
@@ -302,7 +297,7 @@ def _analyse(
     """All of the computing; every process takes part."""
     model = opened.model
     with watch("embed"):
-        rows, query = opened.read(progress, known)
+        rows, query, learning = opened.read_with_verified(progress, known)
     if len(rows) < FEWEST:
         raise UserError(
             f"{len(rows)} rows can be read, and an audit learns from the rows themselves what a "
@@ -314,15 +309,26 @@ def _analyse(
         scores, as_given = influence.scores(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
         within = known.within("planting")
-        injected = plant_pairs(model, influence, query, progress, within)
+        likeness = _compare(model, rows, learning)
+        if likeness and not likeness.is_alike:
+            learning = Learning(rows, query)
+        injected = plant_pairs(
+            model,
+            influence,
+            learning.query,
+            progress,
+            within,
+            options.detection,
+            learning.rows,
+        )
         witnesses = witnesses_of(model, rows, scores)
-        verdicts = None if beside.verdicts is None else beside.verdicts[rows.positions.numpy()]
+        verdicts = _verdicts(beside, rows, learning)
         detection = detect(
             witnesses.stack(),
             injected.reference,
             injected.kinds,
-            verdicts=verdicts,
-            reference_verdicts=None if verdicts is None else verdicts[injected.rows],
+            verdicts=verdicts[: len(rows)],
+            reference_verdicts=verdicts[injected.rows],
             errors=witness_errors(scores),
             groups=beside.groups and [beside.groups[row] for row in rows.positions.tolist()],
         )
@@ -356,10 +362,29 @@ def _analyse(
         as_given,
         witnesses,
         injected,
+        verdicts,
+        likeness,
         detection,
         evidence,
         traced,
     )
+
+
+def _compare(model: InfluenceModel, rows: Rows, learning: Learning) -> Likeness | None:
+    """How like the data the verified half of the query is; None where there is no such half."""
+    if learning.rows is rows:
+        return None
+    verified = learning.rows.select(torch.arange(len(rows), len(learning.rows)))
+    return compare(model.embed_as_given(verified), model.embed_as_given(rows))
+
+
+def _verdicts(beside: _Beside, rows: Rows, learning: Learning) -> Verdicts:
+    """What is known of the rows, and of the verified ones that are learned from after them."""
+    verdicts = np.full(len(learning.rows), RIGHT)
+    verdicts[: len(rows)] = UNKNOWN
+    if beside.verdicts is not None:
+        verdicts[: len(rows)] = beside.verdicts[rows.positions.numpy()]
+    return verdicts
 
 
 def _look_for_shift(detection: Detection, model: InfluenceModel, rows: Rows) -> Detection:
@@ -396,7 +421,9 @@ def _conclude(
         found.evidence,
     )
     summary = _summarise(options, found, notes).replace(
-        fingerprints=fingerprints | {"config": config.fingerprint()}, seconds=watch.seconds()
+        fingerprints=fingerprints
+        | {"config": config.fingerprint(), "detection": options.detection.fingerprint()},
+        seconds=watch.seconds(),
     )
     if found.traced is None:
         return Audit(scored, summary)
@@ -423,18 +450,9 @@ def _describe_traced(found: _Found, traced: Found, summary: Summary) -> Traced:
 
 def _check_output(request: AuditRequest) -> None:
     """Refuse a folder that holds what must not be lost."""
-    output = request.output
-    _require_free(output, resume=request.resume, overwrite=request.overwrite)
-    inside = [
-        source
-        for source in (request.dataset, request.query, request.model)
-        if source and output.resolve() in (Path(source).resolve(), *Path(source).resolve().parents)
-    ]
-    if inside:
-        raise UserError(
-            f"--output {output} holds the input {inside[0]}, which the results would replace. Give "
-            "another folder."
-        )
+    _require_free(request.output, resume=request.resume, overwrite=request.overwrite)
+    named = (request.dataset, request.query, request.model)
+    require_outside(request.output, [source for source in named if source])
 
 
 def _require_free(output: Path, *, resume: bool = False, overwrite: bool) -> None:
@@ -449,14 +467,16 @@ def _summarise(options: AuditOptions, found: _Found, notes: Sequence[str]) -> Su
     opened, rows, fitted = found.opened, found.rows, found.influence.fitted
     detection, evidence, truth = found.detection, found.evidence, found.beside.truth
     flagged = int(detection.flag.sum())
+    provenance = opened.provenance(
+        rows,
+        found.query,
+        loss_before_fit=fitted.query_loss_before,
+        loss=fitted.query_loss,
+        alignment=fitted.alignment,
+    )
+    provenance["config"] |= options.detection.to_dict()
     summary = Summary(
-        **opened.provenance(
-            rows,
-            found.query,
-            loss_before_fit=fitted.query_loss_before,
-            loss=fitted.query_loss,
-            alignment=fitted.alignment,
-        ),
+        **provenance,
         unreadable_reasons=dict(Counter(rows.reasons.values())),
         flagged=flagged,
         kept=len(rows) - flagged,
@@ -476,7 +496,12 @@ def _summarise(options: AuditOptions, found: _Found, notes: Sequence[str]) -> Su
         if truth is None
         else _judge(truth[rows.positions.numpy()], str(options.truth_column), detection),
     )
-    warnings = [*_warnings(summary), *opened.warnings(rows, found.query), *notes]
+    warnings = [
+        *_warn_of_likeness(found),
+        *_warnings(summary),
+        *opened.warnings(rows, found.query),
+        *notes,
+    ]
     return summary.replace(warnings=warnings)
 
 
@@ -491,7 +516,7 @@ def _describe_loading(opened: Opened) -> Loaded:
 
 def _describe_noise(found: _Found) -> Noise:
     detection, injected = found.detection, found.injected
-    right, wrong = detection.verified
+    right, wrong = (int((found.verdicts == verdict).sum()) for verdict in (RIGHT, WRONG))
     return Noise(
         rate=detection.noise_rate,
         threshold=detection.threshold,
@@ -565,6 +590,16 @@ def _judge(wrong: np.ndarray, column: str, detection: Detection) -> Truth:
     )
 
 
+def _warn_of_likeness(found: _Found) -> Iterator[str]:
+    likeness = found.likeness
+    if likeness and not likeness.is_alike:
+        yield (
+            "The pairs of the query are of another kind than the data (told apart with an AUROC of "
+            f"{likeness.image:.2f} by their images, {likeness.text:.2f} by their captions). They "
+            "do not say what right pairs look like here: the noise rate is judged without them."
+        )
+
+
 def _warnings(summary: Summary) -> Iterator[str]:
     if summary.groups and not summary.groups.table:
         yield (
@@ -575,7 +610,7 @@ def _warnings(summary: Summary) -> Iterator[str]:
         yield (
             "ecif_score is inverted here: wrong pairs made on purpose look valuable, not harmful. "
             "The model is far from an optimum on these data (see gradient_norm): fit it longer "
-            "(--fit-epochs), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
+            "(`fit_epochs`), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
         )
     yield from filter(None, (solve.warning for solve in summary.solvers))
     if summary.scored < 200:

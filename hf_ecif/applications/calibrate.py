@@ -17,6 +17,7 @@ import numpy as np
 from datasets import Dataset
 
 from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.requests import CalibrateRequest
 from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.cleaning import clean
 from hf_ecif.data.columns import set_column
@@ -65,28 +66,6 @@ FEWEST = 10  # verdicts to calibrate by
 MANY_UNTOLD = 0.2  # share of verdicts "cannot tell" from which on the reader is warned
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalibrateRequest:
-    """Which verdicts, and what to make of them; the fields are the options of ``hf-ecif
-    calibrate``.
-
-    Attributes:
-        audit: Folder of an audit.
-        verdicts: The sheet, filled in, or an export of Label Studio.
-        output: New folder for the calibrated audit; None calibrates in place.
-        overwrite: Whether the audit itself may be replaced.
-        precision: Share of the flagged rows that must be wrong; None flags for the best F1.
-        confidence: With which this is promised.
-    """
-
-    audit: Path
-    verdicts: Path
-    output: Path | None = None
-    overwrite: bool = False
-    precision: float | None = None
-    confidence: float = 0.9
-
-
 @dataclass(frozen=True)
 class Sheet:
     """Rows to judge.
@@ -121,11 +100,11 @@ def write_sheet(audit: Path, size: int, *, seed: int = 0, overwrite: bool = Fals
     opened = _open(audit)
     folder = opened.folder.calibration
     if size < FEWEST:
-        raise UserError(f"--sample {size}: it takes at least {FEWEST} verdicts.")
+        raise UserError(f"`sample={size}`: it takes at least {FEWEST} verdicts.")
     if folder.exists() and not overwrite:
         raise UserError(
-            f"{folder} holds a sheet already, perhaps filled in. Read it with --verdicts, or give "
-            "--overwrite to draw another."
+            f"{folder} holds a sheet already, perhaps filled in. Read it with `verdicts`, or give "
+            "`overwrite` to draw another."
         )
     strata = opened.draw(size, seed)
     drawn = np.concatenate([stratum.drawn for stratum in strata])
@@ -151,6 +130,8 @@ def run_calibration(request: CalibrateRequest) -> Summary:
             something.
     """
     _check(request)
+    if request.verdicts is None:
+        raise UserError("Give `verdicts` to calibrate by, or `sample` to draw rows to judge.")
     opened = _open(request.audit)
     strata = opened.drawn_before()
     verdicts = verdicts_of(opened.scored) | read_verdicts(request.verdicts, len(opened.scored))
@@ -182,12 +163,12 @@ def _check(request: CalibrateRequest) -> None:
     for name in ("precision", "confidence"):
         value = getattr(request, name)
         if value is not None and not 0 < value < 1:
-            raise UserError(f"--{name} {value}: must be between 0 and 1.")
+            raise UserError(f"`{name}={value}`: must be between 0 and 1.")
     if request.output is not None:
         require_free(request.output)
     elif not request.overwrite:
         raise UserError(
-            "Give an --output folder for the calibrated audit, or --overwrite to calibrate it in "
+            "Give an `output` folder for the calibrated audit, or `overwrite` to calibrate it in "
             "place; the probabilities and flags of before stay in columns of their own."
         )
 
@@ -227,14 +208,14 @@ class _Opened:
         if not path.is_file():
             raise UserError(
                 f"No rows of {self.folder.path} were drawn to be judged, and verdicts on others "
-                "say nothing of the whole. Draw some first: hf-ecif calibrate --sample 30."
+                "say nothing of the whole. Draw some first (`sample=30`)."
             )
         design = read_json(path)
         strata = self.draw(design["size"], design["seed"])
         if list(map(_describe_stratum, strata)) != design["strata"]:
             raise UserError(
                 f"{path} was drawn from another audit than the one in {self.folder.path}. Draw a "
-                "new sample: --sample 30 --overwrite."
+                "new sample (`sample=30`, `overwrite=True`)."
             )
         return strata
 
@@ -341,7 +322,7 @@ def _warnings(counts: VerdictCounts, asked: PromiseFacts | None) -> Iterator[str
             f"That {asked.precision:.0%} of the flagged rows are wrong cannot be promised with "
             f"{asked.confidence:.0%} confidence, so only rows that were judged wrong are flagged. "
             f"It takes at least {needed} verdicts on flagged rows, all of them wrong. Judge more "
-            f"(--sample {2 * (needed + 4)}), or promise less: of the rows that the audit flags, "
+            f"(`sample={2 * (needed + 4)}`), or promise less: of the rows that the audit flags, "
             f"{asked.supported:.0%} are wrong with this confidence."
         )
 

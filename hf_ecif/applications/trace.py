@@ -1,4 +1,4 @@
-"""Why did it get these wrong? Mispredictions to the training pairs behind them, to files."""
+"""Trace of mispredictions to the training pairs behind them, from sources to files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from hf_ecif.applications import tracing
 from hf_ecif.applications.outputs import require_free
-from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
+from hf_ecif.applications.requests import TraceRequest
+from hf_ecif.applications.sources import Opened, describe_solves, open_sources
 from hf_ecif.applications.tracing import Errors, Task, Traces, describe_errors, find_errors
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.summary import (
@@ -43,27 +43,15 @@ TASKS: dict[str, Task] = {
 SHOWN_OFTEN = 12
 
 
-@dataclass(frozen=True, kw_only=True)
-class TraceRequest(Sources):
-    """What to trace; the fields are the options of ``hf-ecif trace``."""
-
-    output: Path
-    errors: str = "retrieval-text"
-    rows: list[int] | None = None
-    top_k: int = 10
-    most: int = 100
-    candidates: int = 0
-
-
 @dataclass(frozen=True)
 class Found:
     """Errors of a query, traced.
 
     Attributes:
-        kind: of the errors, a key of `TASKS`.
-        errors: those that are traced, the worst first.
-        traces: the pairs behind each.
-        wrong: how many there are in all; None where they were given.
+        kind: kind of the errors, a key of `TASKS`.
+        errors: the traced errors, the worst first.
+        traces: the pairs behind each error.
+        wrong: number of all errors; None if rows were given.
     """
 
     kind: str
@@ -83,29 +71,29 @@ def trace(
     candidates: int = 0,
     progress: ProgressFactory = tqdm_bars,
 ) -> Dataset:
-    """The training pairs behind a model's errors.
+    """Training pairs behind a model's errors.
 
     Args:
-        influence: with its training rows.
-        query: pairs in which errors are looked for.
-        errors: ``retrieval-text`` for captions that find another image than their own,
-            ``retrieval-image`` for images that find another caption, or ``zero-shot`` for images
-            of another class, the captions being the classes.
-        rows: numbers of rows to trace, right or wrong, in place of the errors.
-        top_k: pairs for each error.
-        most: errors at most, the worst first.
-        candidates: pairs that an index proposes for each error, among which the exact score
-            decides; 0 scores all pairs.
+        influence: influence, with its training rows.
+        query: pairs among which errors are found.
+        errors: ``retrieval-text`` for captions that retrieve the wrong image, ``retrieval-image``
+            for images that retrieve the wrong caption, or ``zero-shot`` for images with the wrong
+            class, where the captions are the classes.
+        rows: numbers of rows to trace instead of the errors, right or wrong.
+        top_k: number of pairs for each error.
+        most: largest number of errors, the worst first.
+        candidates: number of pairs that an index proposes for each error, which are then scored
+            exactly; 0 scores all pairs.
         progress: makes progress bars.
 
     Returns:
-        A row for each error and each pair behind it, the most responsible pair of the worst error
-        first: what was predicted in place of what, by which margin in nats, and of the pair the
-        number of its row, its score (negative: without what it has contributed, the error would
-        be smaller), the two parts of the score, and the role that it mostly plays.
+        A row for each error and each pair behind it, with the most responsible pair of the worst
+        error first: the prediction and the right answer, the margin in nats, and for the pair its
+        row number, score (negative: the error would be smaller without its contribution), both
+        parts of the score, and its main role.
 
     Raises:
-        UserError: there are no such errors to look for, or no such rows.
+        UserError: the kind of errors or a row does not exist.
     """
     _check(errors, top_k, most, candidates)
     asked = influence.model.rows(query)
@@ -125,13 +113,13 @@ def trace(
 def run_trace(
     request: TraceRequest, config: InfluenceConfig, progress: ProgressFactory = silent
 ) -> TraceSummary:
-    """Trace errors of the query; writes ``trace.parquet``, ``summary.json`` and ``trace.html``.
+    """Trace errors of the query; write ``trace.parquet``, ``summary.json`` and ``trace.html``.
 
     Returns:
-        What ``summary.json`` holds.
+        Content of ``summary.json``.
 
     Raises:
-        UserError: something in the request cannot be.
+        UserError: the request cannot be carried out.
     """
     start = time.perf_counter()
     _check(request.errors, request.top_k, request.most, request.candidates)
@@ -177,16 +165,16 @@ def find_and_trace(
     candidates: int = 0,
     progress: ProgressFactory = silent,
 ) -> Found:
-    """The worst errors of a query, or chosen rows of it, with the pairs behind them.
+    """Worst errors of a query, or given rows of it, with the pairs behind them.
 
     Args:
-        influence: with its training rows.
-        query: where the errors are looked for.
+        influence: influence, with its training rows.
+        query: pairs among which errors are found.
         kind: a key of `TASKS`.
-        most: errors at most.
-        chosen: numbers of rows of the query, right or wrong, in place of its errors.
-        top_k: pairs for each.
-        candidates: as in `trace`.
+        most: largest number of errors.
+        chosen: numbers of rows of the query to trace instead of its errors, right or wrong.
+        top_k: number of pairs for each error.
+        candidates: see `trace`.
         progress: makes a progress bar.
     """
     task = TASKS[kind]
@@ -209,32 +197,32 @@ def find_and_trace(
 
 def _check(errors: str, top_k: int, most: int, candidates: int) -> None:
     if errors not in TASKS:
-        raise UserError(f"--errors {errors!r}: must be one of {', '.join(TASKS)}.")
+        raise UserError(f"`errors={errors!r}`: must be one of {', '.join(TASKS)}.")
     if 0 < candidates < top_k:
         raise UserError(
-            f"--candidates {candidates}: fewer than the --top-k {top_k} that are chosen among them."
+            f"`candidates={candidates}`: fewer than the `top_k={top_k}` that are chosen among them."
         )
-    for name, value in (("top-k", top_k), ("most", most)):
+    for name, value in (("top_k", top_k), ("most", most)):
         if value < 1:
-            raise UserError(f"--{name} must be at least 1.")
+            raise UserError(f"`{name}={value}`: must be at least 1.")
 
 
 def _find_rows(wanted: Sequence[int], query: Rows) -> Tensor:
-    """Numbers of the readable rows that have these row numbers.
+    """Places among the readable rows of the given row numbers.
 
     Raises:
-        UserError: one of them is not there, or cannot be read.
+        UserError: a row does not exist, or cannot be read.
     """
     places = {position: number for number, position in enumerate(query.positions.tolist())}
     for row in wanted:
         if row not in places:
             why = query.reasons.get(row, f"the query has rows 0 to {query.total - 1}")
-            raise UserError(f"--rows {row}: {why}.")
+            raise UserError(f"`rows={row}`: {why}.")
     return torch.tensor([places[row] for row in dict.fromkeys(wanted)])
 
 
 def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterator[TracedError]:
-    """Every error with its causes."""
+    """Errors with their causes, one by one."""
     errors, traces = found.errors, found.traces
     columns = {name: value.tolist() for name, value in vars(traces).items()}
     negative = traces.is_negative.tolist()
@@ -269,7 +257,7 @@ def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterato
 def _summarise(
     request: TraceRequest, opened: Opened, influence: Influence, query: Rows, found: Found
 ) -> TraceSummary:
-    """What was traced, without the time."""
+    """Summary of the trace, without times."""
     rows = influence.rows
     return TraceSummary(
         **opened.provenance(rows, query),
@@ -281,7 +269,7 @@ def _summarise(
 
 
 def describe_found(found: Found, rows: Rows, query: Rows) -> TraceFacts:
-    """What was asked and found, in counts, with the pairs that are behind several errors."""
+    """Counts of the trace, with the pairs that are behind several errors."""
     traces = found.traces
     guilty = traces.pairs[traces.score + 2 * traces.stderr < 0]
     often = Counter(guilty.tolist()).most_common(SHOWN_OFTEN)
@@ -301,10 +289,10 @@ def describe_found(found: Found, rows: Rows, query: Rows) -> TraceFacts:
 
 def _warnings(found: Found) -> Iterator[str]:
     if found.wrong == 0:
-        yield "There is no error of this kind. Try another --errors, or give rows with --rows."
+        yield "There is no error of this kind. Try another `errors`, or give rows with `rows`."
     traces = found.traces
     if len(traces.pairs) and (traces.score + 2 * traces.stderr >= 0).float().mean() > 0.5:
         yield (
             "Most of the scores are within two standard errors of zero: these errors have no few "
-            "pairs behind them, or more --partitions are needed to see them."
+            "pairs behind them, or more `partitions` are needed to see them."
         )

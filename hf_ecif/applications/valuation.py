@@ -27,6 +27,7 @@ from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
 from hf_ecif.utils import distributed
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import derive, stream
 
 WHOLE = "all"
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -204,7 +205,7 @@ def removal_orders(scores: Tensor, repeats: int, seed: int = 0) -> dict[str, lis
         repeats: orders of each kind; only those at random differ.
         seed: of the random orders.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed, "subsets")
     shuffled = [torch.randperm(len(scores), generator=generator) for _ in range(repeats)]
     return {
         "most harmful": [scores.argsort()] * repeats,
@@ -239,7 +240,7 @@ def removal_curves(
     advance = progress("Refit", repeats + sum(map(len, orders.values())) * len(shares))
 
     def measure(rows: Rows, repeat: int) -> tuple[float, float]:
-        seed = config.seed + 100 + repeat
+        seed = derive(config.seed, "retraining", repeat)
         theta = fine_tune(model, Version(rows), steps=steps, batch_size=batch_size, seed=seed)
         advance(1)
         return model.query_value(judge, theta).item(), recall_at_1(model, theta, judge)
@@ -290,7 +291,7 @@ def value_additions(
     """
     config, train = influence.config, influence.rows
     size = min(config.batch_size - 1, len(train))  # with the candidate, a batch as in training
-    generator = torch.Generator().manual_seed(config.seed + 4)
+    generator = stream(config.seed, "contexts")
     contexts = [
         torch.randperm(len(train), generator=generator)[:size] for _ in range(config.partitions)
     ]

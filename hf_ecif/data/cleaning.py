@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from hf_ecif.config import Strategy
 from hf_ecif.data.columns import set_column
 from hf_ecif.data.schema import require_text
 from hf_ecif.errors import UserError
@@ -29,9 +30,6 @@ NEEDED = {
     "weight": ("ecif_noise_probability",),
     "relabel": ("ecif_suggested_text",),
 }
-
-
-Strategy = Literal["drop", "worst", "weight", "relabel"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def clean(
 
 def _check(scored: Dataset, strategy: str, share: float | None, text_column: str) -> None:
     if strategy not in get_args(Strategy):
-        raise UserError(f"strategy = {strategy!r}: must be one of {', '.join(get_args(Strategy))}.")
+        raise UserError(f"`strategy={strategy}`: must be one of {', '.join(get_args(Strategy))}.")
     for column in ("ecif_flag", "ecif_reason", *NEEDED.get(strategy, ())):
         if column not in scored.column_names:
             raise UserError(
@@ -124,7 +122,7 @@ def _check(scored: Dataset, strategy: str, share: float | None, text_column: str
     if strategy == "relabel" and text_column not in scored.column_names:
         raise UserError(
             f"There is no text column {text_column!r} to relabel. The columns are: "
-            f"{', '.join(scored.column_names)}. Name the right one with --text-column."
+            f"{', '.join(scored.column_names)}. Name the right one with `text_column`."
         )
     if strategy == "relabel":
         require_text(scored.features, text_column)

@@ -87,15 +87,20 @@ def set_column(
     return changed.select_columns(order)
 
 
-def read_groups(dataset: Dataset, column: str) -> list[str | None]:
+def read_groups(dataset: Dataset, column: str, option: str = "group_column") -> list[str | None]:
     """The group of every row as text; None where it has none.
+
+    Args:
+        dataset: All rows.
+        column: Its name.
+        option: The argument that named it, for the error.
 
     Raises:
         UserError: the column is missing, or its values are no names.
     """
     if column not in dataset.column_names:
         raise UserError(
-            f"--group-column {column!r} is not in the data set. It has: "
+            f"`{option}={column!r}` is not in the data set. It has: "
             f"{', '.join(dataset.column_names)}."
         )
     feature = dataset.features[column]
@@ -104,7 +109,7 @@ def read_groups(dataset: Dataset, column: str) -> list[str | None]:
         return [None if value is None else str(feature.int2str(value)) for value in values]
     if not isinstance(feature, Value) or feature.dtype not in NAMES:
         raise UserError(
-            f"--group-column {column!r} must hold strings, integers or booleans, but it is "
+            f"`{option}={column!r}` must hold strings, integers or booleans, but it is "
             f"{feature}. Name another column."
         )
     return [None if value is None else str(value) for value in values]

@@ -270,14 +270,15 @@ class Noise(Record):
         """The rate with its interval, where that is known, in words."""
         if self.abstains:
             return "unknown"
+        return f"{share(self.rate)} ({self.interval_told})" if self.interval else share(self.rate)
+
+    @property
+    def interval_told(self) -> str:
+        """The interval in words, its upper end alone for a bound; empty where it is not known."""
         if self.interval is None:
-            return share(self.rate)
+            return ""
         low, high = map(share, self.interval)
-        return (
-            f"{share(self.rate)} (at most {high})"
-            if self.rate_is_bound
-            else (f"{share(self.rate)} ({low} to {high})")
-        )
+        return f"at most {high}" if self.rate_is_bound else f"{low} to {high}"
 
 
 class GroupFacts(Record):

@@ -161,13 +161,13 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise UserError(
-            f"--verdicts {path} must be a file that ends in {', '.join(readers)}: the sheet that "
-            "'hf-ecif calibrate' wrote, filled in, or an export of Label Studio."
+            f"`verdicts={path}` must be a file that ends in {', '.join(readers)}: the sheet "
+            "that was written, filled in, or an export of Label Studio."
         )
     try:
         records = reader(path)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"--verdicts {path} cannot be read: {error}") from error
+        raise UserError(f"`verdicts={path}` cannot be read: {error}") from error
     for number, record in enumerate(records, 1):
         yield f"{path.name}, record {number}", record
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_ecif.config import DetectionConfig
 from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.signals import find_witnesses
 from hf_ecif.engine.neighbours import cluster
@@ -22,6 +23,7 @@ from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import stream
 
 
 @dataclass(frozen=True)
@@ -98,17 +100,30 @@ def plant_pairs(
     query: Rows,
     progress: ProgressFactory = silent,
     checkpoints: Checkpoints | None = None,
+    detection: DetectionConfig | None = None,
+    rows: Rows | None = None,
 ) -> Injected:
-    """What tells misaligned rows, learned from mismatches that are injected on purpose."""
-    train, config = influence.rows, model.config
+    """What tells misaligned rows, learned from mismatches that are injected on purpose.
+
+    Args:
+        model: not fitted.
+        influence: a fit to the rows.
+        query: of the fits to rows with mismatches.
+        progress: makes a progress bar.
+        checkpoints: keep what was done.
+        detection: how many runs, and how much is exchanged in each.
+        rows: into which mismatches are injected, verified rows after those of the fit; the latter
+            alone if absent.
+    """
+    train, config = rows or influence.rows, detection or DetectionConfig()
     known = checkpoints or Checkpoints()
-    generator = torch.Generator().manual_seed(config.seed + 2)
+    generator = stream(model.config.seed, "injection")
     given = model.embed_as_given(train)
-    advance = progress("Plant wrong pairs", config.plantings)
+    advance = progress("Plant wrong pairs", config.injections)
     reference, unlike, alike, kept = [], [], [], []
-    for number in range(config.plantings):
+    for number in range(config.injections):
         planting = plant(
-            train, given.image, share=config.planted_share, clusters=10, generator=generator
+            train, given.image, share=config.injected_share, clusters=10, generator=generator
         )
         within = known.within(f"{number:02d}")
         # Their curvature differs little; it is damped alike.

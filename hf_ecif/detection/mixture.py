@@ -52,6 +52,9 @@ ROWS_OF_A_KIND = 0.5
 # The likelihood may have two peaks, of few wrong rows and of many.
 STARTS = (0.05, 0.4)
 SMALLEST_RATE = 1e-6
+# By how many standard errors, at the most that they can be, a share is taken to be larger than it
+# looks when the best bin is chosen; more of them choose larger bins.
+BIN_ERRORS = 1.6
 LARGEST_LOG_ODDS = 9.0  # an interval that goes on beyond them reaches to 0 or 1
 MOST_ROWS = 20_000  # of a sample, to learn from
 
@@ -127,6 +130,27 @@ def fit_mixture(samples: Samples) -> Mixture:
     likelihood = _Likelihood(samples.thinned())
     fits = [likelihood.maximise(likelihood.begin(rate)) for rate in STARTS]
     return max(fits, key=lambda fit: fit.log_likelihood)
+
+
+def largest_rate(samples: Samples, mixture: Mixture) -> float:
+    """Largest share of wrong rows that fits under the unknown ones; an upper bound of the rate.
+
+    For a cut ``c`` of the log ratio, ``P(unknown > c) >= rate * P(injected > c)``, whatever right
+    rows look like. The quotient bounds the rate, tightest where only wrong rows are above the cut,
+    which is chosen where the quotient with its sampling error is smallest: best-bin estimation
+    (Garg et al., 2021).
+    """
+    unknown = np.sort(mixture.log_ratio(samples.unknown.signals))
+    injected = np.concatenate([mixture.log_ratio(kind.signals) for kind in samples.injected])
+    counts = [len(kind.signals) for kind in samples.injected]
+    weights = np.repeat(mixture.shares / counts, counts)
+    order = np.argsort(injected)
+    # The last cut is above all injected rows.
+    cuts, injected_above = injected[order][:-1], 1 - np.cumsum(weights[order])[:-1]
+    unknown_above = 1 - np.searchsorted(unknown, cuts, side="right") / len(unknown)
+    error = BIN_ERRORS / 2 * (samples.unknown.rows**-0.5 + np.linalg.norm(weights))
+    best = np.argmin((unknown_above + error) / injected_above)
+    return float(np.clip(unknown_above[best] / injected_above[best], 0, 1))
 
 
 def rate_interval(samples: Samples, best: Mixture, level: float = 0.95) -> tuple[float, float]:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_ecif.config import SUGGEST_PROBABILITY
 from hf_ecif.detection.captions import embed_captions, plain
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.mixture import Floats
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 Numbers = NDArray[np.int64]
 Cell = TypeVar("Cell")
 
-PROBABILITY = 0.7  # of being right, from which on a caption is suggested
 # A JPEG of quality 75 or a copy of half the size is this near to its image in 99 of 100 cases of
 # the demo. Of different pictures, 5 pairs in 1,492 rows are, and look it. Captions have no such
 # cosine: different words can have the very same embedding.
@@ -132,7 +132,7 @@ def find_evidence(
     *,
     vocabulary: list[str] | None = None,
     margin: float = 0.0,
-    probability: float = PROBABILITY,
+    probability: float = SUGGEST_PROBABILITY,
     seed: int = 0,
     progress: ProgressFactory = silent,
 ) -> Evidence:
@@ -183,12 +183,12 @@ def read_vocabulary(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"--vocabulary {path} cannot be read as UTF-8 text: {error}. Give a text file with one "
+            f"`vocabulary={path}` cannot be read as UTF-8 text: {error}. Give a text file with one "
             "caption a line."
         ) from error
     captions = [line.strip() for line in lines if line.strip()]
     if not captions:
-        raise UserError(f"--vocabulary {path} has no captions. Write one on every line.")
+        raise UserError(f"`vocabulary={path}` has no captions. Write one on every line.")
     return captions
 
 

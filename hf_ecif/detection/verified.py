@@ -1,15 +1,14 @@
 """Rows that are verified: known to be right or wrong, from a query, a column or a review.
 
-Half of a clean query is fitted and scored beside the data, so that it tells what right rows look
-like there; the other half stays the query. It tells that only if its images and captions are like
-those of the data, each side by itself: which caption belongs to which image does not matter for
-that, so wrong pairs among the data do no harm.
+In the runs with injected mismatches, half of a clean query is fitted and scored beside the data, so
+that it tells what right rows look like there; the other half is their query. It tells that only if
+its images and captions are like those of the data, each side by itself: which caption belongs to
+which image does not matter for that, so wrong pairs among the data do no harm.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.influence.rows import Rows
+from hf_ecif.utils.seeds import stream
 
 # Of a query that is halved; fewer pairs all stay the query.
 FEWEST_HALVED = 40
@@ -58,10 +58,9 @@ def halve_query(query: Rows, seed: int) -> tuple[Rows, Rows]:
 
     Args:
         query: clean pairs.
-        seed: of the run; the halves are drawn from a stream of their own.
+        seed: of the run.
     """
-    generator = torch.Generator().manual_seed(crc32(f"halve the query {seed}".encode()))
-    order = torch.randperm(len(query), generator=generator)
+    order = torch.randperm(len(query), generator=stream(seed, "verified"))
     verified, left = order.tensor_split(2)
     return query.select(verified.sort().values), query.select(left.sort().values)
 

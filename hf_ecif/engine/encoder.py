@@ -48,8 +48,8 @@ class DualEncoder:
 
     Attributes:
         names: names of the attributed parameters, in the order of the flat vector.
-        count: their number of scalars, ``P``.
-        contrastive: the loss that the model is trained with, `loss_of` it.
+        count: number of their scalars, ``P``.
+        contrastive: the loss that the model is trained with, from `loss_of`.
 
     Example:
         >>> from transformers import CLIPConfig, CLIPModel
@@ -114,14 +114,14 @@ class DualEncoder:
         return float(self._logit_scale.exp())
 
     def fingerprint(self) -> str:
-        """A hash of the model's weights, for provenance."""
+        """Hash of the model's weights, for provenance."""
         return _hash(sorted(self.model.state_dict().items()))
 
     @cached_property
     def boundary(self) -> str:
-        """A hash of what rows go through once: the frozen weights, and which ones are attributed.
+        """Hash of the frozen weights and the names of the attributed ones.
 
-        Rows with the features of one boundary serve all encoders with that boundary.
+        Features that one encoder has frozen serve all encoders with an equal boundary.
         """
         chosen = {*self.names}
         frozen = (item for item in self.model.named_parameters() if item[0] not in chosen)
@@ -288,7 +288,7 @@ class DualEncoder:
             self._as_given.clear()
 
     def embed_as_given(self, features: Features) -> Embeddings:
-        """`embed` with the model's own parameters, done once for as long as the rows are held."""
+        """Embeddings by the model as given, computed once for as long as the rows are in use."""
         if features not in self._as_given:
             self._as_given[features] = self.embed(self.theta, features)
         return self._as_given[features]

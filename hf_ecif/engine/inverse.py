@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
@@ -20,6 +19,7 @@ from hf_ecif.engine.solvers import (
     solve,
 )
 from hf_ecif.engine.system import Spectrum, System, estimate_spectrum
+from hf_ecif.utils.seeds import derive, stream
 
 
 class InverseCurvature:
@@ -46,17 +46,20 @@ class InverseCurvature:
         spectrum: Spectrum | None = None,
     ) -> None:
         self.product = objective.operator(config.curvature, theta)
-        self.spectrum = spectrum or estimate_spectrum(self.product, theta, seed=config.seed)
+        self.spectrum = spectrum or estimate_spectrum(
+            self.product, theta, seed=derive(config.seed, "spectrum")
+        )
         self._solver = choose_solver(config)
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = stream(config.seed, "noisy products")
 
         def product_of_a_batch(vectors: Tensor) -> Tensor:
             """Over one random batch, a fresh one at every call."""
             batch = random_batches(len(objective.features), config.batch_size, generator)[:1]
             return objective.over(batch).operator(config.curvature, theta)(vectors)
 
+        seed = derive(config.seed, "preconditioner")
         self._system = System(
-            self.product, self.spectrum, config.damping, product_of_a_batch, seed=config.seed
+            self.product, self.spectrum, config.damping, product_of_a_batch, seed=seed
         )
 
     def solve(self, b: Tensor) -> tuple[Tensor, SolveReport]:

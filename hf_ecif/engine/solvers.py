@@ -18,16 +18,16 @@ from hf_ecif.errors import UserError
 
 EXACT_LIMIT = 8192
 LOW_RANK = 64
-CHECK_EVERY = 20  # steps of LiSSA between two looks at the residual
+CHECK_EVERY = 20  # steps of LiSSA between two checks of the residual
 ROUNDING = "rounding is in the way: use float64, or raise the damping"
 
 
 class Solver(Protocol):
-    """A way to solve ``(H + damping I) x = b``, with its options.
+    """Solver of ``(H + damping I) x = b``, with its options.
 
     Attributes:
-        name: as in `InfluenceConfig.solver`.
-        tolerance: relative residual at which to stop, or by which the result is judged.
+        name: its name in `InfluenceConfig.solver`.
+        tolerance: relative residual at which to stop, or below which the result has converged.
     """
 
     @property
@@ -37,7 +37,7 @@ class Solver(Protocol):
     def tolerance(self) -> float: ...
 
     def solve(self, system: System, b: Tensor) -> Solution:
-        """The solution for every row of ``b``, ``(K, P)``, converged or not.
+        """Solution for every row of ``b``, ``(K, P)``, converged or not.
 
         Raises:
             DivergenceError: the iteration grew without bound, or ``H + damping I`` is not positive
@@ -45,17 +45,17 @@ class Solver(Protocol):
         """
 
     def remedy(self, iterations: int) -> str:
-        """What to do about a solve that took so many iterations and did not converge."""
+        """Advice on a solve that did not converge within so many iterations."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What a solver found.
+    """Result of a solver.
 
     Attributes:
         x: ``(K, P)``.
-        iterations: products with ``H`` that it took.
-        largest_eigenvalue: of ``H``, where it is known by now.
+        iterations: number of products with ``H``.
+        largest_eigenvalue: largest eigenvalue of ``H``, if the solver knows it.
     """
 
     x: Tensor
@@ -144,13 +144,13 @@ def require_small(parameters: int) -> None:
 
 @dataclass(frozen=True)
 class ConjugateGradients:
-    """The reference.
+    """Conjugate gradients, the reference among the solvers.
 
     Attributes:
         tolerance: relative residual at which to stop.
-        max_iterations: products to spend at most.
-        preconditioner_rank: eigenpairs of a Nyström preconditioner, which changes the number of
-            iterations, not the solution nor the residual at which to stop; 0 for none.
+        max_iterations: largest number of products.
+        preconditioner_rank: eigenpairs of a Nyström preconditioner, 0 for none. It changes the
+            number of iterations, neither the solution nor the residual at which to stop.
     """
 
     tolerance: float = 1e-3
@@ -159,7 +159,7 @@ class ConjugateGradients:
     name = "cg"
 
     def solve(self, system: System, b: Tensor) -> Solution:
-        """In one Krylov space for all rows, or in one for each where their matrices differ."""
+        """Solution in one Krylov space for all rows, or in one per row if matrices differ."""
         rank = self.preconditioner_rank
         preconditioner = system.nystrom(b[0], rank) if rank else None
         cg = _block_conjugate_gradients if system.one_matrix else _conjugate_gradients
@@ -167,7 +167,7 @@ class ConjugateGradients:
         return Solution(x, iterations)
 
     def remedy(self, iterations: int) -> str:
-        """More iterations, if they were spent."""
+        """Advice to allow more iterations, if all were used."""
         if iterations < self.max_iterations:
             return _short(ROUNDING)
         return _short("raise max_iterations, raise the damping, or use a preconditioner")
@@ -264,13 +264,13 @@ def _orthonormalise(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Lissa:
-    """Stochastic recursion on products over random batches.
+    """LiSSA, a stochastic recursion with products over random batches.
 
     Attributes:
         tolerance: relative residual at which to stop.
-        max_iterations: products to spend at most in each run.
-        repeats: independent runs that are averaged, the ``r`` of Koh & Liang (2017): the variance
-            that random batches leave in a run falls by this factor.
+        max_iterations: largest number of products in each run.
+        repeats: number of independent runs that are averaged, the ``r`` of Koh & Liang (2017): the
+            variance due to random batches falls by this factor.
     """
 
     tolerance: float = 1e-3
@@ -283,7 +283,7 @@ class Lissa:
             raise ValueError(f"LiSSA takes at least 1 run, not {self.repeats}.")
 
     def solve(self, system: System, b: Tensor) -> Solution:
-        """Mean of runs that share only the right-hand side."""
+        """Mean of the solutions of runs that share only the right-hand side."""
         largest = system.spectrum.largest_eigenvalue
         if largest is None:
             largest = estimate_largest_eigenvalue(system.product, b[0])
@@ -295,7 +295,7 @@ class Lissa:
         return Solution(total / self.repeats, iterations, largest)
 
     def remedy(self, iterations: int) -> str:
-        """More iterations, or another solver."""
+        """Advice to allow more iterations, or to take another solver."""
         return _short(
             "raise max_iterations, raise the damping, or use cg, which takes fewer passes"
         )
@@ -338,11 +338,11 @@ class Lissa:
 
 @dataclass(frozen=True)
 class LowRankInverse:
-    """Ritz pairs of ``H``: many right-hand sides at the cost of one basis.
+    """Inverse from Ritz pairs of ``H``: many right-hand sides at the cost of one basis.
 
     Attributes:
-        rank: eigenpairs; each takes a product.
-        tolerance: relative residual that the result is judged by.
+        rank: number of eigenpairs; each takes a product.
+        tolerance: relative residual below which the result has converged.
     """
 
     rank: int = LOW_RANK
@@ -350,7 +350,7 @@ class LowRankInverse:
     name = "low_rank"
 
     def solve(self, system: System, b: Tensor) -> Solution:
-        """By the pairs, and one eigenvalue that stands for all others."""
+        """Solution with ``H`` replaced by the pairs and one eigenvalue for all others."""
         pairs = system.ritz_pairs(b[0], self.rank)
         lowest = pairs.values[-1].item()
         if lowest + system.damping <= 0:
@@ -359,26 +359,26 @@ class LowRankInverse:
         return Solution(pairs.inverse(b, system.damping), len(pairs.values) + 1)
 
     def remedy(self, iterations: int) -> str:
-        """More pairs, or another solver."""
+        """Advice to take more pairs, or another solver."""
         return _short("raise the rank, raise the damping, or use cg")
 
 
 @dataclass(frozen=True)
 class Exact:
-    """Dense Cholesky, for at most `EXACT_LIMIT` parameters.
+    """Dense Cholesky factorisation, for at most `EXACT_LIMIT` parameters.
 
     Attributes:
-        tolerance: relative residual that the result is judged by.
+        tolerance: relative residual below which the result has converged.
     """
 
     tolerance: float = 1e-3
     name = "exact"
 
     def solve(self, system: System, b: Tensor) -> Solution:
-        """By all of the matrix.
+        """Solution from the dense matrix.
 
         Raises:
-            UserError: it is too large.
+            UserError: there are more than `EXACT_LIMIT` parameters.
         """
         size = b.shape[1]
         require_small(size)
@@ -392,27 +392,27 @@ class Exact:
         return Solution(torch.cholesky_solve(b.T, factor).T, size)
 
     def remedy(self, iterations: int) -> str:
-        """More digits."""
+        """Advice to compute with more digits."""
         return _short(ROUNDING)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """``H`` replaced by its mean eigenvalue: no curvature, as TracIn.
+    """Inverse with ``H`` replaced by its mean eigenvalue: no curvature, as in TracIn.
 
     Attributes:
-        tolerance: relative residual that the result is judged by.
+        tolerance: relative residual below which the result has converged.
     """
 
     tolerance: float = 1e-3
     name = "identity"
 
     def solve(self, system: System, b: Tensor) -> Solution:
-        """A multiple of the right-hand side."""
+        """Solution, which is a multiple of the right-hand side."""
         return Solution(b / (system.spectrum.mean_eigenvalue + system.damping), 0)
 
     def remedy(self, iterations: int) -> str:
-        """None is needed."""
+        """No advice, since this solver has no options."""
         return "identity ignores the curvature; its residual is for information"
 
 

@@ -1,4 +1,4 @@
-"""The damped linear system ``(H + damping I) x = b``, with ``H`` known through its products alone.
+"""The damped linear system ``(H + damping I) x = b``, with ``H`` known only through its products.
 
 ``product`` maps ``(K, P)`` to ``(K, P)``, one product per row; right-hand sides are rows, too, so
 that many solves share every pass over the data. Nothing here knows what ``H`` is.
@@ -40,19 +40,19 @@ class Spectrum:
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """``H + damping I``, and what solvers have found out about it.
+    """``H + damping I``, with the eigenpairs that solvers have computed.
 
-    Eigenpairs do not depend on the right-hand sides: they are kept for the next solve.
+    Eigenpairs do not depend on the right-hand sides, so they are kept for later solves.
 
     Attributes:
         product: products with ``H``, which must be positive definite once damped.
-        spectrum: of ``H``; sets the damping, and LiSSA's scale if it has the largest eigenvalue.
+        spectrum: eigenvalues of ``H``; set the damping, and LiSSA's scale if the largest is known.
         relative_damping: ``damping / mean_eigenvalue``.
-        noisy_product: over a fresh random part of the data at every call, for LiSSA; `product` if
-            absent.
-        one_matrix: whether all rows have the same ``H`` and can share a Krylov space. Where
-            `product` has an ``H`` for each row, every row is on its own.
-        seed: of the random vectors that eigenpairs are found from.
+        noisy_product: products over a fresh random part of the data at every call, for LiSSA;
+            `product` if absent.
+        one_matrix: whether all rows have the same ``H`` and can share a Krylov space. If `product`
+            has an ``H`` for each row, every row is solved by itself.
+        seed: seed of the random vectors for eigenpairs.
 
     Raises:
         ValueError: the damping would not be positive.
@@ -83,7 +83,7 @@ class System:
 
     @property
     def damping(self) -> float:
-        """Absolute."""
+        """Absolute damping."""
         return self.relative_damping * self.spectrum.mean_eigenvalue
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -91,39 +91,39 @@ class System:
         return self.product(x) + self.damping * x
 
     def noisy(self, x: Tensor) -> Tensor:
-        """``(H + damping I) x`` for every row, with ``H`` of a random part of the data."""
+        """``(H + damping I) x`` for every row, with ``H`` over a random part of the data."""
         return (self.noisy_product or self.product)(x) + self.damping * x
 
     def nystrom(self, like: Tensor, rank: int) -> LowRank:
-        """A preconditioner of so many eigenpairs, made once; ``like`` is ``(P,)``."""
+        """Preconditioner with ``rank`` eigenpairs, computed once; ``like`` is ``(P,)``."""
         key = ("nystrom", rank)
         if key not in self._pairs:
             self._pairs[key] = nystrom(self.product, like, rank, seed=self.seed)
         return self._pairs[key]
 
     def ritz_pairs(self, like: Tensor, rank: int) -> LowRank:
-        """So many Ritz pairs, made once; ``like`` is ``(P,)``."""
+        """``rank`` Ritz pairs, computed once; ``like`` is ``(P,)``."""
         key = ("ritz", rank)
         if key not in self._pairs:
             self._pairs[key] = ritz_pairs(self.product, like, rank)
         return self._pairs[key]
 
     def require_positive(self, direction: Tensor, product: Tensor) -> None:
-        """Raise unless ``H + damping I`` is positive along all rows of ``direction``.
+        """Check that ``H + damping I`` is positive along all rows of ``direction``.
 
         Args:
             direction: ``(K, P)``.
-            product: of the damped matrix with it.
+            product: ``(K, P)``, its product with ``H + damping I``.
 
         Raises:
-            DivergenceError: it is negative along one of them.
+            DivergenceError: the matrix is not positive along one of them.
         """
         curvature = (direction * product).sum(dim=1) / direction.square().sum(dim=1)
         if (curvature <= 0).any():
             raise indefinite(curvature[curvature <= 0].min().item() - self.damping, self.damping)
 
     def relative_residual(self, x: Tensor, b: Tensor) -> float:
-        """The largest ``|b - (H + damping I) x| / |b|``; none where ``b`` is zero."""
+        """Largest ``|b - (H + damping I) x| / |b|`` over all rows."""
         norms = b.norm(dim=1).clamp_min(torch.finfo(b.dtype).tiny)
         return ((b - self(x)).norm(dim=1) / norms).max().item()
 
@@ -161,7 +161,7 @@ def estimate_largest_eigenvalue(
 
 
 def indefinite(lowest: float, damping: float) -> DivergenceError:
-    """The error of a curvature ``lowest`` along some direction, below zero by more than damped."""
+    """Error for a curvature ``lowest`` that is negative by more than the damping."""
     return DivergenceError(
         f"The curvature is negative along some direction: {lowest:.3g}, more than the damping of "
         f"{damping:.3g} makes up for. Raise the damping above the most negative eigenvalue, or use "

@@ -73,14 +73,14 @@ def leverage(
     is in two of them leaves both.
 
     Args:
-        objective: that the model was trained on, ``N`` rows.
+        objective: training objective, over ``N`` rows.
         theta: ``(P,)``, the trained parameters.
-        gradient: of the query at ``theta``; ``(P,)`` or ``(Q, P)``.
+        gradient: gradient of the query at ``theta``; ``(P,)`` or ``(Q, P)``.
         directions: ``(H + damping I)^-1`` of it, of the same shape.
-        damping: absolute, and positive.
+        damping: absolute damping, positive.
         vectors: ``(R, P)``, of the largest eigenvalues of ``H``, as `nystrom`
             finds them. Dependent ones do no harm.
-        form: of the negative role.
+        form: form of the negative role.
         advance: called with the number of rows done, for a progress bar.
 
     Raises:
@@ -120,14 +120,14 @@ def change_without(
     it is the better prediction where the step is long.
 
     Args:
-        objective: that the model was trained on, ``N`` rows.
+        objective: training objective, over ``N`` rows.
         theta: ``(P,)``, the trained parameters.
         members: ``(K, N)`` booleans, true for the pairs of a set.
-        spectrum: of the objective's curvature; sets the damping.
-        curvature: of the step.
-        relative_damping: in units of the mean eigenvalue.
+        spectrum: spectrum of the objective's curvature; sets the damping.
+        curvature: kind of curvature of the step.
+        relative_damping: damping in units of the mean eigenvalue.
         tolerance: relative residual of the solve.
-        max_iterations: of the solve.
+        max_iterations: largest number of products with the curvature.
 
     Returns:
         ``(K, P)``, and the report of the solve.
@@ -156,11 +156,11 @@ def leverage_along(
     For two curvature products per set it tells from a few rows whether a fit is `memorised`.
 
     Args:
-        objective: that the model was trained on, ``N`` rows.
+        objective: training objective, over ``N`` rows.
         theta: ``(P,)``, the trained parameters.
         members: ``(K, N)`` booleans, true for the pairs of a set.
         changes: ``(K, P)``, not zero.
-        damping: absolute.
+        damping: absolute damping.
 
     Returns:
         ``(K,)``.
@@ -179,7 +179,7 @@ def implied_penalty(objective: Objective, theta: Tensor, start: Tensor) -> float
     the slope is zero, and there is no penalty but that of ``J``.
 
     Args:
-        objective: that was fitted.
+        objective: objective that was minimised.
         theta: ``(P,)``, where the fit stopped.
         start: ``(P,)``, where it began; another point.
     """
@@ -199,17 +199,17 @@ def sample_leverage(
 ) -> Tensor:
     """Leverages of some pairs ``(n,)``, each along its own plain influence; lower bounds.
 
-    Dear, a solve for each, but far above the bounds of the subspace that `leverage` takes for all
-    rows: what a pair holds up is off the large eigenvalues that all pairs share.
+    Expensive, a solve for each, but far above the bounds from the subspace of `leverage`: what a
+    pair holds up is off the large eigenvalues that all pairs share.
 
     Args:
-        objective: that the model was trained on, ``N`` rows.
+        objective: training objective, over ``N`` rows.
         theta: ``(P,)``, the trained parameters.
-        spectrum: of the objective's curvature.
+        spectrum: spectrum of the objective's curvature.
         rows: ``(n,)``, their numbers.
-        damping: absolute; `implied_penalty` for what is true of the fit itself.
+        damping: absolute damping; `implied_penalty` gives that of the fit itself.
         tolerance: relative residual of the solve. Any direction gives a bound, so it may be large.
-        max_iterations: of the solve.
+        max_iterations: largest number of products with the curvature.
     """
     members = torch.zeros(len(rows), len(objective.features), dtype=torch.bool)
     members[torch.arange(len(rows)), rows] = True
@@ -243,7 +243,7 @@ def memorised(leverage: Tensor) -> str | None:
 
 @dataclass(frozen=True)
 class _Leaving:
-    """What some rows take along when they leave, in the coordinates of a basis.
+    """Gradient and curvature that leave with some rows, in the coordinates of a basis.
 
     Attributes:
         rows: ``(n,)``.
@@ -275,7 +275,7 @@ def _whitened(objective: Objective, theta: Tensor, vectors: Tensor, damping: flo
 
 
 def _products(product: Matvec, vectors: Tensor) -> Tensor:
-    """Of every row, `CHUNK` at a time."""
+    """Products with every row, `CHUNK` at a time."""
     products = torch.cat([product(part) for part in vectors.split(CHUNK)])
     require_finite(products)
     return products
@@ -369,7 +369,7 @@ def _leaving_products(
 
 
 def _remaining(batch: Objective, members: Tensor) -> list[Objective]:
-    """What is left of a batch: of fewer than two pairs, nothing that has a loss."""
+    """Rest of a batch; nothing where it has fewer than two pairs, which have no loss."""
     left = (~members[batch.batches[0]]).sum()
     return [batch.without(members)] if left > 1 else []
 

@@ -75,17 +75,17 @@ def remove(
     """The attributed parameters ``(P,)`` without the influence of some pairs, and a report.
 
     Args:
-        objective: that the model was trained on, members included.
+        objective: training objective, members included.
         theta: ``(P,)``, the trained parameters.
         members: ``(N,)`` booleans, true for pairs that leave.
-        spectrum: of the objective's curvature; sets the damping.
+        spectrum: spectrum of the objective's curvature; sets the damping.
         steps: Newton steps at most.
         rescale: whether the remaining pairs are to count as much as all did, as in a retraining,
             whose loss is a mean over them; else, as in influence functions, each counts as before.
-        curvature: of the steps.
-        relative_damping: of the penalty, in units of the mean eigenvalue.
+        curvature: kind of curvature of the steps.
+        relative_damping: weight of the penalty, in units of the mean eigenvalue.
         tolerance: relative residual of every solve, and of ``|r|`` at which to stop.
-        max_iterations: of every solve.
+        max_iterations: largest number of products with the curvature in every solve.
         advance: called after every step, for a progress bar.
     """
     remaining = objective.without(members, rescale=rescale)

@@ -21,6 +21,7 @@ from hf_ecif.engine.objective import random_batches
 from hf_ecif.engine.objectives import Embeddings, RoleForm, Roles
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints, State
+from hf_ecif.utils.seeds import stream
 
 RelativeForm = Literal["deletion", "span"]
 
@@ -155,7 +156,7 @@ class Scores:
         """Scores of parts of the rows, put together.
 
         Args:
-            parts: of scores.
+            parts: scores of each part.
             rows: numbers of the rows of each part.
         """
         order = torch.cat(list(rows)).argsort()
@@ -183,9 +184,9 @@ class Pass:
     Attributes:
         batch_size: pairs of a batch.
         partitions: random partitions of a chunk that are averaged over.
-        seed: of the chunks and the partitions.
+        seed: seed of the chunks and the partitions.
         same: ``(N,)``, equal for rows that are not negatives of each other; or None.
-        form: of the negative role of a single pair; that of groups is exact.
+        form: form of the negative role of a single pair; that of groups is exact.
         tangents: exact forward mode, or finite differences.
     """
 
@@ -197,12 +198,12 @@ class Pass:
     tangents: TangentForm = "exact"
 
     def of(self, rows: Tensor) -> Pass:
-        """The same for some of the rows."""
+        """This pass over some of the rows."""
         return self if self.same is None else replace(self, same=self.same[rows])
 
     def batches(self, count: int) -> list[tuple[int, Tensor]]:
         """Number of the partition and rows of every batch of a chunk of ``count`` rows."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = stream(self.seed, "partitions")
         return [
             (partition, batch)
             for partition in range(self.partitions)
@@ -240,13 +241,13 @@ def score_rows(
     """Scores of all rows, averaged over random partitions into contrastive batches.
 
     Args:
-        encoder: of the attributed parameters.
+        encoder: encoder with the attributed parameters.
         theta: ``(P,)``.
         features: ``N`` rows.
         directions: from a fit.
         how: they are pushed, and meet.
         train_count: rows of the training set, the ``N`` of ``1 / 2N``.
-        checkpoints: where the scores of finished chunks are kept.
+        checkpoints: store of the scores of finished chunks.
         advance: called with the number of rows done, for a progress bar.
     """
     known = checkpoints or Checkpoints()
@@ -288,9 +289,9 @@ def score_embedded(
     """Losses and cosines of rows that are embedded already; influence parts are of no query.
 
     Args:
-        encoder: that embedded them.
-        features: of the rows; they decide how many are worked on together.
-        embeddings: of the rows.
+        encoder: encoder of the embeddings.
+        features: features of the rows; they decide how many are worked on together.
+        embeddings: embeddings of the rows.
         how: they meet.
     """
     parts, chunks = [], row_chunks(features, 0, how, encoder)
@@ -319,7 +320,7 @@ def score_group(
     their single scores is only the first-order answer.
 
     Args:
-        encoder: of the attributed parameters.
+        encoder: encoder with the attributed parameters.
         theta: ``(P,)``.
         features: ``N`` rows, members and others.
         query: the direction ``s``; ``(P,)`` or ``(Q, P)``.
@@ -359,10 +360,10 @@ class Batch:
     """A contrastive batch, pushed.
 
     Attributes:
-        partition: its number.
+        partition: number of its partition.
         rows: ``(B,)``, of the chunk.
-        embeddings: of the rows.
-        moved: their tangents.
+        embeddings: embeddings of the rows.
+        moved: tangents of the embeddings.
         same: ``(B,)``, see `Pass`.
     """
 
@@ -396,8 +397,7 @@ def row_chunks(features: Features, vectors: int, how: Pass, encoder: DualEncoder
     """A random partition of the rows into chunks of equal size that fit in memory."""
     fit = encoder.rows_that_fit(features, max(1, vectors))  # as many without a query as with one
     size = max(fit, 4 * how.batch_size)
-    generator = torch.Generator().manual_seed(how.seed)
-    order = torch.randperm(len(features), generator=generator)
+    order = torch.randperm(len(features), generator=stream(how.seed, "chunks"))
     return list(order.tensor_split(-(-len(features) // size)))
 
 
@@ -493,7 +493,7 @@ class _Table:
 
 
 def _standard_error(samples: Tensor) -> Tensor:
-    """Of the mean over the first dimension; of a single sample nothing is known."""
+    """Standard error of the mean over the first dimension; infinite for a single sample."""
     if len(samples) == 1:
         return torch.full_like(samples[0], torch.inf)
     return samples.std(dim=0) / len(samples) ** 0.5

@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from transformers import AutoProcessor, CLIPModel
 
 import hf_ecif
-from hf_ecif import Audit, InfluenceConfig, InfluenceModel, UserError
+from hf_ecif import Audit, DetectionConfig, InfluenceConfig, InfluenceModel, UserError
 from hf_ecif.applications.given import IN_MEMORY
 from hf_ecif.data.columns import COLUMNS
 from hf_ecif.utils.files import to_json
@@ -19,7 +19,8 @@ from hf_ecif.utils.progress import silent
 from tests.support import DEMO
 
 MODEL = str(DEMO / "model")
-CONFIG = InfluenceConfig(batch_size=16, partitions=2, probes=1, plantings=1, fit_epochs=1)
+CONFIG = InfluenceConfig(batch_size=16, partitions=2, probes=1, fit_epochs=1)
+ONCE = DetectionConfig(injections=1)
 ROWS, QUERY = 40, 20
 
 
@@ -48,6 +49,7 @@ def audit(pairs: DatasetDict) -> Audit:
         pairs["train"],
         query=pairs["validation"],
         config=CONFIG,
+        detection=ONCE,
         truth_column="is_misaligned",
         trace=2,
         progress=silent,
@@ -63,7 +65,7 @@ def quick(pairs: DatasetDict) -> Callable[..., Audit]:
             model,
             pairs["train"] if dataset is None else dataset,
             pairs["validation"] if query is None else query,
-            **{"config": CONFIG, "suggest": False, "progress": silent} | options,
+            **{"config": CONFIG, "detection": ONCE, "suggest": False, "progress": silent} | options,
         )
 
     return run
@@ -165,6 +167,17 @@ class TestFolder:
         found = quick(output=tmp_path / "new")
         assert hf_ecif.load_audit(tmp_path / "new").summary.flagged == found.summary.flagged
 
+    def test_what_is_read_is_never_replaced(
+        self, audit: Audit, quick: Callable[..., Audit], tmp_path: Path
+    ) -> None:
+        audit.dataset.save_to_disk(tmp_path / "out" / "scored")
+        with pytest.raises(UserError, match="holds the input"):
+            quick(dataset=tmp_path / "out" / "scored", output=tmp_path / "out", overwrite=True)
+        rows = Dataset.load_from_disk(str(tmp_path / "out" / "scored"))
+        with pytest.raises(UserError, match="holds the input"):
+            Audit(rows, audit.summary).save(tmp_path / "out", overwrite=True)
+        assert len(Dataset.load_from_disk(str(tmp_path / "out" / "scored"))) == ROWS
+
     def test_there_is_none(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="holds no finished audit"):
             hf_ecif.load_audit(tmp_path)
@@ -176,7 +189,12 @@ class TestGiven:
     @pytest.fixture(scope="class")
     def expected(self, pairs: DatasetDict) -> list[float | None]:
         found = hf_ecif.audit(
-            MODEL, pairs["train"], pairs["validation"], config=CONFIG, progress=silent
+            MODEL,
+            pairs["train"],
+            pairs["validation"],
+            config=CONFIG,
+            detection=ONCE,
+            progress=silent,
         )
         return scores(found)
 
@@ -388,7 +406,9 @@ class TestOtherTasks:
         )
         assert found.select_columns(given.column_names).features == given.features
         assert {"ecif_score", "ecif_score:a", "ecif_stderr:b"} <= {*found.column_names}
-        assert found["ecif_score"][:] == pytest.approx(influence.scores().task.tolist(), rel=1e-4)
+        # Three solves at once stop elsewhere within the tolerance than one does.
+        expected = influence.scores().task.tolist()
+        assert found["ecif_score"][:] == pytest.approx(expected, rel=2e-2, abs=1e-4)
         with pytest.raises(UserError, match="nowhere"):
             hf_ecif.value(MODEL, given, query, slice_column="nowhere", progress=silent)
 

@@ -18,7 +18,7 @@ from hf_ecif.applications import result
 from hf_ecif.applications.audit import CHECKPOINTS, AuditRequest, run_audit
 from hf_ecif.applications.fit import FitRequest, run_fit
 from hf_ecif.applications.score import ScoreRequest, run_score
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.errors import UserError
 from hf_ecif.influence import rows as features
 from hf_ecif.influence.model import InfluenceModel
@@ -33,7 +33,6 @@ CONFIG = InfluenceConfig(
     micro_batch_size=32,
     fit_epochs=3,
     partitions=2,
-    plantings=1,
     probes=1,
     max_iterations=2,
 )
@@ -139,7 +138,11 @@ def jobs(folder: Path, finish: Callable[[Job], Job]) -> dict[str, Job]:
         "query_split": "train",
     }
     audit = AuditRequest(
-        **sources, output=folder / "audit", truth_column="is_misaligned", suggest=False
+        **sources,
+        output=folder / "audit",
+        truth_column="is_misaligned",
+        suggest=False,
+        detection=DetectionConfig(injections=1),
     )
     fit = FitRequest(**sources, output=folder / "fit")
     scoring = replace(fit, output=folder / "scoring fit")
@@ -156,6 +159,7 @@ def jobs(folder: Path, finish: Callable[[Job], Job]) -> dict[str, Job]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KILLS)
 def test_killed_at_random(
     jobs: dict[str, Job], folder: Path, finish: Callable[[Job], Job], name: str
@@ -207,6 +211,7 @@ def dying(job: Job, event: int) -> None:
         job()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audit", "fit", "score", "stream"])
 def test_killed_before_every_change_of_the_output(
     jobs: dict[str, Job], folder: Path, name: str
@@ -219,6 +224,7 @@ def test_killed_before_every_change_of_the_output(
     assert_same(job, jobs[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audit", "fit", "score"])
 def test_overwriting_run_that_was_killed_goes_on(
     jobs: dict[str, Job], folder: Path, name: str

@@ -23,8 +23,8 @@ from hf_ecif.errors import UserError
 from hf_ecif.influence.columns import REASON
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
-from tests.applications.test_audit import read
 from tests.support import DEMO
+from tests.support.rows import read
 
 CONFIG = InfluenceConfig(
     batch_size=4, fit_epochs=1, partitions=2, probes=2, max_iterations=2, max_pixels=1_000_000

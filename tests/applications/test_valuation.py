@@ -33,8 +33,9 @@ from hf_ecif.influence.retraining import Version, train
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Directions, Scores
 from hf_ecif.influence.training import Training
-from tests.cli.test_main import DEMO
-from tests.influence.test_fidelity import (
+from hf_ecif.utils.seeds import derive
+from tests.support import DEMO
+from tests.support.retraining import (
     BATCHES,
     L2,
     PAIRS,
@@ -317,7 +318,11 @@ def test_curves_are_equally_long_fits_without_the_first_rows(demo: Demo) -> None
     for repeat in range(2):
         rows = demo.train.select(torch.arange(150).flip(0))
         theta = train(
-            demo.model, Version(rows), steps=steps, batch_size=batch_size, seed=100 + repeat
+            demo.model,
+            Version(rows),
+            steps=steps,
+            batch_size=batch_size,
+            seed=derive(0, "retraining", repeat),
         )
         assert whole.losses[1][repeat] == demo.model.query_value(demo.query, theta).item()
         assert whole.recalls[1][repeat] == recall_at_1(demo.model, theta, demo.query)

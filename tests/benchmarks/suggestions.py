@@ -31,9 +31,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from hf_ecif.config import SUGGEST_PROBABILITY
 from hf_ecif.detection.captions import plain
 from hf_ecif.detection.detect import Detection
-from hf_ecif.detection.suggestions import PROBABILITY, find_evidence
+from hf_ecif.detection.suggestions import find_evidence
 from hf_ecif.influence.rows import Rows
 from tests.benchmarks.shared import (
     Embedded,
@@ -70,7 +71,7 @@ def main() -> None:
     for kind in track(kinds, "Suggest", console=Console(stderr=True)):
         runs = [run(data, original, kind, seed) for seed in seeds]
         results.append({"kind": kind, "runs": runs})
-    save(args.output, {"seeds": seeds, "rate": RATE, "probability": PROBABILITY}, results)
+    save(args.output, {"seeds": seeds, "rate": RATE, "probability": SUGGEST_PROBABILITY}, results)
     draw(results, args.output.with_suffix(".png"))
     table = ("Captions that are suggested", HEADING, [*lines(results)])
     print_table(*table)
@@ -163,7 +164,7 @@ def draw(results: list[dict[str, Any]], path: Any) -> None:
         if points:
             axis.plot(*np.array(points).T, "o-", label=one["kind"])
     axis.axline((0, 0), slope=1, color="grey", linewidth=0.8)
-    axis.axvline(PROBABILITY, color="grey", linewidth=0.8, linestyle=":")
+    axis.axvline(SUGGEST_PROBABILITY, color="grey", linewidth=0.8, linestyle=":")
     axis.set(xlabel="probability that the caption is right", ylabel="share that is", ylim=(0, 1))
     axis.legend(fontsize=8)
     canvas.savefig(path, dpi=110)

@@ -113,7 +113,7 @@ def test_what_is_no_verdict_is_named(tmp_path, text, words):
     ],
 )
 def test_what_is_no_table_is_named(tmp_path, name, content, words):
-    with pytest.raises(UserError, match="--verdicts") as told:
+    with pytest.raises(UserError, match="`verdicts=") as told:
         read_verdicts(write(tmp_path / name, content), rows=20)
     assert words in str(told.value)
 

@@ -13,7 +13,8 @@ from tests.support.hub.server import HubServer
 
 ROWS = 80
 REPO = "ann/pairs-clean"
-CONFIG = hf_ecif.InfluenceConfig(batch_size=40, partitions=2, probes=2, plantings=1, fit_epochs=4)
+CONFIG = hf_ecif.InfluenceConfig(batch_size=40, partitions=2, probes=2, fit_epochs=4)
+ONCE = hf_ecif.DetectionConfig(injections=1)
 
 
 @pytest.fixture
@@ -21,7 +22,12 @@ def audit(hub: HubServer, tmp_path: Path) -> hf_ecif.Audit:
     """Of rows in memory."""
     data = load_dataset("parquet", data_files=f"{DEMO}/data/train.parquet", split="train")
     return hf_ecif.audit(
-        str(DEMO / "model"), data.select(range(ROWS)), config=CONFIG, suggest=False, progress=silent
+        str(DEMO / "model"),
+        data.select(range(ROWS)),
+        config=CONFIG,
+        detection=ONCE,
+        suggest=False,
+        progress=silent,
     )
 
 
@@ -57,6 +63,8 @@ def test_a_cleaning_to_the_hub(audit: hf_ecif.Audit, hub: HubServer) -> None:
 
 def test_a_name_on_the_hub(audit: hf_ecif.Audit, hub: HubServer) -> None:
     audit.push_to_hub(REPO, progress=silent)
-    again = hf_ecif.audit(str(DEMO / "model"), REPO, config=CONFIG, suggest=False, progress=silent)
+    again = hf_ecif.audit(
+        str(DEMO / "model"), REPO, config=CONFIG, detection=ONCE, suggest=False, progress=silent
+    )
     assert again.summary.rows == audit.summary.kept
     assert again.summary.dataset == REPO

@@ -21,10 +21,10 @@ from hf_ecif.engine.system import Spectrum
 from hf_ecif.influence.leverage import change_without, leverage, leverage_along, memorised
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.removal import remove
-from tests.cli.test_main import DEMO
 from tests.conftest import build_batch
-from tests.influence.test_fidelity import BATCHES, L2, PAIRS, WRONG, Study, spearman
+from tests.support import DEMO
 from tests.support.families import build, build_inputs
+from tests.support.retraining import BATCHES, L2, PAIRS, WRONG, Study, spearman
 
 close = partial(torch.testing.assert_close, rtol=1e-7, atol=1e-10)
 SAME = torch.tensor([0, 1, 2, 0, 4, 5, 1, 1])

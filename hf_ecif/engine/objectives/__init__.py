@@ -1,8 +1,8 @@
 """Contrastive losses of a batch of embeddings: values, derivatives, and both roles of a pair.
 
 Pure tensor functions of normalised embeddings; nothing here knows of data. Two modules, `infonce`
-(CLIP) and `sigmoid` (SigLIP), offer the same functions. `Contrastive` lists them, and `register`
-adds a loss of your own: nothing outside of this package asks which one it is.
+(CLIP) and `sigmoid` (SigLIP), have the functions that `Contrastive` lists, and `register` adds
+another loss: nothing outside this package asks which loss it is.
 """
 
 from hf_ecif.engine.objectives import infonce, sigmoid

@@ -1,7 +1,6 @@
-"""What a contrastive loss has to offer, and which loss a model is trained with.
+"""Protocol of a contrastive loss, and the choice of the loss that a model is trained with.
 
-A module that has the functions of `Contrastive` is one (PEP 544), and so is an object. `register`
-is all that a loss of your own takes.
+A module or an object with the functions of `Contrastive` is a loss (PEP 544). `register` adds one.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class Contrastive(Protocol):
     Attributes:
         TERMS: loss terms per pair. Removing pair ``n`` from a batch of ``B`` changes
             ``TERMS * B * loss`` by ``-(Pos_n + Neg_n)`` when the mean keeps its denominator.
-        FULL_LENGTH: whether models of this loss are trained on captions that are padded to the full
-            length, and so have to be given such.
+        FULL_LENGTH: whether models with this loss are trained on captions padded to full length,
+            and therefore need such captions.
     """
 
     TERMS: int
@@ -135,8 +134,8 @@ class Contrastive(Protocol):
         Args:
             context: the batch, and its tangents.
             new: ``C`` pairs that join it, each without the others.
-            form: of the negative role.
-            same: ``(B,)`` of the batch and ``(C,)`` of the pairs, as everywhere.
+            form: form of the negative role.
+            same: see the class; ``(B,)`` for the batch and ``(C,)`` for the pairs.
         """
 
 
@@ -147,15 +146,15 @@ _REGISTERED: list[tuple[Callable[[nn.Module], bool], Contrastive]] = [
 
 
 def register(loss: Contrastive, suits: Callable[[nn.Module], bool]) -> None:
-    """Make a loss known: it is taken for all models that it suits, before those known so far.
+    """Add a loss, which takes precedence over earlier ones for all models that it suits.
 
     Args:
-        loss: a module or an object.
-        suits: says of a model whether it is trained with this loss.
+        loss: a module or an object with the functions of `Contrastive`.
+        suits: returns whether a model is trained with this loss.
     """
     _REGISTERED.insert(0, (suits, loss))
 
 
 def loss_of(model: nn.Module) -> Contrastive:
-    """The loss that a model is trained with: sigmoid where it has a logit bias, else InfoNCE."""
+    """Loss that a model is trained with: sigmoid if it has a logit bias, else InfoNCE."""
     return next(loss for suits, loss in _REGISTERED if suits(model))

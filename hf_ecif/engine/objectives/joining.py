@@ -1,7 +1,7 @@
-"""A pair joins a batch: what its roles there are, and how they move with the parameters.
+"""Roles of a pair that joins a batch, and their derivatives with respect to the parameters.
 
-The closed form of a removal at the enlarged batch, for many newcomers at once that never meet each
-other.
+This is the closed form of a removal from the enlarged batch, for many newcomers at once, none of
+which meets another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EVERY = slice(None)
 
 
 class Pushed(NamedTuple):
-    """Embeddings of ``n`` rows, and their ``K`` tangents."""
+    """Embeddings of ``n`` rows, with ``K`` tangents."""
 
     here: Embeddings
     moved: Embeddings
@@ -39,17 +39,17 @@ def join_softmax(
     """Directional derivatives ``(K, C)`` of the roles of newcomers under InfoNCE.
 
     Each joins the ``B`` rows of the context without the others. With ``Z_k`` the normaliser of row
-    ``k`` of the context, newcomer ``c`` has there the probability ``p_kc = exp(S_kc) / (Z_k +
-    exp(S_kc)) = sigmoid(S_kc - log Z_k)``. Its negative role, ``-sum_k log(1 - p_kc)``, moves by
+    ``k`` of the context, newcomer ``c`` has the probability ``p_kc = exp(S_kc) / (Z_k + exp(S_kc))
+    = sigmoid(S_kc - log Z_k)`` in that row. Its negative role, ``-sum_k log(1 - p_kc)``, changes by
     ``sum_k p_kc (S'_kc - m_k)``, with ``m_k`` the mean of ``S'`` under the softmax of the context
-    alone; in first order each term has a factor ``1 - p_kc``. Its own term moves by
+    alone; to first order each term has a factor ``1 - p_kc``. Its own term changes by
     ``(1 - p_cc) (m_c - S'_cc)``. Both are free of cancellation.
 
     Args:
-        context: rows that are there, a batch of training but for one pair.
-        new: ``C`` rows that come.
-        form: of the negative role.
-        same: ``(B,)`` of the context and ``(C,)`` of the newcomers, equal for rows that are not
+        context: rows of a training batch with one place free.
+        new: ``C`` newcomers.
+        form: form of the negative role.
+        same: ``(B,)`` for the context and ``(C,)`` for the newcomers, equal for rows that are not
             negatives of each other.
     """
     hidden = None if same is None else same[0][:, None] == same[1]
@@ -78,7 +78,7 @@ def join_sigmoid(
 ) -> Roles:
     """Directional derivatives ``(K, C)`` of the roles of newcomers under the sigmoid loss.
 
-    Every cell is a term, and ``form`` changes nothing.
+    Every cell is a term, so ``form`` makes no difference.
     """
     hidden = None if same is None else same[0][:, None] == same[1]
     (there, there_moved), (own, own_moved) = map(_one_way, (context, new))
@@ -95,7 +95,7 @@ def join_sigmoid(
 
 
 def _two_ways(pushed: Pushed) -> list[tuple[Direction, Direction]]:
-    """Text to image and image to text, each with its tangent."""
+    """Text to image and image to text, each with its tangents."""
     return list(zip(*map(similarity.two_ways, pushed), strict=True))
 
 
@@ -104,7 +104,7 @@ def _one_way(pushed: Pushed) -> tuple[Direction, Direction]:
 
 
 def _across(anchors: Direction, keys: Direction) -> Direction:
-    """The anchors of one side, the keys of the other."""
+    """Anchors of one direction with the keys of the other."""
     return anchors._replace(keys=keys.keys)
 
 

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_ecif import InfluenceConfig, InfluenceModel, load_rows
+from hf_ecif import DetectionConfig, InfluenceConfig, InfluenceModel, load_rows
 from hf_ecif.detection.injection import plant_pairs
 from hf_ecif.engine import features as inputs
 from hf_ecif.engine.encoder import DualEncoder
@@ -157,7 +157,6 @@ def model() -> Iterator[tuple[str, Tensor]]:
         fit_epochs=2,
         probes=2,
         partitions=2,
-        plantings=1,
         tolerance=1e-6,  # a solve that stops early may stop a step earlier or later
     )
     model = InfluenceModel.from_pretrained(DEMO / "model", config)
@@ -173,7 +172,7 @@ def model() -> Iterator[tuple[str, Tensor]]:
     yield "theta", influence.theta
     yield "positions", rows.positions
     yield from influence.scores().to_state().tensors.items()
-    injected = plant_pairs(model, influence, query)
+    injected = plant_pairs(model, influence, query, detection=DetectionConfig(injections=1))
     yield "planted", torch.from_numpy(np.concatenate(injected.kinds))
     yield "reference", torch.from_numpy(injected.reference)
 
