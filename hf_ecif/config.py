@@ -67,7 +67,8 @@ class InfluenceConfig:
         "exact", "the negative role: exact for a deletion, or the paper's first-order form"
     )
     mask_repeated: bool = _option(
-        True, "equal captions in a batch are not taken as negatives of each other"
+        True,
+        "pairs of one caption, or of one image, are not taken as negatives of each other in a batch",
     )
     fit_epochs: int = _option(10, "epochs of fitting the attributed parameters first", at_least=0)
     fit_learning_rate: float | None = _option(

@@ -8,7 +8,6 @@ it 4.5 to 1.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_ecif.captions import plain
 from hf_ecif.detection import Detection, Floats
 from hf_ecif.errors import UserError
 from hf_ecif.features import BLANK, Preprocessor, Rows
@@ -160,18 +160,6 @@ def read_vocabulary(path: Path) -> list[str]:
     if not captions:
         raise UserError(f"--vocabulary {path} has no captions. Write one on every line.")
     return captions
-
-
-def plain(text: str) -> str:
-    """A caption without what makes no difference: case, spacing and punctuation.
-
-    >>> plain("A  Cat, sleeping.") == plain("a cat sleeping")
-    True
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    # By Unicode category: a pattern of letters would take the vowel signs out of Indian scripts.
-    kept = "".join(" " if unicodedata.category(c).startswith("P") else c for c in folded)
-    return " ".join(kept.split()) or text
 
 
 @dataclass(frozen=True)

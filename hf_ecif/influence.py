@@ -777,7 +777,7 @@ class InfluenceModel:
         return self.inverse
 
     def _same(self, rows: Rows) -> Tensor | None:
-        return rows.same_text if self.config.mask_repeated else None
+        return rows.siblings if self.config.mask_repeated else None
 
 
 def _check_rows(name: str, rows: Rows) -> None:

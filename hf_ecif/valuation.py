@@ -332,7 +332,7 @@ def _value_at(
     def push(features: Features) -> Pushed:
         return Pushed(*encoder.push(theta, vectors, features, model.config.tangents))
 
-    same = _same_texts(candidates, train) if model.config.mask_repeated else None
+    masks = model.config.mask_repeated
     join = join_sigmoid if encoder.contrastive is sigmoid else join_softmax
     shape = (len(companies), 2, len(vectors), len(candidates))
     parts = torch.zeros(shape, dtype=torch.float64)
@@ -343,8 +343,9 @@ def _value_at(
             others = push(train.features[company])
             if number in processes.share(len(companies)):
                 alike = None
-                if same is not None:
-                    alike = same[1][company].to(theta.device), same[0][chunk].to(theta.device)
+                if masks:
+                    there, new = train.siblings[company], candidates.siblings[chunk]
+                    alike = there.to(theta.device), new.to(theta.device)
                 along = join(others, newcomers, model.config.role, alike)
                 parts[number, :, :, chunk] = torch.stack(along).cpu().double()
         advance(len(chunk))
@@ -400,10 +401,10 @@ def join_softmax(
         company: rows that are there.
         new: ``C`` rows that come.
         form: of the negative role.
-        same: ``(B,)`` of the company and ``(C,)`` of the newcomers, equal for rows that are not
-            negatives of each other.
+        same: ``(B, L)`` of the company and ``(C, L)`` of the newcomers; rows that agree in a
+            column are no negatives of each other.
     """
-    hidden = None if same is None else same[0][:, None] == same[1]
+    hidden = None if same is None else similarity.agree(*same)
     positive, negative = [], []
     for of_company, of_new in zip(_two_ways(company), _two_ways(new), strict=True):
         (there, there_moved), (own, own_moved) = of_company, of_new
@@ -428,7 +429,7 @@ def join_sigmoid(
     company: Pushed, new: Pushed, form: RoleForm = "exact", same: Alike | None = None
 ) -> Roles:
     """The same under the sigmoid loss, where every cell is a term and ``form`` changes nothing."""
-    hidden = None if same is None else same[0][:, None] == same[1]
+    hidden = None if same is None else similarity.agree(*same)
     (there, there_moved), (own, own_moved) = map(_one_way, (company, new))
     column, row = _across(there, own), _across(own, there)
     column_moved, row_moved = _across(there_moved, own_moved), _across(own_moved, there_moved)
@@ -477,15 +478,6 @@ def _company_rows(there: Direction, moved: Direction, same: Tensor | None) -> tu
 
 def _masked(logits: Tensor, hidden: Tensor | None) -> Tensor:
     return logits if hidden is None else logits.masked_fill(hidden, -torch.inf)
-
-
-def _same_texts(candidates: Rows, train: Rows) -> Alike:
-    """Equal numbers for equal captions, ``(C,)`` and ``(N,)``."""
-    numbers: dict[str, int] = {}
-    return (
-        torch.tensor([numbers.setdefault(text, len(numbers)) for text in candidates.texts]),
-        torch.tensor([numbers.setdefault(text, len(numbers)) for text in train.texts]),
-    )
 
 
 def _average(parts: Tensor, query: Tensor) -> Additions:

@@ -16,9 +16,10 @@ class Contrastive(Protocol):
     A pair ``n`` acts in two roles: *positive*, through its own terms, and *negative*, through what
     its presence adds to the terms of others. Both are in nats and unnormalised.
 
-    In every function ``same``, if given, is ``(B,)`` integers: pairs with equal numbers (repeated
-    captions, say) are not taken as negatives of each other. Tangents and cotangents of a batch have
-    its form with a leading ``K``: ``(K, B, d)`` for text and image, ``(K,)`` for scale and bias.
+    In every function ``same``, if given, is ``(B, L)`` integers: pairs with an equal number in any
+    of the columns (one caption, say, or one image) are not taken as negatives of each other; of a
+    single column, ``(B,)`` will do. Tangents and cotangents of a batch have its form with a leading
+    ``K``: ``(K, B, d)`` for text and image, ``(K,)`` for scale and bias.
 
     ``rows``, where a function has it, are the pairs whose terms are counted, all if absent: results
     of the parts of a batch add up to that of the whole, so that several processes can share one.
