@@ -522,7 +522,7 @@ class InfluenceModel:
             scores: of `score`, for a single query.
         """
         given = self.encoder.embed(self.encoder.theta, rows.features)
-        return find_witnesses(scores, given, rows.same_text)
+        return find_witnesses(scores, given, rows.siblings)
 
     def plant(
         self,
@@ -534,15 +534,14 @@ class InfluenceModel:
         """What tells misaligned rows, in runs in which some captions were exchanged on purpose.
 
         Returns:
-            ``(R, 4)`` of the rows that stayed as they are, and ``(M, 4)`` of either kind of those
-            exchanged: for the caption of an image unlike their own, and of one like it; see
-            `witnesses`.
+            ``(R, S)`` of the rows that stayed as they are, and ``(M, S)`` of every kind of those
+            exchanged; see `Planting.kinds`, `witnesses`.
         """
         config, known = self.config, checkpoints or Checkpoints()
         generator = torch.Generator().manual_seed(config.seed + 2)
         given = self.encoder.embed(self.encoder.theta, train.features)
         advance = progress("Plant wrong pairs", config.plantings)
-        reference, unlike, alike = [], [], []
+        reference, exchanged = [], []
         # Their curvature differs little; it is damped alike.
         spectrum = self.fitted.spectrum if self.fitted else None
         for number in range(config.plantings):
@@ -553,13 +552,12 @@ class InfluenceModel:
             fitted, _ = self._fit(planting.rows, query, silent, within, spectrum)
             scores = self._score(planting.rows, fitted, silent, within)
             embedded = given._replace(text=given.text[planting.donors.to(given.text.device)])
-            found = find_witnesses(scores, embedded, planting.rows.same_text).stack()
-            planted, near = planting.planted.numpy(), planting.alike.numpy()
-            reference.append(found[~planted])
-            unlike.append(found[planted & ~near])
-            alike.append(found[near])
+            found = find_witnesses(scores, embedded, planting.rows.siblings).stack()
+            reference.append(found[~planting.planted.numpy()])
+            exchanged.append([found[kind.numpy()] for kind in planting.kinds])
             advance(1)
-        return np.concatenate(reference), [np.concatenate(unlike), np.concatenate(alike)]
+        kinds = map(np.concatenate, zip(*exchanged, strict=True))
+        return np.concatenate(reference), [kind for kind in kinds if len(kind)]
 
     def _fit(
         self,
@@ -723,6 +721,7 @@ class InfluenceModel:
             self._same(rows),
             config.role,
             config.tangents,
+            rows.keys.images,
         )
 
     def _target(self, query: AnyQuery | Sequence[AnyQuery], generator: torch.Generator) -> Target:

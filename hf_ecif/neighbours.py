@@ -14,6 +14,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from hf_ecif.objectives.similarity import agree
+
 BLOCK = 2**24  # cosines that are held at a time
 # Two products of the same vectors differ by this much in float32.
 ROUNDING = 1e-6
@@ -74,7 +76,11 @@ def find_best(anchors: Tensor, keys: Tensor, excluded: Tensor) -> Best:
 
 
 def average_distance(
-    anchors: Tensor, others: Tensor, mismatch: Tensor, same: Tensor | None = None
+    anchors: Tensor,
+    others: Tensor,
+    mismatch: Tensor,
+    same: Tensor | None = None,
+    mute: Tensor | None = None,
 ) -> Tensor:
     """How far rows are from their nearest neighbours on the other side; ``(N,)``, at least zero.
 
@@ -86,13 +92,16 @@ def average_distance(
         anchors: ``(N, d)``, embeddings of the side that neighbours are sought on.
         others: ``(N, d)``, embeddings of the other side.
         mismatch: ``(N,)``, cosine distance of the two sides of a row.
-        same: ``(N,)``, equal for rows that are no neighbours of each other either.
+        same: ``(N, L)``; rows that agree in a column are no neighbours of each other either.
+        mute: ``(N,)`` booleans, true for rows that are nobody's neighbours.
     """
     count = min(NEIGHBOURS, len(anchors))
     same = (torch.arange(len(anchors)) if same is None else same).to(anchors.device)
     parts = []
     for rows, cosines in _cosines(anchors, anchors):
-        barred = same[rows, None] == same
+        barred = agree(same[rows], same)
+        if mute is not None:
+            barred |= mute.to(barred.device)
         nearest = cosines.masked_fill_(barred, -torch.inf).topk(count, dim=1)
         weight = (-DECAY * (1 - nearest.values + mismatch[nearest.indices])).exp()
         apart = 1 - (others[rows, None] * others[nearest.indices]).sum(dim=2)

@@ -21,6 +21,7 @@ from hf_ecif.encoders import DualEncoder, TangentForm
 from hf_ecif.inputs import Features
 from hf_ecif.objectives import Embeddings, RoleForm, Roles
 from hf_ecif.operators import random_batches
+from hf_ecif.pairs import first_rows
 
 RelativeForm = Literal["deletion", "span"]
 
@@ -75,6 +76,8 @@ class Scores:
         self_influence: ``grad Pos . (H + damping)^-1 grad(Pos + Neg) / 2N``: by how much the pair's
             own loss would rise without it, in nats.
         self_stderr: standard error of `self_influence` over the probes.
+        sibling_influence: by how much the pair's own loss would rise without the other pairs of its
+            group (see `Pass`), in nats; zero where it is alone.
         loss: ``Pos_n``, the pair's own loss in all its terms, in nats.
         clip_score: cosine of the pair, in [-1, 1].
         scale: inverse temperature of the model as given, ``exp(logit_scale)``.
@@ -90,6 +93,7 @@ class Scores:
     size_stderr: Tensor
     self_influence: Tensor
     self_stderr: Tensor
+    sibling_influence: Tensor
     loss: Tensor
     clip_score: Tensor
     scale: float
@@ -137,6 +141,11 @@ class Scores:
     def loo_loss(self) -> Tensor:
         """The loss that the pair would have had, had it not been trained on; nats."""
         return self.loss + self.self_influence
+
+    @property
+    def group_out_loss(self) -> Tensor:
+        """The loss that it would have had without the other pairs of its group, either; nats."""
+        return self.loo_loss + self.sibling_influence
 
     def to_state(self) -> State:
         """For a checkpoint; `from_state` reads it."""
@@ -186,6 +195,8 @@ class Pass:
         same: ``(N, L)``; rows that agree in a column are no negatives of each other. Or None.
         form: of the negative role of a single pair; that of groups is exact.
         tangents: exact forward mode, or finite differences.
+        groups: ``(N,)`` integers, equal for rows that count as one where it is asked what a pair
+            would be without itself: those of one image. None where every row is on its own.
     """
 
     batch_size: int
@@ -194,10 +205,13 @@ class Pass:
     same: Tensor | None = None
     form: RoleForm = "exact"
     tangents: TangentForm = "exact"
+    groups: Tensor | None = None
 
     def of(self, rows: Tensor) -> Pass:
         """The same for some of the rows."""
-        return self if self.same is None else replace(self, same=self.same[rows])
+        same = None if self.same is None else self.same[rows]
+        groups = None if self.groups is None else self.groups[rows]
+        return replace(self, same=same, groups=groups)
 
     def batches(self, count: int) -> list[tuple[int, Tensor]]:
         """Number of the partition and rows of every batch of a chunk of ``count`` rows."""
@@ -278,7 +292,7 @@ def score_chunk(
     table = _Table(queries, len(directions.probes), len(features))
     for batch in pushed_batches(encoder, theta, features, directions.stack(), how):
         table.add(batch.rows, *_score_batch(encoder, batch, queries, how.form, train_count))
-    return table.scores(directions.query.shape[:-1], encoder)
+    return table.scores(directions.query.shape[:-1], encoder, how.groups)
 
 
 def score_group(
@@ -357,11 +371,17 @@ def pushed_batches(
 
 
 def row_chunks(features: Features, vectors: int, how: Pass, encoder: DualEncoder) -> list[Tensor]:
-    """A random partition of the rows into chunks of equal size that fit in memory."""
+    """A random partition of the rows into chunks of equal size that fit in memory.
+
+    Rows of a group follow one another, so that most groups are in one chunk.
+    """
     fit = encoder.rows_that_fit(features, max(1, vectors))  # as many without a query as with one
     size = max(fit, 4 * how.batch_size)
     generator = torch.Generator().manual_seed(how.seed)
     order = torch.randperm(len(features), generator=generator)
+    if how.groups is not None:
+        _, groups = first_rows(how.groups[order])
+        order = order[groups.argsort(stable=True)]
     return list(order.tensor_split(-(-len(features) // size)))
 
 
@@ -379,11 +399,12 @@ def _select(
 
 def _score_batch(
     encoder: DualEncoder, batch: Batch, queries: int, form: RoleForm, train_count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Parts of the task score ``(Q, 2, B)``, products of probes ``(K, 4, B)``, and ``(2, B)``.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Parts of the task score, products of probes, their factors, and losses and cosines.
 
-    The products estimate the squared norms of the positive, the negative and the whole change of
-    the parameters, and the self-influence.
+    The products ``(K, 4, B)`` estimate the squared norms of the positive, the negative and the
+    whole change of the parameters, and the self-influence. The factors ``(K, 2, B)`` are those of
+    the last one, from which the influence of pairs on each other's loss is made.
     """
     loss, embeddings = encoder.contrastive, batch.embeddings
     along = Roles(*embeddings.scale.new_zeros(2, 0, len(batch.rows)))
@@ -394,15 +415,16 @@ def _score_batch(
     solved = parts[queries + count :]
     both = solved.sum(dim=1)
     # One factor 1 / 2N belongs to the pair's removal; the other factor is its plain loss.
-    own = along.positive[queries : queries + count] * both
-    products = torch.cat([solved.square(), both[:, None].square(), own[:, None]], dim=1)
+    own = along.positive[queries : queries + count]
+    factors = torch.stack([own, both], dim=1)
+    products = torch.cat([solved.square(), both[:, None].square(), (own * both)[:, None]], dim=1)
     plain = torch.stack(
         [
             loss.pair_losses(embeddings, batch.same),
             (embeddings.text * embeddings.image).sum(dim=1),
         ]
     )
-    return parts[:queries], products, plain
+    return parts[:queries], products, factors, plain
 
 
 class _Table:
@@ -415,18 +437,22 @@ class _Table:
         self.parts = torch.zeros(queries, 2, rows, dtype=torch.float64)
         self.squares = torch.zeros(queries, rows, dtype=torch.float64)
         self.products = torch.zeros(probes, 4, rows, dtype=torch.float64)
+        self.factors = torch.zeros(probes, 2, rows, dtype=torch.float64)
         self.plain = torch.zeros(2, rows, dtype=torch.float64)
         self.visits = torch.zeros(rows, dtype=torch.float64)
 
-    def add(self, rows: Tensor, parts: Tensor, products: Tensor, plain: Tensor) -> None:
+    def add(
+        self, rows: Tensor, parts: Tensor, products: Tensor, factors: Tensor, plain: Tensor
+    ) -> None:
         here = parts.cpu().double()
         self.parts.index_add_(2, rows, here)
         self.squares.index_add_(1, rows, here.sum(dim=1).square())
         self.products.index_add_(2, rows, products.cpu().double())
+        self.factors.index_add_(2, rows, factors.cpu().double())
         self.plain.index_add_(1, rows, plain.cpu().double())
         self.visits.index_add_(0, rows, torch.ones_like(self.visits[rows]))
 
-    def scores(self, shape: torch.Size, encoder: DualEncoder) -> Scores:
+    def scores(self, shape: torch.Size, encoder: DualEncoder, groups: Tensor | None) -> Scores:
         for name, sums in vars(self).items():
             setattr(self, name, processes.add_up(sums))
         parts = self.parts / self.visits
@@ -448,11 +474,24 @@ class _Table:
             "size_stderr": errors[2] / (2 * size.sqrt()),  # of a root, to first order
             "self_influence": own,
             "self_stderr": errors[3],
+            "sibling_influence": self._of_siblings(groups),
             "loss": loss,
             "clip_score": cosine,
         }
         rounded = {name: value.to(encoder.dtype) for name, value in values.items()}
         return Scores(**rounded, scale=encoder.scale, terms=encoder.contrastive.TERMS)
+
+    def _of_siblings(self, groups: Tensor | None) -> Tensor:
+        """``grad Pos_n . (H + damping)^-1 sum_m grad(Pos_m + Neg_m) / 2N`` over siblings; ``(N,)``.
+
+        The two factors are of different rows, so each may be averaged over its own batches.
+        """
+        own, both = (self.factors / self.visits).unbind(dim=1)
+        if groups is None or not len(own):
+            return torch.zeros_like(self.visits)
+        _, number = first_rows(groups)
+        together = torch.zeros_like(both).index_add_(1, number, both)[:, number]
+        return (own * (together - both)).mean(dim=0)
 
     def _over_probes(self) -> tuple[Tensor, Tensor]:
         """Means ``(4, N)`` over the probes, and their standard errors."""

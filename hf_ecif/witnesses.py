@@ -46,7 +46,7 @@ class Witnesses:
         return torch.stack([part.double().cpu() for part in astuple(self)], dim=1).numpy()
 
 
-def find_witnesses(scores: Scores, given: Embeddings, same_text: Tensor) -> Witnesses:
+def find_witnesses(scores: Scores, given: Embeddings, siblings: Tensor) -> Witnesses:
     """Ask all four.
 
     A neighbour counts the more, the more similar it is and the better its own caption fits its
@@ -57,14 +57,15 @@ def find_witnesses(scores: Scores, given: Embeddings, same_text: Tensor) -> Witn
     Args:
         scores: of the rows, at the fitted parameters.
         given: embeddings of the rows by the model as given, ``(N, d)``.
-        same_text: ``(N,)``, equal numbers for equal captions.
+        siblings: ``(N, 2)``, equal numbers for equal captions, and for equal images.
     """
     mismatch = 1 - (given.text * given.image).sum(dim=1)
+    images = siblings[:, 1]
     return Witnesses(
-        loss=scores.loo_loss.double().clamp_min(0).log1p(),
+        loss=scores.group_out_loss.double().clamp_min(0).log1p(),
         relative=scores.relative,
-        image_neighbours=average_distance(given.image, given.text, mismatch),
-        text_neighbours=average_distance(given.text, given.image, mismatch, same_text),
+        image_neighbours=average_distance(given.image, given.text, mismatch, images),
+        text_neighbours=average_distance(given.text, given.image, mismatch, siblings),
     )
 
 
@@ -74,7 +75,7 @@ def witness_errors(scores: Scores) -> Floats:
     Those of the self-influence over its probes, of the score over partitions and of its size over
     the probes; infinite where there was but one of them. Neighbours have none.
     """
-    loss = scores.self_stderr.double() / (1 + scores.loo_loss.double().clamp_min(0))
+    loss = scores.self_stderr.double() / (1 + scores.group_out_loss.double().clamp_min(0))
     size, task = scores.size.double(), scores.task.double()
     relative = torch.hypot(scores.stderr / size, task * scores.size_stderr / size.square())
     exact = torch.zeros_like(loss)

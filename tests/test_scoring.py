@@ -682,6 +682,6 @@ def test_group_with_rows_met_twice_weighs_each_once() -> None:
 
 def test_parts_add_up() -> None:
     values = torch.arange(3.0)
-    scores = Scores(*[values] * 11, scale=1.0, terms=2)
+    scores = Scores(*[values] * 12, scale=1.0, terms=2)
     assert torch.equal(scores.task, 2 * values)
     assert torch.equal(replace(scores, loss=-values).loo_loss, torch.zeros(3))

@@ -317,7 +317,7 @@ def test_without_slices_there_is_the_whole(demo: Demo) -> None:
 def scores_of(task: Tensor, stderr: float) -> Scores:
     """Scores of several queries, of which only the sum and its error count."""
     nothing = torch.zeros(task.shape[1])
-    return Scores(task, 0 * task, torch.full_like(task, stderr), *[nothing] * 8, scale=1.0, terms=2)
+    return Scores(task, 0 * task, torch.full_like(task, stderr), *[nothing] * 9, scale=1.0, terms=2)
 
 
 def test_conflicts_are_clear_in_both_slices() -> None:
