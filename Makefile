@@ -45,10 +45,11 @@ test: install chromium ## run the tests and the examples in the docstrings, and 
 notebooks: install ## run the notebooks and keep their outputs
 	OMP_NUM_THREADS=1 $(BIN)/pytest --nbmake --overwrite notebooks
 
-lint: install ## check style, formatting and types
+lint: install ## check style, formatting, types and the order of the packages
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 BENCHES := detection detection_peers natural ablations threshold cleaning fidelity leverage edit curves trace
 

@@ -2,8 +2,8 @@
 
     from hf_ecif import InfluenceConfig, InfluenceModel, add_columns, clean, detect
 
-See `hf_ecif.influence.InfluenceModel` for the way through the library, and `hf_ecif.audit` for the
-whole of it in one call.
+See `hf_ecif.influence.model.InfluenceModel` for the way through the library, and
+`hf_ecif.applications.audit` for the whole of it in one call.
 """
 
 from __future__ import annotations
@@ -14,47 +14,49 @@ from typing import Any
 from hf_ecif.version import __version__
 
 _PUBLIC = {
-    "AuditRequest": "audit",
-    "CleanRequest": "cleaning",
-    "CleanResult": "cleaning",
-    "Detection": "detection",
-    "FitRequest": "endless",
-    "InfluenceCallback": "callback",
+    "AuditRequest": "applications.audit",
+    "CleanRequest": "applications.clean",
+    "CleanResult": "data.cleaning",
+    "Detection": "detection.detect",
+    "FitRequest": "applications.fit",
+    "InfluenceCallback": "influence.callback",
     "InfluenceConfig": "config",
-    "InfluenceModel": "influence",
-    "Query": "queries",
+    "InfluenceModel": "influence.model",
+    "Query": "influence.queries",
     "RemoveRequest": "applications.remove",
-    "ScoreRequest": "endless",
-    "Scorer": "scorer",
+    "ScoreRequest": "applications.score",
+    "Scorer": "influence.scorer",
     "UserError": "errors",
     "ValidateRequest": "applications.validate",
     "ValueRequest": "applications.value",
-    "add_columns": "columns",
-    "clean": "cleaning",
-    "detect": "detection",
-    "find_errors": "tracing",
-    "find_evidence": "evidence",
-    "load_rows": "data",
-    "push": "hub",
-    "push_model": "hub",
-    "removal_curves": "valuation",
-    "removal_orders": "valuation",
-    "retrieval_margin": "queries",
-    "run_audit": "audit",
-    "run_clean": "cleaning",
-    "run_fit": "endless",
+    "add_columns": "detection.annotate",
+    "clean": "data.cleaning",
+    "detect": "detection.detect",
+    "find_errors": "applications.tracing",
+    "find_evidence": "detection.suggestions",
+    "load_rows": "data.loading",
+    "plant_pairs": "detection.injection",
+    "push": "hub.push",
+    "push_model": "hub.push",
+    "removal_curves": "applications.valuation",
+    "removal_orders": "applications.valuation",
+    "retrieval_margin": "influence.queries",
+    "run_audit": "applications.audit",
+    "run_clean": "applications.clean",
+    "run_fit": "applications.fit",
     "run_remove": "applications.remove",
-    "run_score": "endless",
+    "run_score": "applications.score",
     "run_validate": "applications.validate",
     "run_value": "applications.value",
-    "trace": "tracing",
-    "validate": "validation",
-    "value_additions": "valuation",
-    "value_by_slice": "valuation",
-    "witness_errors": "witnesses",
-    "write_report": "report",
-    "write_shards": "cleaning",
-    "zero_shot": "queries",
+    "trace": "applications.tracing",
+    "validate": "applications.validation",
+    "value_additions": "applications.valuation",
+    "value_by_slice": "applications.valuation",
+    "witness_errors": "detection.signals",
+    "witnesses_of": "detection.signals",
+    "write_report": "reports.audit",
+    "write_shards": "data.parquet",
+    "zero_shot": "influence.queries",
 }
 
 __all__ = [*sorted(_PUBLIC), "__version__"]

@@ -68,7 +68,7 @@ class InfluenceConfig:
     )
     mask_repeated: bool = _option(
         True,
-        "pairs of one caption, or of one image, are not taken as negatives of each other in a batch",
+        "pairs of one caption or of one image are not taken as negatives of each other",
     )
     fit_epochs: int = _option(10, "epochs of fitting the attributed parameters first", at_least=0)
     fit_learning_rate: float | None = _option(

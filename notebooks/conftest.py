@@ -1,4 +1,4 @@
-"""Where the notebooks run in tests: on the local Hub of `tests.hub`, as ann, and without warnings.
+"""Where the notebooks run in tests: on the local Hub, as ann, and without warnings.
 
 Kernels inherit the environment.
 """
@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tests.hub import HOME, HUB
-from tests.hub.server import ANN
+from tests.support.hub import HOME, HUB
+from tests.support.hub.server import ANN
 
 os.environ |= {
     "HF_ENDPOINT": HUB.url,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import mkdtemp
 
-from hf_ecif.space.app import launch, make_app
-from hf_ecif.space.embedded import open_embedded
+from hf_ecif.app.app import launch, make_app
+from hf_ecif.app.embedded import open_embedded
 
 if __name__ == "__main__":  # an audit's own process reads this file, too
     folder = Path(mkdtemp(prefix="hf-ecif-demo-"))

@@ -2,7 +2,7 @@
 
 import os
 
-from tests.hub import HOME, HUB
+from tests.support.hub import HOME, HUB
 
 # The clients read these when they are imported. Only `tests/hub` leaves the offline mode.
 os.environ["HF_ENDPOINT"] = HUB.url
@@ -21,9 +21,9 @@ import torch
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 
-from hf_ecif.inputs import Features
-from hf_ecif.objectives import Embeddings
-from tests.hub.fixtures import hub, running_hub  # noqa: F401  # for all folders of tests
+from hf_ecif.engine.features import Features
+from hf_ecif.engine.objectives import Embeddings
+from tests.support.hub.fixtures import hub, running_hub  # noqa: F401  # for all folders of tests
 
 VOCABULARY, TOKENS, PIXELS = 50, 12, 16
 

@@ -11,17 +11,18 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from hf_ecif import processes
-from hf_ecif.comparison import measure
+from hf_ecif.applications.sources import Opened, Sources, open_sources
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import check_columns, load_rows, read_flags
+from hf_ecif.data.loading import load_rows
+from hf_ecif.data.schema import check_columns, read_flags
 from hf_ecif.errors import UserError
-from hf_ecif.features import Rows, require_pairs
-from hf_ecif.files import require_new, write_json
-from hf_ecif.leverage import memorised
-from hf_ecif.outcome_pages import write_removal_page
-from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.sources import Opened, Sources, open_sources
+from hf_ecif.influence.leverage import memorised
+from hf_ecif.influence.retraining import measure
+from hf_ecif.influence.rows import Rows, require_pairs
+from hf_ecif.reports.outcomes import write_removal_page
+from hf_ecif.utils import distributed
+from hf_ecif.utils.files import require_new, write_json
+from hf_ecif.utils.progress import ProgressFactory, silent
 
 LEAST_CHANGE = 0.01  # nats of the query's loss that are worth a word
 APART = 0.8  # of the larger change; short fits are foretold a third as large as they are
@@ -54,7 +55,7 @@ def run_remove(
     """
     if request.retrain and config.fit_epochs == 0:
         raise UserError("--fit-epochs 0 trains nothing, so there is no --retrain.")
-    processes.decide(lambda: require_new(request.output))
+    distributed.decide(lambda: require_new(request.output))
     opened = open_sources(request, config)
     model = opened.model
     wanted = read_flags(opened.dataset, request.where, "--where", "is to be removed")
@@ -93,7 +94,7 @@ def run_remove(
         write_removal_page(summary, request.output / "removal.html")
         return summary
 
-    return processes.decide(write)
+    return distributed.decide(write)
 
 
 def _open_test(request: RemoveRequest) -> Dataset | None:

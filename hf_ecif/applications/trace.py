@@ -13,26 +13,25 @@ import torch
 from datasets import Dataset, Features, Value
 from torch import Tensor
 
-from hf_ecif import processes
+from hf_ecif.applications.sources import Opened, Sources, open_sources
+from hf_ecif.applications.tracing import Errors, Task, Traces, describe_errors, find_errors, trace
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
-from hf_ecif.features import Rows
-from hf_ecif.files import aside, require_new, write_json
-from hf_ecif.influence import InfluenceModel
-from hf_ecif.pages import thumbnail, write_page
-from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.sources import Opened, Sources, open_sources
-from hf_ecif.tracing import Errors, Task, Traces, describe_errors, find_errors, trace
-from hf_ecif.words import readable_exponent, shorten
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.rows import Rows
+from hf_ecif.reports.trace import write_trace_page
+from hf_ecif.utils import distributed
+from hf_ecif.utils.files import aside, require_new, write_json
+from hf_ecif.utils.progress import ProgressFactory, silent
 
 TASKS: dict[str, Task] = {
     "retrieval-text": "text_to_image",
     "retrieval-image": "image_to_text",
     "zero-shot": "zero_shot",
 }
-SHOWN_ERRORS, SHOWN_CAUSES = 24, 5
+
+
 SHOWN_OFTEN = 12
-CAPTION_LENGTH = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ def run_trace(
     """
     start = time.perf_counter()
     _check(request)
-    processes.decide(lambda: require_new(request.output))
+    distributed.decide(lambda: require_new(request.output))
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
     chosen = _find_rows(request.rows, query) if request.rows else None
@@ -98,12 +97,15 @@ def run_trace(
         summary = _summarise(request, opened, rows, query, found)
         summary["seconds"] = round(time.perf_counter() - start, 2)
         write_traces(found, rows, query, request.output)
-        write_trace_page(found, opened, rows, query, summary, request.output)
+        errors = list(describe_errors_and_causes(found, rows, query))
+        write_trace_page(
+            errors, summary, opened.dataset, opened.query_rows, request.output / "trace.html"
+        )
         # Written last: a folder with a summary is a finished run.
         write_json(summary, request.output / "summary.json")
         return summary
 
-    return processes.decide(write)
+    return distributed.decide(write)
 
 
 def find_and_trace(
@@ -177,8 +179,6 @@ def _find_rows(wanted: list[int], query: Rows) -> Tensor:
     return torch.tensor([places[row] for row in dict.fromkeys(wanted)])
 
 
-# ------------------------------------------------------------------------------------------ rows
-
 COLUMNS = {
     "error_row": "int64",
     "error_text": "string",
@@ -248,9 +248,6 @@ def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterato
         yield error | {"causes": causes}
 
 
-# --------------------------------------------------------------------------------------- summary
-
-
 def _summarise(
     request: TraceRequest, opened: Opened, rows: Rows, query: Rows, found: Found
 ) -> dict[str, Any]:
@@ -299,77 +296,3 @@ def _warnings(found: Found) -> Iterator[str]:
             "Most of the scores are within two standard errors of zero: these errors have no few "
             "pairs behind them, or more --partitions are needed to see them."
         )
-
-
-# ------------------------------------------------------------------------------------------ page
-
-
-def write_trace_page(
-    found: Found, opened: Opened, rows: Rows, query: Rows, summary: dict[str, Any], output: Path
-) -> None:
-    """``trace.html``: each error beside what was predicted instead, and the pairs behind it."""
-    pictures = _Pictures(opened)
-    described = list(describe_errors_and_causes(found, rows, query))
-    shown = [_show(error, pictures) for error in described[:SHOWN_ERRORS]]
-    often = [
-        one | pictures.train(one["row"]) | {"caption": shorten(one["text"], CAPTION_LENGTH)}
-        for one in summary["often"]
-    ]
-    write_page(
-        output / "trace.html",
-        "trace.html.j2",
-        summary=summary,
-        shown=shown,
-        often=often,
-        shown_causes=SHOWN_CAUSES,
-    )
-
-
-class _Pictures:
-    """Thumbnails of rows, each made once."""
-
-    def __init__(self, opened: Opened) -> None:
-        self._column = opened.sources.image_column
-        self._sets = opened.dataset, opened.query_set or opened.dataset
-        self._known: dict[tuple[int, int], dict[str, Any]] = {}
-
-    def train(self, row: int) -> dict[str, Any]:
-        """Of a training row."""
-        return self._picture(0, row)
-
-    def query(self, row: int) -> dict[str, Any]:
-        """Of a row of the query."""
-        return self._picture(1, row)
-
-    def _picture(self, which: int, row: int) -> dict[str, Any]:
-        if (which, row) not in self._known:
-            picture, problem = thumbnail(self._sets[which][row][self._column])
-            self._known[which, row] = {"row": row, "thumbnail": picture, "problem": problem}
-        return self._known[which, row]
-
-
-def _show(error: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
-    """An error as the page shows it; causes are pairs without which it would shrink."""
-    causes = [cause for cause in error["causes"] if cause["score"] < 0][:SHOWN_CAUSES]
-    parts = [abs(cause[role]) for cause in causes for role in ("positive", "negative")]
-    return {
-        "asked": pictures.query(error["error_row"]),
-        "caption": shorten(error["error_text"], CAPTION_LENGTH),
-        "found": pictures.query(error["predicted_row"]),
-        "found_caption": shorten(error["predicted_text"], CAPTION_LENGTH),
-        "margin": error["margin"],
-        "reach": max(parts, default=1.0) or 1.0,
-        "exponent": readable_exponent(torch.tensor([c["score"] for c in causes]).double().numpy()),
-        "causes": [
-            cause
-            | pictures.train(cause["cause_row"])
-            | {
-                "caption": shorten(cause["cause_text"], CAPTION_LENGTH),
-                "partner": None
-                if cause["partner_row"] is None
-                else pictures.train(cause["partner_row"])
-                | {"caption": shorten(cause["partner_text"], CAPTION_LENGTH)},
-            }
-            for cause in causes
-        ],
-    }

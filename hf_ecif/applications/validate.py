@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from hf_ecif import processes
+from hf_ecif.applications.sources import Sources, open_sources
+from hf_ecif.applications.validation import Validation, validate
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
-from hf_ecif.files import require_new, write_json
-from hf_ecif.outcome_pages import write_validation_page
-from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.sources import Sources, open_sources
-from hf_ecif.validation import Validation, validate
-from hf_ecif.viz import validation_scatter
+from hf_ecif.reports.figures import validation_scatter
+from hf_ecif.reports.outcomes import write_validation_page
+from hf_ecif.utils import distributed
+from hf_ecif.utils.files import require_new, write_json
+from hf_ecif.utils.progress import ProgressFactory, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def run_validate(
         raise UserError(f"--removed-share {request.removed_share}: must be between 0 and 1.")
     if config.fit_epochs == 0:
         raise UserError("--fit-epochs 0 retrains nothing, so there is nothing to compare with.")
-    processes.decide(lambda: require_new(request.output))
+    distributed.decide(lambda: require_new(request.output))
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
     opened.model.fit(rows, query, progress)
@@ -70,7 +70,7 @@ def run_validate(
         write_validation_page(summary, request.output / "validation.html")
         return summary
 
-    return processes.decide(write)
+    return distributed.decide(write)
 
 
 def _plot(result: Validation, path: Path) -> None:

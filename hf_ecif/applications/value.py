@@ -13,20 +13,8 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from torch import Tensor
 
-from hf_ecif import processes
-from hf_ecif.cleaning import write_rows
-from hf_ecif.columns import read_groups
-from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import check_columns, drop_influence_columns, load_rows
-from hf_ecif.errors import UserError
-from hf_ecif.features import Rows, require_pairs
-from hf_ecif.files import require_new, write_json
-from hf_ecif.influence import InfluenceModel
-from hf_ecif.leverage import memorised
-from hf_ecif.progress import ProgressFactory, silent
-from hf_ecif.scoring import Scores
-from hf_ecif.sources import Opened, Sources, open_sources
-from hf_ecif.valuation import (
+from hf_ecif.applications.sources import Opened, Sources, open_sources
+from hf_ecif.applications.valuation import (
     Additions,
     Curve,
     Valuation,
@@ -36,7 +24,20 @@ from hf_ecif.valuation import (
     value_additions,
     value_by_slice,
 )
-from hf_ecif.value_page import write_value_page
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.data.columns import read_groups
+from hf_ecif.data.loading import load_rows
+from hf_ecif.data.parquet import write_rows
+from hf_ecif.data.schema import check_columns, drop_influence_columns
+from hf_ecif.errors import UserError
+from hf_ecif.influence.leverage import memorised
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.rows import Rows, require_pairs
+from hf_ecif.influence.scoring import Scores
+from hf_ecif.reports.value import write_value_page
+from hf_ecif.utils import distributed
+from hf_ecif.utils.files import require_new, write_json
+from hf_ecif.utils.progress import ProgressFactory, silent
 
 TOP, TOP_OF_SLICE = 12, 6  # pairs of a ranking that are named and shown
 SMALL_SLICE = 20
@@ -107,7 +108,7 @@ def run_value(
     """
     start = time.perf_counter()
     _check(request, config)
-    processes.decide(lambda: require_new(request.output))
+    distributed.decide(lambda: require_new(request.output))
     opened = open_sources(request, config)
     given = _read_given(request, opened)
     found = _analyse(request, opened, given, progress)
@@ -122,7 +123,7 @@ def run_value(
         write_json(summary, request.output / "summary.json")
         return summary
 
-    return processes.decide(write)
+    return distributed.decide(write)
 
 
 def _check(request: ValueRequest, config: InfluenceConfig) -> None:
@@ -168,7 +169,7 @@ def _analyse(
     model = opened.model
 
     def read(name: str, dataset: Dataset) -> Rows:
-        advance = progress(f"Read {name}", len(processes.share(len(dataset))))
+        advance = progress(f"Read {name}", len(distributed.share(len(dataset))))
         return model.read(dataset, *request.columns, advance)
 
     rows, query = opened.read(progress)

@@ -43,9 +43,9 @@ from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.features import Rows
-from hf_ecif.low_rank import DivergenceError
-from hf_ecif.scoring import Scores
+from hf_ecif.engine.low_rank import DivergenceError
+from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.scoring import Scores
 from tests.benchmarks.detection_cells import FRUGAL, Data, read_data
 from tests.benchmarks.lds import Floats, Truth, lds
 from tests.benchmarks.shared import Exchanged, exchange, find_wrong, parser, save, write_table

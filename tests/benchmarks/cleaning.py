@@ -37,9 +37,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from hf_ecif.comparison import UNTRAINED, Outcome, Version, compare, random_subset
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.features import Rows
+from hf_ecif.data.cleaning import UNTRAINED
+from hf_ecif.influence.retraining import Outcome, Version, compare, random_subset
+from hf_ecif.influence.rows import Rows
 from tests.benchmarks.shared import (
     Embedded,
     Exchanged,

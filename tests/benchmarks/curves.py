@@ -40,10 +40,10 @@ from rich.console import Console
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from hf_ecif.features import Rows
-from hf_ecif.influence import InfluenceModel
-from hf_ecif.progress import progress_bars
-from hf_ecif.valuation import SHARES, Curve, removal_curves, removal_orders
+from hf_ecif.applications.valuation import SHARES, Curve, removal_curves, removal_orders
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.rows import Rows
+from hf_ecif.utils.progress import progress_bars
 from tests.benchmarks.shared import Embedded, embedded, parser, print_table, save, write_table
 
 Floats = NDArray[np.float64]

@@ -12,9 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import load_rows
-from hf_ecif.features import Rows
-from hf_ecif.influence import InfluenceModel
+from hf_ecif.data.loading import load_rows
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.rows import Rows
 from tests.benchmarks.shared import DEMO, Exchanged, embedded, exchange
 from tests.benchmarks.signals import Judged, judge_all
 

@@ -13,7 +13,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from hf_ecif.words import shorten
+from hf_ecif.utils.formatting import shorten
 from tests.benchmarks.shared import Exchanged, write_table
 from tests.benchmarks.signals import FIXED, OURS, TUNED
 

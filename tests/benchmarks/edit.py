@@ -42,11 +42,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from hf_ecif.comparison import Version, measure, train
-from hf_ecif.features import Rows
-from hf_ecif.operators import random_batches
-from hf_ecif.pretrained import load_model
-from hf_ecif.valuation import removal_orders
+from hf_ecif.applications.valuation import removal_orders
+from hf_ecif.engine.objective import random_batches
+from hf_ecif.influence.retraining import Version, measure, train
+from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.saving import load_model
 from tests.benchmarks.shared import (
     DEMO,
     Embedded,

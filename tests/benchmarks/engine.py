@@ -71,14 +71,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPConfig, CLIPModel
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import load_rows
-from hf_ecif.encoders import DualEncoder
-from hf_ecif.influence import InfluenceModel
-from hf_ecif.inputs import Features
-from hf_ecif.operators import Objective, random_batches
-from hf_ecif.parameters import add_lora
-from hf_ecif.scoring import Directions, Pass, score_rows
-from hf_ecif.solvers import estimate_spectrum, solve
+from hf_ecif.data.loading import load_rows
+from hf_ecif.engine.encoder import DualEncoder
+from hf_ecif.engine.features import Features
+from hf_ecif.engine.objective import Objective, random_batches
+from hf_ecif.engine.parameters import add_lora
+from hf_ecif.engine.solvers import estimate_spectrum, solve
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.scoring import Directions, Pass, score_rows
 from tests.benchmarks.shared import DEMO, RESULTS
 
 MEASURES = ("projections", "all", "curvature", "lora", "memory")

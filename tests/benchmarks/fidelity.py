@@ -44,10 +44,10 @@ from rich.progress import track
 from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.features import Rows
-from hf_ecif.influence import InfluenceModel
-from hf_ecif.leverage import change_without
-from hf_ecif.solvers import Spectrum, estimate_spectrum, solve
+from hf_ecif.engine.solvers import Spectrum, estimate_spectrum, solve
+from hf_ecif.influence.leverage import change_without
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.rows import Rows
 from tests.benchmarks import leverage
 from tests.benchmarks.lds import Truth
 from tests.benchmarks.lds import compare as compare_sets

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from hf_ecif.features import Rows
-from hf_ecif.operators import random_batches
+from hf_ecif.engine.objective import random_batches
+from hf_ecif.influence.rows import Rows
 from tests.benchmarks.lds import CONFIG, Problem
 
 

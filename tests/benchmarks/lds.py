@@ -26,14 +26,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hf_ecif import metrics
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import check_columns, load_rows
-from hf_ecif.encoders import DualEncoder
-from hf_ecif.features import Rows
-from hf_ecif.fitting import fit_parameters
-from hf_ecif.influence import InfluenceModel
-from hf_ecif.inputs import Features
-from hf_ecif.operators import Objective, random_batches
-from hf_ecif.pretrained import load_model
+from hf_ecif.data.loading import load_rows
+from hf_ecif.data.schema import check_columns
+from hf_ecif.engine.encoder import DualEncoder
+from hf_ecif.engine.features import Features
+from hf_ecif.engine.objective import Objective, random_batches
+from hf_ecif.influence.fitting import fit_parameters
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.saving import load_model
 from tests.benchmarks.shared import DEMO
 
 CONFIG = InfluenceConfig()
@@ -188,7 +189,7 @@ def train_on_halves(problem: Problem, count: int, seeds: int, epochs: int) -> Tr
     """The query's loss after training on ``count`` random halves, each ``seeds`` times."""
     encoder, rows, total = problem.encoder(), problem.train, len(problem.train)
     query = Objective(
-        encoder, problem.query.features, problem.query_batches, problem.query.same_text
+        encoder, problem.query.features, problem.query_batches, problem.query.siblings
     )
     kept = np.zeros((count, total), dtype=bool)
     losses = np.zeros((count, seeds))
@@ -208,7 +209,7 @@ def objective_of(
 ) -> Objective:
     """Of some of the rows alone."""
     batches = random_batches(len(chosen), CONFIG.batch_size, generator)
-    return Objective(encoder, rows.features[chosen], batches, rows.same_text[chosen])
+    return Objective(encoder, rows.features[chosen], batches, rows.siblings[chosen])
 
 
 def lds(scores: Floats, truth: Truth) -> tuple[float, float]:

@@ -38,16 +38,16 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import load_rows
-from hf_ecif.features import Rows
-from hf_ecif.influence import InfluenceModel
-from hf_ecif.leverage import change_without, leverage, leverage_along, memorised
-from hf_ecif.low_rank import LowRank, nystrom
-from hf_ecif.objectives import infonce
-from hf_ecif.operators import Objective, random_batches
-from hf_ecif.pretrained import load_model
-from hf_ecif.removal import remove
-from hf_ecif.solvers import Spectrum, solve
+from hf_ecif.data.loading import load_rows
+from hf_ecif.engine.low_rank import LowRank, nystrom
+from hf_ecif.engine.objective import Objective, random_batches
+from hf_ecif.engine.objectives import infonce
+from hf_ecif.engine.solvers import Spectrum, solve
+from hf_ecif.influence.leverage import change_without, leverage, leverage_along, memorised
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.removal import remove
+from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.saving import load_model
 from tests.benchmarks.shared import DEMO, parser, print_table, save, write_table
 
 Floats = NDArray[np.float64]
@@ -81,7 +81,7 @@ class Problem:
         """``J`` of the library."""
         rows = self.train
         return Objective(
-            self.model.encoder, rows.features, list(self.batches), rows.same_text, l2, self.start
+            self.model.encoder, rows.features, list(self.batches), rows.siblings, l2, self.start
         )
 
     def query_objective(self) -> Objective:
@@ -302,7 +302,7 @@ def plain_scores(
     scores = torch.zeros(PAIRS, dtype=theta.dtype)
     for batch in objective.batches:
         pushed = objective.encoder.push(theta, direction, objective.features[batch])
-        roles = infonce.role_tangents(*pushed, same=problem.train.same_text[batch])
+        roles = infonce.role_tangents(*pushed, same=problem.train.siblings[batch])
         scores[batch] = (roles.positive + roles.negative)[0] / (2 * PAIRS)
     return scores
 

@@ -36,8 +36,8 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from hf_ecif.detection import Detection
-from hf_ecif.words import shorten
+from hf_ecif.detection.detect import Detection
+from hf_ecif.utils.formatting import shorten
 from tests.benchmarks.detection_cells import pictures, read_data
 from tests.benchmarks.shared import RESULTS, find_wrong, parser, save, write_table
 

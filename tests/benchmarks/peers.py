@@ -53,7 +53,7 @@ from torch.func import grad, jacrev, jvp
 from torch.nn.functional import normalize
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.influence import InfluenceModel
+from hf_ecif.influence.model import InfluenceModel
 from tests.benchmarks.heads import average_visits, heads_of, losses_at, partitions
 from tests.benchmarks.lds import (
     CONFIG,

@@ -47,14 +47,16 @@ from rich.console import Console
 from rich.table import Table as Printed
 from transformers import AutoConfig, AutoProcessor, CLIPConfig, CLIPModel
 
+from hf_ecif.applications.score import ScoreRequest, run_score
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import check_columns, load_rows, read_pair, stream_rows
-from hf_ecif.endless import ScoreRequest, run_score
-from hf_ecif.features import Preprocessor, Rows, Table
-from hf_ecif.influence import InfluenceModel
-from hf_ecif.inputs import Features
-from hf_ecif.progress import Advance
-from hf_ecif.scorer import Scorer, scored_columns
+from hf_ecif.data.images import read_pair
+from hf_ecif.data.loading import load_rows, stream_rows
+from hf_ecif.data.schema import check_columns
+from hf_ecif.engine.features import Features
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.rows import Preprocessor, Rows, Table
+from hf_ecif.influence.scorer import Scorer, scored_columns
+from hf_ecif.utils.progress import Advance
 from tests.benchmarks.engine import race
 from tests.benchmarks.shared import DEMO, RESULTS
 
@@ -171,7 +173,7 @@ def prepare(folder: str, name: str) -> Figures:
     rows = check_columns(load_rows(str(DEMO / "data"), "train"), "image", "text")
     model = MODELS[name]()
     model.fit(model.read(rows), model.read(load_rows(str(DEMO / "data"), "validation")))
-    scorer = model.scorer(Path(folder, "fit"))
+    scorer = Scorer.from_model(model, Path(folder, "fit"))
     Path(folder, "scorer.json").write_text(json.dumps(asdict(scorer)))
     cells = rows.select_columns(["image", "text"]).select(range(FILE_ROWS))
     cells.cast_column("image", Image(decode=False)).to_parquet(Path(folder, "rows.parquet"))

@@ -6,7 +6,7 @@
 Two processes of one thread each, started by `torchrun` and joined by gloo. Four runs take turns,
 so that what else the machine does disturbs all of them alike, and the smallest time of each counts:
 
-* *one*: the main process works alone on ``n`` rows while the other waits (`processes.alone`, which
+* *one*: the main process works alone on ``n`` rows while the other waits (`alone`, which
   is what a single process does);
 * *each*: both do that at once and know nothing of each other, the floor: what memory, cache and
   clock leave of two cores;
@@ -45,16 +45,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from hf_ecif import processes
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import load_rows
-from hf_ecif.encoders import DualEncoder
-from hf_ecif.influence import InfluenceModel
-from hf_ecif.inputs import Features
-from hf_ecif.inverse import InverseCurvature
-from hf_ecif.low_rank import Matvec
-from hf_ecif.operators import Objective, random_batches
-from hf_ecif.scoring import Directions, Pass, score_rows
+from hf_ecif.data.loading import load_rows
+from hf_ecif.engine.encoder import DualEncoder
+from hf_ecif.engine.features import Features
+from hf_ecif.engine.inverse import InverseCurvature
+from hf_ecif.engine.low_rank import Matvec
+from hf_ecif.engine.objective import Objective, random_batches
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.scoring import Directions, Pass, score_rows
+from hf_ecif.utils import distributed
 from tests.benchmarks.engine import vit_b_32
 from tests.benchmarks.rows import provenance
 from tests.benchmarks.shared import DEMO, RESULTS
@@ -175,15 +175,15 @@ def measure(model: str, sizes: dict[str, Size], repeats: int, output: Path) -> N
     """All cases of a model; the main process writes the results."""
     torch.set_num_threads(1)
     disable_progress_bars()
-    assert processes.count() == 2, "they do not know each other"
+    assert distributed.count() == 2, "they do not know each other"
     results = []
     for case in cases(model, sizes):
         result = {"model": model, "case": case.name, "rows": case.rows} | scaling(case, repeats)
         results.append(result)
-        if processes.is_main():
+        if distributed.is_main():
             print(result, file=sys.stderr, flush=True)
             output.write_text(json.dumps(results))
-    processes.leave()
+    distributed.leave()
 
 
 def scaling(case: Case, repeats: int) -> Figures:
@@ -220,12 +220,12 @@ def efficiency(times: dict[str, list[float]]) -> Figures:
 
 def apart(case: Case, rows: int) -> Tensor:
     """As a process that knows of no other."""
-    with processes.alone():
+    with distributed.alone():
         return case.run(rows)
 
 
 def only_main(work: Callable[[], Tensor]) -> Tensor | None:
-    return work() if processes.is_main() else None
+    return work() if distributed.is_main() else None
 
 
 def seconds_of(run: Callable[[], object]) -> tuple[float, float]:
@@ -235,7 +235,7 @@ def seconds_of(run: Callable[[], object]) -> tuple[float, float]:
     run()
     busy = time.process_time() - busy
     torch.distributed.barrier()
-    return time.perf_counter() - start, max(processes.collect(busy))
+    return time.perf_counter() - start, max(distributed.collect(busy))
 
 
 # ------------------------------------------------------------------------------------ cases
@@ -246,7 +246,7 @@ def cases(name: str, sizes: dict[str, Size]) -> Iterator[Case]:
     if name == "embedded":
         wrapped = InfluenceModel.from_pretrained(DEMO / "model", InfluenceConfig(parameters="all"))
         dataset = load_rows(str(DEMO / "data"), "train")
-        with processes.alone():
+        with distributed.alone():
             raw = wrapped.read(dataset.select(range(256))).features
         model = wrapped.encoder.model
         yield reading(dataset, replace(sizes["projections"], rows=2 * sizes["all"].rows))
@@ -281,7 +281,7 @@ def product(encoder: DualEncoder, features: Features, size: Size) -> Callable[[i
     def built(rows: int, alone: bool) -> Matvec:
         return objective(encoder, features, size, rows).operator("ggn", theta)
 
-    return lambda rows: built(rows, processes.count() == 1)(vectors)
+    return lambda rows: built(rows, distributed.count() == 1)(vectors)
 
 
 def solving(encoder: DualEncoder, features: Features, size: Size) -> Callable[[int], Tensor]:
@@ -332,9 +332,9 @@ def repeated(features: Features, count: int) -> Features:
 
 def share_of(features: Features, rows: int) -> Features:
     """The first rows; of several processes, each holds a part."""
-    if processes.count() == 1:
+    if distributed.count() == 1:
         return features[:rows]
-    own = processes.share(rows)
+    own = distributed.share(rows)
     part = features[own.start : own.stop]
     return Features(part.text, part.image, own, rows)
 

@@ -27,13 +27,16 @@ from rich.table import Table
 
 from hf_ecif import metrics
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import check_columns, load_rows
-from hf_ecif.detection import Detection, detect
-from hf_ecif.features import Rows
-from hf_ecif.influence import InfluenceModel
-from hf_ecif.scoring import Scores
+from hf_ecif.data.loading import load_rows
+from hf_ecif.data.schema import check_columns
+from hf_ecif.detection.detect import Detection, detect
+from hf_ecif.detection.injection import plant_pairs
+from hf_ecif.detection.signals import witnesses_of
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.scoring import Scores
+from tests.support import DEMO
 
-DEMO = Path(__file__).parents[2] / "spaces_demo"
 RESULTS = Path(__file__).parent / "results"
 QUICK_ROWS = 400  # of a `--quick` run
 PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "numpy", "scipy", "scikit-learn")
@@ -111,7 +114,9 @@ def find_wrong(model: InfluenceModel, rows: Rows, query: Rows) -> tuple[Scores, 
     """What an audit makes of the rows; the model is fitted to them."""
     model.fit(rows, query)
     scores = model.score(rows)
-    return scores, detect(model.witnesses(rows, scores).stack(), *model.plant(rows, query))
+    return scores, detect(
+        witnesses_of(model, rows, scores).stack(), *plant_pairs(model, rows, query)
+    )
 
 
 def judge(wrong: NDArray[np.bool_], suspicion: NDArray[np.floating]) -> dict[str, Any]:

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import jacrev
 
-from hf_ecif.detection import Detection, detect
-from hf_ecif.encoders import DualEncoder
-from hf_ecif.features import Rows
-from hf_ecif.influence import InfluenceModel
-from hf_ecif.objectives import Embeddings
-from hf_ecif.operators import Objective, random_batches
-from hf_ecif.scoring import Pass, Scores
-from hf_ecif.witnesses import Witnesses
+from hf_ecif.detection.detect import Detection, detect
+from hf_ecif.detection.injection import plant_pairs
+from hf_ecif.detection.signals import Witnesses, witnesses_of
+from hf_ecif.engine.encoder import DualEncoder
+from hf_ecif.engine.objective import Objective, random_batches
+from hf_ecif.engine.objectives import Embeddings
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.scoring import Pass, Scores
 from tests.benchmarks.lds import fit
 
 Signal = NDArray[np.float64]
@@ -87,7 +88,7 @@ def tuned(model: InfluenceModel, rows: Rows, theta: Tensor) -> dict[str, dict[st
     batches = {"batch 256": (BATCH, 3), "all in one batch": (len(rows), 1)}
     losses = {
         f"temperature {1 / factor:g}x, {name}": array(
-            pair_losses(model.encoder, embeddings, factor, Pass(*sizes, 0, rows.same_text))
+            pair_losses(model.encoder, embeddings, factor, Pass(*sizes, 0, rows.siblings))
         )
         for factor, (name, sizes) in product(FACTORS, batches.items())
     }
@@ -287,8 +288,8 @@ def judge_all(model: InfluenceModel, rows: Rows, query: Rows) -> Judged:
     """Every method, after the fit of the model's config; at the model as given if it has none."""
     checkpoints = _fit(model, rows, query)
     scores = model.score(rows)
-    witnesses = model.witnesses(rows, scores)
-    detection = detect(witnesses.stack(), *model.plant(rows, query))
+    witnesses = witnesses_of(model, rows, scores)
+    detection = detect(witnesses.stack(), *plant_pairs(model, rows, query))
     signals = parts_of_ours(scores, witnesses, detection) | fixed(
         model, rows, query, scores, checkpoints
     )

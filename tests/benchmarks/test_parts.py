@@ -5,9 +5,9 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn.functional import normalize
 
-from hf_ecif.encoders import DualEncoder
-from hf_ecif.features import Rows
-from hf_ecif.operators import random_batches
+from hf_ecif.engine.encoder import DualEncoder
+from hf_ecif.engine.objective import random_batches
+from hf_ecif.influence.rows import Rows
 from tests.benchmarks.bootstrap import areas, paired_difference, verdict
 from tests.benchmarks.signals import Lemon, gradients, lemon
 

@@ -10,8 +10,8 @@ from torch.func import grad
 from torch.nn.functional import normalize
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data import load_rows
-from hf_ecif.influence import InfluenceModel
+from hf_ecif.data.loading import load_rows
+from hf_ecif.influence.model import InfluenceModel
 from tests.benchmarks.heads import (
     Heads,
     average_visits,

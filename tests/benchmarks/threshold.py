@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.progress import track
 from sklearn.metrics import f1_score
 
-from hf_ecif.detection import Detection
-from hf_ecif.features import Rows
+from hf_ecif.detection.detect import Detection
+from hf_ecif.influence.rows import Rows
 from tests.benchmarks.shared import (
     Embedded,
     Exchanged,

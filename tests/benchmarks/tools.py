@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from hf_ecif.features import Rows
+from hf_ecif.influence.rows import Rows
 from tests.benchmarks.heads import Heads, average_visits, logits_of, pair_losses, partitions
 from tests.benchmarks.lds import CONFIG, Problem
 

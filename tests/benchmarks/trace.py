@@ -22,7 +22,7 @@ neighbours of the image, of the pair, and of the error itself (the image with th
 which says where to look); and random pairs. What ours ranks by was chosen on the validation split.
 
 The second part asks all errors of both splits, in three ways, of one fitted model, and measures
-what the index of `hf_ecif.proposals` proposes against the exact trace.
+what the index of `hf_ecif.influence.gradient_index` proposes against the exact trace.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from hf_ecif.applications.tracing import CHUNK, Task, find_errors, margin_of, responsibility
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.features import Rows
-from hf_ecif.fitting import cosine_fall
-from hf_ecif.influence import InfluenceModel
-from hf_ecif.inputs import Features
-from hf_ecif.proposals import build_index
-from hf_ecif.queries import Query
-from hf_ecif.scoring import Directions, Pass, score_rows
-from hf_ecif.tracing import CHUNK, Task, find_errors, margin_of, responsibility
+from hf_ecif.engine.features import Features
+from hf_ecif.influence.fitting import cosine_fall
+from hf_ecif.influence.gradient_index import build_index
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.queries import Query
+from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.scoring import Directions, Pass, score_rows
 from tests.benchmarks.shared import as_markdown, embedded, parser, save, write_page
 
 CONCEPTS, QUICK_CONCEPTS = 30, 2
@@ -272,7 +272,7 @@ def over_epochs(model: InfluenceModel, train: Rows, query: Query, thetas: list[T
 def own_terms(model: InfluenceModel, train: Rows, query: Query, theta: Tensor) -> Tensor:
     """TracIn at a checkpoint: products of the query's gradient with those of the own terms."""
     config = model.config
-    same = train.same_text if config.mask_repeated else None
+    same = train.siblings if config.mask_repeated else None
     gradient = query.gradients(model.encoder, theta)
     directions = Directions.none(theta)._replace(query=gradient)
     how = Pass(config.batch_size, config.partitions, config.seed + 1, same)

@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import HfApi
 
-from tests.hub.server import HubServer
+from tests.support.hub.server import HubServer
 
 
 @pytest.fixture

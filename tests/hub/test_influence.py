@@ -1,17 +1,15 @@
 """A fitted influence goes to the Hub and comes back, and scores the same rows the same."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 
 from hf_ecif import InfluenceConfig, InfluenceModel, Scorer, UserError
-from hf_ecif.features import Rows
-from tests.hub.server import ANN_READ_ONLY, BOB, HubServer
+from hf_ecif.influence.rows import Rows
+from tests.support import DEMO
+from tests.support.hub.server import ANN_READ_ONLY, BOB, HubServer
 
-DEMO = Path(__file__).parents[2] / "spaces_demo"
 REPO = "ann/influence"
 CONFIG = InfluenceConfig(batch_size=16, fit_epochs=1, probes=2, partitions=2)
 

@@ -8,12 +8,13 @@ from datasets import Image, load_dataset
 from huggingface_hub import HfApi
 
 from hf_ecif import InfluenceModel
-from hf_ecif.data import image_bytes, load_rows, load_splits, stream_rows
+from hf_ecif.data.images import image_bytes
+from hf_ecif.data.loading import load_rows, load_splits, stream_rows
 from hf_ecif.errors import UserError
-from hf_ecif.hub_errors import explain_hub_error, is_transient
-from hf_ecif.hub_paths import HubPath, parse_hub_path, public_name
-from tests.hub.audits import picture, rows, write_source
-from tests.hub.server import ANN_READ_ONLY, BOB, HubServer
+from hf_ecif.utils.hub_errors import explain_hub_error, is_transient
+from hf_ecif.utils.hub_paths import HubPath, parse_hub_path, public_name
+from tests.support.hub.audits import picture, rows, write_source
+from tests.support.hub.server import ANN_READ_ONLY, BOB, HubServer
 
 REPO = "ann/birds"
 
@@ -163,7 +164,9 @@ class TestNoNetwork:
         _disconnect(monkeypatch)
         with caplog.at_level(logging.WARNING):
             assert load_rows(f"{REPO}@v1", "train")["text"][:] == before
-        said = [record.message for record in caplog.records if record.name == "hf_ecif.data"]
+        said = [
+            record.message for record in caplog.records if record.name == "hf_ecif.data.loading"
+        ]
         assert len(said) == 1
         assert "Looking for a copy from an earlier run" in said[0]
         assert "'v1'" in said[0]

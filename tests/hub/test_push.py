@@ -22,18 +22,19 @@ from huggingface_hub.utils import httpx
 from transformers import CLIPModel
 
 from hf_ecif import AuditRequest, InfluenceConfig, push, push_model, run_audit
+from hf_ecif.applications.clean import CleanRequest, run_clean
 from hf_ecif.applications.remove import RemoveRequest, run_remove
-from hf_ecif.audit_folder import AuditFolder, CardMaker
-from hf_ecif.cards import read_card
-from hf_ecif.cleaning import CleanRequest, run_clean
-from hf_ecif.cli import main
-from hf_ecif.commits import Target, publish, retried
+from hf_ecif.applications.review import apply_review
+from hf_ecif.cli.main import main
+from hf_ecif.data.review import Decision, Review
 from hf_ecif.errors import UserError
-from hf_ecif.review import Decision, Review, apply_review
-from tests.hub.audits import picture, rows, write_audit, write_source
-from tests.hub.server import ANN, ANN_READ_ONLY, BOB, HubServer
+from hf_ecif.hub.commits import Target, publish, retried
+from hf_ecif.hub.dataset_repo import AuditFolder, CardMaker
+from hf_ecif.hub.markdown import read_card
+from tests.support import DEMO
+from tests.support.hub.audits import picture, rows, write_audit, write_source
+from tests.support.hub.server import ANN, ANN_READ_ONLY, BOB, HubServer
 
-DEMO = Path(__file__).parents[2] / "spaces_demo"
 REPO = "ann/birds-clean"
 TEXT = (".json", ".html")
 

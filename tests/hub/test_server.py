@@ -32,8 +32,8 @@ from huggingface_hub.utils import get_session, httpx
 from PIL import Image as PILImage
 from transformers import CLIPModel
 
-from tests.hub import HUB
-from tests.hub.server import ANN, ANN_READ_ONLY, BOB, HubServer
+from tests.support.hub import HUB
+from tests.support.hub.server import ANN, ANN_READ_ONLY, BOB, HubServer
 
 DATA = "ann/data"
 HELLO = b"hello\n"

@@ -1,0 +1,115 @@
+"""The app as a whole: what is shown, in which order, and how it is served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from hf_ecif.app import overview, what_if
+from hf_ecif.app import publish as publishing
+from hf_ecif.app import review as reviewing
+from hf_ecif.app import run as running
+from hf_ecif.app import trace as tracing
+from hf_ecif.app.html import KEYS, STYLE, render
+from hf_ecif.app.limits import Limits, find_limits
+from hf_ecif.app.selection import open_audit
+from hf_ecif.app.session import REDRAW, STORAGE_KEY, Session, begin
+from hf_ecif.app.theme import make_theme
+from hf_ecif.utils.hub_paths import public_name
+
+TITLE = "hf_ecif: which pairs help, which hurt"
+
+
+def make_app(
+    folder: str,
+    limits: Limits | None = None,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+) -> gr.Blocks:
+    """The app on an audit.
+
+    Args:
+        folder: of the audit that a session starts with.
+        limits: of what a visitor may ask for; those of where this runs, if absent.
+        model: that the tab for new audits proposes; that of the audit, if absent.
+        dataset: that it proposes; the app then starts with that tab.
+
+    Raises:
+        UserError: there is no audit in the folder.
+    """
+    audit, limits = open_audit(folder), limits or find_limits()
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as app:
+        title = gr.HTML(elem_id="title")
+        # Made before the tabs: whatever stands among them counts as one of them.
+        session = Session(
+            folder=gr.State(folder),
+            reviews=gr.BrowserState({}, storage_key=STORAGE_KEY, secret="hf_ecif"),
+            threshold=gr.Slider(
+                0.0,
+                1.0,
+                audit.threshold,
+                step=0.001,
+                label="Threshold of the probability",
+                buttons=[],
+                min_width=280,
+                elem_id="threshold",
+                render=False,
+            ),
+            span=gr.State(None),
+            row=gr.State(None),
+            tabs=gr.Tabs(selected="run" if dataset else "overview", render=False),
+            changed=[app.load],
+        )
+        session.changed.append(session.folder.change)
+        session.tabs.render()
+        with session.tabs:
+            with gr.Tab("Overview", id="overview"):
+                overview.build(session)
+            with gr.Tab("Review", id="review"):
+                reviewing.build(session)
+            with gr.Tab("Trace", id="trace"):
+                tracing.build(session)
+            with gr.Tab("What if", id="what-if"):
+                what_if.build(session)
+            with gr.Tab("Run", id="run"):
+                running.build(session, limits, model or audit.summary["model"], dataset)
+            with gr.Tab("Publish", id="publish"):
+                publishing.build(session, limits)
+        gr.on(session.changed, _say_title, session.folder, title, **REDRAW)
+        gr.on(
+            session.changed,
+            begin,
+            [session.folder, session.reviews],
+            [session.threshold, session.span, session.row],
+            **REDRAW,
+        )
+    return app.queue(max_size=limits.waiting)
+
+
+def launch(app: gr.Blocks, limits: Limits | None = None, **options: Any) -> Any:
+    """Serve the app.
+
+    Args:
+        app: by `make_app`.
+        limits: of uploads.
+        options: of `gradio.Blocks.launch`.
+    """
+    limits = limits or find_limits()
+    return app.launch(
+        theme=make_theme(),
+        css=STYLE,
+        head=KEYS,
+        max_file_size=limits.upload,
+        show_error=True,
+        footer_links=["gradio", "settings"],
+        ssr_mode=False,
+        **options,
+    )
+
+
+def _say_title(folder: str) -> str:
+    summary = open_audit(folder).summary
+    names = [public_name(str(summary.get(name, "?"))) for name in ("model", "dataset")]
+    return render("title", about=summary.get("about"), model=names[0], dataset=names[1])

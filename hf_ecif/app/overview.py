@@ -1,0 +1,177 @@
+"""The first tab: how many pairs are flagged at which threshold, and how the scores are spread."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import gradio as gr
+import numpy as np
+import pandas as pd
+
+from hf_ecif.app.html import PICK, render
+from hf_ecif.app.selection import Audit, Span, open_audit
+from hf_ecif.app.session import REDRAW, Session, keep_threshold, read_review, review_row
+from hf_ecif.utils.formatting import number, superscript
+
+BINS = 40
+MOST_POINTS = 4000  # drawn in a scatter; a browser has to move them
+SHOWN = 16
+HEIGHT = 340
+WORDS = {"keep": "keep", "remove": "remove", "recaption": "new caption"}
+COLOURS = {"kept": "#4a7a96", "flagged": "#c1501b"}
+
+
+class Overview(NamedTuple):
+    """Values of the tab's components, in the order of `outputs`."""
+
+    tiles: str
+    histogram: pd.DataFrame
+    scatter: gr.ScatterPlot
+    picked: str
+    clear: gr.Button
+    cards: str
+
+
+def build(session: Session) -> None:
+    """Lay out the tab and connect it."""
+    tiles = gr.HTML(elem_id="overview-tiles")
+    with gr.Row(elem_classes="bar"):
+        session.threshold.render()
+        reset = gr.Button("The audit's own", size="sm", scale=0, min_width=140)
+    gr.HTML(render("legend", entries=COLOURS))
+    with gr.Row():
+        histogram = gr.BarPlot(
+            x="probability",
+            y="pairs",
+            color="what",
+            color_map=COLOURS,
+            x_title="probability of being misaligned",
+            colors_in_legend=[],
+            label="How sure the detector is",
+            height=HEIGHT,
+            elem_classes="figure",
+            elem_id="overview-histogram",
+        )
+        scatter = gr.ScatterPlot(
+            x="positive",
+            y="negative",
+            color="what",
+            color_map=COLOURS,
+            x_title="influence as a positive",
+            y_title="as a negative",
+            colors_in_legend=[],
+            label="The two roles: drag to pick pairs",
+            height=HEIGHT,
+            elem_classes="figure",
+            elem_id="overview-scatter",
+        )
+    with gr.Row(elem_classes="bar"):
+        picked = gr.HTML(elem_id="overview-picked")
+        clear = gr.Button("Clear the selection", size="sm", scale=0, min_width=160)
+    cards = gr.HTML(js_on_load=PICK, elem_id="overview-cards")
+
+    inputs = [session.folder, session.reviews, session.threshold, session.span]
+    outputs = [tiles, histogram, scatter, picked, clear, cards]
+    changes = [*session.changed, session.threshold.change, session.span.change]
+    gr.on(changes, show, inputs, outputs, **REDRAW)
+    session.threshold.input(
+        keep_threshold,
+        [session.folder, session.reviews, session.threshold],
+        session.reviews,
+        **REDRAW,
+    )
+    reset.click(go_back, [session.folder, session.reviews], [session.threshold, session.reviews])
+    clear.click(lambda: None, None, session.span)
+    scatter.select(brushed, session.folder, session.span)
+    cards.select(review_row, None, [session.row, session.tabs])
+
+
+def show(folder: str, reviews: dict[str, str], threshold: float, span: Span | None) -> Overview:
+    """What the tab shows of an audit."""
+    audit = open_audit(folder)
+    review = read_review(reviews, audit)
+    flags = audit.flags(threshold)
+    rows = audit.pick("flagged", threshold, review, span)
+    values = {
+        "summary": audit.summary,
+        "flagged": int(flags.sum()),
+        "kept": int((~flags & audit.rows.readable).sum()),
+        "borderline": int(audit.rows.borderline.sum()),
+        "decided": len(review.current),
+        "threshold": threshold,
+    }
+    return Overview(
+        render("tiles", **values),
+        histogram_table(audit, threshold),
+        _draw_scatter(audit, threshold),
+        _say_picked(len(rows), span),
+        gr.Button(visible=span is not None),
+        render(
+            "cards",
+            cards=[audit.rows.card(row) for row in rows[:SHOWN]],
+            decisions=review.current,
+            words=WORDS,
+            nothing="No pair is flagged here. Move the threshold to the left to see more.",
+        ),
+    )
+
+
+def go_back(folder: str, reviews: dict[str, str]) -> tuple[float, dict[str, str]]:
+    """The audit's own threshold again."""
+    own = open_audit(folder).threshold
+    return own, keep_threshold(folder, reviews, own)
+
+
+def histogram_table(audit: Audit, threshold: float) -> pd.DataFrame:
+    """Pairs per bin of the probability, kept and flagged ones."""
+    flags, readable = audit.flags(threshold), audit.rows.readable
+    edges = np.linspace(0, 1, BINS + 1)
+    centres = (edges[:-1] + edges[1:]) / 2
+    parts = []
+    for what, chosen in (("kept", readable & ~flags), ("flagged", readable & flags)):
+        pairs, _ = np.histogram(audit.rows.probability[chosen], edges)
+        parts.append(pd.DataFrame({"probability": centres, "pairs": pairs, "what": what}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def scatter_table(audit: Audit, threshold: float) -> pd.DataFrame:
+    """Both parts of every score in a readable unit; of many rows a sample, flagged ones first."""
+    rows, flags = audit.rows, audit.flags(threshold)
+    chosen = np.flatnonzero(rows.readable)
+    if len(chosen) > MOST_POINTS:
+        mixed = np.random.default_rng(0).permutation(chosen)
+        chosen = mixed[np.argsort(~flags[mixed], kind="stable")][:MOST_POINTS]
+    what = np.where(flags[chosen], "flagged", "kept")
+    unit = 10.0**rows.exponent
+    return pd.DataFrame(
+        {
+            "positive": rows.positive[chosen] / unit,
+            "negative": rows.negative[chosen] / unit,
+            "what": what,
+        }
+    )
+
+
+def brushed(folder: str, event: gr.SelectData) -> Span | None:
+    """The stretch of the positive influence that was dragged over, in nats."""
+    if not event.index:
+        return None
+    unit = 10.0 ** open_audit(folder).rows.exponent
+    low, high = event.index
+    return float(low) * unit, float(high) * unit
+
+
+def _draw_scatter(audit: Audit, threshold: float) -> gr.ScatterPlot:
+    exponent = audit.rows.exponent
+    unit = f"10{superscript(exponent)} nats" if exponent else "nats"
+    return gr.ScatterPlot(
+        scatter_table(audit, threshold), x_title=f"influence as a positive, in {unit}"
+    )
+
+
+def _say_picked(count: int, span: Span | None) -> str:
+    where = ""
+    if span is not None:
+        where = f" with an influence as a positive from {number(span[0])} to {number(span[1])} nats"
+    noun = "pair is" if count == 1 else "pairs are"
+    return f"<p>{count:,} {noun} flagged{where}. The likeliest ones:</p>"

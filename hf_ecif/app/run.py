@@ -1,0 +1,364 @@
+"""The fifth tab: audit a data set of one's own, see how far it is, cancel it.
+
+An audit runs in a process of its own, so that it can be stopped at once and takes its memory with
+it. On a shared Space that process has no login and reads nothing from the disk but the upload.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from queue import Empty
+from tempfile import mkdtemp
+from typing import Any, NamedTuple
+
+import gradio as gr
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_ecif.app.html import render
+from hf_ecif.app.limits import Limits
+from hf_ecif.app.session import Session
+from hf_ecif.app.worker import audit_in_process
+from hf_ecif.errors import UserError
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?")
+OWN_MODEL = "that of the audit"
+MODELS = ["openai/clip-vit-base-patch32", "google/siglip-base-patch16-224"]
+WAIT = 0.3  # seconds between two looks at a running audit
+ENTRIES = 3  # of a zip for every row that is allowed: folders and side files
+ON, OFF = gr.Button(interactive=True), gr.Button(interactive=False)
+WAITING = "How far an audit is shows here. The result opens in the other tabs."
+CANCELLED = "Cancelled. Nothing was kept."
+
+
+@dataclass
+class Run:
+    """An audit under way.
+
+    Attributes:
+        process: that does it.
+        events: what it says of itself.
+        folder: of its upload and its result.
+    """
+
+    process: Any
+    events: Any
+    folder: Path
+
+
+class View(NamedTuple):
+    """Values of the tab's outputs: what is said, the run, the audit to look at, where, buttons."""
+
+    said: str
+    run: Run | None
+    folder: Any = gr.skip()
+    tabs: Any = gr.skip()
+    start: Any = gr.skip()
+    cancel: Any = gr.skip()
+
+
+@dataclass
+class Steps:
+    """The stages of a run, as far as they are known."""
+
+    done: dict[str, int] = field(default_factory=dict)
+    total: dict[str, int] = field(default_factory=dict)
+
+    def note(self, name: str, total: int | None, steps: int) -> None:
+        """A stage has begun, or has come further."""
+        if total is not None:
+            self.total[name], self.done[name] = total, 0
+        self.done[name] = self.done.get(name, 0) + steps
+
+    def __str__(self) -> str:
+        return render(
+            "steps", steps=[(name, self.done[name], self.total[name]) for name in self.total]
+        )
+
+
+def build(session: Session, limits: Limits, model: str, dataset: str | None) -> None:
+    """Lay out the tab and connect it."""
+    gr.Markdown(_introduce(limits))
+    with gr.Row():
+        with gr.Column():
+            name = gr.Textbox(
+                dataset or "",
+                label="Data set on the Hub" if limits.shared else "Data set: Hub id or folder",
+                placeholder="owner/name",
+                elem_id="run-dataset",
+            )
+            upload = gr.File(
+                label="or a file: parquet, or a zip of images with metadata.csv",
+                file_types=[".parquet", ".zip"],
+                height=150,
+                elem_id="run-upload",
+            )
+        with gr.Column():
+            models = gr.Dropdown(
+                [OWN_MODEL, *MODELS],
+                value=OWN_MODEL,
+                allow_custom_value=True,
+                label="Model: choose one, or name a CLIP-like one on the Hub",
+                elem_id="run-model",
+            )
+            with gr.Row():
+                split = gr.Textbox("train", label="Split", min_width=80)
+                image = gr.Textbox("image", label="Image column", min_width=80)
+                text = gr.Textbox("text", label="Text column", min_width=80)
+            with gr.Row():
+                query = gr.Textbox(
+                    label="Query: clean pairs", placeholder="owner/name, if any", min_width=120
+                )
+                query_split = gr.Textbox("validation", label="Split of the query", min_width=80)
+    with gr.Row():
+        start = gr.Button("Audit", variant="primary", elem_id="run-start")
+        cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="run-cancel")
+    said = gr.HTML(render("nothing", text=WAITING), elem_id="run-said")
+    running = gr.State(None, delete_callback=discard if limits.shared else end)
+
+    # Said at once, since others may be first in the queue.
+    start.click(lambda: render("steps", steps=[]), None, said, queue=False).then(
+        partial(run, limits, model),
+        [running, name, upload, models, split, image, text, query, query_split],
+        [said, running, session.folder, session.tabs, start, cancel],
+        api_name="run",
+        concurrency_id="audit",
+        concurrency_limit=1,
+        show_progress="hidden",
+    )
+    cancel.click(stop, running, said, show_progress="hidden", queue=False)
+
+
+def run(
+    limits: Limits,
+    own_model: str,
+    earlier: Run | None,
+    name: str,
+    upload: str | None,
+    model: str,
+    split: str,
+    image: str,
+    text: str,
+    query: str,
+    query_split: str,
+) -> Iterator[View]:
+    """Audit, saying all the while how far it is; in the end the result is looked at.
+
+    Args:
+        limits: of what may be asked for.
+        own_model: the one that `OWN_MODEL` stands for.
+        earlier: the session's last run.
+        name: of a data set.
+        upload: a file, in place of it.
+        model: `OWN_MODEL`, or a name.
+        split: of the data.
+        image: the images' column.
+        text: the captions' column.
+        query: of clean pairs; chosen from the data if empty.
+        query_split: of it.
+    """
+    folder = Path(mkdtemp(prefix="hf-ecif-run-"))
+    try:
+        request = {
+            "model": own_model if model == OWN_MODEL else _model_name(model or "", limits),
+            "dataset": _find_data(name, upload, folder, limits),
+            "split": "train" if (upload or "").endswith(".parquet") else split,
+            "image_column": image,
+            "text_column": text,
+            "query": _data_name(query.strip(), limits) if query.strip() else None,
+            "query_split": query_split,
+            "output": str(folder / "audit"),
+        }
+    except UserError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        yield _problem(str(error), earlier)
+        return
+    found = _start(request, folder, limits)
+    try:
+        yield from _follow(found, earlier, limits)
+    finally:  # also when nobody listens any more
+        end(found)
+
+
+def _follow(found: Run, earlier: Run | None, limits: Limits) -> Iterator[View]:
+    steps, begin = Steps(), time.monotonic()
+    yield View(str(steps), found, start=OFF, cancel=ON)
+    while True:
+        event = _next_event(found)
+        late = time.monotonic() - begin > limits.seconds
+        if event is None and not late:
+            yield View(str(steps), found, start=OFF, cancel=ON)
+            continue
+        kind, *facts = event or ("error", f"It took longer than {limits.seconds / 60:.0f} minutes.")
+        if kind == "step":
+            steps.note(*facts)
+            continue
+        end(found)
+        if kind == "error":
+            yield _problem(facts[0].replace(f"{found.folder}{os.sep}", ""), earlier)
+            return
+        if limits.shared:
+            discard(earlier)
+        place = None if limits.shared else found.folder / "audit"
+        done, tabs = render("done", place=place, **facts[0]), gr.Tabs(selected="overview")
+        yield View(done, found, str(found.folder / "audit"), tabs, start=ON, cancel=OFF)
+        return
+
+
+def stop(run: Run | None) -> str:
+    """End a run at once, and say so."""
+    if run is None or not run.process.is_alive():
+        return render("problem", message="Nothing is running.")
+    run.process.terminate()
+    return render("problem", message=CANCELLED)
+
+
+def end(run: Run | None) -> None:
+    """End a run at once; a result that is whole stays."""
+    if run is None:
+        return
+    if run.process.is_alive():
+        run.process.terminate()
+    run.process.join(5)
+    if not (run.folder / "audit" / "summary.json").is_file():
+        shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def discard(run: Run | None) -> None:
+    """End a run at once, and delete what it made."""
+    if run is not None:
+        end(run)
+        shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def unpack(archive: Path, folder: Path, limits: Limits) -> Path:
+    """Unpack a zip of images, if what is in it is no larger than allowed.
+
+    Returns:
+        The folder of the images; a folder in the zip that holds all of it is stepped into.
+
+    Raises:
+        UserError: it is no zip, is too large, or has names that lead elsewhere.
+    """
+    try:
+        with zipfile.ZipFile(archive) as source:
+            entries, root = source.infolist(), folder.resolve()
+            size = sum(entry.file_size for entry in entries)
+            if size > limits.upload or len(entries) > ENTRIES * limits.rows:
+                raise UserError(
+                    f"The zip holds {size / 2**20:,.0f} MiB in {len(entries):,} files; "
+                    f"{limits.upload / 2**20:,.0f} MiB in {ENTRIES * limits.rows:,} are allowed."
+                )
+            for entry in entries:
+                if not (root / entry.filename).resolve().is_relative_to(root):
+                    raise UserError(f"The zip holds a name that leads elsewhere: {entry.filename}")
+            source.extractall(folder)
+    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"This is no zip that can be read: {error}.") from error
+    inside = [path for path in folder.iterdir() if path.name != "__MACOSX"]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+def check_parquet(path: Path, limits: Limits) -> None:
+    """Check that what is in a file is no larger than allowed.
+
+    Raises:
+        UserError: it is no parquet file, or too large.
+    """
+    try:
+        facts = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"This is no parquet file that can be read: {error}.") from error
+    size = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
+    if size > limits.upload:
+        raise UserError(
+            f"The file holds {size / 2**20:,.0f} MiB; {limits.upload / 2**20:,.0f} are allowed."
+        )
+    _check_count(facts.num_rows, limits)
+
+
+def _find_data(name: str, upload: str | None, folder: Path, limits: Limits) -> str:
+    """The data set that is meant, in a way that the audit can read."""
+    if not upload:
+        if not name.strip():
+            raise UserError("Name a data set on the Hub, or upload a file.")
+        return _data_name(name.strip(), limits)
+    path = Path(upload)
+    if path.stat().st_size > limits.upload:
+        raise UserError(f"The file is larger than {limits.upload / 2**20:,.0f} MiB.")
+    if path.suffix == ".parquet":
+        check_parquet(path, limits)
+        return shutil.copy(
+            upload, str(folder / "upload.parquet")
+        )  # its old name could mean a split
+    if path.suffix == ".zip":
+        return str(unpack(path, folder / "data", limits))
+    raise UserError(f"{path.name} is neither parquet nor a zip.")
+
+
+def _check_count(count: int, limits: Limits) -> None:
+    if count > limits.rows:
+        raise UserError(f"The data set has {count:,} rows; {limits.rows:,} are allowed here.")
+
+
+def _data_name(name: str, limits: Limits) -> str:
+    return _hub_name(name, "datasets/") if limits.shared else name
+
+
+def _model_name(model: str, limits: Limits) -> str:
+    if not model.strip():
+        raise UserError("Name a CLIP-like model on the Hub, openai/clip-vit-base-patch32 for one.")
+    return _hub_name(model.strip(), "") if limits.shared else model.strip()
+
+
+def _hub_name(name: str, kind: str) -> str:
+    """A name that can only mean the Hub, whatever lies on this disk."""
+    if not HUB_NAME.fullmatch(name):
+        raise UserError(f"{name!r} is no name on the Hub: it must look like owner/name.")
+    return f"hf://{kind}{name}"
+
+
+def _problem(message: str, earlier: Run | None) -> View:
+    return View(render("problem", message=message), earlier, start=ON, cancel=OFF)
+
+
+def _start(request: dict[str, Any], folder: Path, limits: Limits) -> Run:
+    context = multiprocessing.get_context("spawn")  # a fork cannot use the threads of its parent
+    events = context.Queue()
+    arguments = (request, limits, events)
+    process = context.Process(target=audit_in_process, args=arguments, daemon=True)
+    process.start()
+    return Run(process, events, folder)
+
+
+def _next_event(run: Run) -> tuple[Any, ...] | None:
+    """What the run says next; None if it says nothing for now."""
+    try:
+        return run.events.get(timeout=WAIT)
+    except Empty:
+        if run.process.is_alive():
+            return None
+        if run.process.exitcode == -signal.SIGTERM:
+            return "error", CANCELLED
+        return "error", "The audit broke off; perhaps there was too little memory for it."
+
+
+def _introduce(limits: Limits) -> str:
+    text = "Audit your own pairs. Without a query, well-aligned pairs are chosen from the data."
+    if limits.shared:
+        text += (
+            f" Here at most {limits.rows:,} rows, {limits.upload // 2**20:,} MiB and "
+            f"{limits.seconds / 60:.0f} minutes; one audit at a time, the others wait. Nobody else "
+            "sees your upload, and it goes when you leave. `pip install hf_ecif` has no limits."
+        )
+    return text

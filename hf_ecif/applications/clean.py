@@ -1,0 +1,292 @@
+"""From an audit's rows to cleaned ones, and to whether the cleaning helps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.data.cleaning import BEFORE, WEIGHT, CleanResult, Strategy, clean
+from hf_ecif.data.images import image_hashes
+from hf_ecif.data.loading import load_rows
+from hf_ecif.data.parquet import write_shards
+from hf_ecif.data.schema import check_columns, read_flags
+from hf_ecif.errors import UserError
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.retraining import (
+    Outcome,
+    Version,
+    compare,
+    random_subset,
+)
+from hf_ecif.influence.rows import Rows
+from hf_ecif.reports.audit import write_report
+from hf_ecif.reports.outcomes import write_cleaning_page
+from hf_ecif.utils.files import CHECKPOINTS, read_json, require_new, write_json
+from hf_ecif.utils.progress import ProgressFactory, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanRequest:
+    """What to clean and where to; the fields are the options of ``hf-ecif clean``.
+
+    Attributes:
+        audit: Folder of an audit, or its `scored` folder.
+        output: New folder for `kept`, `removed` and `cleaning.json`, and for the audit's summary
+            and report with the new counts, for `push`; None writes nothing.
+        strategy: As in `clean`.
+        share: As in `clean`.
+        beside: Further strategies, which are counted and compared, but not written.
+        text_column: Of the captions; the one that was audited, if absent.
+        test: Data that nothing was decided by, on which to compare models fine-tuned on the rows
+            before and after; None compares nothing.
+        test_split: Split of them.
+        repeats: Of every fine-tuning, each with its own order of batches.
+        model: What is fine-tuned; the audited one, if absent.
+    """
+
+    audit: Path
+    output: Path | None = None
+    strategy: Strategy = "drop"
+    share: float | None = None
+    beside: tuple[Strategy, ...] = ()
+    text_column: str | None = None
+    test: str | None = None
+    test_split: str = "test"
+    repeats: int = 3
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What `run_clean` made.
+
+    Attributes:
+        results: By strategy, the one that is written first.
+        comparison: Of models fine-tuned on the rows before and after; None without a test.
+    """
+
+    results: dict[Strategy, CleanResult]
+    comparison: Comparison | None
+
+    @property
+    def result(self) -> CleanResult:
+        """Of the strategy that is written."""
+        return next(iter(self.results.values()))
+
+
+def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Cleaning:
+    """Clean an audit's rows, and write what `CleanRequest.output` says.
+
+    Raises:
+        UserError: The audit or a column is missing, the output has something in it, or the test
+            cannot be read.
+    """
+    output = request.output
+    if output:
+        require_new(output)
+    home, scored, summary = _open_audit(request.audit)
+    text_column = request.text_column or summary.get("columns", {}).get("text", "text")
+    results = _clean_by_all(scored, request, text_column)
+    comparison = None
+    if request.test:
+        comparison = compare_cleanings(request, scored, results, summary, text_column, progress)
+    cleaning = Cleaning(results, comparison)
+    if output:
+        told = _write(cleaning, request, output)
+        if summary:
+            _write_evidence(home, scored, summary | {"cleaning": told}, output)
+    return cleaning
+
+
+def _open_audit(folder: Path) -> tuple[Path, Dataset, dict[str, Any]]:
+    """The folder of an audit, its scored rows, and its summary; empty where there is none."""
+    if not folder.is_dir():
+        raise UserError(f"There is no audit in {folder}. Name the --output of 'hf-ecif audit'.")
+    inside = (folder / "scored").is_dir()
+    if not inside and (folder / CHECKPOINTS).is_dir():
+        raise UserError(
+            f"The audit in {folder} was interrupted. Finish it first: hf-ecif audit --resume."
+        )
+    home = folder if inside else folder.parent
+    path = home / "summary.json"
+    summary = read_json(path) if path.is_file() else {}
+    return home, load_rows(str(folder / "scored" if inside else folder), "train"), summary
+
+
+def _clean_by_all(
+    scored: Dataset, request: CleanRequest, text_column: str
+) -> dict[Strategy, CleanResult]:
+    strategies = dict.fromkeys((request.strategy, *request.beside))
+    # A share without the one strategy that takes it is passed on, to be refused.
+    takers = [strategy for strategy in strategies if strategy == "worst"] or strategies
+    return {
+        strategy: clean(
+            scored,
+            strategy,
+            share=request.share if strategy in takers else None,
+            text_column=text_column,
+        )
+        for strategy in strategies
+    }
+
+
+def _write(cleaning: Cleaning, request: CleanRequest, output: Path) -> dict[str, Any]:
+    """The rows, and what is told of them in ``cleaning.json``."""
+    result = cleaning.result
+    for name, part in (("kept", result.kept), ("removed", result.removed)):
+        write_shards(part, output / name)
+    summary: dict[str, Any] = {"audit": str(request.audit), "strategy": request.strategy}
+    summary |= {"share": request.share, "counts": result.counts()}
+    if cleaning.comparison:
+        summary["comparison"] = cleaning.comparison.to_dict()
+        write_cleaning_page(summary, output / "cleaning.html")
+    write_json(summary, output / "cleaning.json")
+    return summary
+
+
+def _write_evidence(home: Path, scored: Dataset, summary: dict[str, Any], output: Path) -> None:
+    """Summary and report of the audit with the new counts, so that the rows can be published."""
+    counts = summary["cleaning"]["counts"]
+    summary |= {name: counts[name] for name in ("kept", "removed")}
+    if (home / "report.html").is_file():
+        columns = summary["columns"]
+        rows = check_columns(scored, columns["image"], columns["text"])
+        write_report(rows, summary, output / "report.html")
+    write_json(summary, output / "summary.json")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models fine-tuned on the rows of an audit before and after a cleaning.
+
+    Attributes:
+        outcomes: the model as given, all rows, every strategy and beside it a random removal of
+            as many rows, and where the audit knows which rows are wrong, the others alone.
+        test: where the test rows are from.
+        test_rows: their number.
+        warnings: what the reader of the figures must know.
+    """
+
+    outcomes: list[Outcome]
+    test: str
+    test_rows: int
+    warnings: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "test": self.test,
+            "test_rows": self.test_rows,
+            "outcomes": [outcome.to_dict() for outcome in self.outcomes],
+            "warnings": self.warnings,
+        }
+
+
+def compare_cleanings(
+    request: CleanRequest,
+    scored: Dataset,
+    results: Mapping[Strategy, CleanResult],
+    summary: Mapping[str, Any],
+    text_column: str,
+    progress: ProgressFactory = silent,
+) -> Comparison:
+    """Fine-tune on an audit's rows before and after, and measure on the request's test.
+
+    Args:
+        request: names the test, and how often to repeat.
+        scored: all rows of the audit.
+        results: by strategy.
+        summary: of the audit; names the model, the config and the columns.
+        text_column: of the captions.
+        progress: makes progress bars.
+
+    Raises:
+        UserError: there is no summary, or the test cannot be read.
+    """
+    assert request.test is not None
+    if not {"model", "config", "columns"} <= summary.keys():
+        raise UserError(
+            f"{request.audit} has no summary.json that names the audited model, which --test "
+            "needs. Give the folder of the audit, as hf-ecif audit wrote it."
+        )
+    if request.repeats < 1:
+        raise UserError(f"--repeats {request.repeats}: must be at least 1.")
+    columns = summary["columns"]["image"], text_column
+    test_set = _open_test(request.test, request.test_split, columns)
+    config = InfluenceConfig.from_dict(summary["config"], "summary.json")
+    model = InfluenceModel.from_pretrained(request.model or summary["model"], config)
+
+    def read(name: str, dataset: Dataset) -> Rows:
+        return model.read(dataset, *columns, progress(f"Read {name}", len(dataset)))
+
+    scored = check_columns(scored, *columns)
+    rows, test = read("all rows", scored), read("test", test_set)
+    kept = {
+        strategy: _weighted(read(strategy, result.kept), result.kept)
+        for strategy, result in results.items()
+    }
+    versions = dict(_versions(rows, kept, request.repeats, config.seed))
+    truth = (summary.get("truth") or {}).get("column")
+    if truth:
+        wrong = read_flags(scored, truth, "The truth column", "is wrong")[rows.positions]
+        right = rows.select(torch.from_numpy(~wrong).nonzero()[:, 0])
+        versions["all that are right"] = [Version(right)] * request.repeats
+    source = f"{request.test}, split {request.test_split}"
+    return Comparison(
+        outcomes=compare(model, versions, test, seed=config.seed, progress=progress),
+        test=source,
+        test_rows=len(test),
+        warnings=list(_warnings(source, scored, test_set, columns[0], summary)),
+    )
+
+
+def _open_test(source: str, split: str, columns: tuple[str, str]) -> Dataset:
+    dataset = load_rows(source, split)
+    for column in columns:
+        if column not in dataset.column_names:
+            raise UserError(
+                f"--test {source} has no column {column!r}, which the audited data have. Its "
+                f"columns are: {', '.join(dataset.column_names)}. Rename the one that is meant."
+            )
+    return check_columns(dataset, *columns)
+
+
+def _weighted(rows: Rows, kept: Dataset) -> Version:
+    if WEIGHT not in kept.column_names:
+        return Version(rows)
+    return Version(rows, torch.tensor(kept[WEIGHT][:])[rows.positions])
+
+
+def _versions(
+    rows: Rows, kept: Mapping[Strategy, Version], repeats: int, seed: int
+) -> Iterator[tuple[str, list[Version]]]:
+    """All rows, those that each strategy keeps, and as many at random: fewer rows alone differ."""
+    yield BEFORE, [Version(rows)] * repeats
+    for strategy, version in kept.items():
+        yield strategy, [version] * repeats
+        count = len(version.rows)
+        if count < len(rows):
+            drawn = [random_subset(rows, count, seed + repeat) for repeat in range(repeats)]
+            yield f"random, as many as {strategy}", [Version(subset) for subset in drawn]
+
+
+def _warnings(
+    source: str, scored: Dataset, test: Dataset, image_column: str, summary: Mapping[str, Any]
+) -> Iterator[str]:
+    if source == summary.get("query", {}).get("source"):
+        yield (
+            "The test is the query that the pairs were judged by, so what is kept suits it. Give "
+            "other rows."
+        )
+    shared = image_hashes(scored, image_column) & image_hashes(test, image_column)
+    if shared:
+        yield (
+            f"{len(shared)} images of the test are in the audited data, too, so the figures are "
+            "too good. Give a test of other images."
+        )

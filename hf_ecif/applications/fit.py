@@ -1,0 +1,47 @@
+"""From sources to a saved fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.sources import Sources, open_sources
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.influence.fitted import Fitted
+from hf_ecif.utils import distributed
+from hf_ecif.utils.checkpoints import Checkpoints
+from hf_ecif.utils.files import CHECKPOINTS, sweep
+from hf_ecif.utils.progress import ProgressFactory, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRequest(Sources):
+    """What to fit; the fields are the options of ``hf-ecif fit``."""
+
+    output: Path
+    overwrite: bool = False
+    resume: bool = False
+
+
+def run_fit(
+    request: FitRequest, config: InfluenceConfig, progress: ProgressFactory = silent
+) -> Fitted:
+    """Fit, and save what scoring needs into a folder.
+
+    Raises:
+        UserError: something in the request cannot be.
+    """
+    distributed.decide(
+        lambda: require_free(request.output, resume=request.resume, overwrite=request.overwrite)
+    )
+    opened = open_sources(request, config)
+    manifest = config.deciding() | opened.fingerprints() | {"columns": request.columns}
+    known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
+    rows, query = opened.read(progress, known)
+    fitted = opened.model.fit(rows, query, progress, known)
+    if distributed.is_main():
+        opened.model.save_pretrained(request.output)
+        sweep(request.output)
+        known.clear()
+    return fitted

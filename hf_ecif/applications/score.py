@@ -1,0 +1,243 @@
+"""Any number of rows scored with a saved fit, in flat memory."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
+from datasets.distributed import split_dataset_by_node
+
+from hf_ecif.applications.outputs import SCORING, require_free
+from hf_ecif.data.loading import fingerprint_source, load_rows, stream_rows
+from hf_ecif.data.parquet import write_rows
+from hf_ecif.data.schema import check_columns, drop_influence_columns
+from hf_ecif.errors import UserError
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.scorer import REASON, scored_columns
+from hf_ecif.utils import distributed
+from hf_ecif.utils.checkpoints import MANIFEST, read_manifest, require_same
+from hf_ecif.utils.files import sweep, write_json
+from hf_ecif.utils.progress import ProgressFactory, silent
+
+T = TypeVar("T")
+
+
+SHARDS = "scored"
+
+
+BATCHES = 4  # contrastive batches of a block: its rows can meet in many ways
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """What to score; the fields are the options of ``hf-ecif score``."""
+
+    influence: str
+    dataset: str
+    output: Path
+    split: str = "train"
+    image_column: str = "image"
+    text_column: str = "text"
+    streaming: bool = False
+    overwrite: bool = False
+    resume: bool = False
+
+
+def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict[str, Any]:
+    """Score all rows with a saved fit; writes shards of parquet and ``scoring.json``.
+
+    Returns:
+        The content of ``scoring.json``.
+
+    Raises:
+        UserError: something in the request cannot be.
+    """
+    distributed.decide(
+        lambda: require_free(request.output, resume=request.resume, overwrite=request.overwrite)
+    )
+    model = _open_fit(request.influence)
+    dataset, size = _open(request), BATCHES * model.config.batch_size
+    manifest = {
+        "fit": model.fingerprint,
+        "dataset": request.dataset,
+        "data": distributed.decide(lambda: fingerprint_source(request.dataset)),
+        "split": request.split,
+        "streaming": request.streaming,
+        "columns": {"image": request.image_column, "text": request.text_column},
+        "processes": distributed.count(),
+        "rows_per_block": size,
+    }
+    distributed.decide(lambda: _begin(request, manifest))
+    mine = _score_blocks(request, model, dataset, size, progress)
+    counts = sum(distributed.collect(mine), Counter())
+    if not counts["rows"]:
+        distributed.decide((request.output / MANIFEST).unlink)  # there is nothing to go on with
+        raise UserError(f"{request.dataset}: the split {request.split!r} has no rows.")
+    summary = manifest | {name: counts[name] for name in ("rows", "unscored", "shards")}
+    if distributed.is_main():
+        write_json(summary, request.output / SCORING)
+        sweep(request.output)
+        (request.output / MANIFEST).unlink()
+    return summary
+
+
+def _open_fit(name: str) -> InfluenceModel:
+    remedy = "give the folder of 'hf-ecif fit', or the Hub id of one that was pushed."
+    try:
+        model = InfluenceModel.from_pretrained(name)
+    except UserError as error:
+        raise UserError(f"There is no fit to score with: {error} Here, {remedy}") from error
+    if model.fitted is None:
+        raise UserError(f"{name} holds no fit: {remedy}")
+    return model
+
+
+class _Block(NamedTuple):
+    """Rows that are scored together.
+
+    Attributes:
+        shard: name of its file.
+        load: reads the rows.
+    """
+
+    shard: str
+    load: Callable[[], Dataset]
+
+
+def _score_blocks(
+    request: ScoreRequest,
+    model: InfluenceModel,
+    dataset: Dataset | IterableDataset,
+    size: int,
+    progress: ProgressFactory,
+) -> Counter[str]:
+    """Score this process's blocks; rows, those without a score, and shards."""
+    folder = request.output / SHARDS
+    counts: Counter[str] = Counter()
+    if isinstance(dataset, IterableDataset):
+        blocks = _blocks_of_stream(dataset, size, folder)
+        advance = progress("Score rows", 0)
+    else:
+        blocks = _blocks_of(dataset, size)
+        advance = progress("Score rows", sum(len(rows) for rows in _my_ranges(len(dataset), size)))
+    for block in blocks:
+        path = folder / block.shard
+        if not _is_whole(path):
+            with distributed.alone():
+                write_rows(_scored(model, block.load(), request), path)
+        done = _count(path)
+        counts.update(done)
+        advance(done["rows"])
+    return counts
+
+
+def _scored(model: InfluenceModel, rows: Dataset, request: ScoreRequest) -> Dataset:
+    """The rows with their influence columns."""
+    names = request.image_column, request.text_column
+    checked = check_columns(drop_influence_columns(rows), *names)
+    columns = scored_columns(model, model.read_any(checked, *names))
+    types = {name: Value("string" if name == REASON else "float32") for name in columns}
+    scored = Dataset.from_dict(columns, features=Features(types))
+    return concatenate_datasets([checked, scored], axis=1)
+
+
+def _my_ranges(count: int, size: int) -> list[range]:
+    """Rows of this process's blocks; the last rows join a block if they make none of their own."""
+    starts = list(range(0, max(count - size // 2, 1), size))
+    ranges = [range(*bounds) for bounds in zip(starts, [*starts[1:], count], strict=True)]
+    return ranges[distributed.rank() :: distributed.count()]
+
+
+def _blocks_of(dataset: Dataset, size: int) -> Iterator[_Block]:
+    for rows in _my_ranges(len(dataset), size):
+        yield _Block(f"rows-{rows.start:012d}.parquet", partial(dataset.select, rows))
+
+
+def _blocks_of_stream(dataset: IterableDataset, size: int, folder: Path) -> Iterator[_Block]:
+    """Blocks that are done already, then those still to be read; one is read ahead."""
+    rank = distributed.rank()
+    mine = split_dataset_by_node(dataset, rank, distributed.count())
+    done = [*takewhile(_is_whole, sorted(folder.glob(f"part-{rank:04d}-*.parquet")))]
+    for path in done:
+        yield _Block(path.name, _never)
+    rest = mine.skip(sum(_count(path)["rows"] for path in done))
+    batches = _with_tail(_ahead(rest.iter(batch_size=size)), size)
+    for number, cells in enumerate(batches, start=len(done)):
+        load = partial(Dataset.from_dict, cells, features=dataset.features)
+        yield _Block(f"part-{rank:04d}-{number:08d}.parquet", load)
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, the next one fetched while the last one is worked on."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+def _with_tail(
+    batches: Iterator[dict[str, list[Any]]], size: int
+) -> Iterator[dict[str, list[Any]]]:
+    """The same batches, but a last one of few rows joins the one before it."""
+    held: dict[str, list[Any]] | None = None
+    for batch in batches:
+        few = len(next(iter(batch.values()))) <= size // 2
+        if held is not None and few:
+            held = {name: [*values, *batch[name]] for name, values in held.items()}
+            continue
+        if held is not None:
+            yield held
+        held = batch
+    if held is not None:
+        yield held
+
+
+def _never() -> Dataset:
+    raise AssertionError("A block that is done is not read again.")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a shard is there; its last bytes tell."""
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
+
+
+def _count(path: Path) -> Counter[str]:
+    """What is in a shard."""
+    scores = pq.read_table(path, columns=["ecif_score"]).column(0)
+    return Counter(rows=len(scores), unscored=scores.null_count, shards=1)
+
+
+def _open(request: ScoreRequest) -> Dataset | IterableDataset:
+    names = request.image_column, request.text_column
+    if not request.streaming:
+        return check_columns(load_rows(request.dataset, request.split), *names)
+    stream = stream_rows(request.dataset, request.split)
+    return stream if stream.features is None else check_columns(stream, *names)
+
+
+def _begin(request: ScoreRequest, manifest: dict[str, Any]) -> None:
+    """Go on with a run of the same manifest, or start anew."""
+    path = request.output / MANIFEST
+    before = read_manifest(path) if request.resume and path.exists() else {}
+    if before:
+        require_same(before, manifest, request.output)
+        return
+    write_json({}, path)  # until the old shards are gone, there is nothing to go on with
+    shutil.rmtree(request.output / SHARDS, ignore_errors=True)
+    (request.output / SCORING).unlink(missing_ok=True)
+    write_json(manifest, path)

@@ -1,0 +1,171 @@
+"""What a command works on: a model, the rows to be valued, and a query."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from datasets import Dataset
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.data.images import fingerprint_rows, image_hashes
+from hf_ecif.data.loading import load_rows
+from hf_ecif.data.schema import check_columns, drop_influence_columns, is_influence_column
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.queries import choose_query
+from hf_ecif.influence.rows import Rows
+from hf_ecif.utils import distributed
+from hf_ecif.utils.checkpoints import Checkpoints
+from hf_ecif.utils.progress import ProgressFactory, silent
+
+PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "scikit-learn", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where model and data come from; the fields are options of the commands."""
+
+    model: str
+    dataset: str
+    split: str = "train"
+    query: str | None = None
+    query_split: str = "validation"
+    image_column: str = "image"
+    text_column: str = "text"
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """Names of the image and the text column."""
+        return self.image_column, self.text_column
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Model and data, loaded.
+
+    Attributes:
+        model: with the config of the run.
+        dataset: all rows, with the columns they came with.
+        query_set: the query; None where it is chosen from the data.
+    """
+
+    sources: Sources
+    model: InfluenceModel
+    dataset: Dataset
+    query_set: Dataset | None
+
+    @property
+    def query_rows(self) -> Dataset:
+        """The data set that the query's rows are of."""
+        return self.dataset if self.query_set is None else self.query_set
+
+    @property
+    def plain(self) -> Dataset:
+        """All rows, without influence columns of an earlier run."""
+        return drop_influence_columns(self.dataset)
+
+    def read(
+        self, progress: ProgressFactory = silent, checkpoints: Checkpoints | None = None
+    ) -> tuple[Rows, Rows]:
+        """Rows and query at the frozen boundary."""
+        known = checkpoints or Checkpoints()
+
+        def read(name: str, dataset: Dataset) -> Rows:
+            advance = progress(f"Read {name}", len(distributed.share(len(dataset))))
+            return self.model.read(dataset, *self.sources.columns, advance, known.within(name))
+
+        rows = read("rows", self.dataset)
+        if self.query_set is None:
+            return rows, choose_query(rows, self.model.encoder, seed=self.model.config.seed)
+        return rows, read("query", self.query_set)
+
+    def provenance(self, rows: Rows, query: Rows) -> dict[str, Any]:
+        """What every summary says of where its figures come from."""
+        sources, config = self.sources, self.model.config
+        chosen = self.query_set is None
+        named = f"{sources.query}, split {sources.query_split}"
+        return {
+            "model": sources.model,
+            "dataset": sources.dataset,
+            "split": sources.split,
+            "columns": {"image": sources.image_column, "text": sources.text_column},
+            "rows": rows.total,
+            "scored": len(rows),
+            "unreadable": len(rows.reasons),
+            "query": {
+                "source": "chosen from the data" if chosen else named,
+                "dataset": sources.query,
+                "split": None if chosen else sources.query_split,
+                "rows": len(query),
+                "chosen": chosen,
+                "overlap": len(query) if chosen else self._overlap,
+            },
+            "config": config.to_dict(),
+            "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+            "seed": config.seed,
+        }
+
+    @cached_property
+    def _overlap(self) -> int:
+        """Images of the query that are in the data, too."""
+        assert self.query_set is not None
+        column = self.sources.image_column
+        return len(image_hashes(self.dataset, column) & image_hashes(self.query_set, column))
+
+    def warnings(self, rows: Rows, query: Rows) -> Iterator[str]:
+        """What a reader of any figures must know about the rows and the query."""
+        if self.query_set is None:
+            yield (
+                f"No query was given: {len(query)} pairs were chosen from the data, those best "
+                "aligned under the model, balanced over clusters of images. The model is fitted to "
+                "them, too: a clean set of your own, held out, judges better."
+            )
+        elif self._overlap:
+            yield (
+                f"{self._overlap} images of the query are in the data, too. The query then favours "
+                "these rows: give a query of other images."
+            )
+        replaced = [name for name in self.dataset.column_names if is_influence_column(name)]
+        if replaced and "ecif_score" not in replaced:  # with a score, they are an earlier run's
+            yield (
+                f"{', '.join(replaced)}: columns of these names are ours, and those of the data "
+                "are left out. Rename them to keep them."
+            )
+        size = self.model.config.batch_size
+        if len(rows) <= size:
+            yield (
+                f"All {len(rows)} rows fit into one batch of {size}, so scores have no error over "
+                "random batches. That does not make them sure: a smaller --batch-size shows how "
+                "much they depend on the company of a pair."
+            )
+
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of model, data and query."""
+
+        def look() -> dict[str, str]:
+            query = self.query_set
+            return {
+                "model": self.model.encoder.fingerprint(),
+                "data": fingerprint_rows(self.plain),
+                "query": "chosen from the data" if query is None else fingerprint_rows(query),
+            }
+
+        return distributed.decide(look)
+
+
+def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:
+    """Load the model, the data and the query.
+
+    Raises:
+        UserError: one of them cannot be loaded, or lacks a column.
+    """
+    model = InfluenceModel.from_pretrained(sources.model, config)
+    dataset = check_columns(load_rows(sources.dataset, sources.split), *sources.columns)
+    query = None
+    if sources.query:
+        query = check_columns(load_rows(sources.query, sources.query_split), *sources.columns)
+    return Opened(sources, model, dataset, query)

@@ -1,0 +1,96 @@
+"""The command ``hf-ecif``."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from contextlib import nullcontext, redirect_stdout
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.rich_utils import rich_format_error
+
+# Importing a command registers it; ``--help`` lists them in this order.
+from hf_ecif.cli import (  # noqa: F401
+    audit,
+    clean,
+    demo,
+    fit,
+    push,
+    remove,
+    score,
+    trace,
+    validate,
+    value,
+)
+from hf_ecif.cli.options import app
+from hf_ecif.errors import UserError
+from hf_ecif.version import __version__
+
+
+def main() -> None:
+    """Entry point: a user's mistake is a message and status 2, never a stack trace."""
+    try:
+        # Of several processes, each would print help and tell of a wrong option; one does.
+        with nullcontext() if _prints() else redirect_stdout(io.StringIO()):
+            sys.exit(app(standalone_mode=not _has_company()))
+    except Exception as error:
+        if not _has_to_tell(error):
+            sys.exit(2)
+        if hasattr(error, "exit_code"):  # an error in the options, found before a command runs
+            rich_format_error(cast(Any, error))
+            sys.exit(error.exit_code)
+        message = _message(error)
+        if message is None:
+            raise
+        Console(stderr=True).print(
+            f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True
+        )
+        sys.exit(2)
+
+
+def _has_company() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _prints() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _has_to_tell(error: Exception) -> bool:
+    """Of several processes, the first to fail: the others share its error, or have lost it."""
+    if not _has_company():
+        return True
+    from hf_ecif.utils import distributed
+
+    elsewhere = isinstance(error, distributed.MainProcessError)
+    return not elsewhere and distributed.is_first("to fail")
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell the user; None where the stack trace tells more."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error}. Make room; a run that was interrupted goes on with --resume."
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        return f"{error}. Give another folder."
+    return str(error) if isinstance(error, UserError) else None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"hf_ecif {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,183 @@
+"""What a detection keeps, relabels and removes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from datasets import Dataset, Value
+from numpy.typing import NDArray
+
+from hf_ecif.data.schema import require_text
+from hf_ecif.errors import UserError
+
+Bools = NDArray[np.bool_]
+
+
+WEIGHT = "ecif_weight"
+
+
+ORIGINAL_TEXT = "ecif_original_text"
+UNTRAINED, BEFORE = "not fine-tuned", "all rows"  # versions that every cleaning is compared with
+
+
+NEEDED = {
+    "worst": ("ecif_noise_probability", "ecif_score"),
+    "weight": ("ecif_noise_probability",),
+    "relabel": ("ecif_suggested_text",),
+}
+
+
+Strategy = Literal["drop", "worst", "weight", "relabel"]
+
+
+@dataclass(frozen=True)
+class CleanResult:
+    """A data set in two parts, which together are all of its rows.
+
+    Attributes:
+        kept: Rows to go on with.
+        removed: The others, each with its `ecif_reason`.
+    """
+
+    kept: Dataset
+    removed: Dataset
+
+    def counts(self) -> dict[str, int]:
+        """Rows by what became of them; those kept include those relabelled."""
+        flags = self.removed.with_format(None)["ecif_flag"][:]
+        counts = {"kept": len(self.kept)}
+        if ORIGINAL_TEXT in self.kept.column_names:
+            originals = self.kept.with_format(None)[ORIGINAL_TEXT][:]
+            counts["relabelled"] = sum(text is not None for text in originals)
+        return counts | {
+            "removed": len(flags),
+            "removed_flagged": sum(flag is True for flag in flags),
+            "removed_not_flagged": sum(flag is False for flag in flags),
+            "removed_unreadable": sum(flag is None for flag in flags),
+        }
+
+
+def clean(
+    scored: Dataset,
+    strategy: Strategy = "drop",
+    *,
+    share: float | None = None,
+    text_column: str = "text",
+) -> CleanResult:
+    """Part a scored data set into the rows to keep and the rows to remove.
+
+    ``drop`` removes the flagged rows, ``worst`` the ``share`` of the scored rows with the highest
+    `ecif_noise_probability`, of equal ones those with the lowest `ecif_score`. ``relabel`` gives
+    flagged rows their `ecif_suggested_text`, keeps the old caption as `ecif_original_text`, and
+    removes those without a suggestion. All three remove what could not be scored. ``weight``
+    removes nothing: `ecif_weight` is 1 - `ecif_noise_probability`, and 0 of what could not be
+    scored.
+
+    Args:
+        scored: Rows with the influence columns; null in `ecif_flag` where a row could not be
+            scored, null in `ecif_reason` where it is not flagged.
+        strategy: What becomes of suspicious rows.
+        share: In (0, 1), for ``worst`` alone.
+        text_column: Of the captions, for ``relabel`` alone.
+
+    Raises:
+        UserError: If a column is missing, the data have been cleaned already, the share is none,
+            or a row would be removed without a reason.
+    """
+    _check(scored, strategy, share, text_column)
+    if strategy == "worst" and share is not None:
+        return _part(*_mark_worst(scored, share))
+    if strategy == "weight":
+        return _part(_add_weight(scored), np.zeros(len(scored), dtype=bool))
+    flags = _column(scored, "ecif_flag")
+    suspicious = np.array([flag is None or flag for flag in flags], dtype=bool)
+    if strategy == "relabel":
+        mended = np.array([text is not None for text in _column(scored, "ecif_suggested_text")])
+        relabelled = np.array([flag is True for flag in flags], dtype=bool) & mended
+        return _part(_relabel(scored, relabelled, text_column), suspicious & ~relabelled)
+    return _part(scored, suspicious)
+
+
+def _check(scored: Dataset, strategy: str, share: float | None, text_column: str) -> None:
+    if strategy not in get_args(Strategy):
+        raise UserError(f"strategy = {strategy!r}: must be one of {', '.join(get_args(Strategy))}.")
+    for column in ("ecif_flag", "ecif_reason", *NEEDED.get(strategy, ())):
+        if column not in scored.column_names:
+            raise UserError(
+                f"There is no column {column!r}. Run 'hf-ecif audit' first, and clean its output."
+            )
+    if strategy == "relabel" and text_column not in scored.column_names:
+        raise UserError(
+            f"There is no text column {text_column!r} to relabel. The columns are: "
+            f"{', '.join(scored.column_names)}. Name the right one with --text-column."
+        )
+    if strategy == "relabel":
+        require_text(scored, text_column)
+    cleaned = {ORIGINAL_TEXT, WEIGHT} & set(scored.column_names)
+    if cleaned:
+        raise UserError(
+            f"These rows have been cleaned before: they have {', '.join(sorted(cleaned))}. Clean "
+            "the rows of the audit, its folder 'scored'."
+        )
+    if strategy == "worst" and (share is None or not 0 < share < 1):
+        raise UserError(f"share = {share}: the strategy worst needs one between 0 and 1.")
+    if strategy != "worst" and share is not None:
+        raise UserError(f"share = {share}: only the strategy worst takes one.")
+
+
+def _part(scored: Dataset, remove: Bools) -> CleanResult:
+    reasons = _column(scored, "ecif_reason")
+    unexplained = [row for row in np.flatnonzero(remove).tolist() if not reasons[row]]
+    if unexplained:
+        raise UserError(
+            f"{len(unexplained)} rows would be removed without an 'ecif_reason', the first of them "
+            f"row {unexplained[0]}. Run detect again, and clean what it returns."
+        )
+    kept, removed = (scored.select(np.flatnonzero(part)) for part in (~remove, remove))
+    assert len(kept) + len(removed) == len(scored)
+    return CleanResult(kept=kept, removed=removed)
+
+
+def _mark_worst(scored: Dataset, share: float) -> tuple[Dataset, Bools]:
+    """The rows with a reason for each that goes, and which go."""
+    probability, score = (
+        np.array(_column(scored, name), dtype=float)  # null becomes not-a-number
+        for name in ("ecif_noise_probability", "ecif_score")
+    )
+    remove = np.isnan(probability)
+    order = np.lexsort((score, -probability))  # not-a-number comes last
+    worst = order[: round(share * int((~remove).sum()))]
+    remove[worst] = True
+    reasons = _column(scored, "ecif_reason")
+    for row in worst.tolist():
+        reasons[row] = reasons[row] or (
+            f"among the worst {share:.3g} of the rows, at {probability[row]:.0%}; not flagged"
+        )
+    return _replace(scored, "ecif_reason", reasons), remove
+
+
+def _add_weight(scored: Dataset) -> Dataset:
+    probability = _column(scored, "ecif_noise_probability")
+    weights = [0.0 if value is None else 1.0 - value for value in probability]
+    return scored.add_column(WEIGHT, weights, feature=Value("float32"))
+
+
+def _relabel(scored: Dataset, relabelled: Bools, text_column: str) -> Dataset:
+    old, new = _column(scored, text_column), _column(scored, "ecif_suggested_text")
+    texts = [after if r else before for before, after, r in zip(old, new, relabelled, strict=True)]
+    originals = [text if r else None for text, r in zip(old, relabelled, strict=True)]
+    scored = _replace(scored, text_column, texts)
+    return scored.add_column(ORIGINAL_TEXT, originals, feature=Value("string"))
+
+
+def _column(dataset: Dataset, name: str) -> list[Any]:
+    return list(dataset.with_format(None)[name][:])
+
+
+def _replace(dataset: Dataset, name: str, values: list[Any]) -> Dataset:
+    """The data set with other values in a column, in its old place."""
+    feature, order = dataset.features[name], dataset.column_names
+    changed = dataset.remove_columns(name).add_column(name, values, feature=feature)
+    return changed.select_columns(order)

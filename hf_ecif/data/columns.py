@@ -1,0 +1,74 @@
+"""The influence columns: their names, their meaning, and the groups that rows are of."""
+
+from __future__ import annotations
+
+from datasets import ClassLabel, Dataset, Value
+
+from hf_ecif.errors import UserError
+
+COLUMNS = {
+    "ecif_score": "predicted change of the query's loss if the pair were removed, in nats: "
+    "negative is harmful, positive is valuable",
+    "ecif_positive": "the part of ecif_score from the pair's role as a positive",
+    "ecif_negative": "the part from its role as a negative of other pairs; they add up",
+    "ecif_stderr": "standard error of ecif_score over random partitions into batches",
+    "ecif_relative": "ecif_score over the size of the parameter change that the removal causes "
+    "(or its norm within the span of both roles, where that was asked for)",
+    "ecif_self": "self-influence: by how much the pair's own loss would rise without it, in nats",
+    "ecif_loo_loss": "the loss that the pair would have, had it not been trained on, in nats",
+    "clip_score": "cosine of image and caption under the model as given",
+    "neg_clip_loss": "the negated loss per term over the logit scale, as given; higher is better",
+    "ecif_noise_probability": "probability that the pair is misaligned",
+    "ecif_flag": "whether that probability is above the threshold",
+    "ecif_borderline": "whether the threshold is within two standard errors of that probability",
+    "ecif_image_neighbours": "how far the caption is from those of the most similar images: their "
+    "mean cosine distance, weighted by how near they are and how well they fit themselves",
+    "ecif_text_neighbours": "the same for the image and those of the most similar captions",
+    "ecif_suggested_text": "a caption that fits a flagged image better than its own and than all "
+    "other candidates, where one stands out",
+    "ecif_suggested_margin": "by how much its logit stands above the next best one, in nats",
+    "ecif_duplicate_group": "number of the first row that has nearly the same image or the same "
+    "caption, also by way of other rows; null where a row is alone",
+    "ecif_reason": "why the pair was flagged, or could not be scored",
+}
+
+
+ADDED_LATER = {
+    "ecif_weight": "1 - ecif_noise_probability, for a weighted loss; 0 where a row has none",
+    "ecif_original_text": "the caption before it was replaced; null where it was not",
+    "ecif_decision": "what a person decided in a review: keep, remove or recaption",
+}
+
+
+SCORES = tuple(COLUMNS)[: tuple(COLUMNS).index("ecif_noise_probability")]
+
+
+NAMES = (
+    "string",
+    "large_string",
+    "bool",
+    *(f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)),
+)
+
+
+def read_groups(dataset: Dataset, column: str) -> list[str | None]:
+    """The group of every row as text; None where it has none.
+
+    Raises:
+        UserError: the column is missing, or its values are no names.
+    """
+    if column not in dataset.column_names:
+        raise UserError(
+            f"--group-column {column!r} is not in the data set. It has: "
+            f"{', '.join(dataset.column_names)}."
+        )
+    feature = dataset.features[column]
+    values = dataset.with_format(None)[column][:]
+    if isinstance(feature, ClassLabel):
+        return [None if value is None else feature.int2str(value) for value in values]
+    if not isinstance(feature, Value) or feature.dtype not in NAMES:
+        raise UserError(
+            f"--group-column {column!r} must hold strings, integers or booleans, but it is "
+            f"{feature}. Name another column."
+        )
+    return [None if value is None else str(value) for value in values]

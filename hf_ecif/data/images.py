@@ -1,0 +1,247 @@
+"""Images in a data set's cells: decoded, hashed, and shown small.
+
+Everything here treats a data set as a stranger's: nothing in it is executed, no image is decoded
+before its header has been judged, and images that are passed on keep their bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import xxhash
+from datasets import Dataset, Image
+from PIL import Image as PILImage
+from PIL import ImageOps, UnidentifiedImageError
+
+from hf_ecif.utils.formatting import shorten
+
+# Formats that hold photographs and drawings. Pillow reads many more, some through other programs
+# (EPS runs Ghostscript), which no data set needs to reach.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+THUMBNAIL_SIDE = 160
+
+
+PROBLEM_LENGTH = 160
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row, decoded.
+
+    Attributes:
+        image: The image as RGB, or None if the row cannot be scored.
+        text: The caption; empty if there is none.
+        reason: Why the row cannot be scored, in plain words; None if it can.
+    """
+
+    image: PILImage.Image | None
+    text: str
+    reason: str | None
+
+
+def read_pair(
+    image_cell: dict[str, Any] | PILImage.Image | None, text: str | None, max_pixels: int
+) -> Pair:
+    """Decode one row, whatever is in it.
+
+    The image comes upright, on white where it was transparent, and as its first frame where it was
+    animated. Its size is judged by its header, before any pixel is decoded.
+
+    Args:
+        image_cell: The cell of an `Image(decode=False)` column (`bytes`, `path` or both), or an
+            image that was decoded already.
+        text: The caption.
+        max_pixels: Images of more pixels than this are refused.
+
+    Returns:
+        A pair that has either an image or a reason.
+
+    Example:
+        >>> read_pair(None, "a cat", max_pixels=1_000_000).reason
+        'image missing'
+    """
+    try:
+        image = _read_image(image_cell, max_pixels)
+    except _RefusedError as refusal:
+        return Pair(None, text or "", str(refusal))
+    if text is None:
+        return Pair(None, "", "caption missing")
+    if not text.strip():
+        return Pair(None, text, "caption empty")
+    return Pair(image, text, None)
+
+
+def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
+    """The undecoded bytes of an image cell, from its local file where only a path is stored.
+
+    A table can name any file of this machine. Only files that open as images are read, so that
+    no other file is carried off into a result.
+
+    Returns:
+        The bytes, or None if there are none to be had.
+    """
+    if not image_cell:
+        return None
+    if image_cell.get("bytes") is not None:
+        return bytes(image_cell["bytes"])
+    try:
+        with _open_cell(image_cell) as file:
+            _open_image(file)
+            file.seek(0)
+            return file.read()
+    except Exception:  # damaged files make Pillow raise nearly anything
+        return None
+
+
+def image_hashes(dataset: Dataset, image_column: str) -> set[bytes]:
+    """Of the images that can be read, by which equal ones of two data sets are known."""
+    contents = (image_bytes(cell) for cell in dataset[image_column])
+    return {xxhash.xxh3_128_digest(content) for content in contents if content}
+
+
+def fingerprint_rows(dataset: Dataset) -> str:
+    """A hash of what is in the rows, for provenance.
+
+    It depends on the names and contents of the columns and on the order of the rows, not on the
+    file format, the process or the place on disk: images count by their bytes, wherever they lie.
+
+    Args:
+        dataset: Rows as returned by `check_columns`.
+    """
+    names = sorted(dataset.column_names)
+    images = {name for name in names if isinstance(dataset.features[name], Image)}
+    digest = xxhash.xxh3_128(repr((dataset.num_rows, names)).encode())
+    # Arrow batches, since rows in the usual format would be decoded.
+    for batch in dataset.with_format("arrow").iter(batch_size=64):
+        for row in batch.to_pylist():
+            for name in names:
+                value = image_bytes(row[name]) if name in images else row[name]
+                content = value if isinstance(value, bytes) else repr(value).encode()
+                digest.update(len(content).to_bytes(8, "little"))
+                digest.update(content)
+    return digest.hexdigest()
+
+
+def thumbnail(
+    cell: dict[str, Any] | None, side: int = THUMBNAIL_SIDE
+) -> tuple[str | None, str | None]:
+    """A small copy of an image as a data URI, or None and the reason why there is none."""
+    if not cell or not (cell.get("bytes") or cell.get("path")):
+        return None, "no image in this row"
+    try:
+        source = io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"]
+        with PILImage.open(source) as image:
+            return _encode(image, side), None
+    except UnidentifiedImageError:
+        return None, "not a known image format"
+    except FileNotFoundError:
+        return None, "file not found"
+    except Exception as error:  # decoders of damaged files raise almost anything
+        return None, shorten(f"{error}", PROBLEM_LENGTH) or type(error).__name__
+
+
+class _RefusedError(Exception):
+    """An image that will not be scored; the message is the reason."""
+
+
+def _read_image(
+    image_cell: dict[str, Any] | PILImage.Image | None, max_pixels: int
+) -> PILImage.Image:
+    try:
+        with _header_of(image_cell) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise _RefusedError(
+                    f"image of {width} x {height} pixels is over the limit of {max_pixels}"
+                )
+            image.load()
+            return _on_white(_upright(_eight_bits(image)))
+    except _RefusedError:
+        raise
+    except UnidentifiedImageError:
+        raise _RefusedError("image unreadable: not a known image format") from None
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise _RefusedError(f"image unreadable: {str(error) or type(error).__name__}") from error
+
+
+@contextmanager
+def _header_of(image_cell: dict[str, Any] | PILImage.Image | None) -> Iterator[PILImage.Image]:
+    """An image of which the header alone is read, unless it is decoded already."""
+    if isinstance(image_cell, PILImage.Image):
+        yield image_cell
+        return
+    with _open_cell(image_cell) as file:
+        yield _open_image(file)
+
+
+def _open_cell(image_cell: dict[str, Any] | None) -> BinaryIO:
+    content, path = (image_cell or {}).get("bytes"), (image_cell or {}).get("path")
+    if content:
+        return io.BytesIO(content)
+    if content is not None or not path:
+        raise _RefusedError("image missing")
+    if not os.path.isfile(path):
+        raise _RefusedError(f"image unreadable: no local file {os.path.basename(path)!r}")
+    return open(path, "rb")
+
+
+def _open_image(file: BinaryIO) -> PILImage.Image:
+    """Read the header of an image.
+
+    `PIL.Image.open` does the same, but raises on a large image without telling how large it is.
+    """
+    PILImage.init()
+    start = file.read(16)
+    for name in IMAGE_FORMATS:
+        if name not in PILImage.OPEN:
+            continue
+        factory, accepts = PILImage.OPEN[name]
+        accepted = accepts is not None and accepts(start)
+        # A reader whose codec is not installed answers with a string that says so.
+        if accepted and not isinstance(accepted, str):
+            file.seek(0)
+            return factory(file, "")
+    raise UnidentifiedImageError
+
+
+def _eight_bits(image: PILImage.Image) -> PILImage.Image:
+    """Scale 16-bit greyscale, of which `convert` would clip nearly all to white."""
+    if not image.mode.startswith("I"):
+        return image
+    grey = image.convert("I").point(lambda value: value / 257)
+    grey.info.pop("transparency", None)
+    return grey.convert("L")
+
+
+def _upright(image: PILImage.Image) -> PILImage.Image:
+    with suppress(Exception):  # damaged metadata says nothing against the pixels
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _on_white(image: PILImage.Image) -> PILImage.Image:
+    """Convert to RGB; `convert` alone shows whatever colour lies under transparent pixels."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    drawing = image.convert("RGBA")
+    return PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), drawing).convert(
+        "RGB"
+    )
+
+
+def _encode(image: PILImage.Image, side: int) -> str:
+    small: PILImage.Image = image
+    if "transparency" in image.info or image.mode in ("P", "PA", "LA", "RGBA"):
+        small = image.convert("RGBA")
+    # Before anything else touches the pixels: a JPEG is then decoded at a reduced size.
+    small.thumbnail((side, side))
+    small = ImageOps.exif_transpose(small)
+    stream = io.BytesIO()
+    small.convert("RGBA" if small.mode == "RGBA" else "RGB").save(stream, "WEBP", quality=82)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

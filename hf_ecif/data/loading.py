@@ -1,0 +1,257 @@
+"""Rows in: where data sets come from, and what is read of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import xxhash
+from datasets import Dataset, IterableDataset, load_dataset_builder, load_from_disk
+from datasets.data_files import SPLIT_KEYWORDS
+from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import HfApi
+
+from hf_ecif.errors import UserError
+from hf_ecif.utils.hub_errors import explain_hub_error, is_unreachable
+from hf_ecif.utils.hub_paths import HubPath, parse_hub_path
+
+SOURCES = (
+    "Give a folder written by save_to_disk, parquet files, an image folder with metadata.csv or "
+    "metadata.jsonl, a Hub id (owner/name or owner/name@revision), or a path on the Hub "
+    "(hf://datasets/owner/name/folder)."
+)
+
+
+_log = logging.getLogger(__name__)
+
+
+def load_rows(source: str, split: str) -> Dataset:
+    """Load one split of a data set from disk or from the Hub.
+
+    Args:
+        source: A folder written by `save_to_disk`, a folder or a file of parquet, an image folder
+            with `metadata.csv` or `metadata.jsonl`, a Hub id, optionally `owner/name@revision`, or
+            a folder or a parquet file there, `hf://datasets/owner/name@revision/path`. Private
+            ones are read with the user's own login.
+        split: Name of the split, such as `train`. Data without named splits is `train`.
+
+    Raises:
+        UserError: If the source or the split does not exist, cannot be read or has no rows.
+    """
+
+    def read() -> Dataset:
+        splits = _find(source)
+        _check_split(split, splits.sizes)
+        rows = splits.open(split)
+        _check_split(split, {split: rows.num_rows})
+        return rows
+
+    return _explained(source, read)
+
+
+def stream_rows(source: str, split: str) -> IterableDataset:
+    """One split of a data set as a stream, nothing of it downloaded ahead; see `load_rows`.
+
+    Raises:
+        UserError: If the source or the split does not exist, or cannot be read.
+    """
+
+    def read() -> IterableDataset:
+        path = Path(source).expanduser()
+        if _is_saved(path):
+            return _find_saved(path).open(split).to_iterable_dataset()
+        name, options = _loader_of(source)
+        return load_dataset_builder(name, **options).as_streaming_dataset(split)
+
+    return _explained(source, read)
+
+
+def load_splits(source: str) -> dict[str, Dataset]:
+    """All splits of a data set that have rows, by name.
+
+    Args:
+        source: As for `load_rows`.
+
+    Raises:
+        UserError: If the source does not exist or cannot be read.
+    """
+
+    def read() -> dict[str, Dataset]:
+        splits = _find(source)
+        opened = {name: splits.open(name) for name, size in splits.sizes.items() if size}
+        return {name: rows for name, rows in opened.items() if rows.num_rows}
+
+    return _explained(source, read)
+
+
+def fingerprint_source(source: str) -> str:
+    """A hash of which files `load_rows` or `stream_rows` would read, without reading their rows.
+
+    Files count by name and time of their last change, those of the Hub by their commit, and a
+    folder of `save_to_disk` by the fingerprint that it was saved with.
+
+    Raises:
+        UserError: If the source does not exist or cannot be read.
+    """
+
+    def read() -> str:
+        path = Path(source).expanduser()
+        if _is_saved(path):
+            states = sorted(path.rglob("state.json"))
+            return xxhash.xxh3_128_hexdigest(b"".join(state.read_bytes() for state in states))
+        name, options = _loader_of(source)
+        builder = load_dataset_builder(name, **options)
+        return xxhash.xxh3_128_hexdigest(f"{builder.config_id} {builder.hash}".encode())
+
+    return _explained(source, read)
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """The splits of a source.
+
+    Attributes:
+        sizes: Rows of each, or anything that is zero where there are none.
+        open: Loads one by its name.
+    """
+
+    sizes: dict[str, int]
+    open: Callable[[str], Dataset]
+
+
+_T = TypeVar("_T")
+
+
+_Loader = tuple[str, dict[str, Any]]
+
+
+def _explained(source: str, read: Callable[[], _T]) -> _T:
+    try:
+        return read()
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    except Exception as error:  # the loaders raise nearly anything
+        here = Path(source).expanduser().exists()
+        problem = "cannot be read" if here else "no such folder, and the Hub does not give it"
+        cause = (None if here else explain_hub_error(error)) or _cause(error)
+        raise UserError(f"{source}: {problem}. {cause} {SOURCES}") from error
+
+
+def _find(source: str) -> _Splits:
+    path = Path(source).expanduser()
+    return _find_saved(path) if _is_saved(path) else _prepare(*_loader_of(source))
+
+
+def _is_saved(path: Path) -> bool:
+    return any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
+
+
+def _loader_of(source: str) -> _Loader:
+    """What `load_dataset` is to be asked for."""
+    path, place = Path(source).expanduser(), parse_hub_path(source)
+    if place is not None:
+        return _loader_on_hub(place)
+    if path.is_file():
+        return "parquet", {"data_files": {_split_of(path): str(path)}}
+    if path.is_dir():  # resolved, since "csv" and the like are also names of loaders
+        return str(_rows_in(path).resolve()), {}
+    raise UserError(f"no such file or folder. {SOURCES}")
+
+
+def _rows_in(folder: Path) -> Path:
+    """The rows of an audit lie in it thrice, once scored, and once as kept and removed."""
+    if (folder / "scored").is_dir() and (folder / "summary.json").is_file():
+        return folder / "scored"
+    if (folder / "cleaning.json").is_file():
+        raise UserError("this is a cleaning's folder. Name its folder kept, or removed.")
+    return folder
+
+
+def _loader_on_hub(place: HubPath) -> _Loader:
+    """All of a repository, a folder in it, or one parquet file."""
+    options: dict[str, Any] = {"revision": place.revision}
+    if not _ask_hub(place) and not place.path:
+        options |= _default_of_copy(place)
+    if place.path.endswith(".parquet"):
+        options["data_files"] = {_split_of(Path(place.path)): place.path}
+    elif place.path:
+        options["data_dir"] = place.path
+    return place.repo_id, options
+
+
+def _ask_hub(place: HubPath) -> bool:
+    """Whether the Hub answers; tell the user where the copy of an earlier run must do."""
+    try:
+        HfApi().dataset_info(place.repo_id, revision=place.revision)
+        return True
+    except Exception as error:
+        if not is_unreachable(error):
+            raise
+        _log.warning(
+            "%s: %s Looking for a copy from an earlier run, the newest one%s.",
+            place.repo_id,
+            explain_hub_error(error),
+            f", whether it is {place.revision!r} or not" if place.revision else "",
+        )
+        return False
+
+
+def _default_of_copy(place: HubPath) -> dict[str, str]:
+    """Names the default configuration: of several copies, `datasets` does not know which it is."""
+    default = {"name": "default"}
+    try:
+        load_dataset_builder(place.repo_id, **default, revision=place.revision)
+    except Exception:  # no copy, or one of a repository where it has another name
+        return {}
+    return default
+
+
+def _prepare(name: str, options: dict[str, Any]) -> _Splits:
+    """What `load_dataset` does, but it fails as a whole where any split is empty."""
+    builder = load_dataset_builder(name, **options)
+    builder.download_and_prepare()
+    sizes = {info.name: info.num_examples for info in builder.info.splits.values()}
+    return _Splits(sizes, lambda split: cast(Dataset, builder.as_dataset(split)))
+
+
+def _find_saved(path: Path) -> _Splits:
+    """What `load_from_disk` does, but it fails as a whole where any split is empty."""
+    if (path / "dataset_dict.json").exists():
+        names = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        folders = {name: path / name for name in names}
+    else:
+        folders = {_saved_state(path)["_split"] or "train": path}
+    files = {name: len(_saved_state(folder)["_data_files"]) for name, folder in folders.items()}
+    return _Splits(files, lambda split: cast(Dataset, load_from_disk(str(folders[split]))))
+
+
+def _saved_state(folder: Path) -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads((folder / "state.json").read_text()))
+
+
+def _check_split(split: str, sizes: dict[str, int]) -> None:
+    if split not in sizes:
+        raise UserError(f"there is no split {split!r}. Choose one of: {', '.join(sizes)}.")
+    if not sizes[split]:
+        raise UserError(f"the split {split!r} has no rows. Choose one that has some.")
+
+
+def _split_of(path: Path) -> str:
+    """The split that a file name tells, by the same words that count in a folder of files."""
+    if path.suffix != ".parquet":
+        raise UserError(f"a single file must be parquet. {SOURCES}")
+    words = set(re.split(r"[^a-z]+", path.stem.lower()))
+    return next((str(name) for name, known in SPLIT_KEYWORDS.items() if words & {*known}), "train")
+
+
+def _cause(error: BaseException) -> str:
+    """The line that tells most: the general error of a failed build hides the particular one."""
+    if isinstance(error, DatasetGenerationError) and error.__cause__:
+        error = error.__cause__
+    line = next(iter(str(error).splitlines()), "").strip() or type(error).__name__
+    return line if line.endswith(".") else f"{line}."

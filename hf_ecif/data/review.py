@@ -1,0 +1,183 @@
+"""A person's decisions on an audit: which pairs stay, which go, which get another caption.
+
+A `Review` is a log of decisions and a threshold, both to be undone and saved. `apply_review` parts
+an audit's rows anew by it, into a folder that is an audit again: it can be opened, reported on and
+pushed like the one it came from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from datasets import Dataset, Value
+
+from hf_ecif.data.cleaning import ORIGINAL_TEXT, CleanResult
+from hf_ecif.errors import UserError
+
+Action = Literal["keep", "remove", "recaption"]
+
+
+DECISION = "ecif_decision"
+
+
+MAX_CAPTION = 10_000
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to become of a row.
+
+    Attributes:
+        row: its number.
+        action: keep it, remove it, or keep it with another caption.
+        text: the other caption; None for the other actions.
+    """
+
+    row: int
+    action: Action
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.action not in get_args(Action):
+            raise UserError(f"{self.action!r}: must be one of {', '.join(get_args(Action))}.")
+        if not isinstance(self.row, int) or self.row < 0:
+            raise UserError(f"{self.row!r} is no number of a row.")
+        if (self.action == "recaption") != bool(self.text and self.text.strip()):
+            raise UserError("A new caption needs words, and only a new caption takes them.")
+        if self.text and len(self.text) > MAX_CAPTION:
+            raise UserError(f"A caption may have {MAX_CAPTION:,} characters at most.")
+
+
+@dataclass(frozen=True)
+class Review:
+    """Decisions in the order in which they were made; the last one on a row counts.
+
+    >>> review = Review().decide(Decision(3, "remove")).decide(Decision(3, "keep"))
+    >>> review.current[3].action, review.undo().current[3].action
+    ('keep', 'remove')
+
+    Attributes:
+        log: all decisions.
+        threshold: of the probability, from which a row is flagged; the audit's own if None.
+    """
+
+    log: tuple[Decision, ...] = ()
+    threshold: float | None = None
+
+    @property
+    def current(self) -> dict[int, Decision]:
+        """The decision on every row that has one."""
+        return {decision.row: decision for decision in self.log}
+
+    def decide(self, decision: Decision) -> Review:
+        """With one more decision."""
+        return replace(self, log=(*self.log, decision))
+
+    def undo(self) -> Review:
+        """Without the last decision."""
+        return replace(self, log=self.log[:-1])
+
+    def counts(self) -> dict[str, int]:
+        """Rows by the decision on them."""
+        found = Counter(decision.action for decision in self.current.values())
+        return {action: found[action] for action in get_args(Action)}
+
+    def to_json(self) -> str:
+        """`from_json` reads it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Review:
+        """Read what `to_json` wrote, wherever it has been since.
+
+        Raises:
+            UserError: it is something else.
+        """
+        try:
+            values = json.loads(text)
+            log = tuple(Decision(**decision) for decision in values["log"])
+            threshold = values["threshold"]
+            return cls(log, None if threshold is None else float(threshold))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"These are no saved decisions: {error}.") from error
+
+
+def part_by_review(
+    scored: Dataset, review: Review, *, threshold: float, text_column: str = "text"
+) -> tuple[Dataset, CleanResult]:
+    """The rows of an audit with the decisions on them, and what of them is kept and removed.
+
+    Without a decision, a row goes if it is flagged or was not scored.
+
+    Args:
+        scored: rows with influence columns.
+        review: the decisions; of its threshold, the flags.
+        threshold: of the audit, where the review has none.
+        text_column: name.
+
+    Raises:
+        UserError: a decision is on a row that is not there.
+    """
+    decisions = review.current
+    beyond = [row for row in decisions if row >= len(scored)]
+    if beyond:
+        raise UserError(
+            f"There is a decision on row {beyond[0]:,}, but the audit has {len(scored):,} rows: "
+            "these decisions belong to another audit."
+        )
+    flags, reasons = _flags(scored, review.threshold, threshold)
+    remove = np.array([flag is None or flag for flag in flags], dtype=bool)
+    for row, decision in decisions.items():
+        if decision.action == "remove" and not remove[row]:
+            reasons[row] = "removed in review"
+        remove[row] = decision.action == "remove"
+    scored = _set(scored, "ecif_flag", flags, "bool")
+    scored = _set(scored, "ecif_reason", reasons, "string")
+    scored = _recaption(scored, decisions, text_column)
+    actions = [decisions[row].action if row in decisions else None for row in range(len(scored))]
+    scored = _set(scored, DECISION, actions, "string")
+    kept, removed = (scored.select(np.flatnonzero(part)) for part in (~remove, remove))
+    return scored, CleanResult(kept=kept, removed=removed)
+
+
+def _flags(
+    scored: Dataset, chosen: float | None, threshold: float
+) -> tuple[list[bool | None], list[str | None]]:
+    """Flags by a threshold, null where a row has no score, and a reason for each that is set."""
+    plain = scored.with_format(None)
+    flags, reasons = list(plain["ecif_flag"][:]), list(plain["ecif_reason"][:])
+    if chosen is None or chosen == threshold:
+        return flags, reasons
+    for row, probability in enumerate(plain["ecif_noise_probability"][:]):
+        if probability is None:
+            continue
+        flags[row] = probability > chosen
+        if flags[row] and not reasons[row]:
+            reasons[row] = f"at {probability:.0%}, above the threshold of the review, {chosen:.0%}"
+        elif not flags[row]:
+            reasons[row] = None
+    return flags, reasons
+
+
+def _recaption(scored: Dataset, decisions: dict[int, Decision], text_column: str) -> Dataset:
+    """With new captions; the old ones stay beside them."""
+    new = {row: d.text for row, d in decisions.items() if d.action == "recaption"}
+    if not new:
+        return scored
+    old = scored.with_format(None)[text_column][:]
+    originals = [text if row in new else None for row, text in enumerate(old)]
+    feature = scored.features[text_column].dtype
+    texts = [new.get(row, text) for row, text in enumerate(old)]
+    return _set(_set(scored, text_column, texts, feature), ORIGINAL_TEXT, originals, "string")
+
+
+def _set(scored: Dataset, name: str, values: list[Any], dtype: str) -> Dataset:
+    """With these values in a column, in its place if it is there."""
+    order = scored.column_names
+    rest = scored.remove_columns(name) if name in order else scored
+    changed = rest.add_column(name, values, feature=Value(dtype))
+    return changed.select_columns(order if name in order else [*order, name])

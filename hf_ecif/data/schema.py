@@ -1,0 +1,109 @@
+"""Which columns matter, and what they must hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Image, Value
+from numpy.typing import NDArray
+
+from hf_ecif.errors import UserError
+
+
+def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Dataset:
+    """Check that both columns can be read, and stop the image column from decoding.
+
+    Args:
+        dataset: Rows as loaded.
+        image_column: A column of images: an `Image` feature, or raw bytes, paths or both.
+        text_column: A column of strings.
+
+    Returns:
+        The same rows with the image column as `Image(decode=False)`: cells of `bytes` and `path`.
+
+    Raises:
+        UserError: If a column is missing or of another type.
+    """
+    if image_column == text_column:
+        raise UserError(
+            f"--image-column and --text-column are both {text_column!r}. Name a column of images "
+            "and one of captions."
+        )
+    for role, column in (("image", image_column), ("text", text_column)):
+        if column not in dataset.column_names:
+            raise UserError(
+                f"There is no {role} column {column!r}. The columns are: "
+                f"{', '.join(dataset.column_names)}. Name the right one with --{role}-column."
+            )
+    require_text(dataset, text_column)
+    image_type = dataset.features[image_column]
+    if not _is_image_like(image_type):
+        raise UserError(
+            f"The image column {image_column!r} must hold images, their bytes or their paths, but "
+            f"it is {image_type}. Name another one with --image-column."
+        )
+    return dataset.cast_column(image_column, Image(decode=False))
+
+
+def require_text(dataset: Dataset, column: str) -> None:
+    """Refuse a column of captions that holds no strings.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if not _is_value(dataset.features[column], "string"):
+        raise UserError(
+            f"The text column {column!r} must hold strings, but it is "
+            f"{dataset.features[column]}. Name another one with --text-column."
+        )
+
+
+def drop_influence_columns(dataset: Dataset) -> Dataset:
+    """Remove the columns that an earlier run added, so that a second run starts clean."""
+    return dataset.remove_columns(list(filter(is_influence_column, dataset.column_names)))
+
+
+def is_influence_column(name: str) -> bool:
+    """Whether a column is none of the source's own."""
+    return name.startswith("ecif_") or name in ("clip_score", "neg_clip_loss")
+
+
+def read_flags(dataset: Dataset, column: str, option: str, meaning: str) -> NDArray[np.bool_]:
+    """A boolean column; a missing value is false.
+
+    Args:
+        dataset: All rows.
+        column: Its name.
+        option: What the user named it by, for the error.
+        meaning: Of true, said of a row, for the error.
+
+    Raises:
+        UserError: The column is missing, or not boolean.
+    """
+    if column not in dataset.column_names:
+        raise UserError(
+            f"{option} {column!r} is not in the data set. It has: "
+            f"{', '.join(dataset.column_names)}."
+        )
+    kind = dataset.features[column].dtype
+    if kind != "bool":
+        raise UserError(
+            f"{option} {column!r} must be boolean, true where a row {meaning}, but it is {kind}."
+        )
+    return np.array(dataset[column][:], dtype=bool)
+
+
+def _is_value(feature: Any, kind: str) -> bool:
+    return isinstance(feature, Value) and feature.dtype in (kind, f"large_{kind}")
+
+
+def _is_image_like(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        parts = {"bytes": "binary", "path": "string"}
+        return bool(feature) and all(
+            key in parts and _is_value(value, parts[key]) for key, value in feature.items()
+        )
+    return (
+        isinstance(feature, Image) or _is_value(feature, "binary") or _is_value(feature, "string")
+    )

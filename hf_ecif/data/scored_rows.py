@@ -1,0 +1,131 @@
+"""The rows of an audit, to be looked at: influence columns as arrays, and single rows as cards."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hf_ecif.data.images import thumbnail
+from hf_ecif.utils.formatting import Bools, Floats, readable_exponent, shorten
+
+CAPTION_LENGTH = 280
+REASON_LENGTH = 700
+
+
+class ScoredRows:
+    """The influence columns as arrays; rows with their images are fetched one by one.
+
+    Args:
+        scored: Rows with influence columns; images are undecoded cells.
+        summary: Of the audit.
+    """
+
+    def __init__(self, scored: datasets.Dataset, summary: dict[str, Any]) -> None:
+        self._scored = scored
+        self._image = summary["columns"]["image"]
+        self._text = summary["columns"]["text"]
+        truth = (summary.get("truth") or {}).get("column")
+        self.truth = truth if truth in scored.column_names else None
+        self.threshold: float | None = (summary.get("noise") or {}).get("threshold")
+        self.score = self._floats("ecif_score")
+        self.positive = self._floats("ecif_positive")
+        self.negative = self._floats("ecif_negative")
+        self.stderr = self._floats("ecif_stderr")
+        self.probability = self._floats("ecif_noise_probability")
+        self.flag: Bools = self._floats("ecif_flag") == 1.0
+        self.borderline: Bools = self._floats("ecif_borderline") == 1.0
+        self.margin = self._floats("ecif_suggested_margin")
+        self.duplicate = self._floats("ecif_duplicate_group")
+        self.readable: Bools = np.isfinite(self.score)
+
+    @cached_property
+    def exponent(self) -> int:
+        """Of the unit in which the page states scores."""
+        return readable_exponent(self.score[self.readable])
+
+    @cached_property
+    def order_of_groups(self) -> Floats:
+        """A key that keeps duplicate groups together, the one with the likeliest noise first."""
+        here = np.flatnonzero(np.isfinite(self.duplicate))
+        _, group = np.unique(self.duplicate[here], return_inverse=True)
+        worst = np.zeros(len(here))
+        np.maximum.at(worst, group, self.probability[here])
+        key = np.full(len(self.duplicate), np.nan)
+        key[here] = np.lexsort((group, -worst[group])).argsort()
+        return key
+
+    @property
+    def unreadable_rows(self) -> list[int]:
+        return [int(row) for row in np.flatnonzero(~self.readable)]
+
+    def order(self, among: Bools, key: Floats) -> list[int]:
+        """The readable ones of some rows, those with the smallest keys first."""
+        rows = np.flatnonzero(among & self.readable)
+        return [int(row) for row in rows[np.argsort(key[rows], kind="stable")]]
+
+    def text(self, row: int) -> str:
+        """The caption in full."""
+        return str(self._scored[row][self._text] or "")
+
+    def cell(self, row: int) -> dict[str, Any] | None:
+        """The image, not decoded."""
+        return self._scored[row][self._image]
+
+    def card(self, row: int) -> Card:
+        """A row as a page shows it."""
+        cells = self._scored[row]
+        picture, problem = thumbnail(cells[self._image])
+        return Card(
+            row=row,
+            caption=shorten(str(cells[self._text] or ""), CAPTION_LENGTH),
+            thumbnail=picture,
+            problem=problem,
+            reason=shorten(str(cells.get("ecif_reason") or ""), REASON_LENGTH) or None,
+            suggestion=shorten(str(cells.get("ecif_suggested_text") or ""), CAPTION_LENGTH) or None,
+            margin=float(self.margin[row]),
+            duplicate=int(self.duplicate[row]) if math.isfinite(self.duplicate[row]) else None,
+            flagged=bool(self.flag[row]),
+            borderline=bool(self.borderline[row]),
+            truly_wrong=bool(self.truth and cells[self.truth]),
+            probability=float(self.probability[row]),
+            score=float(self.score[row]),
+            stderr=float(self.stderr[row]),
+            positive=float(self.positive[row]),
+            negative=float(self.negative[row]),
+        )
+
+    def _floats(self, name: str) -> Floats:
+        """A numeric column with not-a-number for null, whatever its type in the data set."""
+        if name not in self._scored.column_names:
+            return np.full(len(self._scored), np.nan)
+        column = self._scored.select_columns([name]).with_format("arrow")[:][name]
+        # By way of int8, because Arrow has no direct way from a boolean to a double.
+        column = column.cast("int8") if column.type == "bool" else column
+        return np.asarray(column.cast("double").to_numpy(), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One row of the data set as a page shows it."""
+
+    row: int
+    caption: str
+    thumbnail: str | None
+    problem: str | None
+    reason: str | None
+    suggestion: str | None
+    margin: float
+    duplicate: int | None
+    flagged: bool
+    borderline: bool
+    truly_wrong: bool
+    probability: float
+    score: float
+    stderr: float
+    positive: float
+    negative: float

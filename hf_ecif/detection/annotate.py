@@ -1,0 +1,70 @@
+"""The data set with everything that was found, as columns; null where a row has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset, Value
+
+from hf_ecif.detection.detect import Detection
+from hf_ecif.detection.explain import explain_flags
+from hf_ecif.detection.signals import Witnesses
+from hf_ecif.detection.suggestions import Evidence
+from hf_ecif.influence.columns import score_columns
+from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.scoring import RelativeForm, Scores
+
+
+def add_columns(
+    dataset: Dataset,
+    rows: Rows,
+    scores: Scores,
+    given: Scores,
+    witnesses: Witnesses,
+    detection: Detection,
+    relative: RelativeForm = "deletion",
+    evidence: Evidence | None = None,
+) -> Dataset:
+    """The data set with `COLUMNS`; its own columns are untouched.
+
+    Args:
+        dataset: all rows.
+        rows: the readable ones.
+        scores: of the readable rows, at the fitted parameters.
+        given: the same at the model's own parameters.
+        witnesses: of the readable rows.
+        detection: of the readable rows.
+        relative: which relative score; over the size of the change, or within its span.
+        evidence: of the readable rows; without it, suggestions and duplicates are null.
+    """
+    columns = score_columns(rows, scores, given, relative)
+    probability = rows.spread(detection.probability.tolist())
+    for name, values in (columns | {"ecif_noise_probability": probability}).items():
+        dataset = _append(dataset, name, values, "float32")
+    for name, marks in (("ecif_flag", detection.flag), ("ecif_borderline", detection.borderline)):
+        dataset = _append(dataset, name, rows.spread(marks.tolist()), "bool")
+    for side in ("image_neighbours", "text_neighbours"):
+        values = rows.spread(getattr(witnesses, side).tolist())
+        dataset = _append(dataset, f"ecif_{side}", values, "float32")
+    texts, margins, duplicates = _evidence_columns(evidence, rows)
+    dataset = _append(dataset, "ecif_suggested_text", rows.spread(texts), "string")
+    dataset = _append(dataset, "ecif_suggested_margin", rows.spread(margins), "float32")
+    dataset = _append(dataset, "ecif_duplicate_group", rows.spread(duplicates), "int64")
+    reasons = rows.spread(explain_flags(rows, scores, witnesses, detection, evidence))
+    for row, reason in rows.reasons.items():
+        reasons[row] = reason
+    return _append(dataset, "ecif_reason", reasons, "string")
+
+
+def _append(dataset: Dataset, name: str, values: list[Any], dtype: str) -> Dataset:
+    return dataset.add_column(name, values, feature=Value(dtype))
+
+
+def _evidence_columns(
+    evidence: Evidence | None, rows: Rows
+) -> tuple[list[str | None], list[float | None], list[int | None]]:
+    """Suggested captions with their margins, and duplicate groups, of the readable rows."""
+    if evidence is None:
+        nothing: list[Any] = [None] * len(rows)
+        return nothing, nothing, nothing
+    return evidence.suggested_text, evidence.suggested_margin, evidence.duplicate_group

@@ -1,0 +1,103 @@
+"""What tells a misaligned pair from a good one: four numbers a row, each from another side.
+
+* the *leave-one-out loss*: does the caption fit?
+* the *relative score*: does the pair work against the query?
+* the captions of the *most similar images*: do they say the same?
+* the images of the *most similar captions*: do they show the same?
+
+The first two are taken at the fitted parameters. The others compare rows by the embeddings of the
+model as given, which wrong pairs have not worn down. All are taken as they are: scaled by their own
+spread, runs with more wrong pairs would look like others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+import torch
+from torch import Tensor
+
+from hf_ecif.detection.detect import Floats
+from hf_ecif.engine.neighbours import average_distance
+from hf_ecif.engine.objectives import Embeddings
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.scoring import Scores
+
+
+@dataclass(frozen=True)
+class Witnesses:
+    """Of every row, ``(N,)`` each; higher speaks of a misaligned pair, lower of a good one.
+
+    `relative` alone has the opposite sign, that of a score.
+
+    Attributes:
+        loss: ``log(1 + loo_loss)``, nats within.
+        relative: the predicted change of the query over the size of the parameters' change.
+        image_neighbours: cosine distance of the caption from those of the most similar images.
+        text_neighbours: cosine distance of the image from those of the most similar captions.
+    """
+
+    loss: Tensor
+    relative: Tensor
+    image_neighbours: Tensor
+    text_neighbours: Tensor
+
+    def stack(self) -> Floats:
+        """``(N, 4)``, what `detect` weighs."""
+        return torch.stack([part.double().cpu() for part in astuple(self)], dim=1).numpy()
+
+
+def find_witnesses(
+    scores: Scores, given: Embeddings, siblings: Tensor, mute: Tensor | None = None
+) -> Witnesses:
+    """Ask all four.
+
+    A neighbour counts the more, the more similar it is and the better its own caption fits its
+    image, as in LEMoN (Zhang et al., 2025). Rows with the very image of a pair are no neighbours:
+    its own captions vouch for each other, right or wrong. Rows with the very caption are left out
+    of the neighbours by caption: where wrong captions are copies of right ones, as in most
+    benchmarks, a copy would give them away by how the noise was made.
+
+    Args:
+        scores: of the rows, at the fitted parameters.
+        given: embeddings of the rows by the model as given, ``(N, d)``.
+        siblings: ``(N, 2)``, equal numbers for equal captions, and for equal images.
+        mute: ``(N,)`` booleans, true for rows that are no evidence for others.
+    """
+    mismatch = 1 - (given.text * given.image).sum(dim=1)
+    text, image = given.text, given.image
+    return Witnesses(
+        loss=scores.loo_loss.double().clamp_min(0).log1p(),
+        relative=scores.relative,
+        image_neighbours=average_distance(image, text, mismatch, siblings[:, 1], mute),
+        text_neighbours=average_distance(text, image, mismatch, siblings, mute),
+    )
+
+
+def witnesses_of(
+    model: InfluenceModel, rows: Rows, scores: Scores, mute: Tensor | None = None
+) -> Witnesses:
+    """What tells misaligned rows from good ones; `detect` weighs it.
+
+    Args:
+        model: fitted.
+        rows: those that were scored.
+        scores: of `InfluenceModel.score`, for a single query.
+        mute: as in `find_witnesses`.
+    """
+    given = model.encoder.embed(model.encoder.theta, rows.features)
+    return find_witnesses(scores, given, rows.siblings, mute)
+
+
+def witness_errors(scores: Scores) -> Floats:
+    """Standard errors of what `find_witnesses` finds, ``(N, 4)``, to first order.
+
+    Those of the self-influence over its probes, of the score over partitions and of its size over
+    the probes; infinite where there was but one of them. Neighbours have none.
+    """
+    loss = scores.self_stderr.double() / (1 + scores.loo_loss.double().clamp_min(0))
+    size, task = scores.size.double(), scores.task.double()
+    relative = torch.hypot(scores.stderr / size, task * scores.size_stderr / size.square())
+    exact = torch.zeros_like(loss)
+    return torch.stack([loss, relative, exact, exact], dim=1).numpy()

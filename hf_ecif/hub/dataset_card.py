@@ -1,0 +1,319 @@
+"""The card of a cleaned data set, and the evidence that goes with it, from an audit's folder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from huggingface_hub import DatasetCardData
+from markupsafe import escape as escape_html
+from PIL import Image
+from pyarrow.dataset import dataset as parquet
+
+from hf_ecif.data.images import read_pair
+from hf_ecif.hub.markdown import (
+    Metadata,
+    as_list,
+    describe_solve,
+    hide_folders,
+    merge_card,
+    render,
+)
+from hf_ecif.reports.figures import probability_histogram
+from hf_ecif.utils.hub_paths import parse_hub_path
+
+EVIDENCE = "hf_ecif"
+HISTOGRAM = f"{EVIDENCE}/histogram.png"
+SUMMARY, REPORT = f"{EVIDENCE}/summary.json", f"{EVIDENCE}/report.html"
+TAGS = ("hf-ecif", "data-valuation")
+PICTURES = 8
+PICTURE_SIDE = 160
+CAPTION_LENGTH = 200
+MAX_PIXELS = 64_000_000  # of an image that is opened to be shown
+_SIZES = (
+    "n<1K",
+    "1K<n<10K",
+    "10K<n<100K",
+    "100K<n<1M",
+    "1M<n<10M",
+    "10M<n<100M",
+    "100M<n<1B",
+    "1B<n<10B",
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A removed pair as the card shows it.
+
+    Attributes:
+        path: Of the small copy of its image, in the repository.
+        content: The small copy, as a file.
+    """
+
+    path: str
+    content: bytes
+    caption: str
+    probability: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is where in the repository.
+
+    Attributes:
+        splits: Rows of every split of the default configuration; the audited one is first.
+        removed: Rows of the configuration `removed`; zero where there is none.
+        columns: Influence columns of the kept and the removed rows, and what they mean.
+        counts: Rows by what became of them, as `count_rows` says.
+        has_report: Whether the report is there.
+    """
+
+    splits: dict[str, int]
+    removed: int
+    columns: dict[str, str]
+    counts: dict[str, int]
+    has_report: bool = True
+
+    @property
+    def audited(self) -> str:
+        return next(iter(self.splits))
+
+    def folder(self, split: str, removed: bool = False) -> str:
+        """Where the parquet files of a split are."""
+        return f"removed/{split}" if removed else f"data/{split}"
+
+
+def write_card(
+    card: str | None,
+    repo_id: str,
+    summary: dict[str, Any],
+    layout: Layout,
+    pictures: list[Picture],
+    *,
+    own: bool,
+) -> str:
+    """The README of a cleaned data set.
+
+    Args:
+        card: The README that it goes into, None if there is none.
+        repo_id: Where it is going to be.
+        summary: Of the audit, as `hide_folders` returns it.
+        layout: Of the files.
+        pictures: Removed pairs to show.
+        own: Whether the card is that of the repository itself, so that what it says of other
+            configurations holds there. That of the source says it of other files.
+
+    Raises:
+        UserError: The card's metadata is no YAML mapping.
+    """
+    section = render(
+        "dataset_card.md.j2",
+        repo_id=repo_id,
+        split=layout.audited,
+        source=summary["dataset"],
+        rows=summary["rows"],
+        counts=layout.counts,
+        cleaning=summary.get("cleaning"),
+        review=summary.get("review"),
+        noise=summary["noise"],
+        groups=summary.get("groups"),
+        others={name: rows for name, rows in layout.splits.items() if name != layout.audited},
+        removed_config=layout.removed > 0,
+        has_report=layout.has_report,
+        histogram=HISTOGRAM,
+        pictures=pictures,
+        columns=layout.columns,
+        settings=_settings(summary),
+        warnings=summary["warnings"],
+    )
+
+    def change(metadata: Metadata) -> Metadata:
+        return _change(metadata, summary, layout, own)
+
+    title = repo_id.partition("/")[2]
+    return merge_card(card, section, title, change, DatasetCardData)
+
+
+def count_rows(kept: Sequence[Path], removed: Sequence[Path]) -> dict[str, int]:
+    """Rows by what became of them; what is the case of none is left out, but for the sums.
+
+    Args:
+        kept: Parquet files of the kept rows.
+        removed: Of the removed ones.
+    """
+    counts: dict[str, int] = {}
+    for name, shards in (("kept", kept), ("removed", removed)):
+        flags = _read_column(shards, "ecif_flag")
+        parts = {
+            "flagged as probably misaligned": sum(flag is True for flag in flags),
+            "not flagged": sum(flag is False for flag in flags) if name == "removed" else 0,
+            "unreadable": sum(flag is None for flag in flags),
+            "with another caption": sum(
+                text is not None for text in _read_column(shards, "ecif_original_text")
+            ),
+        }
+        counts[name] = len(flags)
+        counts |= {f"{name}, {part}": count for part, count in parts.items() if count}
+    return counts
+
+
+def show_removed(
+    shards: Sequence[Path], columns: dict[str, str], limit: int = PICTURES
+) -> list[Picture]:
+    """The flagged pairs that are most probably misaligned, with small copies of their images.
+
+    Args:
+        shards: Parquet files of the removed rows.
+        columns: Names of the columns `image` and `text`.
+        limit: At most so many.
+    """
+    rows = parquet([str(shard) for shard in shards])
+    probability = rows.to_table(columns=["ecif_noise_probability"])[0].to_numpy().astype(float)
+    order = np.argsort(-probability, kind="stable")[: int(np.isfinite(probability).sum())]
+    wanted = [*columns.values(), "ecif_noise_probability", "ecif_reason"]
+    pictures: list[Picture] = []
+    for cells in rows.take(order[:limit], columns=wanted).to_pylist():
+        pair = read_pair(cells[columns["image"]], cells[columns["text"]], MAX_PIXELS)
+        if pair.image is None:
+            continue
+        pictures.append(
+            Picture(
+                path=f"{EVIDENCE}/removed/{len(pictures):02d}.webp",
+                content=_small(pair.image),
+                caption=_shorten(pair.text),
+                probability=cells["ecif_noise_probability"],
+                reason=_shorten(cells["ecif_reason"], "; "),
+            )
+        )
+    return pictures
+
+
+def draw_histogram(shards: Sequence[Path], threshold: float) -> bytes:
+    """How the probabilities of all scored rows are spread, as a PNG.
+
+    Args:
+        shards: Parquet files of all rows.
+        threshold: Above which a row is flagged.
+    """
+    columns = ["ecif_noise_probability", "ecif_flag"]
+    table = parquet([str(shard) for shard in shards]).to_table(columns=columns).drop_null()
+    probability = table[columns[0]].to_numpy().astype(float)
+    flag = np.array(table[columns[1]].to_pylist(), dtype=bool)
+    stream = io.BytesIO()
+    figure = probability_histogram(probability, flag, threshold)
+    figure.savefig(stream, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+    return stream.getvalue()
+
+
+def public_report(page: str, summary: dict[str, Any]) -> str:
+    """The report with names for folders, as `hide_folders` gives them."""
+    for before in (summary["model"], summary["dataset"], summary["query"]["source"]):
+        page = page.replace(str(escape_html(before)), str(escape_html(hide_folders(before))))
+    return page
+
+
+def _change(metadata: Metadata, summary: dict[str, Any], layout: Layout, own: bool) -> Metadata:
+    """The metadata with our configurations; whatever they replace or make untrue is dropped."""
+    ours = ("default", "removed")
+    configs, infos = [], []
+    if own:
+        configs = [
+            config
+            for config in as_list(metadata.get("configs"))
+            if isinstance(config, dict) and config.get("config_name", "default") not in ours
+        ]
+        infos = [
+            info
+            for info in as_list(metadata.get("dataset_info"))
+            if isinstance(info, dict) and info.get("config_name", "default") not in ours
+        ]
+    tags = [str(tag) for tag in as_list(metadata.get("tags"))]
+    sources = [str(name) for name in as_list(metadata.get("source_datasets"))]
+    source = parse_hub_path(summary["dataset"])
+    if source and source.repo_id not in sources:
+        sources.append(source.repo_id)
+    changed = metadata | {
+        "tags": tags + [tag for tag in TAGS if tag not in tags],
+        "size_categories": [_size_category(sum(layout.splits.values()))],
+        "configs": _configs(layout) + configs,
+        "dataset_info": infos or None,
+        "source_datasets": sources or None,
+    }
+    return {name: value for name, value in changed.items() if value is not None}
+
+
+def _configs(layout: Layout) -> list[dict[str, Any]]:
+    configs = [
+        {
+            "config_name": "default",
+            "data_files": [
+                {"split": split, "path": f"{layout.folder(split)}/*.parquet"}
+                for split in layout.splits
+            ],
+        }
+    ]
+    if layout.removed:
+        folder = layout.folder(layout.audited, removed=True)
+        files = [{"split": layout.audited, "path": f"{folder}/*.parquet"}]
+        configs.append({"config_name": "removed", "data_files": files})
+    return configs
+
+
+def _settings(summary: dict[str, Any]) -> dict[str, Any]:
+    config, marks, query = summary["config"], summary["fingerprints"], summary["query"]
+    settings: dict[str, Any] = {
+        "model": f"{summary['model']} ({_loaded(summary)}fingerprint {marks['model']})",
+        "data": f"{summary['dataset']}, split {summary['split']} (fingerprint {marks['data']})",
+        "query": f"{query['source']}: {query['rows']} rows (fingerprint {marks['query']})",
+        "parameters attributed": f"{config['parameters']} ({summary['fit']['count']:,})",
+        "fit": f"{config['fit_epochs']} epochs, loss {summary['fit']['loss_before']:.3g} to "
+        f"{summary['fit']['loss_after']:.3g}",
+    }
+    for report in summary["solvers"]:
+        settings[f"solver for the {report['purpose']}"] = describe_solve(report, config)
+    versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
+    return settings | {
+        "seed": summary["seed"],
+        "config": f"fingerprint {marks['config']}; every value is in summary.json",
+        "versions": versions,
+    }
+
+
+def _loaded(summary: dict[str, Any]) -> str:
+    """How the model was loaded, where that is known; the revision of one on the Hub."""
+    loaded = {name: value for name, value in summary.get("loaded", {}).items() if value is not None}
+    return "".join(f"{name.replace('_', ' ')} {value}, " for name, value in loaded.items())
+
+
+def _size_category(rows: int) -> str:
+    return _SIZES[min(max(len(str(rows)) - 3, 0), len(_SIZES) - 1)]
+
+
+def _small(image: Image.Image) -> bytes:
+    small, stream = image.copy(), io.BytesIO()
+    small.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    small.save(stream, "WEBP", quality=82)
+    return stream.getvalue()
+
+
+def _read_column(shards: Sequence[Path], name: str) -> list[Any]:
+    """Values of a column; none where there is no such column."""
+    rows = parquet([str(shard) for shard in shards])
+    if name not in rows.schema.names:
+        return []
+    return cast(list[Any], rows.to_table(columns=[name])[name].to_pylist())
+
+
+def _shorten(text: str, between: str = "") -> str:
+    """The text, or its beginning; up to the last mark between its parts, if there is one."""
+    text = " ".join(text.split())
+    if len(text) <= CAPTION_LENGTH:
+        return text
+    start = text[: CAPTION_LENGTH - 1].rstrip()
+    return (start.rpartition(between)[0] if between in start and between else start) + "…"

@@ -1,0 +1,211 @@
+"""The card of a model that rows were removed from, or that carries a fitted influence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from hf_ecif.errors import UserError
+from hf_ecif.hub.markdown import (
+    Metadata,
+    as_list,
+    describe_solve,
+    hide_folders,
+    merge_card,
+    read_card,
+    render,
+)
+from hf_ecif.utils.files import read_json
+from hf_ecif.utils.formatting import models_of_removal
+from hf_ecif.utils.hub_paths import HubPath, parse_model_path
+
+FIT = "influence.safetensors"
+INHERITED = ("license", "license_name", "license_link", "language")
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """What a pushed model folder holds.
+
+    Attributes:
+        name: For the template.
+        evidence: The file in the folder that tells how it was made.
+        needed: What that file must tell.
+        title: Of the commit.
+        library: That loads it.
+        tags: For the Hub.
+    """
+
+    name: str
+    evidence: str
+    needed: tuple[str, ...]
+    title: str
+    library: str
+    tags: tuple[str, ...]
+
+
+EDITED = ModelKind(
+    "edited",
+    evidence="removal.json",
+    needed=(
+        *("model", "dataset", "split", "where", "rows", "predicted_change", "measures"),
+        *("removal", "warnings", "config"),
+    ),
+    title="Remove pairs",
+    library="transformers",
+    tags=("hf-ecif", "data-removal"),
+)
+INFLUENCE = ModelKind(
+    "influence",
+    evidence="influence_config.json",
+    needed=("model", "curvature"),
+    title="Fit influence",
+    library="hf_ecif",
+    tags=("hf-ecif", "influence-function", "data-valuation"),
+)
+
+
+def write_model_card(
+    card: str | None,
+    repo_id: str,
+    kind: ModelKind,
+    facts: dict[str, Any],
+    *,
+    base_card: str | None = None,
+) -> str:
+    """The README of a pushed model folder.
+
+    Args:
+        card: The README that it goes into, None if there is none.
+        repo_id: Where it is going to be.
+        kind: What the folder holds.
+        facts: As `read_facts` returns them.
+        base_card: Of the model that this one comes from; a new card inherits its licence.
+
+    Raises:
+        UserError: A card's metadata is no YAML mapping.
+    """
+    base = base_model(facts)
+    inherited: Metadata = {}
+    if card is None and base_card is not None:
+        theirs, _ = read_card(base_card)
+        inherited = {name: theirs[name] for name in INHERITED if name in theirs}
+    measured = facts.get("measures", {}).get("query", {})
+    section = render(
+        "model_card.md.j2",
+        repo_id=repo_id,
+        kind=kind.name,
+        base=base and base.repo_id,
+        facts=facts,
+        states=[models_of_removal(facts["config"])[state] for state in measured],
+        settings=_settings(facts),
+    )
+
+    def change(metadata: Metadata) -> Metadata:
+        tags = [str(tag) for tag in as_list(metadata.get("tags"))]
+        bases = [str(name) for name in as_list(metadata.get("base_model"))]
+        bases = bases or as_list(base and base.repo_id)
+        changed = (
+            inherited
+            | metadata
+            | {
+                "library_name": kind.library,
+                "base_model": bases or None,
+                "tags": tags + [tag for tag in kind.tags if tag not in tags],
+            }
+        )
+        return {name: value for name, value in changed.items() if value is not None}
+
+    return merge_card(card, section, repo_id.partition("/")[2], change, ModelCardData)
+
+
+def find_kind(folder: Path) -> ModelKind | None:
+    """What a folder holds, None if it is neither."""
+    return next((kind for kind in (INFLUENCE, EDITED) if (folder / kind.evidence).is_file()), None)
+
+
+def model_files(folder: Path) -> dict[str, Path | bytes]:
+    """The files of a model folder by their path in the repository.
+
+    Hidden files, links, a README and a page stay behind, and no folder of this machine is named.
+
+    Raises:
+        UserError: There are no weights, or some that are not safetensors.
+    """
+    paths = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink() and not path.name.startswith(".")
+    }
+    paths = {name: path for name, path in paths.items() if not name.startswith(".")}
+    for stays in ("README.md", "removal.html"):  # the page names folders; the card says the same
+        paths.pop(stays, None)
+    unsafe = [name for name, path in paths.items() if path.suffix in PICKLES]
+    if unsafe:
+        raise UserError(
+            f"{folder / unsafe[0]} can run code when it is loaded. Save the model with safetensors "
+            "(save_pretrained does), and delete that file."
+        )
+    if not any(path.suffix == ".safetensors" for path in paths.values()):
+        raise UserError(f"{folder} has no weights (*.safetensors). Save the model again.")
+    files: dict[str, Path | bytes] = dict(paths)
+    for kind in (INFLUENCE, EDITED):
+        if kind.evidence in files:
+            told = hide_folders(read_json(folder / kind.evidence))
+            files[kind.evidence] = (json.dumps(told, indent=2) + "\n").encode()
+    return files
+
+
+def read_facts(folder: Path, kind: ModelKind) -> dict[str, Any]:
+    """What the folder's files tell of how it was made, without folders of this machine.
+
+    Raises:
+        UserError: A file is damaged, or of another version.
+    """
+    facts: dict[str, Any] = hide_folders(read_json(folder / kind.evidence))
+    missing = [name for name in kind.needed if name not in facts]
+    if missing:
+        raise UserError(
+            f"{folder / kind.evidence} lacks {missing[0]!r}: it is of another version. Make the "
+            "folder again."
+        )
+    if kind is INFLUENCE:
+        from hf_ecif.utils.checkpoints import read_values  # with torch
+
+        try:
+            facts["fitted"] = read_values(folder / FIT)
+        except Exception as error:  # safetensors has errors of its own
+            raise UserError(f"{folder / FIT} cannot be read: {error}. Fit again.") from error
+    return facts
+
+
+def base_model(facts: dict[str, Any]) -> HubPath | None:
+    """The model of the Hub that this one comes from; a local folder means nothing to others."""
+    model = facts.get("model")
+    return parse_model_path(model) if isinstance(model, str) else None
+
+
+def _settings(facts: dict[str, Any]) -> dict[str, Any]:
+    """What goes into the table of how it was done: sources, solves, and the config."""
+    if "fitted" in facts:
+        fitted = facts["fitted"]
+        # The file of a fit is its config, and the model's name.
+        config = {name: value for name, value in facts.items() if name not in ("model", "fitted")}
+        settings = {
+            "rows fitted on": f"{fitted['train_count']:,}",
+            "query's loss, before and after the fit": f"{fitted['query_loss_before']:.4g}, "
+            f"{fitted['query_loss']:.4g} nats",
+        }
+        solves = {f"solver for the {purpose}": one for purpose, one in fitted["solvers"].items()}
+    else:
+        config = facts["config"]
+        settings = {name: facts[name] for name in ("dataset", "split", "where", "rows")}
+        steps = facts["removal"]["solvers"]
+        solves = {f"solver, step {step}": one for step, one in enumerate(steps, 1)}
+    settings |= {name: describe_solve(report, config) for name, report in solves.items()}
+    return {"model": facts["model"]} | settings | config

@@ -1,0 +1,31 @@
+"""Scores as columns of the data set, null where a row has none."""
+
+from __future__ import annotations
+
+from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.scoring import RelativeForm, Scores
+
+
+def score_columns(
+    rows: Rows, scores: Scores, given: Scores, relative: RelativeForm = "deletion"
+) -> dict[str, list[float | None]]:
+    """Those of `COLUMNS` that are scores, with a value for every row, null for unreadable ones.
+
+    Args:
+        rows: the readable ones.
+        scores: of the readable rows, at the fitted parameters.
+        given: the same at the model's own parameters.
+        relative: which relative score.
+    """
+    columns = {
+        "ecif_score": scores.task,
+        "ecif_positive": scores.positive,
+        "ecif_negative": scores.negative,
+        "ecif_stderr": scores.stderr,
+        "ecif_relative": scores.relative_to(relative),
+        "ecif_self": scores.self_influence,
+        "ecif_loo_loss": scores.loo_loss,
+        "clip_score": given.clip_score,
+        "neg_clip_loss": given.neg_clip_loss,
+    }
+    return {name: rows.spread(values.tolist()) for name, values in columns.items()}

@@ -1,0 +1,93 @@
+"""What a fit finds, as one thing that can be kept, sent and scored with elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_ecif.engine.solvers import SolveReport, Spectrum
+from hf_ecif.influence.fitting import FitReport
+from hf_ecif.influence.response import Station
+from hf_ecif.influence.scoring import Directions
+from hf_ecif.utils.checkpoints import State
+
+
+@dataclass(frozen=True, repr=False)
+class Fitted:
+    """What `InfluenceModel.fit` finds.
+
+    Attributes:
+        theta: attributed parameters at which everything is linearised, ``(P,)``.
+        directions: tangents of the scoring pass at ``theta``.
+        spectrum: of the curvature there.
+        train_count: rows fitted on, the ``N`` of every score.
+        fit: how the parameters were fitted.
+        solvers: reports by purpose.
+        query_loss_before: loss of the query at the model's own parameters, in nats.
+        query_loss: loss of the query at ``theta``.
+        alignment: cosine of the query's gradient and the training gradient.
+        stations: of an unrolled response, by which the query is scored in place of its direction
+            at ``theta``; none of a stationary one.
+    """
+
+    theta: Tensor
+    directions: Directions
+    spectrum: Spectrum
+    train_count: int
+    fit: FitReport
+    solvers: dict[str, SolveReport]
+    query_loss_before: float
+    query_loss: float
+    alignment: float
+    stations: Sequence[Station] = ()
+
+    @property
+    def scored_at(self) -> Sequence[Station]:
+        """Where, and along which directions, the query is scored, whatever the response."""
+        return self.stations or [Station(self.theta, self.directions.query)]
+
+    def __repr__(self) -> str:
+        """In words; the tensors would fill a screen."""
+        open_ends = [purpose for purpose, report in self.solvers.items() if not report.converged]
+        return (
+            f"Fitted({self.train_count} rows, {len(self.theta)} parameters, query loss "
+            f"{self.query_loss_before:.4f} -> {self.query_loss:.4f}, solves "
+            f"{'not converged: ' + ', '.join(open_ends) if open_ends else 'converged'})"
+        )
+
+    def to_state(self) -> State:
+        """Tensors, and values for JSON."""
+        values: dict[str, Any] = {
+            "spectrum": asdict(self.spectrum),
+            "train_count": self.train_count,
+            "fit": asdict(self.fit),
+            "solvers": {purpose: asdict(report) for purpose, report in self.solvers.items()},
+            "query_loss_before": self.query_loss_before,
+            "query_loss": self.query_loss,
+            "alignment": self.alignment,
+        }
+        tensors = {"theta": self.theta} | self.directions._asdict()
+        if self.stations:
+            columns = zip(Station._fields, zip(*self.stations, strict=True), strict=True)
+            tensors |= {f"stations.{name}": torch.stack(column) for name, column in columns}
+        return State(tensors, values)
+
+    @classmethod
+    def from_state(cls, state: State, like: Tensor) -> Fitted:
+        """Read what `to_state` wrote, with the dtype and the device of ``like``."""
+        tensors = {name: value.to(like) for name, value in state.tensors.items()}
+        values = dict(state.values)
+        columns = [tensors.pop(f"stations.{name}", ()) for name in Station._fields]
+        return cls(
+            theta=tensors.pop("theta"),
+            stations=[Station(*station) for station in zip(*columns, strict=True)],
+            directions=Directions(**tensors),
+            spectrum=Spectrum(**values.pop("spectrum")),
+            fit=FitReport(**values.pop("fit")),
+            solvers={name: SolveReport(**report) for name, report in values.pop("solvers").items()},
+            **values,
+        )

@@ -1,0 +1,180 @@
+"""Bring the attributed parameters near a minimum of the training objective.
+
+An influence function answers for a model that has been trained on the data. A pretrained model that
+has not seen them is no such model: its scores can even come out inverted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_ecif.engine.objective import Objective, random_batches
+from hf_ecif.utils.checkpoints import Checkpoints, State
+
+DECAYS, EPSILON = (0.9, 0.999), 1e-8  # of Adam's moments, and below its root
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What fitting the attributed parameters did.
+
+    Attributes:
+        epochs: passes over the data.
+        loss_before: mean contrastive loss of the training rows before, in nats.
+        loss_after: the same after.
+        gradient_norm: ``|grad J|`` after.
+    """
+
+    epochs: int
+    loss_before: float
+    loss_after: float
+    gradient_norm: float
+
+
+class Epoch(NamedTuple):
+    """Where an epoch began, and the batches it went through: enough to go through it again.
+
+    Attributes:
+        theta: parameters before its first step, ``(P,)``.
+        first: Adam's mean of the gradients there, ``(P,)``.
+        second: and of their squares.
+        steps: of the fit that were done before.
+        learning_rate: of the epoch.
+        batches: of its steps.
+    """
+
+    theta: Tensor
+    first: Tensor
+    second: Tensor
+    steps: int
+    learning_rate: float
+    batches: list[Tensor]
+
+
+def fit_parameters(
+    objective: Objective,
+    theta: Tensor,
+    *,
+    batch_size: int,
+    epochs: int,
+    learning_rate: float,
+    generator: torch.Generator,
+    checkpoints: Checkpoints | None = None,
+    course: list[Epoch] | None = None,
+    advance: Callable[[int], None] = lambda epochs: None,
+) -> tuple[Tensor, FitReport]:
+    """Minimise ``objective`` from ``theta`` with Adam, fresh random batches in every epoch.
+
+    Args:
+        objective: its batches serve to report the loss; those of training are drawn anew.
+        theta: ``(P,)``, the start.
+        batch_size: of the contrastive batches.
+        epochs: zero leaves the parameters as they are.
+        learning_rate: at the start; it falls to zero along a cosine.
+        generator: of the batches.
+        checkpoints: where the state after the last epoch is kept.
+        course: takes up every epoch that is not known from the checkpoints.
+        advance: called after every epoch, for a progress bar.
+
+    Returns:
+        The fitted parameters ``(P,)``, and a report.
+    """
+    known = checkpoints or Checkpoints()
+    current = theta.clone()
+    optimizer = adam(current)
+    done = _resume(known, current, optimizer, generator)
+    advance(done)
+    for epoch in range(done, epochs):
+        rate = learning_rate * cosine_fall(epoch, epochs)
+        batches = random_batches(len(objective.features), batch_size, generator)
+        if course is not None:
+            course.append(_begin(current, optimizer, epoch * len(batches), rate, batches))
+        run_epoch(objective, current, optimizer, rate, batches)
+        _keep(known, current, optimizer, generator, epoch + 1)
+        advance(1)
+    return current, FitReport(
+        epochs=epochs,
+        loss_before=objective.value(theta).item(),
+        loss_after=objective.value(current).item(),
+        gradient_norm=objective.gradient(current).norm().item(),
+    )
+
+
+def adam(current: Tensor) -> torch.optim.Adam:
+    """The optimizer of parameters ``(P,)``; `run_epoch` sets its rate."""
+    return torch.optim.Adam([current], betas=DECAYS, eps=EPSILON)
+
+
+def run_epoch(
+    objective: Objective,
+    current: Tensor,
+    optimizer: torch.optim.Adam,
+    learning_rate: float,
+    batches: Iterable[Tensor],
+) -> None:
+    """Step once for every batch, in place.
+
+    Args:
+        objective: what is minimised; its own batches are not used.
+        current: parameters ``(P,)``.
+        optimizer: from `adam`.
+        learning_rate: of all steps.
+        batches: rows of each.
+    """
+    optimizer.param_groups[0]["lr"] = learning_rate
+    for batch in batches:
+        current.grad = objective.over([batch]).gradient(current)
+        optimizer.step()
+
+
+def cosine_fall(done: int, total: int) -> float:
+    """Share of the learning rate that is left: from one to zero along a cosine."""
+    return (1 + math.cos(math.pi * done / total)) / 2
+
+
+def _begin(
+    current: Tensor,
+    optimizer: torch.optim.Adam,
+    steps: int,
+    learning_rate: float,
+    batches: list[Tensor],
+) -> Epoch:
+    zeros = torch.zeros_like(current)
+    state = optimizer.state[current] if steps else {"exp_avg": zeros, "exp_avg_sq": zeros}
+    first, second = state["exp_avg"].clone(), state["exp_avg_sq"].clone()
+    return Epoch(current.clone(), first, second, steps, learning_rate, batches)
+
+
+def _keep(
+    known: Checkpoints,
+    current: Tensor,
+    optimizer: torch.optim.Adam,
+    generator: torch.Generator,
+    epochs: int,
+) -> None:
+    moments = {f"adam.{key}": value for key, value in optimizer.state[current].items()}
+    tensors = {"theta": current.detach(), "generator": generator.get_state()} | moments
+    known.save("fit", State(tensors, {"epochs": epochs}))
+
+
+def _resume(
+    known: Checkpoints, current: Tensor, optimizer: torch.optim.Adam, generator: torch.Generator
+) -> int:
+    """Take up what `_keep` left, in place; epochs done."""
+    state = known.load("fit")
+    if state is None:
+        return 0
+    current.copy_(state.tensors["theta"])
+    generator.set_state(state.tensors["generator"])
+    optimizer.state[current] = {
+        key.removeprefix("adam."): value.to(current.device) if value.ndim else value
+        for key, value in state.tensors.items()
+        if key.startswith("adam.")
+    }
+    return int(state.values["epochs"])

@@ -1,0 +1,76 @@
+"""Candidates for thousands of queries at once: an inner product each, in place of a pass.
+
+The gradients of the queries span few directions, and what a pair contributes to a query is linear
+in the gradient. In an orthonormal basis ``q_1 ... q_r``, it is nearly ``sum_k (grad F . q_k) c_kn``
+with ``c_kn`` the contribution of pair ``n`` to ``q_k``. These do not depend on the query: they
+are the index, passes with ``r`` tangents. The basis is found from random
+combinations of all gradients (Halko, Martinsson & Tropp, 2011), so that neither these nor their
+directions are ever held together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from hf_ecif.engine.low_rank import CHUNK
+from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.queries import Query
+from hf_ecif.influence.rows import Rows
+
+
+@dataclass(frozen=True)
+class Index:
+    """A sketch of what every training pair does to any query of a kind.
+
+    Attributes:
+        basis: ``(r, P)``, orthonormal rows.
+        sketch: ``(2, r, N)``, both parts of the scores of the training rows along each of them.
+    """
+
+    basis: Tensor
+    sketch: Tensor
+
+    def estimate(self, gradients: Tensor) -> Tensor:
+        """The positive and the negative part of all rows' scores, ``(2, Q, N)``.
+
+        As far as the basis reaches.
+
+        Args:
+            gradients: of the queries, ``(Q, P)``.
+        """
+        return (gradients @ self.basis.T).to(self.sketch) @ self.sketch
+
+
+def build_index(
+    model: InfluenceModel,
+    train: Rows,
+    queries: Iterable[Query],
+    rank: int,
+    advance: Callable[[int], None] = lambda queries: None,
+) -> Index:
+    """Sketch the training rows for some queries.
+
+    Args:
+        model: fitted on ``train``.
+        train: the training rows.
+        queries: all that will be asked, or others like them, some at a time.
+        rank: vectors of the basis. With as many as there are queries nothing is lost.
+        advance: called with the number of queries done.
+    """
+    generator = torch.Generator().manual_seed(model.config.seed + 5)
+    mixed = torch.zeros(rank, len(model.theta)).to(model.theta)
+    for query in queries:
+        # Every query counts alike, however steep it is.
+        gradients = normalize(query.gradients(model.encoder, model.theta), dim=1)
+        weights = torch.randn(rank, len(gradients), generator=generator).to(gradients)
+        mixed += weights @ gradients
+        advance(len(gradients))
+    basis = torch.linalg.qr(mixed.T).Q.T.contiguous()
+    scores = [model.score_through(train, model.contribute(part)) for part in basis.split(CHUNK)]
+    parts = [torch.stack([some.positive, some.negative]) for some in scores]
+    return Index(basis, torch.cat(parts, dim=1))

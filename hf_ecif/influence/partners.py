@@ -1,0 +1,93 @@
+"""As a hard negative, but of which other pair? The partner in whose terms a pair acts most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_ecif.engine.encoder import DualEncoder
+from hf_ecif.engine.features import Features
+from hf_ecif.engine.objectives import RoleForm
+from hf_ecif.influence.response import Station, share_partitions
+from hf_ecif.influence.scoring import Batch, Pass, pushed_batches, row_chunks
+from hf_ecif.utils import distributed
+
+CELLS = 2**24  # derivatives by query, partner and pair that are held at a time
+
+
+class Partners(NamedTuple):
+    """The strongest partner of each pair, of all that it meets in the partitions; ``(Q, k)`` each.
+
+    Attributes:
+        rows: its number; -1 where a pair acts in no other's terms.
+        parts: what the pair does in the partner's terms alone, a part of the negative part of its
+            score: of the same sign and unit.
+    """
+
+    rows: Tensor
+    parts: Tensor
+
+
+def strongest_partners(
+    encoder: DualEncoder,
+    stations: Sequence[Station],
+    features: Features,
+    pairs: Tensor,
+    how: Pass,
+    *,
+    train_count: int,
+) -> Partners:
+    """In whose terms some pairs act most strongly as negatives.
+
+    Of one meeting at one station, since two pairs seldom meet twice; by absolute value.
+
+    Args:
+        encoder: of the attributed parameters.
+        stations: of several queries, ``(Q, P)`` each.
+        features: ``N`` rows.
+        pairs: ``(Q, k)``, numbers of rows, for each query its own.
+        how: they are pushed, and meet; as in `score_through`, the very same batches.
+        train_count: rows of the training set, the ``N`` of ``1 / 2N``.
+    """
+    dtype = stations[0].theta.dtype
+    found = Partners(torch.full(pairs.shape, -1), torch.zeros(pairs.shape, dtype=dtype))
+    for (theta, directions), own in share_partitions(how, stations):
+        for rows in row_chunks(features, len(directions), own, encoder):
+            for batch in pushed_batches(encoder, theta, features[rows], directions, own.of(rows)):
+                met = _meet(encoder, batch, rows[batch.rows], pairs, how.form)
+                found = _stronger(found, met)
+    for other in distributed.collect(found):
+        found = _stronger(found, other)
+    return found._replace(parts=found.parts / (encoder.contrastive.TERMS * train_count))
+
+
+def _meet(
+    encoder: DualEncoder, batch: Batch, numbers: Tensor, pairs: Tensor, form: RoleForm
+) -> Partners:
+    """The strongest partners within a batch of these row numbers, unnormalised."""
+    here = pairs[..., None] == numbers
+    present, places = here.any(dim=-1), here.int().argmax(dim=-1)
+    rows, parts = torch.full(pairs.shape, -1), torch.zeros(pairs.shape).to(batch.moved.text.cpu())
+    if not present.any():
+        return Partners(rows, parts)
+    queries, count = batch.moved.text.shape[:2]
+    device = batch.embeddings.text.device
+    for some in places[present].unique().split(max(1, CELLS // (queries * count))):
+        by_partner = encoder.contrastive.partner_tangents(
+            batch.embeddings, batch.moved, some.to(device), form=form, same=batch.same
+        ).cpu()
+        strongest = by_partner.abs().argmax(dim=1)
+        values = by_partner.gather(1, strongest[:, None])[:, 0]
+        column = torch.searchsorted(some, places).clamp_max(len(some) - 1)
+        ours = present & (some[column] == places)
+        rows = torch.where(ours, numbers[strongest.gather(1, column)], rows)
+        parts = torch.where(ours, values.gather(1, column), parts)
+    return Partners(torch.where(parts == 0, -1, rows), parts)
+
+
+def _stronger(first: Partners, second: Partners) -> Partners:
+    wins = second.parts.abs() > first.parts.abs()
+    return Partners(*(torch.where(wins, b, a) for a, b in zip(first, second, strict=True)))

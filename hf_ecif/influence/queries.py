@@ -1,0 +1,192 @@
+"""The query: what is asked of the model, whose change under removal the scores predict.
+
+Rows as a query mean their contrastive loss. A `Query` is any other function of embeddings: the
+cross-entropy of a zero-shot classification, the margin of a retrieval, or your own. All are losses:
+they fall when the model gets better, so that a negative score means harmful.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+from torch.nn.functional import cross_entropy
+
+from hf_ecif.engine.encoder import DualEncoder
+from hf_ecif.engine.features import Features
+from hf_ecif.engine.neighbours import cluster
+from hf_ecif.engine.objective import Objective
+from hf_ecif.engine.objectives import Embeddings
+from hf_ecif.influence.pairs import firsts
+from hf_ecif.influence.rows import Rows
+
+Direction = Literal["text_to_image", "image_to_text"]
+CHUNK = 64  # queries whose cotangents are held at a time
+
+
+@dataclass(frozen=True)
+class Query:
+    """One or several quantities that depend on the model through embeddings.
+
+    Attributes:
+        features: inputs of the embeddings. Texts and images need not be pairs, nor equally many.
+        function: ``Embeddings -> ()`` for one query, ``-> (Q,)`` for several; built from torch
+            operations. Lower must be better.
+    """
+
+    features: Features
+    function: Callable[[Embeddings], Tensor]
+
+    def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        """``F(theta)``; ``()`` or ``(Q,)``."""
+        return self.function(encoder.embed(theta, self.features))
+
+    def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        """``grad F``; ``(P,)`` or ``(Q, P)``."""
+        values, pull = vjp(self.function, encoder.embed(theta, self.features))
+        basis = torch.eye(values.numel()).to(values).view(-1, *values.shape)
+        rows = [
+            encoder.pull(theta, Embeddings(*vmap(pull)(part)[0]), self.features)
+            for part in basis.split(CHUNK)
+        ]
+        return torch.cat(rows).view(*values.shape, len(theta))
+
+
+class Target(Protocol):
+    """What the scores predict the change of: one value, or several."""
+
+    def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor: ...
+
+    def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ContrastiveLoss:
+    """Of any number of rows, batch by batch."""
+
+    objective: Objective
+
+    def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        return self.objective.value(theta)
+
+    def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        return self.objective.gradient(theta)
+
+
+@dataclass(frozen=True)
+class Several:
+    """Queries side by side, their values and gradients one after the other."""
+
+    targets: list[Target]
+
+    def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        return torch.cat([target.values(encoder, theta).reshape(-1) for target in self.targets])
+
+    def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
+        gradients = [target.gradients(encoder, theta) for target in self.targets]
+        return torch.cat([gradient.reshape(-1, len(theta)) for gradient in gradients])
+
+
+def zero_shot(rows: Rows, *, each: bool = False) -> Query:
+    """Cross-entropy of telling the images of ``rows`` by their captions, the class prompts.
+
+    Args:
+        rows: labelled images; the distinct captions are the classes.
+        each: one query for every image, or their mean.
+    """
+    labels = rows.same_text
+
+    def function(embeddings: Embeddings) -> Tensor:
+        logits = embeddings.scale * embeddings.image @ embeddings.text.T
+        target = labels.to(logits.device)
+        return cross_entropy(logits, target, reduction="none" if each else "mean")
+
+    return Query(rows.features[first_rows(rows)].paired_with(rows.features), function)
+
+
+def zero_shot_margin(rows: Rows, images: Sequence[int]) -> Query:
+    """By how much the other classes together beat the right one; one query per image.
+
+    ``logsumexp_{c != label} S_c - S_label``, in nats: the logarithm of the odds against the class.
+
+    Args:
+        rows: labelled images; the distinct captions are the classes, two at least.
+        images: numbers of the rows in question.
+    """
+    chosen = torch.tensor(list(images))
+    labels = rows.same_text[chosen, None]
+
+    def function(embeddings: Embeddings) -> Tensor:
+        logits = embeddings.scale * embeddings.image @ embeddings.text.T
+        target = labels.to(logits.device)
+        others = logits.scatter(1, target, -torch.inf)
+        return others.logsumexp(dim=1) - logits.gather(1, target)[:, 0]
+
+    return Query(rows.features[first_rows(rows)].paired_with(rows.features[chosen]), function)
+
+
+def first_rows(rows: Rows) -> Tensor:
+    """``(C,)``, the first row of every distinct caption, in order."""
+    return firsts(rows.keys.captions)[0]
+
+
+def retrieval_margin(
+    rows: Rows,
+    pairs: Sequence[int],
+    direction: Direction = "text_to_image",
+) -> Query:
+    """By how much the candidates together beat the right answer; one query per pair.
+
+    ``logsumexp_{j != n} S_nj - S_nn``, in nats: the logarithm of the odds against pair ``n``.
+
+    Args:
+        rows: the candidates. Those with the caption of the pair do not count against it.
+        pairs: numbers of the rows in question.
+        direction: what is looked for with what.
+    """
+    chosen, same = torch.tensor(list(pairs)), rows.same_text
+
+    def function(embeddings: Embeddings) -> Tensor:
+        anchors, keys = anchors_and_keys(embeddings, direction)
+        picked, scale = chosen.to(anchors.device), embeddings.scale
+        logits = scale * anchors[picked] @ keys.T
+        own = scale * (anchors[picked] * keys[picked]).sum(dim=1)
+        right = (same[chosen, None] == same).to(logits.device)
+        return logits.masked_fill(right, -torch.inf).logsumexp(dim=1) - own
+
+    return Query(rows.features, function)
+
+
+def anchors_and_keys(embeddings: Embeddings, direction: Direction) -> tuple[Tensor, Tensor]:
+    """What is looked for with, and what among."""
+    text, image = embeddings[:2]
+    return (text, image) if direction == "text_to_image" else (image, text)
+
+
+def choose_query(rows: Rows, encoder: DualEncoder, *, share: float = 0.1, seed: int = 0) -> Rows:
+    """The pairs best aligned under the model itself, balanced over clusters of images.
+
+    Without the balance the query would be what the model knows best already, and say nothing of the
+    rest of the data.
+
+    Args:
+        rows: the data.
+        encoder: embeds them, with the model's own parameters.
+        share: of every cluster that is taken; two pairs at least in all.
+        seed: of the clustering.
+    """
+    embeddings = encoder.embed(encoder.theta, rows.features)
+    aligned = (embeddings.text * embeddings.image).sum(dim=1)
+    count = max(1, round(len(rows) ** 0.5 / 4))
+    clusters = cluster(embeddings.image, count, seed)
+    chosen = [_best(aligned, (clusters == c).nonzero()[:, 0], share) for c in range(count)]
+    return rows.select(torch.cat(chosen))
+
+
+def _best(aligned: Tensor, members: Tensor, share: float) -> Tensor:
+    order = aligned[members].argsort(descending=True)
+    return members[order[: max(2, round(share * len(members)))]]

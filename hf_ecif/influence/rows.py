@@ -1,0 +1,507 @@
+"""Rows of a data set to `Features`: read, preprocess, run the frozen part once.
+
+Several processes read a part each. Within a process, workers can decode and tokenise the next
+micro-batches while the model runs on this one.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from hf_ecif.data.images import Pair, read_pair
+from hf_ecif.engine.encoder import DualEncoder
+from hf_ecif.engine.features import Features, Side
+from hf_ecif.engine.objectives import sigmoid
+from hf_ecif.engine.towers import Inputs
+from hf_ecif.errors import UserError
+from hf_ecif.influence.pairs import Keys, caption_key, content_key, firsts, image_key
+from hf_ecif.utils import distributed
+from hf_ecif.utils.checkpoints import Checkpoints, State
+
+PART = 1024  # rows that are checkpointed together
+SIDES: tuple[Side, Side] = ("text", "image")
+BLANK = Pair(Image.new("RGB", (8, 8)), "a", None)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The readable rows of a data set, at the frozen boundary.
+
+    Attributes:
+        features: of the ``n`` readable rows.
+        positions: ``(n,)``, their row numbers in the data set.
+        texts: their captions.
+        reasons: why a row could not be read, by row number.
+        total: rows of the data set, readable or not.
+        known_keys: which rows have equal images or captions; see `keys`.
+    """
+
+    features: Features
+    positions: Tensor
+    texts: list[str]
+    reasons: dict[int, str]
+    total: int
+    known_keys: Keys | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, chosen: Tensor) -> Rows:
+        """The readable rows with these numbers, as rows of their own."""
+        return Rows(
+            features=self.features[chosen],
+            positions=self.positions[chosen],
+            texts=[self.texts[i] for i in chosen.tolist()],
+            reasons={},
+            total=len(chosen),
+            known_keys=self.keys[chosen],
+        )
+
+    def with_texts_of(self, donors: Tensor) -> Rows:
+        """The same images, each with the caption of another row."""
+        return Rows(
+            features=self.features.with_texts_of(donors),
+            positions=self.positions,
+            texts=[self.texts[i] for i in donors.tolist()],
+            reasons=self.reasons,
+            total=self.total,
+            known_keys=self.keys.with_captions_of(donors),
+        )
+
+    def spread(self, values: list[Any]) -> list[Any]:
+        """Values of the readable rows in a list of all ``total`` rows, None for the others."""
+        spread: list[Any] = [None] * self.total
+        for position, value in zip(self.positions.tolist(), values, strict=True):
+            spread[position] = value
+        return spread
+
+    def with_images(self, keys: Tensor) -> Rows:
+        """The same rows, of which some more are known to have one image; keys are ``(n,)``."""
+        return replace(self, known_keys=replace(self.keys, images=keys))
+
+    @cached_property
+    def keys(self) -> Keys:
+        """What the rows are known by; where nothing else is known, their captions alone."""
+        return self.known_keys or Keys.of_texts(self.texts)
+
+    @property
+    def siblings(self) -> Tensor:
+        """``(n, 2)``; rows that agree in a column have one caption or one image."""
+        return self.keys.siblings
+
+    @property
+    def same_text(self) -> Tensor:
+        """``(n,)``, numbers from 0 on, equal for equal captions: the class of each row."""
+        return firsts(self.keys.captions)[1]
+
+    @property
+    def same_image(self) -> Tensor:
+        """``(n,)``, numbers from 0 on, equal for equal images."""
+        return firsts(self.keys.images)[1]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns in memory, where a data set would be too much."""
+
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, rows: slice) -> dict[str, list[Any]]:
+        return {name: values[rows] for name, values in self.columns.items()}
+
+    def select_columns(self, names: list[str]) -> Table:
+        """Some of the columns."""
+        return Table({name: self.columns[name] for name in names})
+
+
+def read_rows(
+    dataset: Dataset | Table,
+    encoder: DualEncoder,
+    processor: Any,
+    *,
+    image_column: str,
+    text_column: str,
+    max_pixels: int,
+    memory_limit: float = math.inf,
+    workers: int = 0,
+    checkpoints: Checkpoints | None = None,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Rows:
+    """Read and embed up to the frozen boundary, in micro-batches.
+
+    Args:
+        dataset: with an image column. If it is not decoded, images are judged before they are.
+        encoder: its frozen part is run.
+        processor: the model's processor.
+        image_column: name.
+        text_column: name.
+        max_pixels: larger images are refused before they are decoded.
+        memory_limit: bytes; larger activations are kept in a temporary file, mapped into memory.
+        workers: processes that decode and tokenise ahead; 0 does it in between.
+        checkpoints: where what was read is kept.
+        advance: called with the number of rows done, for a progress bar.
+    """
+    known = checkpoints or Checkpoints()
+    cells = dataset.select_columns([image_column, text_column])
+    mine = distributed.share(len(cells))
+    preprocess = Preprocessor(encoder, processor, lambda: _chunks(cells, mine, text_column))
+    parts = {_name(part): part for part in _split(mine, PART)}
+    done = {name for name in parts if known.has(name, own=True)}
+    missing = [
+        rows
+        for name, part in parts.items()
+        if name not in done
+        for rows in _split(part, encoder.micro_batch_size)
+    ]
+    read = _MicroBatches(cells, (image_column, text_column), missing, preprocess, max_pixels)
+    ahead = _load_ahead(read, workers)
+    store = _Store(len(mine), memory_limit)
+    if done:
+        # The towers find their frozen part by raw inputs, and there may be none to come.
+        encoder.freeze(preprocess([BLANK]))
+    for name, part in parts.items():
+        if name in done:
+            advance(len(part))
+
+        def compute(part: range = part) -> State:
+            return _freeze(encoder, len(_split(part, encoder.micro_batch_size)), ahead, advance)
+
+        store.append(known.remember(name, compute, own=True))
+    if not store.rows:
+        # Without a row to show it, this process would not know the shapes.
+        store.allocate(encoder.freeze(preprocess([BLANK])))
+    return _gather(store, len(cells))
+
+
+def require_rows(rows: Rows) -> Rows:
+    """The same rows.
+
+    Raises:
+        UserError: there is none that can be read.
+    """
+    if not len(rows):
+        example = f" The first row: {rows.reasons[0]}." if rows.reasons else ""
+        raise UserError(f"None of the {rows.total} rows can be read.{example}")
+    return rows
+
+
+def require_pairs(name: str, rows: Rows) -> Rows:
+    """The same rows.
+
+    Args:
+        name: of the rows, for the error.
+        rows: one at least, as from `require_rows`.
+
+    Raises:
+        UserError: there is one alone, of which there is no contrastive loss.
+    """
+    if len(rows) < 2:
+        raise UserError(
+            f"{name} has {len(rows)} readable row, and a contrastive loss needs at least two "
+            "pairs. Give more rows."
+        )
+    return rows
+
+
+class Preprocessor:
+    """Pairs to inputs of the two towers.
+
+    Args:
+        encoder: whose inputs are made.
+        processor: the model's processor.
+        all_texts: iterates over batches of all captions. Where tokens are kept, every row must have
+            as many, so the longest is looked for first. Each process looks at a part of them.
+    """
+
+    def __init__(
+        self, encoder: DualEncoder, processor: Any, all_texts: Callable[[], Iterator[list[Any]]]
+    ) -> None:
+        self.image_processor = processor.image_processor
+        self.tokenizer = processor.tokenizer
+        self.max_length = min(self.tokenizer.model_max_length, encoder.max_text_length)
+        self.dtype = encoder.input_dtype
+        self.length: int | None = None
+        if encoder.contrastive is sigmoid:  # trained on captions padded to the full length
+            self.length = self.max_length
+        elif encoder.keeps_tokens(self.tokens(["a"])):
+            longest = max((self._longest(texts) for texts in all_texts()), default=0)
+            self.length = max(distributed.collect(longest))
+
+    def __call__(self, pairs: list[Pair]) -> Features:
+        images = self.image_processor(images=[pair.image for pair in pairs], return_tensors="pt")
+        return Features(
+            text=self.tokens([pair.text for pair in pairs]),
+            image={
+                key: value.to(self.dtype) if value.is_floating_point() else value
+                for key, value in images.items()
+            },
+        )
+
+    def tokens(self, texts: list[str]) -> Inputs:
+        """Inputs of the text tower."""
+        tokens = self.tokenizer(
+            texts,
+            padding="longest" if self.length is None else "max_length",
+            max_length=self.length or self.max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        return {key: tokens[key] for key in self.tokenizer.model_input_names if key in tokens}
+
+    def keys(self, pairs: list[Pair]) -> Keys:
+        """What the pairs are known by, as this tokenizer reads their captions."""
+        texts = [pair.text for pair in pairs]
+        read = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        truncated = [len(ids) + self._specials > self.max_length for ids in read]
+        return Keys(
+            images=torch.tensor([image_key(pair.image) for pair in pairs]),
+            captions=torch.tensor(
+                [
+                    self._key_of_tokens(text) if cut else caption_key(text)
+                    for text, cut in zip(texts, truncated, strict=True)
+                ]
+            ),
+            truncated=torch.tensor(truncated),
+            unknown_script=torch.tensor(
+                [
+                    is_unknown_script(text, ids, self.tokenizer.unk_token_id)
+                    for text, ids in zip(texts, read, strict=True)
+                ]
+            ),
+        )
+
+    @cached_property
+    def _specials(self) -> int:
+        """Tokens that are added to every caption."""
+        with_them, without = (
+            self.tokenizer("a", add_special_tokens=some)["input_ids"] for some in (True, False)
+        )
+        return len(with_them) - len(without)
+
+    def _key_of_tokens(self, text: str) -> int:
+        tokens = self.tokenizer(text, max_length=self.max_length, truncation=True)
+        return content_key(repr(tokens["input_ids"]).encode())
+
+    def _longest(self, texts: list[Any]) -> int:
+        readable = [text for text in texts if isinstance(text, str)] or [""]
+        tokens = self.tokenizer(readable, max_length=self.max_length, truncation=True)
+        return max(len(ids) for ids in tokens["input_ids"])
+
+
+def is_unknown_script(text: str, ids: Sequence[int], unknown: int | None) -> bool:
+    """Whether a tokenizer has no pieces for a caption's script.
+
+    Half of the tokens are unknown, or there is at least one for every character of a text that is
+    not in Latin letters. Scripts that are known take a third to four fifths of that.
+
+    Args:
+        text: the caption.
+        ids: its tokens, without special ones.
+        unknown: the token of what is unknown, if there is one.
+    """
+    letters = [character for character in text if character.isalpha()]
+    foreign = sum(not character.isascii() for character in letters)
+    if not letters:
+        return False
+    if unknown is not None and 2 * ids.count(unknown) >= max(1, len(ids)):
+        return True
+    return 2 * foreign > len(letters) and len(ids) >= len("".join(text.split()))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A micro-batch, read.
+
+    Attributes:
+        features: inputs of the readable rows; None if there is none.
+        keys: what these are known by, likewise.
+        positions: their row numbers.
+        texts: their captions.
+        reasons: why the others cannot be read, by row number.
+        count: rows in all.
+    """
+
+    features: Features | None
+    keys: Keys | None
+    positions: list[int]
+    texts: list[str]
+    reasons: dict[int, str]
+    count: int
+
+
+@dataclass(frozen=True)
+class _MicroBatches:
+    """What workers take from: a micro-batch by its number."""
+
+    cells: Dataset | Table
+    columns: tuple[str, str]
+    rows: list[range]
+    preprocess: Preprocessor
+    max_pixels: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> _Read:
+        rows = self.rows[number]
+        cells = self.cells[rows.start : rows.stop]
+        images, texts = (cells[column] for column in self.columns)
+        pairs = [read_pair(*cell, self.max_pixels) for cell in zip(images, texts, strict=True)]
+        good = [(row, pair) for row, pair in zip(rows, pairs, strict=True) if pair.reason is None]
+        readable = [pair for _, pair in good]
+        return _Read(
+            features=self.preprocess(readable) if good else None,
+            keys=self.preprocess.keys(readable) if good else None,
+            positions=[row for row, _ in good],
+            texts=[pair.text for _, pair in good],
+            reasons={row: p.reason for row, p in zip(rows, pairs, strict=True) if p.reason},
+            count=len(rows),
+        )
+
+
+def _load_ahead(micro_batches: _MicroBatches, workers: int) -> Iterator[_Read]:
+    return iter(
+        DataLoader(cast(Any, micro_batches), batch_size=None, num_workers=workers, collate_fn=_keep)
+    )
+
+
+def _keep(read: _Read) -> _Read:
+    return read
+
+
+def _freeze(
+    encoder: DualEncoder, count: int, ahead: Iterator[_Read], advance: Callable[[int], None]
+) -> State:
+    """Run the frozen part on the next ``count`` micro-batches."""
+    frozen: list[Features] = []
+    found = []
+    for _ in range(count):
+        read = next(ahead)
+        if read.features is not None:
+            frozen.append(encoder.freeze(read.features))
+        found.append(read)
+        advance(read.count)
+    tensors = {"positions": torch.tensor([row for read in found for row in read.positions])}
+    for side in SIDES:
+        inputs = [getattr(features, side) for features in frozen]
+        for key in inputs[0] if inputs else ():
+            tensors[f"{side}.{key}"] = torch.cat([part[key].cpu() for part in inputs])
+    keys = Keys.join([read.keys for read in found if read.keys is not None])
+    tensors |= {f"keys.{name}": values for name, values in vars(keys).items()}
+    return State(
+        tensors,
+        {
+            "texts": [text for read in found for text in read.texts],
+            "reasons": [item for read in found for item in read.reasons.items()],
+        },
+    )
+
+
+class _Store:
+    """Rows that a process has read, filled in part by part, in memory or in a mapped file.
+
+    Attributes:
+        rows: readable ones so far.
+        positions: their row numbers.
+        texts: their captions.
+        keys: what they are known by, part by part.
+        reasons: why others cannot be read, by row number.
+    """
+
+    def __init__(self, rows: int, memory_limit: float) -> None:
+        self._most = rows
+        self._limit = memory_limit
+        self._kept: dict[Side, Inputs] = {}
+        self.rows = 0
+        self.positions: list[int] = []
+        self.texts: list[str] = []
+        self.keys: list[Keys] = []
+        self.reasons: dict[int, str] = {}
+
+    def append(self, part: State) -> None:
+        """Add what `_freeze` read."""
+        self.texts += part.values["texts"]
+        self.keys.append(Keys(**_with_prefix(part.tensors, "keys.")))
+        self.reasons |= {int(row): reason for row, reason in part.values["reasons"]}
+        self.positions += part.tensors["positions"].tolist()
+        if len(self.positions) == self.rows:
+            return
+        sides = [_with_prefix(part.tensors, f"{side}.") for side in SIDES]
+        if not self._kept:
+            self.allocate(Features(sides[0], sides[1]))
+        rows = slice(self.rows, len(self.positions))
+        for side, inputs in zip(SIDES, sides, strict=True):
+            for key, value in inputs.items():
+                self._kept[side][key][rows] = value
+        self.rows = rows.stop
+
+    def allocate(self, like: Features) -> None:
+        """Make room for all rows."""
+        size = like.bytes_per_row() * self._most
+        empty = _map_empty if size > self._limit else torch.empty
+        for side in SIDES:
+            self._kept[side] = {
+                key: empty((self._most, *value.shape[1:]), dtype=value.dtype)
+                for key, value in getattr(like, side).items()
+            }
+
+    def side(self, side: Side) -> Inputs:
+        """Inputs of one tower."""
+        return {key: value[: self.rows] for key, value in self._kept[side].items()}
+
+
+def _gather(store: _Store, total: int) -> Rows:
+    """Rows of all processes; each keeps the features that it has."""
+    found = distributed.collect((store.positions, store.texts, store.keys, store.reasons))
+    positions, texts, keys, reasons = zip(*found, strict=True)
+    rows = [position for part in positions for position in part]
+    why = {row: reason for part in reasons for row, reason in part.items()}
+    first = sum(map(len, positions[: distributed.rank()]))
+    held = range(first, first + store.rows) if distributed.count() > 1 else None
+    features = Features(store.side("text"), store.side("image"), held, len(rows))
+    known = Keys.join([key for part in keys for key in part])
+    captions = [text for part in texts for text in part]
+    return Rows(features, torch.tensor(rows), captions, why, total, known)
+
+
+def _with_prefix(tensors: Inputs, prefix: str) -> Inputs:
+    return {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
+
+
+def _split(rows: range, size: int) -> list[range]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _name(part: range) -> str:
+    return f"{part.start:09d}-{part.stop:09d}"
+
+
+def _map_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor in a temporary file that is gone as soon as the tensor is."""
+    with tempfile.NamedTemporaryFile(prefix="hf_ecif_", delete=False) as file:
+        path = Path(file.name)
+    try:
+        flat = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype)
+    finally:
+        path.unlink()  # the mapping holds the file until the tensor is freed
+    return flat.view(shape)
+
+
+def _chunks(cells: Dataset | Table, rows: range, column: str) -> Iterator[list[Any]]:
+    texts = cells.select_columns([column])
+    return (texts[part.start : part.stop][column] for part in _split(rows, 1000))

@@ -1,0 +1,130 @@
+"""The report of an audit: what was found, in figures and galleries of pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from hf_ecif.data.scored_rows import Card, ScoredRows
+from hf_ecif.reports.figures import (
+    probability_histogram,
+    role_scatter,
+    score_histogram,
+    seconds_bars,
+)
+from hf_ecif.reports.html import inline_svg, write_page
+from hf_ecif.utils.formatting import Bools, Floats
+
+GALLERY_SIZE = 24
+
+
+def write_report(scored: datasets.Dataset, summary: dict[str, Any], path: Path) -> None:
+    """Writes the report of an audit as one self-contained HTML file.
+
+    Args:
+        scored: The audited data set with its influence columns (`ecif_score` and so on), null
+            on the rows which could not be read. Images are undecoded cells.
+        summary: The summary of the audit, as saved in `summary.json`. Optional parts may be
+            absent; what is absent is left out of the page.
+        path: Where the page goes. Its folder is created if need be.
+    """
+    scores = ScoredRows(scored, summary)
+    write_page(
+        path,
+        "report.html.j2",
+        summary=summary,
+        scores=scores,
+        galleries=list(_galleries(scores)),
+        unreadable=[scores.card(row) for row in scores.unreadable_rows[:GALLERY_SIZE]],
+        plots=_plots(scores, summary),
+        gallery_size=GALLERY_SIZE,
+    )
+
+
+def _plots(scores: ScoredRows, summary: dict[str, Any]) -> dict[str, Markup]:
+    plots: dict[str, Figure] = {}
+    if scores.readable.any():
+        use = scores.readable
+        flag, exponent = scores.flag[use], scores.exponent
+        of_groups = (summary.get("groups") or {}).get("table")
+        plots["probability"] = probability_histogram(
+            scores.probability[use], flag, None if of_groups else scores.threshold
+        )
+        plots["score"] = score_histogram(scores.score[use], flag, exponent)
+        plots["roles"] = role_scatter(scores.positive[use], scores.negative[use], flag, exponent)
+    if summary.get("seconds"):
+        plots["seconds"] = seconds_bars(summary["seconds"])
+    return {name: inline_svg(figure, name) for name, figure in plots.items()}
+
+
+@dataclass(frozen=True)
+class _Gallery:
+    """A handful of rows, chosen and ordered by one question."""
+
+    anchor: str
+    title: str
+    note: str
+    nothing: str
+    cards: list[Card]
+
+    @property
+    def reach(self) -> float:
+        """The largest part of any card: the bars of one gallery share a scale."""
+        parts = [abs(part) for card in self.cards for part in (card.positive, card.negative)]
+        return max((part for part in parts if math.isfinite(part)), default=0.0) or 1.0
+
+
+def _cards(scores: ScoredRows, among: Bools, key: Floats) -> list[Card]:
+    return [scores.card(row) for row in scores.order(among, key)[:GALLERY_SIZE]]
+
+
+def _galleries(scores: ScoredRows) -> Iterator[_Gallery]:
+    yield _Gallery(
+        "misaligned",
+        "Most likely misaligned",
+        "Flagged pairs, the most probable first. Start a review here.",
+        "No pair was flagged.",
+        _cards(scores, scores.flag, -scores.probability),
+    )
+    yield _Gallery(
+        "harmful",
+        "Most harmful",
+        "The lowest scores: without these pairs the query's loss should fall the most.",
+        "No pair has a negative score.",
+        _cards(scores, scores.score < 0.0, scores.score),
+    )
+    yield _Gallery(
+        "valuable",
+        "Most valuable",
+        "The highest scores: without these pairs the query's loss should rise the most.",
+        "No pair has a positive score.",
+        _cards(scores, scores.score > 0.0, -scores.score),
+    )
+    if scores.threshold is not None:
+        yield _Gallery(
+            "borderline",
+            "Borderline",
+            "Pairs whose uncertainty reaches across the threshold, from either side, the closest "
+            "first. A second look pays most here.",
+            "No pair is that close to the threshold.",
+            _cards(scores, scores.borderline, np.abs(scores.probability - scores.threshold)),
+        )
+    duplicates = np.isfinite(scores.duplicate)
+    if duplicates.any():
+        yield _Gallery(
+            "duplicates",
+            "Duplicates",
+            "Pairs with nearly the same image or the same caption, group by group, those that are "
+            "suspected first. One of a group may be the right home of the caption; pairs with the "
+            "very same caption are not taken as negatives of each other.",
+            "",
+            _cards(scores, duplicates, scores.order_of_groups),
+        )

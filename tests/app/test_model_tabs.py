@@ -1,0 +1,183 @@
+"""Neighbours, traces and retrainings: what the tabs say, and that it is what the model says."""
+
+import io
+import zlib
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+from PIL import Image
+
+from hf_ecif.app import fitted_audit as engine
+from hf_ecif.app import review as reviewing
+from hf_ecif.app import trace as tracing
+from hf_ecif.app import what_if
+from hf_ecif.app.fitted_audit import Prepared, prepare
+from hf_ecif.app.selection import open_audit
+from hf_ecif.applications.tracing import find_errors, trace
+from hf_ecif.errors import UserError
+from hf_ecif.influence.queries import retrieval_margin
+from hf_ecif.utils.files import read_json, write_json
+
+
+@pytest.fixture(scope="module")
+def prepared(real: str) -> Prepared:
+    return prepare(real)
+
+
+def pressed(row: int) -> gr.EventData:
+    return gr.EventData(None, {"row": row})
+
+
+@pytest.fixture
+def picture(data: Path, tmp_path: Path) -> str:
+    cell = load_dataset("parquet", data_files=str(data / "validation.parquet"))["train"][0]["image"]
+    cell.save(tmp_path / "own.png")
+    return str(tmp_path / "own.png")
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of one colour: a few kilobytes that would be gigabytes of pixels."""
+    row = b"\0" + bytes(side // 8)
+    squeezed = zlib.compressobj()
+    body = b"".join(squeezed.compress(row) for _ in range(side)) + squeezed.flush()
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        crc = zlib.crc32(name + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + name + content + crc
+
+    size = side.to_bytes(4, "big") * 2
+    header = chunk(b"IHDR", size + b"\1\0\0\0\0")
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+class TestPrepare:
+    def test_it_is_the_audit_over_again(self, prepared, real):
+        audit = open_audit(real)
+        scores = prepared.model.score(prepared.rows)
+        found = audit.rows.score[prepared.rows.positions.numpy()]
+        np.testing.assert_allclose(scores.task.numpy(), found, rtol=1e-3, atol=1e-7)
+        assert len(prepared.test) == 40
+
+    def test_data_that_changed_since_are_refused(self, real, tmp_path):
+        audit = open_audit(real)
+        (tmp_path / "scored").symlink_to(audit.folder / "scored")
+        write_json(
+            read_json(audit.folder / "summary.json") | {"split": "test"}, tmp_path / "summary.json"
+        )
+        with pytest.raises(UserError, match="40 rows by now, and had 120"):
+            prepare(str(tmp_path))
+
+
+class TestNeighbours:
+    def test_they_are_the_nearest_images_by_captions(self, prepared):
+        text, image = prepared.embeddings[:2]
+        near = (image @ image[5]).argsort(descending=True)[1 : engine.NEAR + 1]
+        agree, contradict = engine.find_neighbours(prepared, int(prepared.rows.positions[5]))
+        assert set(agree + contradict) <= set(prepared.rows.positions[near].tolist())
+        assert not set(agree) & set(contradict)
+        alike = {int(row): float(text[row] @ text[5]) for row in near}
+        assert min(alike[row] for row in agree) >= max(alike[row] for row in contradict)
+
+    def test_they_are_shown_with_their_rows(self, real, prepared):
+        shown = reviewing.show_neighbours(real, 5)
+        agree, contradict = engine.find_neighbours(prepared, 5)
+        for row in agree + contradict:
+            assert f'data-row="{row}"' in shown
+        assert "Choose a pair" in reviewing.show_neighbours(real, None)
+
+
+class TestTrace:
+    def test_the_errors_are_those_of_the_model(self, real, prepared):
+        errors = find_errors(prepared.model, prepared.query)
+        shown = tracing.list_errors(real)
+        assert f"{len(errors.rows)} captions find another image" in shown
+        assert shown.index(f'data-row="{errors.rows[0]}"') < shown.index(
+            f'data-row="{errors.rows[1]}"'
+        )
+
+    def test_the_causes_are_those_of_a_trace(self, real, prepared):
+        row = find_errors(prepared.model, prepared.query).rows[:1]
+        expected = trace(prepared.model, prepared.rows, prepared.query, row, top_k=tracing.TOP)
+        causes = engine.find_causes(
+            prepared, retrieval_margin(prepared.query, row.tolist()), tracing.TOP
+        )
+        assert [cause.row for cause in causes] == expected.pairs[0].tolist()
+        assert [cause.score for cause in causes] == pytest.approx(expected.score[0].tolist())
+        shown = tracing.trace_error(real, pressed(int(row)))
+        assert all(f'data-row="{cause.row}"' in shown for cause in causes)
+        assert "nats against the" in " ".join(shown.split())
+
+    def test_a_row_that_is_no_error_is_refused(self, prepared):
+        right = set(range(40)) - set(find_errors(prepared.model, prepared.query).rows.tolist())
+        with pytest.raises(UserError, match="is no misprediction"):
+            engine.describe_query(prepared, min(right))
+
+    def test_a_pair_of_ones_own_is_told_from_the_captions_of_the_query(
+        self, real, prepared, picture
+    ):
+        caption = prepared.query.texts[0]
+        asked, _ = engine.ask(prepared, Path(picture).read_bytes(), caption, [])
+        image_to_text = retrieval_margin(prepared.query, [0], "image_to_text")
+        theta = prepared.model.theta
+        expected = image_to_text.values(prepared.model.encoder, theta).item()
+        assert asked.margin == pytest.approx(expected, abs=1e-4)
+        assert "data-row" in tracing.trace_own(real, picture, caption, "")
+
+    def test_removing_the_causes_mends_the_error(self, prepared, picture):
+        caption = prepared.query.texts[0]
+        _, query = engine.ask(prepared, Path(picture).read_bytes(), caption, ["<b>cat</b>", "dog"])
+        scores = prepared.model.score_for(prepared.rows, query).of_query(0).task
+        worst = scores.argsort()[:12]
+        rest = torch.ones(len(scores), dtype=torch.bool).index_fill(0, worst, False)
+        model = prepared.model
+        after = query.values(
+            model.encoder, model.refit(prepared.rows.select(rest.nonzero()[:, 0]))
+        ).item()
+        assert after < query.values(model.encoder, model.theta).item()
+
+    def test_what_cannot_be_traced_is_said(self, real, picture, tmp_path):
+        assert "Bring an image" in tracing.trace_own(real, None, "cat", "")
+        assert "Bring an image" in tracing.trace_own(real, picture, " ", "")
+        assert "at least one other class" in tracing.trace_own(real, picture, "cat", "cat\ncat")
+
+    @pytest.mark.parametrize(
+        ("content", "words"), [(bomb(12_000), "pixels"), (b"GIF89a<b>", "cannot be traced: ")]
+    )
+    def test_what_is_no_image_to_be_decoded_is_said(self, real, tmp_path, content, words):
+        (tmp_path / "image.png").write_bytes(content)
+        said = tracing.trace_own(real, str(tmp_path / "image.png"), "cat", "dog")
+        assert 'role="alert"' in said
+        assert words in said
+
+    def test_the_bomb_is_one(self):
+        image = Image.open(io.BytesIO(bomb(12_000)))
+        assert image.size == (12_000, 12_000)
+        assert len(bomb(12_000)) < 100_000
+
+
+class TestMeasure:
+    def test_nothing_removed_changes_nothing(self, prepared):
+        found = engine.retrain(prepared, set())
+        assert found.predicted == 0
+        assert found.loss[0] == pytest.approx(found.loss[1])
+        assert found.before == pytest.approx(found.after)
+        assert "split test" in found.judge
+
+    def test_the_prediction_is_that_of_the_group(self, prepared):
+        gone = set(prepared.rows.positions[:12].tolist())
+        members = torch.arange(120) < 12
+        expected = prepared.model.score_group(prepared.rows, members).task.item()
+        assert engine.retrain(prepared, gone).predicted == pytest.approx(expected)
+
+    def test_it_is_shown_beside_the_truth(self, real):
+        shown = what_if.measure(real, 20, "most harmful first")
+        assert "without 24 pairs" in " ".join(shown.split())
+        assert shown.count("<tr>") == 5
+
+    def test_too_few_rows_left_are_said(self, prepared):
+        with pytest.raises(UserError, match="Fewer than two"):
+            engine.retrain(prepared, set(range(119)))

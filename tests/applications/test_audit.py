@@ -1,0 +1,396 @@
+"""A whole audit of 150 rows of the demo, some of them damaged on purpose."""
+
+import io
+import json
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets.config
+import numpy as np
+import pytest
+from datasets import Dataset, Image, load_dataset
+from PIL import Image as PILImage
+
+from hf_ecif.applications.audit import AuditRequest, run_audit
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.data.columns import COLUMNS
+from hf_ecif.errors import UserError
+from tests.support import DEMO
+
+ROWS = 150
+CONFIG = InfluenceConfig(partitions=2, plantings=1, probes=4, fit_epochs=2, batch_size=64)
+# Columns that are no float32, and those of them that a readable row may lack.
+TYPES = {
+    "ecif_flag": "bool",
+    "ecif_borderline": "bool",
+    "ecif_suggested_text": "string",
+    "ecif_duplicate_group": "int64",
+    "ecif_reason": "string",
+}
+NUMBERS = [name for name in COLUMNS if name not in (*TYPES, "ecif_suggested_margin")]
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+# A few bytes whose header promises 1.6 billion pixels.
+BOMB = (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0))
+    + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+)
+# Row, column, what is put there, and words of the reason.
+DAMAGE: list[tuple[int, str, Any, str]] = [
+    (3, "image", {"bytes": b"no image", "path": None}, "unreadable"),
+    (10, "image", {"bytes": BOMB, "path": None}, "40000 x 40000"),
+    (17, "image", None, "image missing"),
+    (24, "text", "", "caption empty"),
+    (31, "text", None, "caption missing"),
+    (38, "text", "  ", "caption empty"),
+]
+DAMAGED = [row for row, *_ in DAMAGE]
+REPEATED = slice(50, 54)
+
+
+def read(path: Path) -> Dataset:
+    """A parquet file, or a folder of them, with images as bytes."""
+    files = str(path) if path.is_file() else [str(file) for file in sorted(path.glob("*.parquet"))]
+    rows = load_dataset("parquet", data_files=files, split="train")
+    return rows.cast_column("image", Image(decode=False))
+
+
+def write(columns: dict[str, list[Any]], like: Dataset, path: Path) -> None:
+    Dataset.from_dict(columns, features=like.features).cast_column("image", Image()).to_parquet(
+        path
+    )
+
+
+def content(rows: Dataset, names: list[str]) -> Counter[str]:
+    """The rows, in no order, each as often as it is there."""
+    columns = [rows[name][:] for name in names]
+    return Counter(repr(row) for row in zip(*columns, strict=True))
+
+
+@pytest.fixture(scope="module")
+def module_patch() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, module_patch: pytest.MonkeyPatch) -> Path:
+    """``data`` with damaged rows and repeated ones, a clean query, and nothing else yet."""
+    root = tmp_path_factory.mktemp("audit")
+    module_patch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
+    (root / "data").mkdir()
+    train, query = (read(DEMO / "data" / f"{split}.parquet") for split in ("train", "validation"))
+    columns = train.select([*range(ROWS - 2), 60, 60])[:]
+    for row, column, value, _ in DAMAGE:
+        columns[column][row] = value
+    columns["text"][REPEATED] = ["the same caption"] * 4
+    write(columns, train, root / "data" / "train.parquet")
+    write(query[:60], query, root / "data" / "validation.parquet")
+    return root
+
+
+@pytest.fixture(scope="module")
+def request_(folder: Path) -> AuditRequest:
+    data = str(folder / "data")
+    return AuditRequest(
+        model=str(DEMO / "model"),
+        dataset=data,
+        query=data,
+        output=folder / "out",
+        truth_column="is_misaligned",
+        group_column="noise",
+        suggest_margin=0.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def summary(request_: AuditRequest) -> dict[str, Any]:
+    return run_audit(request_, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def before(folder: Path) -> Dataset:
+    return read(folder / "data" / "train.parquet")
+
+
+@pytest.fixture(scope="module")
+def parts(summary: dict[str, Any], request_: AuditRequest) -> dict[str, Dataset]:
+    return {name: read(request_.output / name) for name in ("scored", "kept", "removed")}
+
+
+@pytest.fixture(scope="module")
+def scored(parts: dict[str, Dataset]) -> Dataset:
+    return parts["scored"]
+
+
+@pytest.mark.parametrize("part", ["scored", "kept", "removed"])
+def test_folders_open_with_load_dataset(
+    summary: dict[str, Any], request_: AuditRequest, part: str
+) -> None:
+    rows = load_dataset(str(request_.output / part), split="train")
+    assert rows.num_rows == summary["rows" if part == "scored" else part] > 0
+    assert rows.features["image"] == Image()
+
+
+@pytest.mark.parametrize("names", [["emoji"], ["emoji", "text", "image"], [*COLUMNS]])
+def test_kept_and_removed_are_the_scored_rows(parts: dict[str, Dataset], names: list[str]) -> None:
+    halves = content(parts["kept"], names) + content(parts["removed"], names)
+    assert halves == content(parts["scored"], names)
+    assert halves.total() == ROWS
+
+
+def test_input_columns_are_untouched(before: Dataset, scored: Dataset) -> None:
+    assert scored.column_names == [*before.column_names, *COLUMNS]
+    for name in before.column_names:
+        assert scored.features[name] == before.features[name]
+        if name != "image":
+            assert scored[name][:] == before[name][:]
+
+
+def test_image_bytes_are_untouched(before: Dataset, scored: Dataset) -> None:
+    old, new = ([cell and cell["bytes"] for cell in rows["image"]] for rows in (before, scored))
+    assert old == new
+    PILImage.open(io.BytesIO(new[0])).verify()
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_column_types(scored: Dataset, name: str) -> None:
+    assert scored.features[name].dtype == TYPES.get(name, "float32")
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_finite_where_a_row_is_readable(scored: Dataset, name: str) -> None:
+    values = scored[name][:]
+    assert [row for row, value in enumerate(values) if value is None] == DAMAGED
+    assert np.isfinite([value for value in values if value is not None]).all()
+
+
+def test_both_roles_add_up_to_the_score(scored: Dataset) -> None:
+    score, positive, negative = (
+        np.array(scored[f"ecif_{name}"][:], dtype=float)
+        for name in ("score", "positive", "negative")
+    )
+    np.testing.assert_allclose(positive + negative, score, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(("row", "column", "value", "reason"), DAMAGE)
+def test_damaged_row_has_a_reason_and_no_scores(
+    scored: Dataset, row: int, column: str, value: Any, reason: str
+) -> None:
+    damaged = scored[row]
+    assert reason in damaged["ecif_reason"]
+    assert {damaged[name] for name in COLUMNS if name != "ecif_reason"} == {None}
+
+
+def test_reasons_are_with_the_removed_rows(parts: dict[str, Dataset]) -> None:
+    assert all(parts["removed"]["ecif_reason"])
+    assert not any(parts["kept"]["ecif_reason"])
+    assert set(parts["kept"]["ecif_flag"]) == {False}
+    assert set(parts["removed"]["ecif_flag"]) == {True, None}
+
+
+def test_summary_counts_what_is_in_the_files(
+    summary: dict[str, Any], parts: dict[str, Dataset], scored: Dataset
+) -> None:
+    flags = np.array([bool(flag) for flag in scored["ecif_flag"]])
+    wrong = np.array(scored["is_misaligned"][:])
+    wrong[DAMAGED] = False  # they are not judged
+    assert summary["rows"] == ROWS
+    assert summary["unreadable"] == len(DAMAGE) == sum(summary["unreadable_reasons"].values())
+    assert summary["unreadable_reasons"] == Counter(scored[r]["ecif_reason"] for r in DAMAGED)
+    assert summary["scored"] == ROWS - len(DAMAGE)
+    assert summary["flagged"] == flags.sum()
+    assert summary["kept"] == parts["kept"].num_rows == ROWS - len(DAMAGE) - flags.sum()
+    assert summary["removed"] == parts["removed"].num_rows == ROWS - summary["kept"]
+    assert summary["truth"]["misaligned"] == wrong.sum()
+    assert summary["truth"]["found"] == (wrong & flags).sum()
+    assert summary["truth"]["precision"] == pytest.approx((wrong & flags).sum() / flags.sum())
+    assert summary["truth"]["recall"] == pytest.approx((wrong & flags).sum() / wrong.sum())
+    assert summary["noise"]["borderline"] == sum(flag is True for flag in scored["ecif_borderline"])
+    suggested = [text is not None for text in scored["ecif_suggested_text"]]
+    assert summary["suggestions"]["count"] == sum(suggested) > 0
+    shared = Counter(group for group in scored["ecif_duplicate_group"] if group is not None)
+    assert summary["duplicates"]["either"] == {
+        "groups": len(shared),
+        "rows": shared.total(),
+        "largest": max(shared.values()),
+    }
+    assert summary["query"]["rows"] == 60
+    assert summary["config"] == CONFIG.to_dict()
+
+
+def test_groups_in_the_summary_are_those_of_the_files(
+    summary: dict[str, Any], scored: Dataset
+) -> None:
+    (group,) = summary["groups"]["table"]  # the wrong rows are fewer than a group needs
+    rows = scored.filter(lambda row: row["noise"] == "none" and row["ecif_flag"] is not None)
+    assert (group["group"], group["rows"]) == ("none", len(rows))
+    assert group["rows"] + summary["groups"]["other_rows"] == summary["scored"]
+    assert group["flagged"] == sum(rows["ecif_flag"])
+    assert group["noise_rate"] < summary["noise"]["rate"]
+    probability = np.array(rows["ecif_noise_probability"])
+    flagged = np.array(rows["ecif_flag"])
+    assert probability[~flagged].max() <= group["threshold"] + 1e-6
+    assert probability[flagged].min() >= group["threshold"] - 1e-6
+
+
+def test_suggestions_are_captions_of_rows_that_are_not_flagged(scored: Dataset) -> None:
+    rows = scored.remove_columns("image").to_list()
+    trusted = {row["text"] for row in rows if row["ecif_flag"] is False}
+    for row in rows:
+        assert (row["ecif_suggested_text"] is None) == (row["ecif_suggested_margin"] is None)
+        if row["ecif_suggested_text"] is not None:
+            assert row["ecif_flag"]
+            assert row["ecif_suggested_text"] in trusted - {row["text"]}
+            assert row["ecif_suggested_margin"] >= 0
+            assert row["ecif_suggested_text"][:30] in row["ecif_reason"]
+
+
+def test_repeated_rows_are_one_group(scored: Dataset) -> None:
+    groups = scored["ecif_duplicate_group"][:]
+    assert groups[REPEATED] == [REPEATED.start] * 4
+    assert groups[60] == groups[ROWS - 1] == groups[ROWS - 2] == 60
+
+
+def test_summary_file_is_the_summary(summary: dict[str, Any], request_: AuditRequest) -> None:
+    written = json.loads((request_.output / "summary.json").read_text())
+    assert written == json.loads(json.dumps(summary, default=str))
+
+
+def test_nothing_else_is_written(summary: dict[str, Any], request_: AuditRequest) -> None:
+    names = {path.name for path in request_.output.iterdir()}
+    assert names == {"scored", "kept", "removed", "summary.json", "report.html"}
+    assert "<html" in (request_.output / "report.html").read_text()[:500].lower()
+
+
+def test_missing_cells_are_no_overlap(summary: dict[str, Any]) -> None:
+    assert summary["query"]["overlap"] == 0
+    assert not any("query" in warning for warning in summary["warnings"])
+
+
+def test_own_output_is_scored_anew_and_truth_changes_no_score(
+    scored: Dataset, request_: AuditRequest, folder: Path
+) -> None:
+    columns = scored[:]
+    for name in ("is_misaligned", "original_text"):
+        columns[name] = columns[name][::-1]
+    columns["ecif_score"] = [7.0] * ROWS
+    (folder / "scored").mkdir()
+    write(columns, scored, folder / "scored" / "train.parquet")
+    again = replace(request_, dataset=str(folder / "scored"), output=folder / "again")
+    run_audit(again, CONFIG)
+    rows = read(again.output / "scored")
+    assert rows.column_names == scored.column_names
+    for name in COLUMNS:
+        assert rows[name][:] == scored[name][:], name
+
+
+@pytest.fixture(scope="module")
+def small(folder: Path, before: Dataset) -> Callable[..., dict[str, Any]]:
+    """Audit the rows 60 to 85, with columns exchanged."""
+
+    def audit(
+        name: str,
+        query_rows: slice | None = None,
+        options: dict[str, Any] | None = None,
+        **columns: list[Any],
+    ) -> dict[str, Any]:
+        root = folder / name
+        root.mkdir()
+        write({**before[60:85], **columns}, before, root / "train.parquet")
+        if query_rows:
+            write(before[query_rows], before, root / "validation.parquet")
+        query = str(root) if query_rows else None
+        request = AuditRequest(
+            model=str(DEMO / "model"),
+            dataset=str(root),
+            output=root / "out",
+            query=query,
+            **(options or {}),
+        )
+        return run_audit(request, replace(CONFIG, fit_epochs=1, batch_size=32))
+
+    return audit
+
+
+def test_query_is_chosen_with_a_warning_and_no_row_is_known_to_be_wrong(
+    small: Callable[..., dict[str, Any]],
+) -> None:
+    summary = small("chosen", options={"truth_column": "is_misaligned"}, is_misaligned=[False] * 25)
+    assert summary["query"]["chosen"]
+    assert summary["query"]["rows"] >= 2
+    assert any("No query was given" in warning for warning in summary["warnings"])
+    truth = summary["truth"]
+    assert (truth["misaligned"], truth["found"], truth["recall"]) == (0, 0, None)
+    assert "auroc" not in truth
+
+
+def test_overlap_counts_images_and_no_missing_ones_with_a_warning(
+    small: Callable[..., dict[str, Any]], before: Dataset
+) -> None:
+    images = [*before[60:84]["image"], None]
+    summary = small("overlap", query_rows=slice(17, 64), image=images)
+    assert before[17]["image"] is None  # missing on both sides
+    assert summary["query"]["overlap"] == 4
+    assert any(w.startswith("4 images of the query are in") for w in summary["warnings"])
+
+
+def test_equal_captions_leave_nothing_to_learn_from(small: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match="caption"):
+        small("equal", text=["the same"] * 25)
+
+
+def test_no_row_is_readable(small: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match=r"None of the 25 rows can be read.*image missing"):
+        small("unreadable", image=[None] * 25)
+
+
+def test_truth_must_be_boolean(small: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match="noise"):
+        small("kinds", options={"truth_column": "noise"})
+
+
+def test_without_comparison_there_are_no_suggestions(
+    small: Callable[..., dict[str, Any]], folder: Path
+) -> None:
+    summary = small("alone", options={"suggest": False})
+    assert (summary["suggestions"], summary["duplicates"]) == (None, None)
+    rows = read(folder / "alone" / "out" / "scored")
+    for name in ("ecif_suggested_text", "ecif_suggested_margin", "ecif_duplicate_group"):
+        assert set(rows[name]) == {None}
+
+
+def test_suggestions_of_a_vocabulary(small: Callable[..., dict[str, Any]], folder: Path) -> None:
+    words = folder / "words.txt"
+    words.write_text("a red heart\na dog\na flag\n")
+    options = {"vocabulary": words, "suggest_margin": 0.0}
+    summary = small("words", query_rows=slice(85, 130), options=options)
+    suggested = read(folder / "words" / "out" / "scored")["ecif_suggested_text"][:]
+    assert summary["suggestions"]["vocabulary"] == str(words)
+    assert set(suggested) - {None} <= {"a red heart", "a dog", "a flag"}
+    assert summary["suggestions"]["count"] == sum(text is not None for text in suggested)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"group_column": "language"}, "--group-column 'language' is not in the data set"),
+        ({"group_column": "image"}, "must hold strings, integers or booleans"),
+        ({"vocabulary": Path("no/such/file")}, "--vocabulary no/such/file cannot be read"),
+    ],
+)
+def test_mistakes_in_what_is_compared(
+    small: Callable[..., dict[str, Any]], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        small(f"mistake {words[-9:]}".replace("/", ""), options=options)

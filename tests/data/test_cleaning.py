@@ -1,0 +1,314 @@
+import io
+import json
+from pathlib import Path
+
+import datasets.config
+import pytest
+from datasets import Dataset, Features, Image, Value, load_dataset
+from PIL import Image as PILImage
+
+from hf_ecif.applications.clean import CleanRequest, run_clean
+from hf_ecif.data.cleaning import clean
+from hf_ecif.data.parquet import ROWS_PER_GROUP, write_shards
+from hf_ecif.errors import UserError
+
+FEATURES = Features(
+    {
+        "image": Image(decode=False),
+        "text": Value("string"),
+        "ecif_flag": Value("bool"),
+        "ecif_reason": Value("string"),
+    }
+)
+
+
+def encode(colour: str, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    PILImage.new("RGB", (8, 8), colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def scored(flags: list, reasons: list) -> Dataset:
+    count = len(flags)
+    columns = {
+        "image": [{"bytes": encode("red"), "path": None}] * count,
+        "text": [str(row) for row in range(count)],
+        "ecif_flag": flags,
+        "ecif_reason": reasons,
+    }
+    return Dataset.from_dict(columns, features=FEATURES)
+
+
+def reload(folder: Path) -> Dataset:
+    return load_dataset(str(folder), split="train")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+
+
+class TestClean:
+    def test_flagged_and_unscored_rows_are_removed(self):
+        result = clean(scored([False, True, None, False], [None, "harmful", "image missing", None]))
+        assert result.kept["text"][:] == ["0", "3"]
+        assert result.removed["text"][:] == ["1", "2"]
+        assert result.removed["ecif_reason"][:] == ["harmful", "image missing"]
+
+    @pytest.mark.parametrize(("flag", "reason"), [(True, "harmful"), (False, None)])
+    def test_empty_parts_keep_their_schema(self, flag, reason):
+        result = clean(scored([flag] * 3, [reason] * 3))
+        assert {result.kept.num_rows, result.removed.num_rows} == {0, 3}
+        assert result.kept.features == result.removed.features == FEATURES
+
+    def test_nothing_to_clean(self):
+        result = clean(scored([], []))
+        assert result.kept.features == result.removed.features == FEATURES
+
+    @pytest.mark.parametrize("column", ["ecif_flag", "ecif_reason"])
+    def test_missing_column(self, column):
+        with pytest.raises(UserError, match=f"no column '{column}'. Run 'hf-ecif audit'"):
+            clean(scored([False], [None]).remove_columns(column))
+
+    @pytest.mark.parametrize("flag", [True, None])
+    def test_removal_needs_a_reason(self, flag):
+        with pytest.raises(UserError, match=r"1 rows would be removed without .* row 1"):
+            clean(scored([False, flag], [None, None]))
+
+
+def with_probability(rows: list[tuple]) -> Dataset:
+    """Rows of probability, score, flag, suggestion; None everywhere where unreadable."""
+    probability, score, flags, suggested = zip(*rows, strict=True)
+    reasons = ["" if flag is False else "because" for flag in flags]
+    dataset = scored(list(flags), [reason or None for reason in reasons])
+    for name, values, dtype in (
+        ("ecif_noise_probability", probability, "float32"),
+        ("ecif_score", score, "float32"),
+        ("ecif_suggested_text", suggested, "string"),
+    ):
+        dataset = dataset.add_column(name, list(values), feature=Value(dtype))
+    return dataset
+
+
+SUSPECTS = [
+    (0.9, -2.0, True, "a cat"),
+    (0.1, 1.0, False, None),
+    (0.6, -1.0, True, None),
+    (0.3, -1.0, False, None),
+    (0.3, -5.0, False, None),
+    (None, None, None, None),
+]
+
+
+class TestStrategies:
+    @pytest.mark.parametrize(
+        ("strategy", "share", "removed"),
+        [
+            ("drop", None, [0, 2, 5]),
+            ("worst", 0.2, [0, 5]),
+            ("worst", 0.4, [0, 2, 5]),
+            ("worst", 0.6, [0, 2, 4, 5]),  # of equal probabilities, the lower score
+            ("worst", 0.8, [0, 2, 3, 4, 5]),
+            ("weight", None, []),
+            ("relabel", None, [2, 5]),
+        ],
+    )
+    def test_who_goes(self, strategy, share, removed):
+        result = clean(with_probability(SUSPECTS), strategy, share=share)
+        assert sorted(result.removed["text"]) == [str(row) for row in removed]
+        kept = [row for row in range(6) if row not in removed]
+        texts = ["a cat" if strategy == "relabel" and row == 0 else str(row) for row in kept]
+        assert result.kept["text"][:] == texts
+        assert all(result.removed["ecif_reason"])
+
+    def test_worst_says_why_it_takes_rows_that_are_not_flagged(self):
+        removed = clean(with_probability(SUSPECTS), "worst", share=0.6).removed
+        reasons = dict(zip(removed["text"], removed["ecif_reason"], strict=True))
+        assert reasons["0"] == "because"
+        assert reasons["4"] == "among the worst 0.6 of the rows, at 30%; not flagged"
+
+    def test_weights(self):
+        result = clean(with_probability(SUSPECTS), "weight")
+        assert result.kept["ecif_weight"][:] == pytest.approx([0.1, 0.9, 0.4, 0.7, 0.7, 0.0])
+        assert result.kept.features["ecif_weight"] == Value("float32")
+        assert result.removed.features == result.kept.features
+
+    def test_relabelled_rows_keep_their_old_caption(self):
+        before = with_probability(SUSPECTS)
+        result = clean(before, "relabel")
+        assert result.kept["ecif_original_text"][:] == ["0", None, None, None]
+        assert result.kept.column_names == [*before.column_names, "ecif_original_text"]
+        assert result.kept["image"][:] == before.select([0, 1, 3, 4])["image"][:]
+
+    def test_a_suggestion_for_a_row_that_is_not_flagged_changes_nothing(self):
+        result = clean(with_probability([(0.1, 0.0, False, "other")]), "relabel")
+        assert result.kept["text"][:] == ["0"]
+        assert result.kept["ecif_original_text"][:] == [None]
+
+    def test_counts(self):
+        assert clean(with_probability(SUSPECTS), "relabel").counts() == {
+            "kept": 4,
+            "relabelled": 1,
+            "removed": 2,
+            "removed_flagged": 1,
+            "removed_not_flagged": 0,
+            "removed_unreadable": 1,
+        }
+        assert clean(with_probability(SUSPECTS), "worst", share=0.6).counts() == {
+            "kept": 2,
+            "removed": 4,
+            "removed_flagged": 2,
+            "removed_not_flagged": 1,
+            "removed_unreadable": 1,
+        }
+
+    @pytest.mark.parametrize(
+        ("strategy", "options", "words"),
+        [
+            ("nonsense", {}, "strategy = 'nonsense': must be one of drop, worst, weight, relabel"),
+            ("worst", {}, "share = None: the strategy worst needs one between 0 and 1"),
+            ("worst", {"share": 1.0}, "share = 1.0"),
+            ("drop", {"share": 0.1}, "only the strategy worst takes one"),
+            ("relabel", {"text_column": "caption"}, "no text column 'caption'.*--text-column"),
+        ],
+    )
+    def test_mistakes(self, strategy, options, words):
+        with pytest.raises(UserError, match=words):
+            clean(with_probability(SUSPECTS), strategy, **options)
+
+    @pytest.mark.parametrize(
+        ("strategy", "column"),
+        [
+            ("worst", "ecif_noise_probability"),
+            ("worst", "ecif_score"),
+            ("weight", "ecif_noise_probability"),
+            ("relabel", "ecif_suggested_text"),
+        ],
+    )
+    def test_missing_column_of_a_strategy(self, strategy, column):
+        with pytest.raises(UserError, match=f"no column '{column}'"):
+            clean(with_probability(SUSPECTS).remove_columns(column), strategy, share=0.5)
+
+    def test_captions_are_strings(self):
+        with pytest.raises(UserError, match="'ecif_score' must hold strings"):
+            clean(with_probability(SUSPECTS), "relabel", text_column="ecif_score")
+
+    @pytest.mark.parametrize("strategy", ["weight", "relabel"])
+    @pytest.mark.parametrize("again", ["drop", "weight", "relabel"])
+    def test_cleaned_rows_are_not_cleaned_again(self, strategy, again):
+        once = clean(with_probability(SUSPECTS), strategy).kept
+        with pytest.raises(UserError, match="cleaned before"):
+            clean(once, again)
+
+
+class TestRunClean:
+    @pytest.fixture
+    def audit(self, tmp_path):
+        rows = with_probability(SUSPECTS).rename_column("text", "caption")
+        write_shards(rows, tmp_path / "audit" / "scored")
+        columns = {"columns": {"image": "image", "text": "caption"}}
+        (tmp_path / "audit" / "summary.json").write_text(json.dumps(columns))
+        return tmp_path / "audit"
+
+    @pytest.mark.parametrize("inside", ["", "scored"])
+    def test_files(self, audit, tmp_path, inside):
+        request = CleanRequest(audit=audit / inside, output=tmp_path / "new", strategy="relabel")
+        result = run_clean(request).result
+        kept, removed = (reload(tmp_path / "new" / part) for part in ("kept", "removed"))
+        assert kept["caption"][:] == ["a cat", "1", "3", "4"]
+        assert removed["caption"][:] == ["2", "5"]
+        summary = json.loads((tmp_path / "new" / "cleaning.json").read_text())
+        assert summary["counts"] == result.counts()
+        assert (summary["strategy"], summary["share"]) == ("relabel", None)
+
+    def test_without_output_nothing_is_written(self, audit, tmp_path):
+        before = sorted(tmp_path.rglob("*"))
+        assert run_clean(CleanRequest(audit=audit)).result.counts()["removed"] == 3
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_further_strategies_are_counted_and_not_written(self, audit, tmp_path):
+        request = CleanRequest(
+            audit=audit, output=tmp_path / "new", beside=("worst", "relabel"), share=0.2
+        )
+        cleaning = run_clean(request)
+        removed = {name: result.counts()["removed"] for name, result in cleaning.results.items()}
+        assert removed == {"drop": 3, "worst": 2, "relabel": 2}
+        assert len(reload(tmp_path / "new" / "kept")) == 3
+        summary = json.loads((tmp_path / "new" / "cleaning.json").read_text())
+        assert (summary["strategy"], "comparison" in summary) == ("drop", False)
+
+    def test_a_share_that_no_strategy_takes(self, audit):
+        with pytest.raises(UserError, match="only the strategy worst takes one"):
+            run_clean(CleanRequest(audit=audit, beside=("relabel",), share=0.2))
+
+    def test_output_in_use(self, audit, tmp_path):
+        with pytest.raises(UserError, match="not empty"):
+            run_clean(CleanRequest(audit=audit, output=tmp_path))
+
+    def test_no_audit(self, tmp_path):
+        with pytest.raises(UserError, match="none"):
+            run_clean(CleanRequest(audit=tmp_path / "none"))
+
+
+class TestWriteShards:
+    def test_bytes_stay_equal(self, tmp_path):
+        contents = [encode("red", kind) for kind in ("PNG", "JPEG", "WEBP")]
+        lone = tmp_path / "lone.jpg"
+        lone.write_bytes(encode("blue", "JPEG"))
+        cells = [{"bytes": content, "path": "somewhere/x"} for content in contents]
+        cells.append({"bytes": None, "path": str(lone)})
+        dataset = Dataset.from_dict({"image": cells}, features=Features({"image": Image()}))
+        write_shards(dataset, tmp_path / "out")
+        lone.unlink()
+
+        opened = reload(tmp_path / "out")
+        assert opened.features["image"] == Image()
+        assert [row["image"].format for row in opened] == ["PNG", "JPEG", "WEBP", "JPEG"]
+        raw = opened.cast_column("image", Image(decode=False))["image"][:]
+        assert [cell["bytes"] for cell in raw] == [*contents, encode("blue", "JPEG")]
+        assert [cell["path"] for cell in raw] == ["x", "x", "x", "lone.jpg"]
+
+    def test_missing_images_stay_missing(self, tmp_path):
+        (tmp_path / "secret").write_text("password")
+        cells = [None, *({"bytes": None, "path": str(tmp_path / n)} for n in ("none", "secret"))]
+        features = Features({"image": Image(decode=False)})
+        dataset = Dataset.from_dict({"image": cells}, features=features)
+        write_shards(dataset, tmp_path / "out")
+        assert reload(tmp_path / "out").cast_column("image", features["image"])["image"][:] == cells
+
+    def test_no_rows(self, tmp_path):
+        write_shards(scored([], []), tmp_path / "out")
+        assert [p.name for p in (tmp_path / "out").iterdir()] == ["data-00000-of-00001.parquet"]
+        opened = load_dataset(str(tmp_path / "out"), split="train", streaming=True)
+        assert list(opened) == []
+        assert opened.features == Features({**FEATURES, "image": Image()})
+
+    def test_shards_split(self, tmp_path):
+        count = 2 * ROWS_PER_GROUP + 1
+        write_shards(scored([False] * count, [None] * count), tmp_path / "out", max_shard_bytes=1)
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+            f"data-0000{number}-of-00003.parquet" for number in range(3)
+        ]
+        assert reload(tmp_path / "out")["text"][:] == [str(row) for row in range(count)]
+
+    def test_one_shard_where_there_is_room(self, tmp_path):
+        count = 2 * ROWS_PER_GROUP + 1
+        write_shards(scored([False] * count, [None] * count), tmp_path / "out")
+        assert len(list((tmp_path / "out").iterdir())) == 1
+
+    def test_selected_rows(self, tmp_path):
+        write_shards(clean(scored([False, True], [None, "harmful"])).removed, tmp_path / "out")
+        assert reload(tmp_path / "out")["text"][:] == ["1"]
+
+    def test_folder_in_use(self, tmp_path):
+        (tmp_path / "mine.txt").write_text("mine")
+        with pytest.raises(UserError, match="already exists"):
+            write_shards(scored([], []), tmp_path)
+        assert (tmp_path / "mine.txt").read_text() == "mine"
+
+    def test_failure_leaves_nothing(self, tmp_path):
+        count = ROWS_PER_GROUP + 1
+        with pytest.raises(TypeError):
+            write_shards(scored([False] * count, [None] * count), tmp_path / "out", "256 MiB")
+        assert list(tmp_path.iterdir()) == []

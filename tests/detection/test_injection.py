@@ -1,0 +1,111 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from hf_ecif.detection.injection import Planting, cluster, plant
+from hf_ecif.engine.features import Features
+from hf_ecif.influence.rows import Rows
+
+
+def build_rows(texts: list[str]) -> Rows:
+    """The text feature of a row is its own number, so that whose caption it is can be told."""
+    number = torch.arange(len(texts))[:, None].float()
+    return Rows(
+        features=Features({"features": number}, {"features": number}),
+        positions=torch.arange(len(texts)) * 2,
+        texts=texts,
+        reasons={1: "caption empty"},
+        total=2 * len(texts),
+    )
+
+
+def build_groups(count: int, groups: int = 4) -> Tensor:
+    """Embeddings in well-separated groups; row ``i`` is in group ``i % groups``."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.01 * torch.randn(count, groups, generator=generator)
+    return normalize(torch.eye(groups)[torch.arange(count) % groups] + noise, dim=1)
+
+
+def planting_of(rows: Rows, share: float = 0.25, seed: int = 0) -> Planting:
+    generator = torch.Generator().manual_seed(seed)
+    return plant(rows, build_groups(len(rows)), share=share, clusters=4, generator=generator)
+
+
+DISTINCT = build_rows([f"caption {i}" for i in range(80)])
+REPEATED = build_rows([f"caption {i % 3}" for i in range(80)])
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "expected"), [(80, 0.25, 20), (80, 0.0, 2), (10, 0.15, 2), (80, 1.0, 80)]
+)
+def test_share(count: int, share: float, expected: int) -> None:
+    rows = build_rows([str(i) for i in range(count)])
+    assert planting_of(rows, share).planted.sum() == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("rows", [DISTINCT, REPEATED], ids=["distinct", "repeated"])
+def test_exactly_the_planted_rows_get_another_caption(rows: Rows, seed: int) -> None:
+    planting = planting_of(rows, seed=seed)
+    changed = [old != new for old, new in zip(rows.texts, planting.rows.texts, strict=True)]
+    assert changed == planting.planted.tolist()
+
+
+@pytest.mark.parametrize("rows", [DISTINCT, REPEATED], ids=["distinct", "repeated"])
+def test_caption_and_its_features_move_together_and_the_image_stays(rows: Rows) -> None:
+    planting = planting_of(rows)
+    donors = planting.rows.features.text["features"][:, 0].long()
+    assert planting.rows.texts == [rows.texts[i] for i in donors.tolist()]
+    assert torch.equal(donors != torch.arange(len(rows)), planting.planted)
+    assert torch.equal(planting.rows.features.image["features"], rows.features.image["features"])
+
+
+def test_the_rest_of_the_rows_is_the_same_and_the_input_untouched() -> None:
+    texts = list(DISTINCT.texts)
+    planted = planting_of(DISTINCT).rows
+    assert texts == DISTINCT.texts
+    assert torch.equal(planted.positions, DISTINCT.positions)
+    assert (planted.reasons, planted.total) == (DISTINCT.reasons, DISTINCT.total)
+
+
+def test_half_of_the_captions_come_from_like_images() -> None:
+    planting = planting_of(DISTINCT, share=1.0)
+    donors = planting.rows.features.text["features"][:, 0].long()
+    alike = (donors % 4 == torch.arange(80) % 4).double().mean()
+    assert 0.5 <= alike < 0.75  # a half, and a quarter of the other half by chance
+    assert planting.alike.double().mean() == alike
+
+
+def test_rows_that_stay_are_of_no_kind() -> None:
+    planting = planting_of(DISTINCT)
+    assert 0 < planting.alike.sum() < planting.planted.sum()
+    assert not planting.alike[~planting.planted].any()
+
+
+def test_row_whose_like_images_share_its_caption_takes_another() -> None:
+    rows = build_rows([f"group {i % 4}" for i in range(80)])
+    assert planting_of(rows, share=1.0).planted.all()
+
+
+def test_equal_captions_cannot_be_exchanged() -> None:
+    planting = planting_of(build_rows(["same"] * 20))
+    assert not planting.planted.any()
+    assert planting.rows.texts == ["same"] * 20
+
+
+@pytest.mark.parametrize(("seed", "equal"), [(0, True), (1, False)])
+def test_seed_decides(seed: int, equal: bool) -> None:
+    first, second = planting_of(DISTINCT, seed=0), planting_of(DISTINCT, seed=seed)
+    assert (first.rows.texts == second.rows.texts) is equal
+
+
+def test_clusters_are_the_groups() -> None:
+    labels = cluster(build_groups(40), 4, seed=0)
+    assert labels.dtype == torch.long
+    assert len({tuple(labels[i::4].unique().tolist()) for i in range(4)}) == 4
+    assert all(len(labels[i::4].unique()) == 1 for i in range(4))
+
+
+def test_no_more_clusters_than_rows() -> None:
+    assert len(cluster(build_groups(3), 10, seed=0)) == 3

@@ -1,0 +1,456 @@
+"""The report of an audit: self-contained, safe, bounded, and true to its summary."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_ecif.data.images import thumbnail
+from hf_ecif.reports import audit as report
+from hf_ecif.reports import figures as viz
+from hf_ecif.utils import formatting as words
+
+FLOATS = (
+    "ecif_score",
+    "ecif_positive",
+    "ecif_negative",
+    "ecif_stderr",
+    "ecif_self",
+    "ecif_loo_loss",
+    "clip_score",
+    "neg_clip_loss",
+    "ecif_noise_probability",
+)
+
+
+def picture(size: tuple[int, int] = (8, 6), mode: str = "RGB", kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, size).save(stream, kind)
+    return stream.getvalue()
+
+
+def make_scored(
+    rows: int, unreadable: tuple[int, ...] = (), flagged: float = 0.5, **columns: list[Any]
+) -> datasets.Dataset:
+    """A scored data set of random influence; `columns` replace the columns made here."""
+    rng = np.random.default_rng(0)
+    table: dict[str, list[Any]] = {
+        "image": [{"bytes": picture(), "path": None} for _ in range(rows)],
+        "text": [f"caption {row}" for row in range(rows)],
+    }
+    table |= {name: rng.normal(scale=1e-5, size=rows).tolist() for name in FLOATS}
+    table["ecif_noise_probability"] = np.linspace(0.0, 1.0, rows).tolist()
+    table["ecif_flag"] = [value > flagged for value in table["ecif_noise_probability"]]
+    table["ecif_borderline"] = [abs(p - flagged) < 0.3 for p in table["ecif_noise_probability"]]
+    table["ecif_suggested_text"] = [None] * rows
+    table["ecif_suggested_margin"] = [None] * rows
+    table["ecif_duplicate_group"] = [None] * rows
+    table["ecif_reason"] = [None] * rows
+    for row in unreadable:
+        for name in (*FLOATS, "ecif_flag", "ecif_borderline"):
+            table[name][row] = None
+        table["ecif_reason"][row] = "caption empty"
+    table |= columns
+    types: dict[str, Any] = {name: datasets.Value("float64") for name in FLOATS}
+    types |= {"image": datasets.Image(decode=False), "ecif_flag": datasets.Value("bool")}
+    types |= {"ecif_borderline": datasets.Value("bool")}
+    types |= {"ecif_suggested_margin": datasets.Value("float32")}
+    types |= {"ecif_duplicate_group": datasets.Value("int64")}
+    types |= {n: datasets.Value("string") for n in ("text", "ecif_suggested_text", "ecif_reason")}
+    types |= {name: datasets.Value("bool") for name in columns if name not in types}
+    return datasets.Dataset.from_dict(table, features=datasets.Features(types))
+
+
+def make_summary(scored: datasets.Dataset, **parts: Any) -> dict[str, Any]:
+    unreadable = sum(score is None for score in scored["ecif_score"])
+    flagged = sum(flag is True for flag in scored["ecif_flag"])
+    return {
+        "rows": len(scored),
+        "scored": len(scored) - unreadable,
+        "unreadable": unreadable,
+        "unreadable_reasons": {"caption empty": unreadable} if unreadable else {},
+        "flagged": flagged,
+        "kept": len(scored) - unreadable - flagged,
+        "removed": unreadable + flagged,
+        "noise": {"rate": 0.195, "threshold": 0.5, "borderline": 3},
+        "query": {"source": "held out", "rows": 20, "chosen": True, "overlap": 0, "loss": 1.92},
+        "fit": {"parameters": "projections", "count": 16384, "steps": 200, "loss_after": 1.5},
+        "solvers": [
+            {"purpose": "task score", "method": "cg", "iterations": 14, "converged": True},
+            {"purpose": "self-influence", "method": "cg", "iterations": 99, "converged": False},
+        ],
+        "warnings": ["The query is small."],
+        "seconds": {"load": 0.3, "fit": 9.0, "total": 9.3},
+        "config": {"batch_size": 256},
+        "versions": {"hf_ecif": "0.1.0"},
+        "fingerprints": {"model": "abc123"},
+        "seed": 0,
+        "columns": {"image": "image", "text": "text"},
+        "model": "some/model",
+        "dataset": "some/data",
+        "split": "train",
+        **parts,
+    }
+
+
+def render(scored: datasets.Dataset, folder: Path, **parts: Any) -> str:
+    path = folder / "report.html"
+    report.write_report(scored, make_summary(scored, **parts), path)
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the figures out, which take most of the time, where a test is not about them."""
+    monkeypatch.setattr(report, "_plots", lambda *_: {"score": "figure"})
+
+
+class Page(HTMLParser):
+    """Collects what a test asks about a page, and checks that its elements are balanced."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "input", "hr"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def attributes(self, *names: str) -> list[str]:
+        return [tag[name] or "" for _, tag in self.tags for name in names if name in tag]
+
+
+def test_page_is_self_contained(tmp_path: Path) -> None:
+    page = render(make_scored(40, unreadable=(3,)), tmp_path)
+    links = Page(page).attributes("src", "href", "xlink:href", "action", "data", "srcset")
+    assert links
+    assert all(link.startswith(("data:", "#")) for link in links)
+    without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert not re.search(r"https?://|@import|<script|url\((?!#)", without_namespaces)
+    assert "default-src 'none'" in page
+    assert "<title>hf_ecif audit</title>" in page
+
+
+def test_references_within_the_page_resolve_and_identifiers_are_unique(tmp_path: Path) -> None:
+    page = render(make_scored(40, unreadable=(3,)), tmp_path)
+    identifiers = Page(page).attributes("id")
+    assert len(identifiers) == len(set(identifiers))
+    targets = re.findall(r'(?:href="|url\()#([^")]+)', page)
+    targets += Page(page).attributes("aria-labelledby")
+    assert set(targets) <= set(identifiers)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_pictures_have_alternative_texts(tmp_path: Path) -> None:
+    page = Page(render(make_scored(5), tmp_path))
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert images
+    assert all(attributes.get("alt") for attributes in images)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_html_in_captions_reasons_and_warnings_is_shown_as_text(tmp_path: Path) -> None:
+    attack = '"><script>alert(1)</script><img src=https://evil.example/x onerror=alert(1)>'
+    scored = make_scored(
+        4, unreadable=(3,), text=[attack, "", None, attack], ecif_reason=[attack] * 4
+    )
+    page = Page(render(scored, tmp_path, warnings=[attack], model=attack, config={"x": attack}))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not page.attributes("onerror")
+    assert attack in page.text
+    assert "(no caption)" in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_counts_are_those_of_the_summary(tmp_path: Path) -> None:
+    truth = {"column": "is_wrong", "misaligned": 1301, "found": 1270, "precision": 0.934}
+    scored = make_scored(6)
+    counts = {"rows": 1506, "scored": 1498, "flagged": 290, "unreadable": 8}
+    counts |= {"kept": 1208, "removed": 298}
+    report.write_report(
+        scored, make_summary(scored, truth=truth) | counts, tmp_path / "report.html"
+    )
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "About 19.5 % of the 1,506 pairs look misaligned; 290 are flagged" in page.text
+    for sentence in (
+        "Pairs 1,506 1,498 scored",
+        "Flagged 290",
+        "Estimated noise 19.5 % 3 borderline",
+        "Unreadable 8",
+        "Found 1,270 of 1,301",
+        "Precision 93.4 %",
+        "pairs kept 1,208 pairs left out 298",
+        "did not converge",
+        "The query is small.",
+    ):
+        assert sentence in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_truth_column_marks_cards(tmp_path: Path) -> None:
+    scored = make_scored(4, is_wrong=[True, False, False, False])
+    truth = {"column": "is_wrong", "misaligned": 1, "found": 1, "precision": 1.0}
+    cards = re.findall(r'<li class="card">.*?</li>', render(scored, tmp_path, truth=truth), re.S)
+    assert cards
+    assert all(("truly wrong" in card) == ("row 0<" in card) for card in cards)
+    assert "truly wrong" not in render(scored, tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_unreadable_rows_are_listed_with_their_reason(tmp_path: Path) -> None:
+    page = render(make_scored(6, unreadable=(2, 4)), tmp_path)
+    table = re.search(r'id="unreadable".*?</table>', page, re.S)
+    assert table is not None
+    text = re.sub(r"<[^>]+>", " ", table.group())
+    assert "caption 2" in text
+    assert "caption 4" in text
+    assert text.count("caption empty") == 2
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_unreadable_image_gets_a_placeholder_with_its_reason(tmp_path: Path) -> None:
+    images = [
+        {"bytes": b"no image at all", "path": None},
+        {"bytes": picture((64, 64))[:60], "path": None},
+        {"bytes": None, "path": str(tmp_path / "absent.png")},
+        None,
+    ]
+    page = Page(render(make_scored(4, image=images), tmp_path))
+    assert "No picture: not a known image format" in page.text
+    assert "No picture: file not found" in page.text
+    assert "No picture: no image in this row" in page.text
+    assert str(tmp_path) not in page.text
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "kind"),
+    [
+        ((6000, 4000), "RGB", "JPEG"),
+        ((3000, 20), "RGBA", "PNG"),
+        ((500, 900), "P", "PNG"),
+        ((300, 300), "CMYK", "JPEG"),
+        ((300, 300), "L", "PNG"),
+    ],
+)
+def test_thumbnails_are_small(tmp_path: Path, size: tuple[int, int], mode: str, kind: str) -> None:
+    path = tmp_path / "picture"
+    path.write_bytes(picture(size, mode, kind))
+    uri, problem = thumbnail({"bytes": None, "path": str(path)})
+    assert problem is None
+    assert uri is not None
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2]))) as small:
+        assert max(small.size) == 160
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_page_holds_the_thumbnail_of_a_huge_image(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "PNG", compress_level=1)
+    page = render(make_scored(1, image=[{"bytes": stream.getvalue(), "path": None}]), tmp_path)
+    assert "data:image/webp;base64," in page
+    assert len(page) < 300_000 < len(stream.getvalue())
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_galleries_and_table_are_bounded(tmp_path: Path) -> None:
+    page = render(make_scored(200, unreadable=tuple(range(40))), tmp_path)
+    sections = dict(re.findall(r'<section class="gallery" id="(\w+)"(.*?)</section>', page, re.S))
+    assert set(sections) == {"misaligned", "harmful", "valuable", "borderline", "unreadable"}
+    rows = sections.pop("unreadable")
+    assert all(section.count('<li class="card">') == 24 for section in sections.values())
+    assert rows.count('<td class="reason-cell">') == 24
+    assert "the first 24 are" in rows
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_galleries_are_ordered_by_their_question(tmp_path: Path) -> None:
+    scored = make_scored(5, ecif_score=[0.5, -2.0, 3.0, -1.0, 0.1])
+    page = render(scored, tmp_path)
+    sections = dict(re.findall(r'<section class="gallery" id="(\w+)"(.*?)</section>', page, re.S))
+    order = {name: re.findall(r">row (\d+)<", section) for name, section in sections.items()}
+    assert order == {
+        "misaligned": ["4", "3"],
+        "harmful": ["1", "3"],
+        "valuable": ["2", "0", "4"],
+        "borderline": ["2", "1", "3"],
+    }
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_duplicates_are_shown_group_by_group(tmp_path: Path) -> None:
+    scored = make_scored(7, ecif_duplicate_group=[0, 1, None, 1, 0, 5, 5])
+    page = render(scored, tmp_path)
+    sections = dict(re.findall(r'<section class="gallery" id="(\w+)"(.*?)</section>', page, re.S))
+    # Rows are the likelier noise the higher their number.
+    assert re.findall(r">row (\d+)<", sections["duplicates"]) == ["5", "6", "0", "4", "1", "3"]
+    assert re.findall(r"duplicate group (\d+)<", sections["duplicates"]) == list("550011")
+    assert 'id="duplicates"' not in render(make_scored(3), tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_flagged_cards_show_suggestion_and_reason(tmp_path: Path) -> None:
+    attack = "<b>a cat</b>"
+    scored = make_scored(
+        4,
+        ecif_suggested_text=[None, None, None, attack],
+        ecif_suggested_margin=[None, None, None, 2.5],
+        ecif_reason=[None, None, "its caption fits 9 other images better", attack],
+    )
+    page = render(scored, tmp_path, suggestions={"count": 1, "least_margin": 1.5})
+    cards = re.findall(r'<li class="card">.*?</li>', page, re.S)
+    assert all(("fits better:" in card) == ("row 3<" in card) for card in cards)
+    assert all(("<details" in card) == ("row 2<" in card or "row 3<" in card) for card in cards)
+    text = Page(page).text
+    assert f"fits better: {attack}" in text
+    assert "its caption fits 9 other images better" in text
+    assert "1 with a better caption" in text
+    assert "2.5 nats above the next best" in page
+    assert "from a row that is not flagged that stands out" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_borderline_cards_are_marked(tmp_path: Path) -> None:
+    cards = re.findall(r'<li class="card">.*?</li>', render(make_scored(5), tmp_path), re.S)
+    marked = {re.findall(r"row (\d)<", card)[0] for card in cards if ">borderline<" in card}
+    assert marked == {"1", "2", "3"}
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("count", [2, 40])
+def test_table_of_groups(tmp_path: Path, count: int) -> None:
+    group = {"rows": 80, "noise_rate": 0.25, "threshold": 0.41, "flagged": 17, "borderline": 3}
+    table = [{"group": f"<i>{number}</i>", **group} for number in range(count)]
+    groups = {"column": "language", "smallest": 50, "other_rows": 7, "table": table}
+    text = Page(render(make_scored(5), tmp_path, groups=groups)).text
+    assert "By the column language" in text
+    assert "the other 7 rows are judged by those of all data" in text
+    for number in range(count):
+        assert f"<i>{number}</i> 80 25.0 % 41.0 % 17 3" in text
+    assert ("Show 10 more" in text) == (count == 40)
+    assert "Group by group" not in Page(render(make_scored(5), tmp_path)).text
+
+
+def test_no_flagged_rows(tmp_path: Path) -> None:
+    page = Page(render(make_scored(5, flagged=2.0), tmp_path))
+    assert "none is sure enough to be flagged" in page.text
+    assert "No pair was flagged." in page.text
+
+
+def test_where_hardly_anything_is_wrong(tmp_path: Path) -> None:
+    noise = {"rate": 0.004, "threshold": 1 / 3, "borderline": 0}
+    truth = {"column": "is_wrong", "misaligned": 0, "found": 0, "precision": None, "recall": None}
+    page = render(make_scored(5, flagged=2.0), tmp_path, noise=noise, truth=truth)
+    text = Page(page).text
+    assert "Less than one of the 5 pairs is estimated to be misaligned" in text
+    assert "Precision – none is flagged" in text
+
+
+def test_every_row_unreadable(tmp_path: Path) -> None:
+    page = Page(render(make_scored(3, unreadable=(0, 1, 2)), tmp_path))
+    assert "None of the 3 pairs could be read, so nothing was scored." in page.text
+    assert "What could not be read" in page.text
+    assert "Most harmful" not in page.text
+
+
+def test_one_row_and_one_constant_score(tmp_path: Path) -> None:
+    zeros = {name: [0.0] for name in ("ecif_score", "ecif_positive", "ecif_negative")}
+    page = Page(render(make_scored(1, **zeros), tmp_path))
+    assert "No pair has a negative score." in page.text
+    assert "Borderline" in page.text
+
+
+def test_a_bare_summary_is_enough(tmp_path: Path) -> None:
+    scored = make_scored(3)
+    summary = make_summary(scored)
+    needed = ("rows", "scored", "unreadable", "flagged", "columns", "model", "dataset")
+    report.write_report(
+        scored, {name: summary[name] for name in needed}, tmp_path / "new" / "a.html"
+    )
+    page = Page((tmp_path / "new" / "a.html").read_text(encoding="utf-8"))
+    assert "1 of the 3 pairs is flagged for review." in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_failure_leaves_the_old_report_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = make_scored(2)
+    before = render(scored, tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report.write_report(scored, make_summary(scored), tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_same_audit_gives_the_same_page(tmp_path: Path) -> None:
+    scored = make_scored(10)
+    assert render(scored, tmp_path) == render(scored, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1506, "1,506"),
+        (-3, "−3"),
+        (0.012345, "0.0123"),
+        (12345.6, "12,346"),
+        (999.7, "1,000"),
+        (3.2e-5, "3.20 × 10⁻⁵"),
+        (-4e7, "−4.00 × 10⁷"),
+        (0.0, "0"),
+        (None, "–"),
+        (float("nan"), "–"),
+        (float("inf"), "∞"),
+    ],
+)
+def test_numbers_are_written_for_people(value: float | None, text: str) -> None:
+    assert words.number(value) == text
+
+
+def test_histograms_lose_no_pair() -> None:
+    score = np.array([-1e6, -1.0, 0.0, 1.0, 1e6] * 300)
+    flag = score < 0.0
+    for figure in (
+        viz.score_histogram(score, flag),
+        viz.probability_histogram(np.linspace(0.0, 1.0, score.size), flag, 0.5),
+    ):
+        top = max(bar.get_y() + bar.get_height() for bar in figure.axes[0].patches)
+        total = sum(bar.get_height() for bar in figure.axes[0].patches)
+        assert top > 0
+        assert total == score.size
