@@ -31,6 +31,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+from hf_ecif.detection.siblings import pool_captions
+
 Floats = NDArray[np.float64]
 
 # Of weighting the rows that stayed by their probability of being clean. It settles within ten:
@@ -115,6 +117,8 @@ def detect(
     *,
     errors: Floats | None = None,
     groups: Sequence[str | None] | None = None,
+    images: NDArray[np.int64] | None = None,
+    mute: NDArray[np.bool_] | None = None,
 ) -> Detection:
     """Probability, threshold and noise rate from signals of the data and of planted rows.
 
@@ -127,6 +131,9 @@ def detect(
             row is borderline.
         groups: a name for every row, or None. A group of `SMALLEST_GROUP` rows or more gets a noise
             rate and a threshold of its own; the density ratio is that of all.
+        images: ``(N,)``, equal for pairs of one image, which are judged together; see
+            `pool_captions`. All are different if absent.
+        mute: ``(N,)``, true for rows that are judged, but from which nothing is learned.
 
     Raises:
         ValueError: fewer than two planted rows, or signals that are not finite.
@@ -135,9 +142,12 @@ def detect(
     if len(together) < 2:
         raise ValueError("It takes at least two planted rows to learn what wrong looks like.")
     kinds = planted if min(map(len, planted)) > 1 else [together]
-    log_ratio, rate = _learn_ratio(signals, reference, kinds)
+    heard = np.ones(len(signals), dtype=bool) if mute is None else ~mute
+    log_ratio, rate = _learn_ratio(signals[heard], reference, kinds)
     ratio = log_ratio(signals)
-    threshold = _threshold(_probability(ratio, rate))
+    if images is not None:
+        ratio = pool_captions(ratio, images)
+    threshold = _threshold(_probability(ratio[heard], rate))
     rates, thresholds = np.full(len(ratio), rate), np.full(len(ratio), threshold)
     members = _large_groups(groups or [])
     for rows in members.values():
