@@ -18,8 +18,8 @@ from hf_ecif.detection.detect import Floats
 from hf_ecif.detection.signals import find_witnesses
 from hf_ecif.engine.neighbours import cluster
 from hf_ecif.engine.objectives.similarity import agree
+from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.model import InfluenceModel
-from hf_ecif.influence.pairs import firsts
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent

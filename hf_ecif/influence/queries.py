@@ -21,7 +21,7 @@ from hf_ecif.engine.features import Features
 from hf_ecif.engine.neighbours import cluster
 from hf_ecif.engine.objective import Objective
 from hf_ecif.engine.objectives import Embeddings
-from hf_ecif.influence.pairs import firsts
+from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.rows import Rows
 
 Direction = Literal["text_to_image", "image_to_text"]

@@ -26,7 +26,7 @@ from hf_ecif.engine.features import Features, Side
 from hf_ecif.engine.objectives import sigmoid
 from hf_ecif.engine.towers import Inputs
 from hf_ecif.errors import UserError
-from hf_ecif.influence.pairs import Keys, caption_key, content_key, firsts, image_key
+from hf_ecif.influence.keys import Keys, caption_key, content_key, firsts, image_key
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints, State
 
