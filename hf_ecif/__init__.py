@@ -20,6 +20,7 @@ _PUBLIC = {
     "Detection": "detection.detect",
     "FitRequest": "applications.fit",
     "InfluenceCallback": "influence.callback",
+    "Influence": "influence.influence",
     "InfluenceConfig": "config",
     "InfluenceModel": "influence.model",
     "Query": "influence.queries",

@@ -1,8 +1,8 @@
-"""The one exception that means: the user can mend this."""
+"""The exception for mistakes that a user can correct."""
 
 
 class UserError(Exception):
-    """A mistake in what was asked for. The message names what, where and the remedy.
+    """A mistake in the input or the options; the message says what, where and how to correct it.
 
     The command line prints the message without a stack trace and exits with status 2.
     """

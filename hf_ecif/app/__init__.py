@@ -1,1 +1,1 @@
-"""The Gradio app: see the flags, decide, trace, try, run, publish. One module a tab."""
+"""The Gradio app: overview, review, trace, what if, run and publish, one module per tab."""

@@ -1,4 +1,4 @@
-"""The app as a whole: what is shown, in which order, and how it is served."""
+"""The app as a whole: its tabs in order, and how it is served."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def make_app(
     model: str | None = None,
     dataset: str | None = None,
 ) -> gr.Blocks:
-    """The app on an audit.
+    """The app for an audit.
 
     Args:
-        folder: of the audit that a session starts with.
-        limits: of what a visitor may ask for; those of where this runs, if absent.
-        model: that the tab for new audits proposes; that of the audit, if absent.
-        dataset: that it proposes; the app then starts with that tab.
+        folder: folder of the audit that a session starts with.
+        limits: what a visitor may ask for; those of the place where this runs, if absent.
+        model: model proposed for new audits; that of the audit, if absent.
+        dataset: data set proposed for new audits; if given, the app opens on that tab.
 
     Raises:
         UserError: there is no audit in the folder.
@@ -42,7 +42,7 @@ def make_app(
     audit, limits = open_audit(folder), limits or find_limits()
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as app:
         title = gr.HTML(elem_id="title")
-        # Made before the tabs: whatever stands among them counts as one of them.
+        # Made before the tabs, among which every component counts as a tab.
         session = Session(
             folder=gr.State(folder),
             reviews=gr.BrowserState({}, storage_key=STORAGE_KEY, secret="hf_ecif"),
@@ -74,7 +74,7 @@ def make_app(
             with gr.Tab("What if", id="what-if"):
                 what_if.build(session)
             with gr.Tab("Run", id="run"):
-                running.build(session, limits, model or audit.summary["model"], dataset)
+                running.build(session, limits, model or audit.summary.model, dataset)
             with gr.Tab("Publish", id="publish"):
                 publishing.build(session, limits)
         gr.on(session.changed, _say_title, session.folder, title, **REDRAW)
@@ -92,9 +92,9 @@ def launch(app: gr.Blocks, limits: Limits | None = None, **options: Any) -> Any:
     """Serve the app.
 
     Args:
-        app: by `make_app`.
-        limits: of uploads.
-        options: of `gradio.Blocks.launch`.
+        app: from `make_app`.
+        limits: bounds of uploads.
+        options: arguments of `gradio.Blocks.launch`.
     """
     limits = limits or find_limits()
     return app.launch(
@@ -111,5 +111,9 @@ def launch(app: gr.Blocks, limits: Limits | None = None, **options: Any) -> Any:
 
 def _say_title(folder: str) -> str:
     summary = open_audit(folder).summary
-    names = [public_name(str(summary.get(name, "?"))) for name in ("model", "dataset")]
-    return render("title", about=summary.get("about"), model=names[0], dataset=names[1])
+    return render(
+        "title",
+        about=summary.about,
+        model=public_name(summary.model),
+        dataset=public_name(summary.dataset),
+    )

@@ -1,4 +1,4 @@
-"""Pieces of HTML that the app shows, from templates that escape whatever comes from outside."""
+"""HTML that the app shows, from templates that escape all values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hf_ecif.reports.html import environment
 
 STYLE = (Path(__file__).parent / "templates" / "app.css").read_text()
 
-# A pair is a button of a list; which one was pressed goes to Python as the event's data.
+# A pair is a button in a list; its row reaches Python as the event's data.
 PICK = """
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-row]');
@@ -22,7 +22,7 @@ element.addEventListener('click', event => {
 });
 """
 
-# Keys press the buttons of the review, unless somebody is writing.
+# Keys press the buttons of the review, except while text is edited.
 KEYS = """
 <script>
 document.addEventListener('keydown', event => {
@@ -38,5 +38,5 @@ document.addEventListener('keydown', event => {
 
 
 def render(template: str, **values: Any) -> str:
-    """A piece of the app's HTML."""
+    """HTML of a template with these values."""
     return environment(__package__).get_template(f"{template}.html.j2").render(**values)

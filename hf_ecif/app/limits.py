@@ -1,4 +1,4 @@
-"""What a shared Space grants a visitor; at home there are no such limits."""
+"""Limits for visitors of a shared Space; there are none on one's own machine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ class Limits:
     """Bounds of what one visitor may ask for.
 
     Attributes:
-        shared: whether strangers share this machine: then nothing on its disk may be named, and
+        shared: whether strangers share this machine: then no path on its disk may be named, and
             its own login is never used.
         login: whether visitors log in with Hugging Face, which only a Space offers.
-        rows: of an audit.
-        upload: bytes of a file, and of what is in it.
-        seconds: of an audit.
-        memory: bytes of its address space; None is without a limit.
-        waiting: visitors in the queue.
+        rows: largest number of rows of an audit.
+        upload: largest number of bytes of a file, and of its unpacked content.
+        seconds: longest time of an audit.
+        memory: bytes of an audit's address space; None for no limit.
+        waiting: largest number of visitors in the queue.
     """
 
     shared: bool
@@ -48,9 +48,9 @@ SPACE = Limits(
     memory=12 * 2**30,
     waiting=20,
 )
-NEIGHBOURS = replace(SPACE, login=False)  # on this machine's network
+NEIGHBOURS = replace(SPACE, login=False)  # for visitors from the local network
 
 
 def find_limits() -> Limits:
-    """Those of where this runs."""
+    """Limits of the place where this runs."""
     return SPACE if os.environ.get("SPACE_ID") else HOME

@@ -1,4 +1,4 @@
-"""The first tab: how many pairs are flagged at which threshold, and how the scores are spread."""
+"""First tab: number of flagged pairs by threshold, and distribution of the scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_ecif.app.session import REDRAW, Session, keep_threshold, read_review, re
 from hf_ecif.utils.formatting import number, superscript
 
 BINS = 40
-MOST_POINTS = 4000  # drawn in a scatter; a browser has to move them
+MOST_POINTS = 4000  # largest number in a scatter plot, for the browser's sake
 SHOWN = 16
 HEIGHT = 340
 WORDS = {"keep": "keep", "remove": "remove", "recaption": "new caption"}
@@ -37,7 +37,7 @@ def build(session: Session) -> None:
     tiles = gr.HTML(elem_id="overview-tiles")
     with gr.Row(elem_classes="bar"):
         session.threshold.render()
-        reset = gr.Button("The audit's own", size="sm", scale=0, min_width=140)
+        reset = gr.Button("Reset to the audit's", size="sm", scale=0, min_width=160)
     gr.HTML(render("legend", entries=COLOURS))
     with gr.Row():
         histogram = gr.BarPlot(
@@ -60,7 +60,7 @@ def build(session: Session) -> None:
             x_title="influence as a positive",
             y_title="as a negative",
             colors_in_legend=[],
-            label="The two roles: drag to pick pairs",
+            label="Influence in both roles: drag to select pairs",
             height=HEIGHT,
             elem_classes="figure",
             elem_id="overview-scatter",
@@ -87,7 +87,7 @@ def build(session: Session) -> None:
 
 
 def show(folder: str, reviews: dict[str, str], threshold: float, span: Span | None) -> Overview:
-    """What the tab shows of an audit."""
+    """Values of the tab for an audit at a threshold."""
     audit = open_audit(folder)
     review = read_review(reviews, audit)
     flags = audit.flags(threshold)
@@ -111,19 +111,21 @@ def show(folder: str, reviews: dict[str, str], threshold: float, span: Span | No
             cards=[audit.rows.card(row) for row in rows[:SHOWN]],
             decisions=review.current,
             words=WORDS,
-            nothing="No pair is flagged here. Move the threshold to the left to see more.",
+            chosen=None,
+            shows=None,
+            nothing="No pair is flagged here. Lower the threshold to flag more.",
         ),
     )
 
 
 def go_back(folder: str, reviews: dict[str, str]) -> tuple[float, dict[str, str]]:
-    """The audit's own threshold again."""
+    """The audit's threshold, and the decisions without another one."""
     own = open_audit(folder).threshold
     return own, keep_threshold(folder, reviews, own)
 
 
 def histogram_table(audit: Audit, threshold: float) -> pd.DataFrame:
-    """Pairs per bin of the probability, kept and flagged ones."""
+    """Number of kept and of flagged pairs per bin of the probability."""
     flags, readable = audit.flags(threshold), audit.rows.readable
     edges = np.linspace(0, 1, BINS + 1)
     centres = (edges[:-1] + edges[1:]) / 2
@@ -135,7 +137,7 @@ def histogram_table(audit: Audit, threshold: float) -> pd.DataFrame:
 
 
 def scatter_table(audit: Audit, threshold: float) -> pd.DataFrame:
-    """Both parts of every score in a readable unit; of many rows a sample, flagged ones first."""
+    """Both parts of the scores in a readable unit; a sample if many, flagged rows first."""
     rows, flags = audit.rows, audit.flags(threshold)
     chosen = np.flatnonzero(rows.readable)
     if len(chosen) > MOST_POINTS:
@@ -153,7 +155,7 @@ def scatter_table(audit: Audit, threshold: float) -> pd.DataFrame:
 
 
 def brushed(folder: str, event: gr.SelectData) -> Span | None:
-    """The stretch of the positive influence that was dragged over, in nats."""
+    """Range of the influence as a positive that was selected, in nats; None if none."""
     if not event.index:
         return None
     unit = 10.0 ** open_audit(folder).rows.exponent

@@ -1,7 +1,7 @@
-"""The last tab: kept and removed pairs to the Hub, with the card; first only on trial.
+"""Last tab: publish kept and removed pairs on the Hub, with a card, after a dry run.
 
-On a Space only the token of the person who has logged in there is used; at home the login of the
-machine, which is that person's own.
+On a Space, only the token of the logged-in visitor is used; on one's own machine, the login of that
+machine.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def build(session: Session, limits: Limits) -> None:
     """Lay out the tab and connect it."""
     gr.Markdown(
         "The kept pairs become the data set, the removed ones its configuration `removed`, each "
-        "with its reason; your decisions and your threshold count. Try it first: nothing is "
-        "changed then."
+        "with its reason. Your decisions and your threshold are applied. Dry run first; it changes "
+        "nothing."
     )
     if limits.login:
         gr.LoginButton(elem_id="publish-login")
@@ -35,9 +35,9 @@ def build(session: Session, limits: Limits) -> None:
         with gr.Column():
             private = gr.Checkbox(True, label="Private")
             removed = gr.Checkbox(True, label="Publish the removed pairs, too")
-            others = gr.Checkbox(False, label="Bring the other splits of the source along")
+            others = gr.Checkbox(False, label="Publish the other splits of the source, too")
     with gr.Row():
-        trial = gr.Button("Try it", elem_id="publish-try")
+        trial = gr.Button("Dry run", elem_id="publish-try")
         go = gr.Button("Publish", variant="primary", interactive=False, elem_id="publish-go")
     said = gr.HTML(elem_id="publish-said")
 
@@ -60,8 +60,8 @@ def publish(
     token: str | None,
     dry_run: bool,
 ) -> tuple[str, gr.Button]:
-    """Push an audit by the decisions on it; what is said, and whether publishing may follow."""
-    from hf_ecif.hub.push import push  # with torch, for few
+    """Push an audit with its decisions; returns a report, and whether publishing may follow."""
+    from hf_ecif.hub.push import push  # imports torch, which few visitors need
 
     audit = open_audit(folder)
     try:
@@ -84,7 +84,7 @@ def publish(
 
 
 def _at_home() -> tuple[Any, Any]:
-    """Handlers that use the machine's own login."""
+    """Handlers that use this machine's login."""
 
     def attempt(*values: Any) -> tuple[str, gr.Button]:
         return publish(*values, token=None, dry_run=True)
@@ -96,10 +96,10 @@ def _at_home() -> tuple[Any, Any]:
 
 
 def _as_visitor() -> tuple[Any, Any]:
-    """Handlers that use nothing but the visitor's own token."""
+    """Handlers that use only the visitor's token."""
 
     def as_visitor(token: gr.OAuthToken | None, values: tuple[Any, ...], dry_run: bool) -> Any:
-        if token is None:  # without it, `push` would take the login of the Space
+        if token is None:  # without it, `push` would use the login of the Space
             message = "Log in with Hugging Face first."
             return render("problem", message=message), gr.Button(interactive=False)
         return publish(*values, token=token.token, dry_run=dry_run)

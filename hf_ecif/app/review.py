@@ -1,4 +1,4 @@
-"""The second tab: pair by pair, keep it, remove it or give it another caption; undo; export."""
+"""Second tab: keep, remove or recaption pair after pair; undo; export."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Pair(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a decision changes: the decisions, and the pair to look at next."""
+    """Result of a decision: all decisions, and the next pair."""
 
     reviews: Reviews
     row: int | None
@@ -63,7 +63,9 @@ def build(session: Session) -> None:
                 keep = gr.Button("Keep", size="sm", elem_id="review-keep", min_width=80)
                 remove = gr.Button("Remove", size="sm", elem_id="review-remove", min_width=80)
                 undo = gr.Button("Undo", size="sm", elem_id="review-undo", min_width=80)
-                previous = gr.Button("◂ Before", size="sm", elem_id="review-previous", min_width=80)
+                previous = gr.Button(
+                    "◂ Previous", size="sm", elem_id="review-previous", min_width=80
+                )
                 following = gr.Button("Next ▸", size="sm", elem_id="review-next", min_width=80)
             gr.HTML(render("keys"), elem_id="review-keys")
             with gr.Row(elem_classes="bar"):
@@ -92,7 +94,7 @@ def build(session: Session) -> None:
     pair_inputs = [session.folder, session.reviews, session.threshold, session.row]
     seen = [session.row.change, *session.changed]
     gr.on(seen, show_pair, pair_inputs, [detail, caption], **REDRAW)
-    # A decision changes what is said of a pair, but not a caption that somebody is writing.
+    # A decision updates the texts about a pair, but not a caption that is being edited.
     session.reviews.change(
         lambda *values: show_pair(*values).detail,
         pair_inputs,
@@ -124,7 +126,7 @@ def build(session: Session) -> None:
 def show_first_page(
     folder: str, reviews: Reviews, threshold: float, span: Span | None, which: Which
 ) -> Page:
-    """The list from its start."""
+    """First page of the list."""
     return show_page(folder, reviews, threshold, span, which, 1, None)
 
 
@@ -138,7 +140,7 @@ def show_page(
     row: int | None,
     follow: bool = True,
 ) -> Page:
-    """A page of the list; to ``follow`` a row that is in the list, the page that it is on."""
+    """A page of the list; with ``follow``, the page of the row if the list has it."""
     audit = open_audit(folder)
     review = read_review(reviews, audit)
     rows = audit.pick(which, threshold, review, span)
@@ -161,7 +163,7 @@ def show_page(
 
 
 def show_pair(folder: str, reviews: Reviews, threshold: float, row: int | None) -> Pair:
-    """One pair at full length, and its caption to be edited."""
+    """One pair in full, and its caption for editing."""
     audit = open_audit(folder)
     if row is None or row >= len(audit.rows.readable):
         return Pair(render("pair", card=None), "")
@@ -192,7 +194,7 @@ def decide(
     row: int | None,
     caption: str | None = None,
 ) -> Step:
-    """Note a decision and go on to the next pair of the list."""
+    """Record a decision and move to the next pair of the list."""
     audit = open_audit(folder)
     if row is None:
         gr.Info("Choose a pair first.")
@@ -226,7 +228,7 @@ def step(
     row: int | None,
     by: int,
 ) -> int | None:
-    """The pair that stands some places further in the list."""
+    """Row that is ``by`` places further in the list."""
     audit = open_audit(folder)
     rows = audit.pick(which, threshold, read_review(reviews, audit), span)
     if not rows:
@@ -236,25 +238,25 @@ def step(
 
 
 def show_neighbours(folder: str, row: int | None) -> str:
-    """The pairs with the nearest images: those whose captions agree, and those that contradict."""
-    from hf_ecif.app.fitted_audit import find_neighbours, prepare  # with torch, for few
+    """HTML of the pairs with the nearest images: agreeing and contradicting captions."""
+    from hf_ecif.app.fitted_audit import find_neighbours, prepare  # with torch, which few need
 
     if row is None:
         return "<p>Choose a pair first.</p>"
     audit = open_audit(folder)
     agreeing, contradicting = find_neighbours(prepare(folder), row)
     groups = [
-        ("Like images with like captions", [audit.rows.card(one) for one in agreeing]),
-        ("Like images with other captions", [audit.rows.card(one) for one in contradicting]),
+        ("Similar images, similar captions", [audit.rows.card(one) for one in agreeing]),
+        ("Similar images, other captions", [audit.rows.card(one) for one in contradicting]),
     ]
     return render("neighbours", groups=groups)
 
 
 def write_export(folder: str, reviews: Reviews, threshold: float) -> gr.File:
-    """A zip of the audit by the decisions: kept, removed and scored rows, report and decisions."""
+    """Zip of the audit after the decisions: kept, removed and scored rows, report, decisions."""
     audit = open_audit(folder)
     review = reviewed(audit, reviews, threshold)
-    os.makedirs(get_upload_folder(), exist_ok=True)  # which Gradio tidies up
+    os.makedirs(get_upload_folder(), exist_ok=True)  # which Gradio cleans up
     place = Path(mkdtemp(dir=get_upload_folder()))
     apply_review(audit.folder, review, place / "cleaned")
     (place / "cleaned" / "decisions.json").write_text(review.to_json())
@@ -273,7 +275,7 @@ def _say_progress(audit: Audit, review: Review, rows: list[int]) -> str:
 
 def _nothing(which: Which) -> str:
     return {
-        "flagged": "No pair is flagged. Move the threshold on the overview to see more.",
+        "flagged": "No pair is flagged. Lower the threshold on the overview to flag more.",
         "borderline": "No pair is close to the threshold.",
         "not flagged": "Every pair is flagged.",
         "decided": "You have not decided on any pair yet.",

@@ -1,7 +1,7 @@
-"""The fifth tab: audit a data set of one's own, see how far it is, cancel it.
+"""Fifth tab: audit another data set, watch its progress, cancel it.
 
-An audit runs in a process of its own, so that it can be stopped at once and takes its memory with
-it. On a shared Space that process has no login and reads nothing from the disk but the upload.
+An audit runs in a separate process, so that it can be stopped at once and its memory is released.
+On a shared Space that process has no login, and reads nothing from the disk except the upload.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from hf_ecif.errors import UserError
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?")
 OWN_MODEL = "that of the audit"
 MODELS = ["openai/clip-vit-base-patch32", "google/siglip-base-patch16-224"]
-WAIT = 0.3  # seconds between two looks at a running audit
-ENTRIES = 3  # of a zip for every row that is allowed: folders and side files
+WAIT = 0.3  # seconds between two updates from a running audit
+ENTRIES = 3  # of a zip per allowed row, for folders and other files
 ON, OFF = gr.Button(interactive=True), gr.Button(interactive=False)
-WAITING = "How far an audit is shows here. The result opens in the other tabs."
+WAITING = "The progress of an audit appears here. The result opens in the other tabs."
 CANCELLED = "Cancelled. Nothing was kept."
 
 
@@ -46,9 +46,9 @@ class Run:
     """An audit under way.
 
     Attributes:
-        process: that does it.
-        events: what it says of itself.
-        folder: of its upload and its result.
+        process: process of the audit.
+        events: queue of its events.
+        folder: folder of its upload and result.
     """
 
     process: Any
@@ -57,7 +57,7 @@ class Run:
 
 
 class View(NamedTuple):
-    """Values of the tab's outputs: what is said, the run, the audit to look at, where, buttons."""
+    """Values of the tab's outputs: message, run, folder of the audit, tab, buttons."""
 
     said: str
     run: Run | None
@@ -69,13 +69,13 @@ class View(NamedTuple):
 
 @dataclass
 class Steps:
-    """The stages of a run, as far as they are known."""
+    """Stages of a run so far."""
 
     done: dict[str, int] = field(default_factory=dict)
     total: dict[str, int] = field(default_factory=dict)
 
     def note(self, name: str, total: int | None, steps: int) -> None:
-        """A stage has begun, or has come further."""
+        """Record the start or the progress of a stage."""
         if total is not None:
             self.total[name], self.done[name] = total, 0
         self.done[name] = self.done.get(name, 0) + steps
@@ -126,7 +126,7 @@ def build(session: Session, limits: Limits, model: str, dataset: str | None) -> 
     said = gr.HTML(render("nothing", text=WAITING), elem_id="run-said")
     running = gr.State(None, delete_callback=discard if limits.shared else end)
 
-    # Said at once, since others may be first in the queue.
+    # Shown at once, since others may be ahead in the queue.
     start.click(lambda: render("steps", steps=[]), None, said, queue=False).then(
         partial(run, limits, model),
         [running, name, upload, models, split, image, text, query, query_split],
@@ -152,20 +152,20 @@ def run(
     query: str,
     query_split: str,
 ) -> Iterator[View]:
-    """Audit, saying all the while how far it is; in the end the result is looked at.
+    """Run an audit and report its progress; at the end, the app opens the result.
 
     Args:
-        limits: of what may be asked for.
-        own_model: the one that `OWN_MODEL` stands for.
-        earlier: the session's last run.
-        name: of a data set.
-        upload: a file, in place of it.
+        limits: what a visitor may ask for.
+        own_model: the model for which `OWN_MODEL` stands.
+        earlier: the last run of this session.
+        name: name of a data set.
+        upload: a file instead of a named data set.
         model: `OWN_MODEL`, or a name.
-        split: of the data.
-        image: the images' column.
-        text: the captions' column.
-        query: of clean pairs; chosen from the data if empty.
-        query_split: of it.
+        split: split of the data.
+        image: column of images.
+        text: column of captions.
+        query: data set of clean pairs; chosen from the audited data if empty.
+        query_split: split of the query.
     """
     folder = Path(mkdtemp(prefix="hf-ecif-run-"))
     try:
@@ -186,7 +186,7 @@ def run(
     found = _start(request, folder, limits)
     try:
         yield from _follow(found, earlier, limits)
-    finally:  # also when nobody listens any more
+    finally:  # also when the page was closed
         end(found)
 
 
@@ -210,13 +210,13 @@ def _follow(found: Run, earlier: Run | None, limits: Limits) -> Iterator[View]:
         if limits.shared:
             discard(earlier)
         place = None if limits.shared else found.folder / "audit"
-        done, tabs = render("done", place=place, **facts[0]), gr.Tabs(selected="overview")
+        done, tabs = render("done", place=place, summary=facts[0]), gr.Tabs(selected="overview")
         yield View(done, found, str(found.folder / "audit"), tabs, start=ON, cancel=OFF)
         return
 
 
 def stop(run: Run | None) -> str:
-    """End a run at once, and say so."""
+    """Stop a run at once; returns a message."""
     if run is None or not run.process.is_alive():
         return render("problem", message="Nothing is running.")
     run.process.terminate()
@@ -224,7 +224,7 @@ def stop(run: Run | None) -> str:
 
 
 def end(run: Run | None) -> None:
-    """End a run at once; a result that is whole stays."""
+    """Stop a run at once; a complete result is kept."""
     if run is None:
         return
     if run.process.is_alive():
@@ -235,20 +235,20 @@ def end(run: Run | None) -> None:
 
 
 def discard(run: Run | None) -> None:
-    """End a run at once, and delete what it made."""
+    """Stop a run at once, and delete its files."""
     if run is not None:
         end(run)
         shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def unpack(archive: Path, folder: Path, limits: Limits) -> Path:
-    """Unpack a zip of images, if what is in it is no larger than allowed.
+    """Unpack a zip of images whose content is no larger than allowed.
 
     Returns:
-        The folder of the images; a folder in the zip that holds all of it is stepped into.
+        Folder of the images, which may be the single folder inside the zip.
 
     Raises:
-        UserError: it is no zip, is too large, or has names that lead elsewhere.
+        UserError: the file is not a zip, is too large, or names paths outside the folder.
     """
     try:
         with zipfile.ZipFile(archive) as source:
@@ -261,7 +261,7 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> Path:
                 )
             for entry in entries:
                 if not (root / entry.filename).resolve().is_relative_to(root):
-                    raise UserError(f"The zip holds a name that leads elsewhere: {entry.filename}")
+                    raise UserError(f"The zip names a path outside its folder: {entry.filename}")
             source.extractall(folder)
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"This is no zip that can be read: {error}.") from error
@@ -270,10 +270,10 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> Path:
 
 
 def check_parquet(path: Path, limits: Limits) -> None:
-    """Check that what is in a file is no larger than allowed.
+    """Check that the content of a parquet file is no larger than allowed.
 
     Raises:
-        UserError: it is no parquet file, or too large.
+        UserError: the file is not parquet, or is too large.
     """
     try:
         facts = pq.read_metadata(path)
@@ -288,7 +288,7 @@ def check_parquet(path: Path, limits: Limits) -> None:
 
 
 def _find_data(name: str, upload: str | None, folder: Path, limits: Limits) -> str:
-    """The data set that is meant, in a way that the audit can read."""
+    """Path or Hub name of the data set, for the audit to read."""
     if not upload:
         if not name.strip():
             raise UserError("Name a data set on the Hub, or upload a file.")
@@ -300,7 +300,7 @@ def _find_data(name: str, upload: str | None, folder: Path, limits: Limits) -> s
         check_parquet(path, limits)
         return shutil.copy(
             upload, str(folder / "upload.parquet")
-        )  # its old name could mean a split
+        )  # its old name might be taken for a split
     if path.suffix == ".zip":
         return str(unpack(path, folder / "data", limits))
     raise UserError(f"{path.name} is neither parquet nor a zip.")
@@ -317,14 +317,14 @@ def _data_name(name: str, limits: Limits) -> str:
 
 def _model_name(model: str, limits: Limits) -> str:
     if not model.strip():
-        raise UserError("Name a CLIP-like model on the Hub, openai/clip-vit-base-patch32 for one.")
+        raise UserError("Name a CLIP-like model on the Hub, such as openai/clip-vit-base-patch32.")
     return _hub_name(model.strip(), "") if limits.shared else model.strip()
 
 
 def _hub_name(name: str, kind: str) -> str:
-    """A name that can only mean the Hub, whatever lies on this disk."""
+    """A name that can only refer to the Hub, never to a path on this disk."""
     if not HUB_NAME.fullmatch(name):
-        raise UserError(f"{name!r} is no name on the Hub: it must look like owner/name.")
+        raise UserError(f"{name!r} is not a name on the Hub: it must look like owner/name.")
     return f"hf://{kind}{name}"
 
 
@@ -333,7 +333,7 @@ def _problem(message: str, earlier: Run | None) -> View:
 
 
 def _start(request: dict[str, Any], folder: Path, limits: Limits) -> Run:
-    context = multiprocessing.get_context("spawn")  # a fork cannot use the threads of its parent
+    context = multiprocessing.get_context("spawn")  # a fork cannot use its parent's threads
     events = context.Queue()
     arguments = (request, limits, events)
     process = context.Process(target=audit_in_process, args=arguments, daemon=True)
@@ -342,7 +342,7 @@ def _start(request: dict[str, Any], folder: Path, limits: Limits) -> Run:
 
 
 def _next_event(run: Run) -> tuple[Any, ...] | None:
-    """What the run says next; None if it says nothing for now."""
+    """Next event of the run; None if there is none yet."""
     try:
         return run.events.get(timeout=WAIT)
     except Empty:
@@ -350,15 +350,16 @@ def _next_event(run: Run) -> tuple[Any, ...] | None:
             return None
         if run.process.exitcode == -signal.SIGTERM:
             return "error", CANCELLED
-        return "error", "The audit broke off; perhaps there was too little memory for it."
+        return "error", "The audit stopped unexpectedly; perhaps there was too little memory."
 
 
 def _introduce(limits: Limits) -> str:
-    text = "Audit your own pairs. Without a query, well-aligned pairs are chosen from the data."
+    text = "Audit your own pairs. Without a query, well-aligned pairs of the data are used."
     if limits.shared:
         text += (
             f" Here at most {limits.rows:,} rows, {limits.upload // 2**20:,} MiB and "
             f"{limits.seconds / 60:.0f} minutes; one audit at a time, the others wait. Nobody else "
-            "sees your upload, and it goes when you leave. `pip install hf_ecif` has no limits."
+            "sees your upload, and it is deleted when you leave. Without limits: "
+            "`pip install hf_ecif`."
         )
     return text

@@ -1,22 +1,21 @@
-"""The audit that a session looks at: its rows in an order, by a threshold and what is picked."""
+"""The audit of a session, and its rows in order: by threshold, decision and selection."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from hf_ecif.data.loading import load_rows
+from hf_ecif.data.audit_folder import AuditFolder
+from hf_ecif.data.loading import load_scored
 from hf_ecif.data.review import Review
-from hf_ecif.data.schema import check_columns
 from hf_ecif.data.scored_rows import ScoredRows
-from hf_ecif.errors import UserError
-from hf_ecif.utils.files import read_json
+from hf_ecif.data.summary import Summary
+from hf_ecif.utils.files import to_json
 from hf_ecif.utils.formatting import Bools
 
 Which = Literal["flagged", "borderline", "not flagged", "decided", "all"]
@@ -34,26 +33,27 @@ class Audit:
     """
 
     folder: Path
-    summary: dict[str, Any]
+    summary: Summary
     rows: ScoredRows
 
     @property
     def threshold(self) -> float:
-        """The audit's own, to three digits, as a slider has it."""
-        return round(float(self.summary["noise"]["threshold"]), 3)
+        """The audit's threshold, rounded to three digits for a slider."""
+        return round(self.summary.noise.threshold, 3)
 
     def is_own(self, threshold: float) -> bool:
-        """Whether a threshold is the audit's."""
+        """Whether a threshold equals the audit's."""
         return abs(threshold - self.threshold) < 1e-6
 
     @cached_property
     def key(self) -> str:
-        """What decisions on these rows are kept under, in whichever folder the audit lies."""
-        facts = [self.summary.get(name) for name in ("fingerprints", "rows", "noise")]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        """Key under which decisions on these rows are kept, in whichever folder the audit is."""
+        facts = self.summary.to_dict()
+        told = to_json([facts[name] for name in ("fingerprints", "rows", "noise")])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def flags(self, threshold: float) -> Bools:
-        """``(N,)``, what is flagged at a threshold; at the audit's own, what the audit flagged."""
+        """Rows flagged at a threshold, ``(N,)``; at the audit's, those that it flagged."""
         if self.is_own(threshold):
             return self.rows.flag
         return self.rows.probability > threshold
@@ -65,13 +65,13 @@ class Audit:
         review: Review | None = None,
         span: Span | None = None,
     ) -> list[int]:
-        """Numbers of rows, the likeliest to be misaligned first.
+        """Numbers of rows, the most likely misaligned first.
 
         Args:
-            which: the rows in question.
-            threshold: of the flags.
+            which: kind of rows.
+            threshold: probability from which rows are flagged.
             review: decisions, for ``decided``.
-            span: of the positive influence, to which rows are narrowed.
+            span: range of the influence as a positive; rows outside it are left out.
         """
         flags = self.flags(threshold)
         decided = np.zeros(len(flags), dtype=bool)
@@ -90,9 +90,9 @@ class Audit:
 
 
 def is_audit(folder: str) -> bool:
-    """Whether a finished audit is in a folder."""
-    path = Path(folder).expanduser()
-    return (path / "summary.json").is_file() and (path / "scored").is_dir()
+    """Whether a folder holds a finished audit."""
+    audit = AuditFolder(Path(folder).expanduser())
+    return audit.has_summary and audit.has_rows
 
 
 @lru_cache(maxsize=16)
@@ -100,17 +100,9 @@ def open_audit(folder: str) -> Audit:
     """Open a finished audit.
 
     Raises:
-        UserError: there is none in the folder.
+        UserError: the folder holds no finished audit.
     """
-    path = Path(folder).expanduser()
-    if not is_audit(folder):
-        raise UserError(
-            f"{path} holds no finished audit (summary.json and scored/). Run hf-ecif audit first, "
-            "and give its --output."
-        )
-    summary = read_json(path / "summary.json")
-    columns = summary["columns"]
-    scored = check_columns(
-        load_rows(str(path / "scored"), "train"), columns["image"], columns["text"]
-    )
-    return Audit(path, summary, ScoredRows(scored, summary))
+    audit = AuditFolder(Path(folder).expanduser())
+    summary = audit.read_summary()
+    rows = ScoredRows(load_scored(audit, summary.columns), summary)
+    return Audit(audit.path, summary, rows)

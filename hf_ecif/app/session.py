@@ -1,7 +1,7 @@
-"""What the tabs share: the audit that is looked at, the decisions on it, and where one is.
+"""State that the tabs share: the audit, the decisions on it, and the current row.
 
-Which audit it is stays on the server, one value per session. Decisions live in the person's own
-browser, under the key of the audit, so that they survive a reload and nobody else sees them.
+The server knows the audit of each session. Decisions are kept in the visitor's browser, under the
+key of the audit, so that they survive a reload and no one else sees them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from hf_ecif.app.selection import Audit, open_audit
 from hf_ecif.data.review import Review
 from hf_ecif.errors import UserError
 
-# Of what redraws: another trigger while it works is not dropped, the last one counts.
+# Options of events that redraw: of triggers during a redraw, the last one runs afterwards.
 REDRAW: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
 STORAGE_KEY = "hf_ecif_reviews"
-MOST_AUDITS = 20  # whose decisions a browser keeps
+MOST_AUDITS = 20  # number of audits whose decisions a browser keeps
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Session:
     """Components that several tabs listen to.
 
     Attributes:
-        folder: of the audit; a state.
-        reviews: decisions by key of their audit, as JSON; in the browser.
-        threshold: slider, of the flags.
-        span: stretch of the positive influence that is picked, or None; a state.
-        row: that is looked at, or None; a state.
-        tabs: to switch between them.
-        changed: events, after which another audit is looked at: a load of the page, for one.
+        folder: state with the folder of the audit.
+        reviews: decisions as JSON by key of their audit, kept in the browser.
+        threshold: slider with the threshold of the flags.
+        span: state with the selected range of the influence as a positive, or None.
+        row: state with the current row, or None.
+        tabs: the tabs, to switch between them.
+        changed: events after which the audit may be another one, such as a load of the page.
     """
 
     folder: gr.State
@@ -46,7 +46,7 @@ class Session:
 
 
 class Begin(NamedTuple):
-    """Where one is, when an audit comes into view."""
+    """Values of the shared state when an audit is opened."""
 
     threshold: float
     span: None
@@ -54,7 +54,7 @@ class Begin(NamedTuple):
 
 
 def begin(folder: str, reviews: dict[str, str] | None) -> Begin:
-    """The threshold as it was left, nothing picked, and the likeliest of the flagged pairs."""
+    """The last threshold, no selection, and the flagged pair of highest probability."""
     audit = open_audit(folder)
     threshold = read_review(reviews, audit).threshold
     threshold = audit.threshold if threshold is None else threshold
@@ -62,29 +62,29 @@ def begin(folder: str, reviews: dict[str, str] | None) -> Begin:
 
 
 def keep_threshold(folder: str, reviews: dict[str, str], threshold: float) -> dict[str, str]:
-    """With the threshold among the decisions, where it is not the audit's own."""
+    """Decisions together with the threshold, if it differs from the audit's."""
     audit = open_audit(folder)
     return keep_review(reviews, audit, reviewed(audit, reviews, threshold))
 
 
 def reviewed(audit: Audit, reviews: dict[str, str] | None, threshold: float) -> Review:
-    """The decisions, with the threshold where somebody moved it."""
+    """Decisions on the audit, with the threshold if it was moved."""
     chosen = None if audit.is_own(threshold) else threshold
     return replace(read_review(reviews, audit), threshold=chosen)
 
 
 def pressed_row(event: gr.EventData) -> int:
-    """The row of the pair that was pressed."""
+    """Row of the pair that was pressed."""
     return int(event._data["row"])
 
 
 def review_row(event: gr.EventData) -> tuple[int, gr.Tabs]:
-    """The same, to be looked at in the review."""
+    """Row of the pair that was pressed, and a switch to the review."""
     return pressed_row(event), gr.Tabs(selected="review")
 
 
 def read_review(reviews: dict[str, str] | None, audit: Audit) -> Review:
-    """The decisions on an audit; none where the browser holds something else."""
+    """Decisions on an audit; none if the browser's value is not valid."""
     text = (reviews or {}).get(audit.key)
     try:
         return Review.from_json(text) if text else Review()
@@ -93,7 +93,7 @@ def read_review(reviews: dict[str, str] | None, audit: Audit) -> Review:
 
 
 def keep_review(reviews: dict[str, str] | None, audit: Audit, review: Review) -> dict[str, str]:
-    """With these decisions on an audit, the newest last."""
+    """All stored decisions with those on this audit, the newest last."""
     others = {key: text for key, text in (reviews or {}).items() if key != audit.key}
     newest = dict(list(others.items())[-(MOST_AUDITS - 1) :])
     return newest | {audit.key: review.to_json()}

@@ -1,4 +1,4 @@
-"""How the app looks: paper and ink, one blue and one orange, system fonts, light and dark."""
+"""Theme of the app: paper and ink, one blue and one orange, system fonts, light and dark."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace")
 
 
 def make_theme() -> gr.themes.Base:
-    """The theme; it loads no font from elsewhere."""
+    """Theme of the app, which loads no font from the network."""
     return gr.themes.Base(
         primary_hue=_BLUE,
         secondary_hue=_BLUE,

@@ -1,4 +1,4 @@
-"""The third tab: why did it get this one wrong? The training pairs behind an error."""
+"""Third tab: the training pairs behind a misprediction."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hf_ecif.app.selection import open_audit
 from hf_ecif.app.session import Session, pressed_row, review_row
 from hf_ecif.errors import UserError
 
-SHOWN = 24  # errors in the list
-TOP = 8  # pairs behind each
+SHOWN = 24  # number of errors in the list
+TOP = 8  # number of pairs shown for each
 WAITING = (
-    "The training pairs behind an error appear here. For the first one the model is loaded and "
-    "fitted to the audited pairs, as the audit did: that takes a while."
+    "The training pairs behind an error appear here. For the first one, the model is loaded and "
+    "fitted to the audited pairs, which takes a while."
 )
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 
@@ -24,9 +24,9 @@ MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 def build(session: Session) -> None:
     """Lay out the tab and connect it."""
     gr.Markdown(
-        "Captions of the query for which the fitted model finds another image than their own. "
-        "Choose one, or bring a pair of your own. The pairs behind it are those that have "
-        "contributed most to it while the model was fitted."
+        "Captions of the query for which the fitted model retrieves the wrong image. Choose one, "
+        "or enter a pair of your own. The pairs behind an error are those that contributed most to "
+        "it while the model was fitted."
     )
     nothing = render("nothing", text=WAITING)
     with gr.Row():
@@ -35,7 +35,7 @@ def build(session: Session) -> None:
             with gr.Accordion("A pair of your own", open=False, elem_id="trace-own"):
                 image = gr.Image(
                     type="filepath",
-                    image_mode=None,  # as it is: whether to decode it is decided on reading
+                    image_mode=None,  # unchanged: it is decoded later, if at all
                     sources=["upload", "clipboard"],
                     label="Image",
                     height=180,
@@ -46,7 +46,7 @@ def build(session: Session) -> None:
                 )
                 classes = gr.Textbox(
                     elem_id="trace-classes",
-                    label="Other classes, one a line; if none, the captions of the query",
+                    label="Other classes, one per line; if empty, the captions of the query",
                     lines=3,
                 )
                 ask = gr.Button("Trace it", elem_id="trace-ask")
@@ -62,8 +62,8 @@ def build(session: Session) -> None:
 
 
 def list_errors(folder: str) -> str:
-    """The mispredictions of the query as a list of pairs to choose from."""
-    from hf_ecif.app.fitted_audit import list_mispredictions, prepare  # with torch, for few
+    """HTML list of the query's mispredictions."""
+    from hf_ecif.app.fitted_audit import list_mispredictions, prepare  # with torch
 
     try:
         found = list_mispredictions(prepare(folder))
@@ -73,7 +73,7 @@ def list_errors(folder: str) -> str:
 
 
 def trace_error(folder: str, event: gr.EventData) -> str:
-    """The pairs behind the misprediction that was pressed, beside it."""
+    """HTML of the pressed misprediction and the pairs behind it."""
     from hf_ecif.app.fitted_audit import describe_query, prepare
     from hf_ecif.influence.queries import retrieval_margin
 
@@ -83,11 +83,11 @@ def trace_error(folder: str, event: gr.EventData) -> str:
 
 
 def trace_own(folder: str, image: str | None, text: str, classes: str) -> str:
-    """The pairs behind the margin of a visitor's own image and caption."""
+    """HTML of the pairs behind the margin of a visitor's own image and caption."""
     from hf_ecif.app.fitted_audit import ask, prepare
 
     if image is None or not (text or "").strip():
-        return render("problem", message="Bring an image and its caption, or its class.")
+        return render("problem", message="Give an image and its caption, or its class.")
     others = [line.strip() for line in (classes or "").splitlines() if line.strip()]
     try:
         asked, query = ask(prepare(folder), Path(image).read_bytes(), text.strip(), others)

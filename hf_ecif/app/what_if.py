@@ -1,4 +1,4 @@
-"""The fourth tab: what if some of the pairs had not been trained on?"""
+"""Fourth tab: predicted and measured effect of removing pairs from training."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from hf_ecif.utils.formatting import Floats
 
 Order = Literal["most harmful first", "likeliest misaligned first", "at random"]
 ORDERS: list[Order] = ["most harmful first", "likeliest misaligned first", "at random"]
-COLOURS = {ORDERS[0]: "#4a7a96", ORDERS[1]: "#c1501b", ORDERS[2]: "#8a8f94"}
-MOST = 40  # per cent
+COLOURS: dict[str, str] = {ORDERS[0]: "#4a7a96", ORDERS[1]: "#c1501b", ORDERS[2]: "#8a8f94"}
+MOST = 40  # percent
 WAITING = (
-    "A prediction is no proof. Training without the pairs shows what really becomes of the query, "
-    "and of rows that nothing was decided by."
+    "A prediction is no proof. Training without the pairs measures the real effect on the query "
+    "and on held-out rows."
 )
 
 
 def build(session: Session) -> None:
     """Lay out the tab and connect it."""
     gr.Markdown(
-        "Drag the share of the pairs that go. The curve is the *predicted* change of the query's "
-        "loss: the sum of their scores, without any training. Below zero, the model gains."
+        "Drag the share of removed pairs. The curve is the *predicted* change of the query's loss: "
+        "the sum of their scores, without any training. Below zero, the model improves."
     )
     with gr.Row():
         share = gr.Slider(
@@ -36,7 +36,7 @@ def build(session: Session) -> None:
             MOST,
             10,
             step=1,
-            label="Share removed, in per cent",
+            label="Share removed, in percent",
             buttons=[],
             min_width=280,
             elem_id="share",
@@ -49,7 +49,7 @@ def build(session: Session) -> None:
         x="share",
         y="change",
         color="order",
-        x_title="share removed, in per cent",
+        x_title="share removed, in percent",
         y_title="change, in nats",
         colors_in_legend=[],
         color_map=COLOURS,
@@ -71,7 +71,7 @@ def build(session: Session) -> None:
 
 
 def draw(folder: str) -> pd.DataFrame:
-    """Predicted change of the query's loss by the share that goes, for every order."""
+    """Predicted change of the query's loss by removed share, for every order."""
     parts = []
     for order in ORDERS:
         changes = _changes(folder, order)
@@ -82,17 +82,17 @@ def draw(folder: str) -> pd.DataFrame:
 
 
 def say(folder: str, share: float, order: Order) -> str:
-    """The prediction in words."""
+    """HTML of the prediction in words."""
     audit, count = open_audit(folder), _count(folder, share)
     change = float(_changes(folder, order)[count])
-    loss = audit.summary["query"].get("loss")
+    loss = audit.summary.query.loss
     facts = {"removed": count, "order": order, "change": change, "loss": loss}
     return render("prediction", **facts)
 
 
 def measure(folder: str, share: float, order: Order) -> str:
-    """Train on the pairs that are left, by the audit's recipe; accuracy before and after."""
-    from hf_ecif.app.fitted_audit import prepare, retrain  # with torch, for few
+    """HTML of the measures before and after training on the remaining pairs."""
+    from hf_ecif.app.fitted_audit import prepare, retrain  # imports torch, which few visitors need
 
     gone = set(_order(folder, order)[: _count(folder, share)].tolist())
     try:
@@ -107,7 +107,7 @@ def _count(folder: str, share: float) -> int:
 
 
 def _changes(folder: str, order: Order) -> Floats:
-    """Predicted change after 0, 1, 2, ... rows are gone; first order in each."""
+    """Predicted change after removing 0, 1, 2, ... rows, to first order in each; ``(N + 1,)``."""
     scores = open_audit(folder).rows.score[_order(folder, order)]
     return np.concatenate([[0.0], np.cumsum(scores)])
 

@@ -1,4 +1,4 @@
-"""The process that an audit runs in: little is imported before it is known what it may reach."""
+"""The process of an audit, which imports little before its access is restricted."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hf_ecif.app.limits import Limits
 
 
 def audit_in_process(request: dict[str, Any], limits: Limits, events: Any) -> None:
-    """Audit and say how far it is.
+    """Run an audit and report its progress.
 
     Args:
         request: fields of an `AuditRequest`.
-        limits: of rows and memory; where strangers share the machine, its login is out of reach.
-        events: queue of ``("step", name, total or None, steps)``, and in the end of ``("done",
-            summary)`` or ``("error", message)``.
+        limits: bounds of rows and memory; on a shared machine its login is out of reach.
+        events: queue that receives ``("step", name, total or None, steps)``, and at the end
+            ``("done", Summary)`` or ``("error", message)``.
     """
     if limits.shared:
         forget_login()
@@ -39,18 +39,18 @@ def audit_in_process(request: dict[str, Any], limits: Limits, events: Any) -> No
             raise UserError(f"The data set has {count:,} rows; {limits.rows:,} are allowed here.")
         output = Path(request.pop("output"))
         summary = run_audit(AuditRequest(**request, output=output), InfluenceConfig(), progress)
-        events.put(("done", {name: summary[name] for name in ("rows", "flagged", "noise")}))
+        events.put(("done", summary))
     except UserError as error:
         events.put(("error", str(error)))
     except MemoryError:
-        events.put(("error", "There is too little memory for it here."))
-    except Exception as error:  # whatever it is, the person at the page should know that it ended
-        events.put(("error", f"Something unexpected: {type(error).__name__}."))
+        events.put(("error", "There is too little memory here for this audit."))
+    except Exception as error:  # whatever it is, the page must say that the audit ended
+        events.put(("error", f"Unexpected error: {type(error).__name__}."))
         raise
 
 
 def forget_login() -> None:
-    """Take the machine's own login out of this process' reach."""
+    """Make this machine's login unreachable for this process."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
         os.environ.pop(name, None)
     os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"

@@ -1,8 +1,7 @@
-"""An audit: read, fit, score, plant, detect, clean and report, in that order."""
+"""An audit: read, fit, score, inject mismatches, detect, and tell, in that order."""
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,71 +14,182 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
+from transformers import PreTrainedModel
 
-from hf_ecif.applications.sources import Opened, Sources, open_sources
+from hf_ecif.applications.given import MOST_STREAMED, Rowset, open_given
+from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.result import Audit, Traced
+from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
 from hf_ecif.applications.trace import (
     Found,
     describe_errors_and_causes,
     describe_found,
     find_and_trace,
-    write_traces,
 )
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data.cleaning import CleanResult, clean
+from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
 from hf_ecif.data.columns import read_groups
-from hf_ecif.data.parquet import write_shards
-from hf_ecif.data.schema import read_flags
+from hf_ecif.data.schema import drop_influence_columns, read_flags
+from hf_ecif.data.summary import (
+    DuplicateCounts,
+    Duplicates,
+    FitFacts,
+    GroupFacts,
+    Groups,
+    Loaded,
+    Noise,
+    Suggestions,
+    Summary,
+    TraceFacts,
+    TraceFindings,
+    TraceSummary,
+    Truth,
+)
 from hf_ecif.detection.annotate import add_columns
 from hf_ecif.detection.detect import SMALLEST_GROUP, Detection, auroc, detect
 from hf_ecif.detection.injection import plant_pairs
 from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
 from hf_ecif.detection.suggestions import MARGIN, Evidence, find_evidence, read_vocabulary
 from hf_ecif.errors import UserError
-from hf_ecif.influence.fitted import Fitted
+from hf_ecif.influence.influence import Influence
+from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.saving import find_commit
 from hf_ecif.influence.scoring import Scores
-from hf_ecif.reports.audit import write_report
-from hf_ecif.reports.trace import write_trace_page
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
-from hf_ecif.utils.files import CHECKPOINTS, require_writable, write_json
-from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.files import CHECKPOINTS
+from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 
 FEWEST = 20  # rows to audit
 TRACED = "retrieval-text"  # the errors that the report shows
 SHOWN_TRACED = 8
-RESULTS = (
-    "scored",
-    "kept",
-    "removed",
-    "summary.json",
-    "report.html",
-    "trace.parquet",
-    "trace.html",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditRequest(Sources):
+class AuditOptions:
+    """What an audit looks at beside the pairs."""
+
+    truth_column: str | None = None
+    group_column: str | None = None
+    vocabulary: Path | Sequence[str] | None = None
+    suggest: bool = True
+    suggest_margin: float = MARGIN
+    trace: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRequest(AuditOptions, Sources):
     """What to audit and where to put the result; the fields are the options of ``hf-ecif
     audit``."""
 
     output: Path
-    truth_column: str | None = None
-    group_column: str | None = None
-    vocabulary: Path | None = None
-    suggest: bool = True
-    suggest_margin: float = MARGIN
-    trace: int = 0
     overwrite: bool = False
     resume: bool = False
 
 
+def audit(
+    model: InfluenceModel | PreTrainedModel | str | Path,
+    dataset: Rowset,
+    query: Rowset | None = None,
+    *,
+    split: str | None = None,
+    query_split: str | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    processor: Any = None,
+    config: InfluenceConfig | None = None,
+    truth_column: str | None = None,
+    group_column: str | None = None,
+    vocabulary: str | Path | Sequence[str] | None = None,
+    suggest: bool = True,
+    suggest_margin: float = MARGIN,
+    trace: int = 0,
+    max_rows: int = MOST_STREAMED,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    progress: ProgressFactory = tqdm_bars,
+) -> Audit:
+    """Find the pairs that look wrong, and what each pair does to a model.
+
+    Args:
+        model: a CLIP-like model: loaded, a name on the Hub, a folder, or an `InfluenceModel`.
+        dataset: image-text pairs: a `Dataset`, a `DatasetDict` (with ``split``), an
+            `IterableDataset`, a name on the Hub, or a folder.
+        query: clean pairs like those that the model is for, in any of these forms. Chosen from
+            the data if absent.
+        split: of ``dataset``, where it has several; ``train`` if absent.
+        query_split: of ``query``; ``validation`` if absent.
+        image_column: of images, their bytes or their paths; found by its type if absent.
+        text_column: of the captions; likewise.
+        processor: what AutoProcessor loads for ``model``, where that is loaded.
+        config: how influence is computed.
+        truth_column: boolean, true of rows that are known to be wrong. Read after the detection
+            alone, to tell how much it found.
+        group_column: of names, a language for instance. Groups of fifty rows or more get a noise
+            rate and a threshold of their own.
+        vocabulary: captions to suggest, or a file with one on each line. Those of rows that are
+            not flagged, if absent.
+        suggest: whether all rows are compared with each other, for better captions and
+            duplicates; that takes the square of their number in time, not in memory.
+        suggest_margin: a caption is suggested if its logit stands that far above the next, in
+            nats.
+        trace: errors of the query to trace to the pairs behind them, the worst first.
+        max_rows: to read of an `IterableDataset`.
+        output: where `Audit.save` writes the result, if anywhere.
+        overwrite: whether an earlier audit in ``output`` is replaced.
+        progress: makes progress bars; these are hidden by ``datasets.disable_progress_bars()``.
+
+    Returns:
+        The rows with their influence columns, what was found, and the ways on from there.
+
+    Raises:
+        UserError: something given cannot be used; it says what, and what to do.
+
+    Example:
+        >>> audit = hf_ecif.audit("openai/clip-vit-base-patch32", pairs)  # doctest: +SKIP
+        >>> audit.dataset.filter(lambda row: row["ecif_flag"])  # doctest: +SKIP
+    """
+    options = AuditOptions(
+        truth_column=truth_column,
+        group_column=group_column,
+        vocabulary=Path(vocabulary) if isinstance(vocabulary, str) else vocabulary,
+        suggest=suggest,
+        suggest_margin=suggest_margin,
+        trace=trace,
+    )
+    folder = Path(output).expanduser() if output is not None else None
+    if folder is not None:
+        distributed.decide(lambda: _require_free(folder, overwrite=overwrite))
+    watch = _Stopwatch()
+    with watch("load"):
+        given = open_given(
+            model,
+            dataset,
+            query,
+            split=split,
+            query_split=query_split,
+            image_column=image_column,
+            text_column=text_column,
+            processor=processor,
+            config=config,
+            max_rows=max_rows,
+        )
+        beside = _read_beside(options, given.opened)
+        fingerprints = given.opened.fingerprints()
+    found = _analyse(options, given.opened, beside, Checkpoints(), watch, progress)
+    result = _conclude(options, found, fingerprints, watch, given.original, given.notes)
+    if folder is not None:
+        distributed.decide(lambda: result.write(AuditFolder(folder)))
+    return result
+
+
 def run_audit(
-    request: AuditRequest, config: InfluenceConfig, progress: ProgressFactory | None = None
-) -> dict[str, Any]:
+    request: AuditRequest, config: InfluenceConfig, progress: ProgressFactory = silent
+) -> Summary:
     """Audit a data set and write scored, kept and removed rows, a summary and a report.
+
+    Unlike `audit`, it can be interrupted at any time and goes on where it was.
 
     Args:
         request: what and where.
@@ -87,7 +197,7 @@ def run_audit(
         progress: makes progress bars.
 
     Returns:
-        The summary, as in ``summary.json``.
+        What ``summary.json`` holds.
 
     Raises:
         UserError: something in the request cannot be; nothing has been written then.
@@ -96,34 +206,27 @@ def run_audit(
     watch = _Stopwatch()
     with watch("load"):
         opened = open_sources(request, config)
-        given = _read_given(request, opened.dataset)
+        beside = _read_beside(request, opened)
         fingerprints = opened.fingerprints()
     manifest = config.deciding() | fingerprints | {"columns": request.columns}
     known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
     try:
-        found = _analyse(request, opened, given, known, watch, progress or silent)
+        found = _analyse(request, opened, beside, known, watch, progress)
     except UserError:  # to go on would lead to the same error
         known.clear()
         raise
 
-    def write() -> dict[str, Any]:
-        with watch("write"):
-            summary, scored = _write_rows(request, found)
-        summary["fingerprints"] = fingerprints | {"config": config.fingerprint()}
-        summary["seconds"] = watch.seconds()
-        if found.traced is not None:
-            summary["trace"] = _write_traced(request, found, summary)
-        write_report(scored, summary, request.output / "report.html")
-        # Written last: a folder with a summary is a finished run.
-        write_json(summary, request.output / "summary.json")
+    def write() -> Summary:
+        result = _conclude(request, found, fingerprints, watch, opened.dataset)
+        result.write(AuditFolder(request.output))
         known.clear()
-        return summary
+        return result.summary
 
     return distributed.decide(write)
 
 
 @dataclass(frozen=True)
-class _Given:
+class _Beside:
     """What the user knows beside the pairs.
 
     Attributes:
@@ -139,13 +242,13 @@ class _Given:
 
 @dataclass(frozen=True)
 class _Found:
-    """Everything that an audit finds out, before it is written."""
+    """Everything that an audit finds out."""
 
     opened: Opened
-    given: _Given
+    beside: _Beside
     rows: Rows
     query: Rows
-    fitted: Fitted
+    influence: Influence
     scores: Scores
     scores_as_given: Scores
     witnesses: Witnesses
@@ -156,21 +259,28 @@ class _Found:
     traced: Found | None
 
 
-def _read_given(request: AuditRequest, dataset: Dataset) -> _Given:
-    """Read early, so that a typo shows early."""
-    truth, group, file = request.truth_column, request.group_column, request.vocabulary
+def _read_beside(options: AuditOptions, opened: Opened) -> _Beside:
+    """Read early, so that a typo shows early.
+
+    Raises:
+        UserError: a column or a file is missing, or holds something else; or errors are to be
+            traced of a query that is chosen from the data.
+    """
+    if options.trace and opened.query_set is None:
+        raise UserError("--trace looks for errors in the query: give one (--query).")
+    truth, group, words = options.truth_column, options.group_column, options.vocabulary
     wrong = "is known to be wrong"
-    return _Given(
-        read_flags(dataset, truth, "--truth-column", wrong) if truth else None,
-        read_groups(dataset, group) if group else None,
-        read_vocabulary(file) if file else None,
+    return _Beside(
+        read_flags(opened.dataset, truth, "--truth-column", wrong) if truth else None,
+        read_groups(opened.dataset, group) if group else None,
+        read_vocabulary(words) if isinstance(words, Path) else list(words or []) or None,
     )
 
 
 def _analyse(
-    request: AuditRequest,
+    options: AuditOptions,
     opened: Opened,
-    given: _Given,
+    beside: _Beside,
     known: Checkpoints,
     watch: _Stopwatch,
     progress: ProgressFactory,
@@ -185,43 +295,43 @@ def _analyse(
             f"wrong one looks like: it takes at least {FEWEST}. Give more rows."
         )
     with watch("fit"):
-        fitted = model.fit(rows, query, progress, known)
+        influence = model.fit(rows, query, progress, known)
     with watch("score"):
-        scores, as_given = model.score(rows, progress, known), model.score_as_given(rows)
+        scores, as_given = influence.scores(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
-        planting = known.within("planting")
-        reference, planted = plant_pairs(model, rows, query, progress, planting)
+        within = known.within("planting")
+        reference, planted = plant_pairs(model, influence, query, progress, within)
         witnesses = witnesses_of(model, rows, scores)
         detection = detect(
             witnesses.stack(),
             reference,
             planted,
             errors=witness_errors(scores),
-            groups=given.groups and [given.groups[row] for row in rows.positions.tolist()],
+            groups=beside.groups and [beside.groups[row] for row in rows.positions.tolist()],
         )
     evidence = None
-    if request.suggest:
+    if options.suggest:
         with watch("compare"):
             evidence = find_evidence(
                 model,
                 rows,
                 detection,
-                vocabulary=given.vocabulary,
-                margin=request.suggest_margin,
+                vocabulary=beside.vocabulary,
+                margin=options.suggest_margin,
                 progress=progress,
             )
     traced = None
-    if request.trace:
+    if options.trace:
         with watch("trace"):
             traced = find_and_trace(
-                model, rows, query, kind=TRACED, most=request.trace, progress=progress
+                influence, query, kind=TRACED, most=options.trace, progress=progress
             )
     return _Found(
         opened,
-        given,
+        beside,
         rows,
         query,
-        fitted,
+        influence,
         scores,
         as_given,
         witnesses,
@@ -233,11 +343,18 @@ def _analyse(
     )
 
 
-def _write_rows(request: AuditRequest, found: _Found) -> tuple[dict[str, Any], Dataset]:
-    """Write scored, kept and removed rows; what is to be said of them, and the scored rows."""
+def _conclude(
+    options: AuditOptions,
+    found: _Found,
+    fingerprints: dict[str, str],
+    watch: _Stopwatch,
+    dataset: Dataset,
+    notes: Sequence[str] = (),
+) -> Audit:
+    """What was found, as columns of the data set and in figures."""
     config = found.opened.model.config
     scored = add_columns(
-        found.opened.plain,
+        drop_influence_columns(dataset),
         found.rows,
         found.scores,
         found.scores_as_given,
@@ -246,30 +363,27 @@ def _write_rows(request: AuditRequest, found: _Found) -> tuple[dict[str, Any], D
         config.relative,
         found.evidence,
     )
-    result = clean(scored)
-    request.output.mkdir(parents=True, exist_ok=True)
-    _clear_output(request.output)
-    for name, part in (("scored", scored), ("kept", result.kept), ("removed", result.removed)):
-        write_shards(part, request.output / name)
-    return _summarise(request, found, result), scored
-
-
-def _write_traced(request: AuditRequest, found: _Found, summary: dict[str, Any]) -> dict[str, Any]:
-    """Write the pairs behind errors of the query, with a page; what the report says of them."""
-    assert found.traced is not None
-    traced, rows, query = found.traced, found.rows, found.query
-    described = describe_found(traced, rows, query)
-    of_page = {"rows": len(rows), "seconds": summary["seconds"].get("trace"), "warnings": []}
-    write_traces(traced, rows, query, request.output)
-    errors = list(describe_errors_and_causes(traced, rows, query))
-    write_trace_page(
-        errors,
-        summary | described | of_page,
-        found.opened.dataset,
-        found.opened.query_rows,
-        request.output / "trace.html",
+    summary = _summarise(options, found, notes).replace(
+        fingerprints=fingerprints | {"config": config.fingerprint()}, seconds=watch.seconds()
     )
-    return described | {"worst": errors[:SHOWN_TRACED]}
+    if found.traced is None:
+        return Audit(scored, summary)
+    traced = _describe_traced(found, found.traced, summary)
+    findings = TraceFindings(
+        **{name: getattr(traced.summary, name) for name in TraceFacts.model_fields},
+        worst=list(traced.errors[:SHOWN_TRACED]),
+    )
+    return Audit(scored, summary.replace(trace=findings), traced)
+
+
+def _describe_traced(found: _Found, traced: Found, summary: Summary) -> Traced:
+    """The traced errors with a summary of their own: that of the audit, as far as it is theirs."""
+    shared = TraceSummary.model_fields.keys() & Summary.model_fields.keys()
+    facts = {name: getattr(summary, name) for name in shared}
+    facts |= dict(describe_found(traced, found.rows, found.query))
+    facts |= {"seconds": summary.seconds["trace"], "warnings": []}
+    errors = list(describe_errors_and_causes(traced, found.rows, found.query))
+    return Traced(errors, TraceSummary(**facts), found.opened.query_rows)
 
 
 # ------------------------------------------------------------------------------ before the run
@@ -278,28 +392,7 @@ def _write_traced(request: AuditRequest, found: _Found, summary: dict[str, Any])
 def _check_output(request: AuditRequest) -> None:
     """Refuse a folder that holds what must not be lost."""
     output = request.output
-    require_writable(output)
-    present = sorted(path.name for path in output.iterdir()) if output.exists() else []
-    ours = (*RESULTS, CHECKPOINTS)
-    foreign = [n for n in present if n not in ours and not n.endswith(".partial")]
-    if foreign:
-        raise UserError(
-            f"--output {output} holds other files ({', '.join(foreign[:3])}). Give a new folder."
-        )
-    if request.trace and request.query is None:
-        raise UserError("--trace looks for errors in the query: give one (--query).")
-    if request.resume and "summary.json" in present and CHECKPOINTS not in present:
-        raise UserError(f"The run in --output {output} is finished. Give --overwrite to repeat it.")
-    if CHECKPOINTS in present and not (request.resume or request.overwrite):
-        raise UserError(
-            f"--output {output} holds an interrupted run: --resume goes on with it, --overwrite "
-            "starts anew."
-        )
-    if present and not (request.resume or request.overwrite):
-        raise UserError(
-            f"--output {output} holds another run ({', '.join(present)}). Give a new folder, or "
-            "--overwrite to replace it."
-        )
+    _require_free(output, resume=request.resume, overwrite=request.overwrite)
     inside = [
         source
         for source in (request.dataset, request.query, request.model)
@@ -312,149 +405,143 @@ def _check_output(request: AuditRequest) -> None:
         )
 
 
-def _clear_output(output: Path) -> None:
-    """Remove an earlier run, only now that the new one is complete in memory."""
-    for path in [*(output / name for name in RESULTS), *output.glob(".*.partial")]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _require_free(output: Path, *, resume: bool = False, overwrite: bool) -> None:
+    require_free(output, finished=SUMMARY, others=RESULTS, resume=resume, overwrite=overwrite)
 
 
 # ------------------------------------------------------------------------------- what was found
 
 
-def _summarise(request: AuditRequest, found: _Found, result: CleanResult) -> dict[str, Any]:
-    """The content of ``summary.json``, without times and fingerprints."""
-    opened, rows, detection, fitted = found.opened, found.rows, found.detection, found.fitted
-    config, evidence = opened.model.config, found.evidence
-    provenance = opened.provenance(rows, found.query)
-    summary = {
-        **provenance,
-        "unreadable_reasons": dict(Counter(rows.reasons.values())),
-        "flagged": int(detection.flag.sum()),
-        "kept": len(result.kept),
-        "removed": len(result.removed),
-        "noise": _describe_noise(detection, found.reference, found.planted),
-        "groups": _describe_groups(request, detection),
-        "suggestions": _describe_suggestions(request, evidence),
-        "duplicates": evidence.describe_duplicates() if evidence else None,
-        "query": provenance["query"] | _describe_query(found),
-        "fit": asdict(fitted.fit)
-        | {"parameters": config.parameters, "count": opened.model.encoder.count},
-        "solvers": [
-            {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
-        ],
-        "loaded": _describe_loading(opened),
-    }
-    if found.given.truth is not None:
-        positions = rows.positions.numpy()
-        summary["truth"] = _judge(found.given.truth, request.truth_column, positions, detection)
-    summary["warnings"] = [*_warnings(summary, fitted), *opened.warnings(rows, found.query)]
-    return summary
+def _summarise(options: AuditOptions, found: _Found, notes: Sequence[str]) -> Summary:
+    """What was found, without times and fingerprints."""
+    opened, rows, detection = found.opened, found.rows, found.detection
+    fitted = found.influence.fitted
+    evidence, truth = found.evidence, found.beside.truth
+    flagged = int(detection.flag.sum())
+    summary = Summary(
+        **opened.provenance(
+            rows,
+            found.query,
+            loss_before_fit=fitted.query_loss_before,
+            loss=fitted.query_loss,
+            alignment=fitted.alignment,
+        ),
+        unreadable_reasons=dict(Counter(rows.reasons.values())),
+        flagged=flagged,
+        kept=len(rows) - flagged,
+        removed=flagged + len(rows.reasons),
+        noise=_describe_noise(detection, found.reference, found.planted),
+        groups=_describe_groups(options, detection),
+        suggestions=_describe_suggestions(options, evidence),
+        duplicates=_describe_duplicates(evidence) if evidence else None,
+        fit=FitFacts(
+            **asdict(fitted.fit),
+            parameters=opened.model.config.parameters,
+            count=opened.model.encoder.count,
+        ),
+        solvers=describe_solves(fitted),
+        loaded=_describe_loading(opened),
+        truth=None
+        if truth is None
+        else _judge(truth[rows.positions.numpy()], str(options.truth_column), detection),
+    )
+    warnings = [*_warnings(summary), *opened.warnings(rows, found.query), *notes]
+    return summary.replace(warnings=warnings)
 
 
-def _describe_loading(opened: Opened) -> dict[str, str | None]:
-    """What else scores depend on: the commit of a model of the Hub, dtype, image processor."""
+def _describe_loading(opened: Opened) -> Loaded:
     model = opened.model
-    return {
-        "revision": find_commit(opened.sources.model),
-        "dtype": str(model.encoder.input_dtype).removeprefix("torch."),
-        "image_processor": type(model.processor.image_processor).__name__,
-    }
+    return Loaded(
+        revision=find_commit(opened.sources.model),
+        dtype=str(model.encoder.input_dtype).removeprefix("torch."),
+        image_processor=type(model.processor.image_processor).__name__,
+    )
 
 
 def _describe_noise(
-    detection: Detection, reference: np.ndarray, planted: Sequence[np.ndarray]
-) -> dict[str, Any]:
-    """Noise rate and threshold, and how well wrong pairs made on purpose are told from the rest."""
-    return {
-        "rate": detection.noise_rate,
-        "threshold": detection.threshold,
-        "borderline": int(detection.borderline.sum()),
-        "planted_auroc": detection.planted_auroc,
-        "planted_score_auroc": auroc(-np.concatenate(planted)[:, 1], -reference[:, 1]),
-    }
+    detection: Detection, reference: np.ndarray, injected: Sequence[np.ndarray]
+) -> Noise:
+    return Noise(
+        rate=detection.noise_rate,
+        threshold=detection.threshold,
+        borderline=int(detection.borderline.sum()),
+        injected_auroc=detection.planted_auroc,
+        injected_score_auroc=auroc(-np.concatenate(injected)[:, 1], -reference[:, 1]),
+    )
 
 
-def _describe_groups(request: AuditRequest, detection: Detection) -> dict[str, Any] | None:
-    """Those with a noise rate of their own; all other rows have that of all data."""
-    if request.group_column is None:
+def _describe_groups(options: AuditOptions, detection: Detection) -> Groups | None:
+    if options.group_column is None:
         return None
-    return {
-        "column": request.group_column,
-        "smallest": SMALLEST_GROUP,
-        "other_rows": len(detection.flag) - sum(group.rows for group in detection.groups),
-        "table": [asdict(group) for group in detection.groups],
-    }
+    return Groups(
+        column=options.group_column,
+        smallest=SMALLEST_GROUP,
+        other_rows=len(detection.flag) - sum(group.rows for group in detection.groups),
+        table=[GroupFacts(**asdict(group)) for group in detection.groups],
+    )
 
 
-def _describe_suggestions(
-    request: AuditRequest, evidence: Evidence | None
-) -> dict[str, Any] | None:
+def _describe_suggestions(options: AuditOptions, evidence: Evidence | None) -> Suggestions | None:
     if evidence is None:
         return None
-    return {
-        "count": int(evidence.suggested.sum()),
-        "least_margin": evidence.least_margin,
-        "vocabulary": request.vocabulary and str(request.vocabulary),
-    }
+    return Suggestions(
+        count=int(evidence.suggested.sum()),
+        least_margin=evidence.least_margin,
+        vocabulary=_name_of(options.vocabulary),
+    )
 
 
-def _describe_query(found: _Found) -> dict[str, Any]:
-    fitted = found.fitted
-    return {
-        "loss_before_fit": fitted.query_loss_before,
-        "loss": fitted.query_loss,
-        "alignment": fitted.alignment,
-    }
+def _name_of(vocabulary: Path | Sequence[str] | None) -> str | None:
+    if vocabulary is None:
+        return None
+    if isinstance(vocabulary, Path):
+        return str(vocabulary)
+    return f"{len(vocabulary):,} captions given"
 
 
-def _judge(
-    truth: np.ndarray, column: str | None, positions: np.ndarray, detection: Detection
-) -> dict[str, Any]:
-    """How much of what is known to be wrong was found; evaluation alone."""
-    wrong = truth[positions]
+def _describe_duplicates(evidence: Evidence) -> Duplicates:
+    counts = evidence.describe_duplicates()
+    return Duplicates(**{kind: DuplicateCounts(**counts[kind]) for kind in counts})
+
+
+def _judge(wrong: np.ndarray, column: str, detection: Detection) -> Truth:
+    """How much was found of the readable rows that are known to be wrong, ``(N,)`` booleans."""
     found = int((wrong & detection.flag).sum())
-    judged: dict[str, Any] = {
-        "column": column,
-        "misaligned": int(wrong.sum()),
-        "found": found,
-        "precision": found / int(detection.flag.sum()) if detection.flag.any() else None,
-        "recall": found / int(wrong.sum()) if wrong.any() else None,
-    }
+    figures: dict[str, float] = {}
     if 0 < wrong.sum() < len(wrong):
         probability = detection.probability
         top = np.argsort(-probability, kind="stable")[:20]
-        judged |= {
+        figures = {
             "auroc": float(roc_auc_score(wrong, probability)),
             "average_precision": float(average_precision_score(wrong, probability)),
             "precision_at_20": float(wrong[top].mean()),
         }
-    return judged
+    return Truth(
+        column=column,
+        misaligned=int(wrong.sum()),
+        found=found,
+        precision=found / int(detection.flag.sum()) if detection.flag.any() else None,
+        recall=found / int(wrong.sum()) if wrong.any() else None,
+        **figures,
+    )
 
 
-def _warnings(summary: dict[str, Any], fitted: Fitted) -> Iterator[str]:
-    if summary["groups"] and not summary["groups"]["table"]:
+def _warnings(summary: Summary) -> Iterator[str]:
+    if summary.groups and not summary.groups.table:
         yield (
-            f"No group of {summary['groups']['column']!r} has {SMALLEST_GROUP} rows, so all rows "
+            f"No group of {summary.groups.column!r} has {SMALLEST_GROUP} rows, so all rows "
             "are judged by one noise rate and threshold."
         )
-    if summary["noise"]["planted_score_auroc"] < 0.5:
+    if summary.noise.injected_score_auroc < 0.5:
         yield (
             "ecif_score is inverted here: wrong pairs made on purpose look valuable, not harmful. "
             "The model is far from an optimum on these data (see gradient_norm): fit it longer "
             "(--fit-epochs), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
         )
-    for purpose, report in fitted.solvers.items():
-        if not report.converged:
-            yield (
-                f"The solve for the {purpose} reached a relative residual of "
-                f"{report.relative_residual:.1e}, not {report.tolerance:.0e}: {report.advice}."
-            )
-    if summary["scored"] < 200:
+    yield from filter(None, (solve.warning for solve in summary.solvers))
+    if summary.scored < 200:
         yield (
-            f"With {summary['scored']} rows, the noise rate and the threshold are rough guesses; "
+            f"With {summary.scored} rows, the noise rate and the threshold are rough guesses; "
             "review the order of the rows rather than the flags."
         )
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
 
+from hf_ecif.applications.outputs import require_free
 from hf_ecif.config import InfluenceConfig
+from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.cleaning import BEFORE, WEIGHT, CleanResult, Strategy, clean
 from hf_ecif.data.images import image_hashes
 from hf_ecif.data.loading import load_rows
-from hf_ecif.data.parquet import write_shards
 from hf_ecif.data.schema import check_columns, read_flags
+from hf_ecif.data.summary import (
+    CleaningFacts,
+    ComparisonFacts,
+    Measured,
+    OutcomeFacts,
+    Summary,
+)
 from hf_ecif.errors import UserError
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.retraining import (
@@ -27,7 +34,6 @@ from hf_ecif.influence.retraining import (
 from hf_ecif.influence.rows import Rows
 from hf_ecif.reports.audit import write_report
 from hf_ecif.reports.outcomes import write_cleaning_page
-from hf_ecif.utils.files import CHECKPOINTS, read_json, require_new, write_json
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 
@@ -89,34 +95,30 @@ def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Clea
     """
     output = request.output
     if output:
-        require_new(output)
-    home, scored, summary = _open_audit(request.audit)
-    text_column = request.text_column or summary.get("columns", {}).get("text", "text")
+        require_free(output)
+    audit, scored, summary = _open_audit(request.audit)
+    text_column = request.text_column or (summary.columns.text if summary else "text")
     results = _clean_by_all(scored, request, text_column)
     comparison = None
     if request.test:
         comparison = compare_cleanings(request, scored, results, summary, text_column, progress)
     cleaning = Cleaning(results, comparison)
     if output:
-        told = _write(cleaning, request, output)
+        told = _write(cleaning, request, AuditFolder(output))
         if summary:
-            _write_evidence(home, scored, summary | {"cleaning": told}, output)
+            _write_evidence(audit, scored, summary, told, AuditFolder(output))
     return cleaning
 
 
-def _open_audit(folder: Path) -> tuple[Path, Dataset, dict[str, Any]]:
-    """The folder of an audit, its scored rows, and its summary; empty where there is none."""
+def _open_audit(folder: Path) -> tuple[AuditFolder, Dataset, Summary | None]:
+    """An audit, its scored rows, and its summary; None where there is none."""
     if not folder.is_dir():
         raise UserError(f"There is no audit in {folder}. Name the --output of 'hf-ecif audit'.")
-    inside = (folder / "scored").is_dir()
-    if not inside and (folder / CHECKPOINTS).is_dir():
-        raise UserError(
-            f"The audit in {folder} was interrupted. Finish it first: hf-ecif audit --resume."
-        )
-    home = folder if inside else folder.parent
-    path = home / "summary.json"
-    summary = read_json(path) if path.is_file() else {}
-    return home, load_rows(str(folder / "scored" if inside else folder), "train"), summary
+    if AuditFolder(folder).is_interrupted:
+        AuditFolder(folder).read_summary()  # says so
+    audit = AuditFolder.around(folder)
+    rows = load_rows(str(audit.scored if audit.path == folder else folder), "train")
+    return audit, rows, audit.read_summary() if audit.has_summary else None
 
 
 def _clean_by_all(
@@ -136,29 +138,36 @@ def _clean_by_all(
     }
 
 
-def _write(cleaning: Cleaning, request: CleanRequest, output: Path) -> dict[str, Any]:
+def _write(cleaning: Cleaning, request: CleanRequest, output: AuditFolder) -> CleaningFacts:
     """The rows, and what is told of them in ``cleaning.json``."""
-    result = cleaning.result
-    for name, part in (("kept", result.kept), ("removed", result.removed)):
-        write_shards(part, output / name)
-    summary: dict[str, Any] = {"audit": str(request.audit), "strategy": request.strategy}
-    summary |= {"share": request.share, "counts": result.counts()}
-    if cleaning.comparison:
-        summary["comparison"] = cleaning.comparison.to_dict()
-        write_cleaning_page(summary, output / "cleaning.html")
-    write_json(summary, output / "cleaning.json")
-    return summary
+    output.write_rows(cleaning.result)
+    facts = CleaningFacts(
+        audit=str(request.audit),
+        strategy=request.strategy,
+        share=request.share,
+        counts=cleaning.result.counts(),
+        comparison=cleaning.comparison.describe() if cleaning.comparison else None,
+    )
+    if facts.comparison:
+        write_cleaning_page(facts, facts.comparison, output.cleaning_page)
+    output.write_cleaning(facts)
+    return facts
 
 
-def _write_evidence(home: Path, scored: Dataset, summary: dict[str, Any], output: Path) -> None:
+def _write_evidence(
+    audit: AuditFolder,
+    scored: Dataset,
+    summary: Summary,
+    cleaning: CleaningFacts,
+    output: AuditFolder,
+) -> None:
     """Summary and report of the audit with the new counts, so that the rows can be published."""
-    counts = summary["cleaning"]["counts"]
-    summary |= {name: counts[name] for name in ("kept", "removed")}
-    if (home / "report.html").is_file():
-        columns = summary["columns"]
-        rows = check_columns(scored, columns["image"], columns["text"])
-        write_report(rows, summary, output / "report.html")
-    write_json(summary, output / "summary.json")
+    counts = {name: cleaning.counts[name] for name in ("kept", "removed")}
+    summary = summary.replace(cleaning=cleaning, **counts)
+    if audit.report.is_file():
+        rows = check_columns(scored, summary.columns.image, summary.columns.text)
+        write_report(rows, summary, output.report)
+    output.finish(summary)
 
 
 @dataclass(frozen=True)
@@ -178,21 +187,29 @@ class Comparison:
     test_rows: int
     warnings: list[str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            "test": self.test,
-            "test_rows": self.test_rows,
-            "outcomes": [outcome.to_dict() for outcome in self.outcomes],
-            "warnings": self.warnings,
-        }
+    def describe(self) -> ComparisonFacts:
+        """As a summary tells of it."""
+        return ComparisonFacts(
+            test=self.test,
+            test_rows=self.test_rows,
+            outcomes=[_describe_outcome(outcome) for outcome in self.outcomes],
+            warnings=self.warnings,
+        )
+
+
+def _describe_outcome(outcome: Outcome) -> OutcomeFacts:
+    measures = {
+        name: Measured(mean=outcome.mean(name), stderr=outcome.stderr(name), values=values)
+        for name, values in outcome.values.items()
+    }
+    return OutcomeFacts(version=outcome.version, rows=outcome.rows, measures=measures)
 
 
 def compare_cleanings(
     request: CleanRequest,
     scored: Dataset,
     results: Mapping[Strategy, CleanResult],
-    summary: Mapping[str, Any],
+    summary: Summary | None,
     text_column: str,
     progress: ProgressFactory = silent,
 ) -> Comparison:
@@ -210,17 +227,17 @@ def compare_cleanings(
         UserError: there is no summary, or the test cannot be read.
     """
     assert request.test is not None
-    if not {"model", "config", "columns"} <= summary.keys():
+    if summary is None:
         raise UserError(
             f"{request.audit} has no summary.json that names the audited model, which --test "
             "needs. Give the folder of the audit, as hf-ecif audit wrote it."
         )
     if request.repeats < 1:
         raise UserError(f"--repeats {request.repeats}: must be at least 1.")
-    columns = summary["columns"]["image"], text_column
+    columns = summary.columns.image, text_column
     test_set = _open_test(request.test, request.test_split, columns)
-    config = InfluenceConfig.from_dict(summary["config"], "summary.json")
-    model = InfluenceModel.from_pretrained(request.model or summary["model"], config)
+    config = InfluenceConfig.from_dict(summary.config, "summary.json")
+    model = InfluenceModel.from_pretrained(request.model or summary.model, config)
 
     def read(name: str, dataset: Dataset) -> Rows:
         return model.read(dataset, *columns, progress(f"Read {name}", len(dataset)))
@@ -232,9 +249,10 @@ def compare_cleanings(
         for strategy, result in results.items()
     }
     versions = dict(_versions(rows, kept, request.repeats, config.seed))
-    truth = (summary.get("truth") or {}).get("column")
-    if truth:
-        wrong = read_flags(scored, truth, "The truth column", "is wrong")[rows.positions]
+    if summary.truth:
+        wrong = read_flags(scored, summary.truth.column, "The truth column", "is wrong")[
+            rows.positions
+        ]
         right = rows.select(torch.from_numpy(~wrong).nonzero()[:, 0])
         versions["all that are right"] = [Version(right)] * request.repeats
     source = f"{request.test}, split {request.test_split}"
@@ -277,9 +295,9 @@ def _versions(
 
 
 def _warnings(
-    source: str, scored: Dataset, test: Dataset, image_column: str, summary: Mapping[str, Any]
+    source: str, scored: Dataset, test: Dataset, image_column: str, summary: Summary
 ) -> Iterator[str]:
-    if source == summary.get("query", {}).get("source"):
+    if source == summary.query.source:
         yield (
             "The test is the query that the pairs were judged by, so what is kept suits it. Give "
             "other rows."

@@ -8,10 +8,10 @@ from pathlib import Path
 from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.sources import Sources, open_sources
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.influence.fitted import Fitted
+from hf_ecif.influence.influence import Influence
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
-from hf_ecif.utils.files import CHECKPOINTS, sweep
+from hf_ecif.utils.files import CHECKPOINTS, FIT, sweep
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 
@@ -26,22 +26,27 @@ class FitRequest(Sources):
 
 def run_fit(
     request: FitRequest, config: InfluenceConfig, progress: ProgressFactory = silent
-) -> Fitted:
+) -> Influence:
     """Fit, and save what scoring needs into a folder.
 
     Raises:
         UserError: something in the request cannot be.
     """
     distributed.decide(
-        lambda: require_free(request.output, resume=request.resume, overwrite=request.overwrite)
+        lambda: require_free(
+            request.output,
+            finished=FIT,
+            resume=request.resume,
+            overwrite=request.overwrite,
+        )
     )
     opened = open_sources(request, config)
     manifest = config.deciding() | opened.fingerprints() | {"columns": request.columns}
     known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
     rows, query = opened.read(progress, known)
-    fitted = opened.model.fit(rows, query, progress, known)
+    influence = opened.model.fit(rows, query, progress, known)
     if distributed.is_main():
-        opened.model.save_pretrained(request.output)
+        influence.save_pretrained(request.output)
         sweep(request.output)
         known.clear()
-    return fitted
+    return influence

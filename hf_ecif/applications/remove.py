@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from datasets import Dataset
 from torch import Tensor
 
+from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.sources import Opened, Sources, open_sources
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns, read_flags
+from hf_ecif.data.summary import RemovalFacts, RemovalSummary, Solve
 from hf_ecif.errors import UserError
 from hf_ecif.influence.leverage import memorised
+from hf_ecif.influence.removal import RemovalReport
 from hf_ecif.influence.retraining import measure
 from hf_ecif.influence.rows import Rows, require_pairs
+from hf_ecif.influence.saving import save_model
 from hf_ecif.reports.outcomes import write_removal_page
 from hf_ecif.utils import distributed
-from hf_ecif.utils.files import require_new, write_json
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 LEAST_CHANGE = 0.01  # nats of the query's loss that are worth a word
-APART = 0.8  # of the larger change; short fits are foretold a third as large as they are
+APART = 0.8  # of the larger change; short fits are predicted a third as large as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +44,11 @@ class RemoveRequest(Sources):
 
 def run_remove(
     request: RemoveRequest, config: InfluenceConfig, progress: ProgressFactory = silent
-) -> dict[str, Any]:
+) -> RemovalSummary:
     """Save a model without the influence of some rows, ``removal.json`` and ``removal.html``.
 
     Returns:
-        The content of ``removal.json``: the predicted change of the query's loss, how the removal
+        What ``removal.json`` holds: the predicted change of the query's loss, how the removal
         went, and under ``measures`` the query and the test set, before, after and, if asked for,
         after a retraining without the rows.
 
@@ -55,7 +57,7 @@ def run_remove(
     """
     if request.retrain and config.fit_epochs == 0:
         raise UserError("--fit-epochs 0 trains nothing, so there is no --retrain.")
-    distributed.decide(lambda: require_new(request.output))
+    distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     model = opened.model
     wanted = read_flags(opened.dataset, request.where, "--where", "is to be removed")
@@ -64,33 +66,35 @@ def run_remove(
     judges = {"query": query}
     if test_set is not None:
         judges["test"] = require_pairs("--test", model.read(test_set, *request.columns))
-    members = torch.from_numpy(wanted)[rows.positions]
-    fitted = model.fit(rows, query, progress)
-    predicted = model.score_group(rows, members).task.item()
+    members = rows.chosen(wanted)
+    influence = model.fit(rows, query, progress)
+    predicted = influence.score_group(members).task.item()
     start = time.perf_counter()
-    theta, report = model.remove(rows, members, steps=request.steps, progress=progress)
+    training, advance = influence.require_training(), progress("Remove", request.steps)
+    theta, report = training.remove(members, request.steps, advance)
     seconds = {"remove": time.perf_counter() - start}
-    states = {"before": fitted.theta, "after": theta}
+    states = {"before": influence.theta, "after": theta}
     if request.retrain:
         start = time.perf_counter()
-        states["retrained"] = model.refit(rows.select((~members).nonzero()[:, 0]))
+        states["retrained"] = influence.refit(members)
         seconds["retrain"] = time.perf_counter() - start
     measures = {name: _measure(opened, states, judge) for name, judge in judges.items()}
-    leverage = model.sample_leverage()
+    leverage = influence.sample_leverage()
 
-    def write() -> dict[str, Any]:
-        summary = {
+    def write() -> RemovalSummary:
+        notes = [*_warnings(leverage, measures["query"], predicted), *opened.warnings(rows, query)]
+        summary = RemovalSummary(
             **opened.provenance(rows, query),
-            "where": request.where,
-            "test": request.test and f"{request.test}, split {request.test_split}",
-            "predicted_change": predicted,
-            "measures": measures,
-            "removal": asdict(report),
-            "seconds": seconds,
-        }
-        summary["warnings"] = [*_warnings(leverage, summary), *opened.warnings(rows, query)]
-        model.save_edited(theta, request.output)
-        write_json(summary, request.output / "removal.json")
+            where=request.where,
+            test=f"{request.test}, split {request.test_split}" if request.test else None,
+            predicted_change=predicted,
+            measures=measures,
+            removal=_describe(report),
+            seconds=seconds,
+            warnings=notes,
+        )
+        save_model(model.edited(theta), model.processor, request.output)
+        summary.save(request.output / "removal.json")
         write_removal_page(summary, request.output / "removal.html")
         return summary
 
@@ -108,19 +112,28 @@ def _measure(opened: Opened, states: dict[str, Tensor], judge: Rows) -> dict[str
     return {name: measure(opened.model, theta, judge) for name, theta in states.items()}
 
 
-def _warnings(leverage: Tensor | None, summary: dict[str, Any]) -> list[str]:
+def _describe(report: RemovalReport) -> RemovalFacts:
+    solves = [
+        Solve(purpose=f"step {step}", **asdict(solve))
+        for step, solve in enumerate(report.solvers, 1)
+    ]
+    return RemovalFacts(**asdict(report) | {"solvers": solves})
+
+
+def _warnings(
+    leverage: Tensor | None, query: dict[str, dict[str, float]], predicted: float
+) -> Iterator[str]:
     warning = None if leverage is None else memorised(leverage)
-    return [text for text in (warning, _against_the_scores(summary)) if text is not None]
+    yield from filter(None, (warning, _against_the_scores(query, predicted)))
 
 
-def _against_the_scores(summary: dict[str, Any]) -> str | None:
-    """Whether the edit did something else than the scores foretold, to an extent that matters."""
-    query, predicted = summary["measures"]["query"], summary["predicted_change"]
+def _against_the_scores(query: dict[str, dict[str, float]], predicted: float) -> str | None:
+    """Whether the edit did something else than the scores predicted, to an extent that matters."""
     change = query["after"]["loss"] - query["before"]["loss"]
     largest = max(abs(change), abs(predicted))
     if largest < LEAST_CHANGE or abs(change - predicted) < APART * largest:
         return None
     return (
-        f"The query's loss changed by {change:+.4f}, where the scores foretold {predicted:+.4f}. "
+        f"The query's loss changed by {change:+.4f}, where the scores predicted {predicted:+.4f}. "
         "One of the two is wrong: compare with --retrain before you use the edited model."
     )

@@ -14,16 +14,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
+from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-from hf_ecif.applications.outputs import SCORING, require_free
+from hf_ecif.applications.outputs import require_free
 from hf_ecif.data.loading import fingerprint_source, load_rows, stream_rows
 from hf_ecif.data.parquet import write_rows
-from hf_ecif.data.schema import check_columns, drop_influence_columns
+from hf_ecif.data.schema import check_columns
 from hf_ecif.errors import UserError
-from hf_ecif.influence.model import InfluenceModel
-from hf_ecif.influence.scorer import REASON, scored_columns
+from hf_ecif.influence.influence import Influence
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import MANIFEST, read_manifest, require_same
 from hf_ecif.utils.files import sweep, write_json
@@ -32,7 +31,7 @@ from hf_ecif.utils.progress import ProgressFactory, silent
 T = TypeVar("T")
 
 
-SHARDS = "scored"
+SHARDS, SCORING = "scored", "scoring.json"  # the latter of a finished run
 
 
 BATCHES = 4  # contrastive batches of a block: its rows can meet in many ways
@@ -63,12 +62,17 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
         UserError: something in the request cannot be.
     """
     distributed.decide(
-        lambda: require_free(request.output, resume=request.resume, overwrite=request.overwrite)
+        lambda: require_free(
+            request.output,
+            finished=SCORING,
+            resume=request.resume,
+            overwrite=request.overwrite,
+        )
     )
-    model = _open_fit(request.influence)
-    dataset, size = _open(request), BATCHES * model.config.batch_size
+    influence = _open_fit(request.influence)
+    dataset, size = _open(request), BATCHES * influence.config.batch_size
     manifest = {
-        "fit": model.fingerprint,
+        "fit": influence.fingerprint,
         "dataset": request.dataset,
         "data": distributed.decide(lambda: fingerprint_source(request.dataset)),
         "split": request.split,
@@ -78,7 +82,7 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
         "rows_per_block": size,
     }
     distributed.decide(lambda: _begin(request, manifest))
-    mine = _score_blocks(request, model, dataset, size, progress)
+    mine = _score_blocks(request, influence, dataset, size, progress)
     counts = sum(distributed.collect(mine), Counter())
     if not counts["rows"]:
         distributed.decide((request.output / MANIFEST).unlink)  # there is nothing to go on with
@@ -91,15 +95,12 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
     return summary
 
 
-def _open_fit(name: str) -> InfluenceModel:
+def _open_fit(name: str) -> Influence:
     remedy = "give the folder of 'hf-ecif fit', or the Hub id of one that was pushed."
     try:
-        model = InfluenceModel.from_pretrained(name)
+        return Influence.from_pretrained(name)
     except UserError as error:
         raise UserError(f"There is no fit to score with: {error} Here, {remedy}") from error
-    if model.fitted is None:
-        raise UserError(f"{name} holds no fit: {remedy}")
-    return model
 
 
 class _Block(NamedTuple):
@@ -116,13 +117,13 @@ class _Block(NamedTuple):
 
 def _score_blocks(
     request: ScoreRequest,
-    model: InfluenceModel,
+    influence: Influence,
     dataset: Dataset | IterableDataset,
     size: int,
     progress: ProgressFactory,
 ) -> Counter[str]:
     """Score this process's blocks; rows, those without a score, and shards."""
-    folder = request.output / SHARDS
+    folder, names = request.output / SHARDS, (request.image_column, request.text_column)
     counts: Counter[str] = Counter()
     if isinstance(dataset, IterableDataset):
         blocks = _blocks_of_stream(dataset, size, folder)
@@ -134,21 +135,11 @@ def _score_blocks(
         path = folder / block.shard
         if not _is_whole(path):
             with distributed.alone():
-                write_rows(_scored(model, block.load(), request), path)
+                write_rows(influence.score(block.load(), *names), path)
         done = _count(path)
         counts.update(done)
         advance(done["rows"])
     return counts
-
-
-def _scored(model: InfluenceModel, rows: Dataset, request: ScoreRequest) -> Dataset:
-    """The rows with their influence columns."""
-    names = request.image_column, request.text_column
-    checked = check_columns(drop_influence_columns(rows), *names)
-    columns = scored_columns(model, model.read_any(checked, *names))
-    types = {name: Value("string" if name == REASON else "float32") for name in columns}
-    scored = Dataset.from_dict(columns, features=Features(types))
-    return concatenate_datasets([checked, scored], axis=1)
 
 
 def _my_ranges(count: int, size: int) -> list[range]:

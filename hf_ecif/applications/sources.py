@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -15,14 +15,17 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.images import fingerprint_rows, image_hashes
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns, drop_influence_columns, is_influence_column
+from hf_ecif.data.summary import Columns, QueryFacts, Solve
+from hf_ecif.influence.fitted import Fitted
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.queries import choose_query
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.version import __version__
 
-PACKAGES = ("hf_ecif", "torch", "transformers", "datasets", "scikit-learn", "pillow")
+PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +86,14 @@ class Opened:
             return rows, choose_query(rows, self.model.encoder, seed=self.model.config.seed)
         return rows, read("query", self.query_set)
 
-    def provenance(self, rows: Rows, query: Rows) -> dict[str, Any]:
-        """What every summary says of where its figures come from."""
+    def provenance(self, rows: Rows, query: Rows, **of_query: Any) -> dict[str, Any]:
+        """Fields of a `Provenance`; warnings are apart.
+
+        Args:
+            rows: those of the data.
+            query: those of the query.
+            of_query: further fields of `QueryFacts`.
+        """
         sources, config = self.sources, self.model.config
         chosen = self.query_set is None
         named = f"{sources.query}, split {sources.query_split}"
@@ -92,20 +101,22 @@ class Opened:
             "model": sources.model,
             "dataset": sources.dataset,
             "split": sources.split,
-            "columns": {"image": sources.image_column, "text": sources.text_column},
+            "columns": Columns(image=sources.image_column, text=sources.text_column),
             "rows": rows.total,
             "scored": len(rows),
             "unreadable": len(rows.reasons),
-            "query": {
-                "source": "chosen from the data" if chosen else named,
-                "dataset": sources.query,
-                "split": None if chosen else sources.query_split,
-                "rows": len(query),
-                "chosen": chosen,
-                "overlap": len(query) if chosen else self._overlap,
-            },
+            "query": QueryFacts(
+                source="chosen from the data" if chosen else named,
+                dataset=sources.query,
+                split=None if chosen else sources.query_split,
+                rows=len(query),
+                chosen=chosen,
+                overlap=len(query) if chosen else self._overlap,
+                **of_query,
+            ),
             "config": config.to_dict(),
-            "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+            "versions": {"python": platform.python_version(), "hf_ecif": __version__}
+            | {p: version(p) for p in PACKAGES},
             "seed": config.seed,
         }
 
@@ -155,6 +166,11 @@ class Opened:
             }
 
         return distributed.decide(look)
+
+
+def describe_solves(fitted: Fitted) -> list[Solve]:
+    """The solves of a fit, as a summary tells of them."""
+    return [Solve(purpose=purpose, **asdict(solve)) for purpose, solve in fitted.solvers.items()]
 
 
 def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:

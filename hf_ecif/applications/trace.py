@@ -5,23 +5,29 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from datasets import Dataset, Features, Value
 from torch import Tensor
 
-from hf_ecif.applications.sources import Opened, Sources, open_sources
+from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
 from hf_ecif.applications.tracing import Errors, Task, Traces, describe_errors, find_errors, trace
 from hf_ecif.config import InfluenceConfig
+from hf_ecif.data.summary import (
+    Cause,
+    ErrorCounts,
+    Often,
+    TracedError,
+    TraceFacts,
+    TraceSummary,
+)
 from hf_ecif.errors import UserError
-from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.rows import Rows
-from hf_ecif.reports.trace import write_trace_page
+from hf_ecif.reports.trace import write_trace_page, write_traces
 from hf_ecif.utils import distributed
-from hf_ecif.utils.files import aside, require_new, write_json
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 TASKS: dict[str, Task] = {
@@ -65,25 +71,24 @@ class Found:
 
 def run_trace(
     request: TraceRequest, config: InfluenceConfig, progress: ProgressFactory = silent
-) -> dict[str, Any]:
+) -> TraceSummary:
     """Trace errors of the query; writes ``trace.parquet``, ``summary.json`` and ``trace.html``.
 
     Returns:
-        The content of ``summary.json``.
+        What ``summary.json`` holds.
 
     Raises:
         UserError: something in the request cannot be.
     """
     start = time.perf_counter()
     _check(request)
-    distributed.decide(lambda: require_new(request.output))
+    distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
     chosen = _find_rows(request.rows, query) if request.rows else None
-    opened.model.fit(rows, query, progress)
+    influence = opened.model.fit(rows, query, progress)
     found = find_and_trace(
-        opened.model,
-        rows,
+        influence,
         query,
         kind=request.errors,
         chosen=chosen,
@@ -93,24 +98,23 @@ def run_trace(
         progress=progress,
     )
 
-    def write() -> dict[str, Any]:
-        summary = _summarise(request, opened, rows, query, found)
-        summary["seconds"] = round(time.perf_counter() - start, 2)
-        write_traces(found, rows, query, request.output)
+    def write() -> TraceSummary:
+        seconds = round(time.perf_counter() - start, 2)
+        summary = _summarise(request, opened, influence, query, found).replace(seconds=seconds)
         errors = list(describe_errors_and_causes(found, rows, query))
+        write_traces(errors, request.output / "trace.parquet")
         write_trace_page(
             errors, summary, opened.dataset, opened.query_rows, request.output / "trace.html"
         )
         # Written last: a folder with a summary is a finished run.
-        write_json(summary, request.output / "summary.json")
+        summary.save(request.output / "summary.json")
         return summary
 
     return distributed.decide(write)
 
 
 def find_and_trace(
-    model: InfluenceModel,
-    rows: Rows,
+    influence: Influence,
     query: Rows,
     *,
     kind: str,
@@ -123,8 +127,7 @@ def find_and_trace(
     """The worst errors of a query, or chosen rows of it, with the pairs behind them.
 
     Args:
-        model: fitted on ``rows``.
-        rows: the training rows.
+        influence: with its training rows.
         query: where the errors are looked for.
         kind: a key of `TASKS`.
         most: errors at most.
@@ -135,13 +138,12 @@ def find_and_trace(
     """
     task = TASKS[kind]
     if chosen is None:
-        all_errors = find_errors(model, query, task)
+        all_errors = find_errors(influence, query, task)
         wrong, errors = len(all_errors.rows), all_errors.worst(most)
     else:
-        wrong, errors = None, describe_errors(model, query, chosen, task)
+        wrong, errors = None, describe_errors(influence, query, chosen, task)
     traces = trace(
-        model,
-        rows,
+        influence,
         query,
         errors.rows,
         direction=task,
@@ -179,112 +181,70 @@ def _find_rows(wanted: list[int], query: Rows) -> Tensor:
     return torch.tensor([places[row] for row in dict.fromkeys(wanted)])
 
 
-COLUMNS = {
-    "error_row": "int64",
-    "error_text": "string",
-    "predicted_row": "int64",
-    "predicted_text": "string",
-    "margin": "float32",
-    "rank": "int32",
-    "cause_row": "int64",
-    "cause_text": "string",
-    "score": "float32",
-    "stderr": "float32",
-    "relative": "float32",
-    "positive": "float32",
-    "negative": "float32",
-    "role": "string",
-    "partner_row": "int64",
-    "partner_text": "string",
-    "partner_part": "float32",
-}
-
-
-def write_traces(found: Found, rows: Rows, query: Rows, output: Path) -> None:
-    """``trace.parquet``, a row for every error and cause; rows are numbered as in the data sets."""
-    causes = [
-        cause
-        for error in describe_errors_and_causes(found, rows, query)
-        for cause in error["causes"]
-    ]
-    columns = {name: [cause[name] for cause in causes] for name in COLUMNS}
-    features = Features({name: Value(kind) for name, kind in COLUMNS.items()})
-    with aside(output / "trace.parquet") as partial:
-        Dataset.from_dict(columns, features=features).to_parquet(str(partial))
-
-
-def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterator[dict[str, Any]]:
-    """Every error with its causes, in plain values."""
+def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterator[TracedError]:
+    """Every error with its causes."""
     errors, traces = found.errors, found.traces
     columns = {name: value.tolist() for name, value in vars(traces).items()}
     negative = traces.is_negative.tolist()
     for number, (row, other, margin) in enumerate(
         zip(errors.rows.tolist(), errors.retrieved.tolist(), errors.margin.tolist(), strict=True)
     ):
-        error = {
-            "error_row": int(query.positions[row]),
-            "error_text": query.texts[row],
-            "predicted_row": int(query.positions[other]),
-            "predicted_text": query.texts[other],
-            "margin": margin,
-        }
         causes = []
         for rank in range(traces.pairs.shape[1]):
             here = {name: values[number][rank] for name, values in columns.items()}
             pair, partner = here.pop("pairs"), here.pop("partner")
             met = partner >= 0
-            causes.append(
-                error
-                | here
-                | {
-                    "rank": rank,
-                    "cause_row": int(rows.positions[pair]),
-                    "cause_text": rows.texts[pair],
-                    "role": "negative" if negative[number][rank] else "positive",
-                    "partner_row": int(rows.positions[partner]) if met else None,
-                    "partner_text": rows.texts[partner] if met else None,
-                }
+            cause = Cause(
+                **here,
+                rank=rank,
+                cause_row=int(rows.positions[pair]),
+                cause_text=rows.texts[pair],
+                role="negative" if negative[number][rank] else "positive",
+                partner_row=int(rows.positions[partner]) if met else None,
+                partner_text=rows.texts[partner] if met else None,
             )
-        yield error | {"causes": causes}
+            causes.append(cause)
+        yield TracedError(
+            error_row=int(query.positions[row]),
+            error_text=query.texts[row],
+            predicted_row=int(query.positions[other]),
+            predicted_text=query.texts[other],
+            margin=margin,
+            causes=causes,
+        )
 
 
 def _summarise(
-    request: TraceRequest, opened: Opened, rows: Rows, query: Rows, found: Found
-) -> dict[str, Any]:
-    """The content of ``summary.json``, without the time."""
-    fitted = opened.model.fitted
-    assert fitted is not None
-    return {
+    request: TraceRequest, opened: Opened, influence: Influence, query: Rows, found: Found
+) -> TraceSummary:
+    """What was traced, without the time."""
+    rows = influence.rows
+    return TraceSummary(
         **opened.provenance(rows, query),
-        "candidates": request.candidates or None,
-        **describe_found(found, rows, query),
-        "solvers": [
-            {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
-        ],
-        "warnings": [*_warnings(found), *opened.warnings(rows, query)],
-    }
+        **dict(describe_found(found, rows, query)),
+        candidates=request.candidates or None,
+        solvers=describe_solves(influence.fitted),
+        warnings=[*_warnings(found), *opened.warnings(rows, query)],
+    )
 
 
-def describe_found(found: Found, rows: Rows, query: Rows) -> dict[str, Any]:
+def describe_found(found: Found, rows: Rows, query: Rows) -> TraceFacts:
     """What was asked and found, in counts, with the pairs that are behind several errors."""
     traces = found.traces
     guilty = traces.pairs[traces.score + 2 * traces.stderr < 0]
     often = Counter(guilty.tolist()).most_common(SHOWN_OFTEN)
-    return {
-        "errors": {
-            "kind": found.kind,
-            "wrong": found.wrong,
-            "traced": len(found.errors.rows),
-            "of": len(query),
-        },
-        "top_k": traces.pairs.shape[1],
-        "as_negatives": traces.is_negative.float().mean().item() if len(traces.pairs) else None,
-        "often": [
-            {"row": int(rows.positions[pair]), "text": rows.texts[pair], "errors": count}
+    return TraceFacts(
+        errors=ErrorCounts(
+            kind=found.kind, wrong=found.wrong, traced=len(found.errors.rows), of=len(query)
+        ),
+        top_k=traces.pairs.shape[1],
+        as_negatives=traces.is_negative.float().mean().item() if len(traces.pairs) else None,
+        often=[
+            Often(row=int(rows.positions[pair]), text=rows.texts[pair], errors=count)
             for pair, count in often
             if count > 1
         ],
-    }
+    )
 
 
 def _warnings(found: Found) -> Iterator[str]:

@@ -8,7 +8,7 @@ Pairs are ranked by that and by how much of what they move it is; see `responsib
 
 A cause is something else than what a removal would change. Where several wrong pairs teach the same
 error, the others make up for each that is removed, so that the predicted effect of a removal hides
-them: of planted causes, 0.97 are among the first 20 by what they contributed, 0.66 by the effect.
+them: of injected causes, 0.97 are among the first 20 by what they contributed, 0.66 by the effect.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hf_ecif.influence.gradient_index import Index, build_index
-from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.queries import (
     Direction,
     Query,
@@ -30,7 +30,7 @@ from hf_ecif.influence.queries import (
     retrieval_margin,
     zero_shot_margin,
 )
-from hf_ecif.influence.response import Station
+from hf_ecif.influence.response import Checkpoint, choose_contribution, respond
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.progress import ProgressFactory, silent
 
@@ -38,7 +38,7 @@ CHUNK = 32  # errors whose tangents are pushed together
 # Of the index that proposes candidates. For 362 errors of the demo, 200 candidates of 1,492 rows
 # hold 69, 84, 94, 99 % of the ten causes at ranks 16, 32, 64, 128; the time goes as the rank.
 RANK = 64
-COMPANY = 3  # rows that candidates are batched with, for each of them
+CONTEXT = 3  # rows that candidates are batched with, for each of them
 
 Task = Direction | Literal["zero_shot"]
 
@@ -100,23 +100,23 @@ class Traces:
         return self.negative < self.positive
 
 
-def find_errors(model: InfluenceModel, rows: Rows, direction: Task = "text_to_image") -> Errors:
+def find_errors(influence: Influence, rows: Rows, direction: Task = "text_to_image") -> Errors:
     """Mispredictions of the fitted model; what has an equal caption is no wrong answer.
 
     Args:
-        model: fitted.
+        influence: whose fitted parameters predict.
         rows: pairs among which is looked for each, or labelled images, whose captions are the
             classes.
         direction: what is looked for with what; or ``zero_shot``, the class of an image.
     """
-    found = _predict(model, rows, direction)
+    found = _predict(influence, rows, direction)
     same = rows.same_text
     wrong = (same[found] != same).nonzero()[:, 0]
-    return describe_errors(model, rows, wrong, direction, found)
+    return describe_errors(influence, rows, wrong, direction, found)
 
 
 def describe_errors(
-    model: InfluenceModel,
+    influence: Influence,
     rows: Rows,
     chosen: Tensor,
     direction: Task = "text_to_image",
@@ -125,15 +125,15 @@ def describe_errors(
     """Rows of your own choice as errors, the worst margin first, whether they are wrong or not.
 
     Args:
-        model: fitted.
+        influence: whose fitted parameters predict.
         rows: the set they are of.
         chosen: their numbers, ``(E,)``.
         direction: as in `find_errors`.
         found: what is predicted for each of ``rows``, where it is known.
     """
-    found = _predict(model, rows, direction) if found is None else found
+    found = _predict(influence, rows, direction) if found is None else found
     margins = [
-        margin_of(rows, part, direction).values(model.encoder, model.theta).cpu()
+        margin_of(rows, part, direction).values(influence.model.encoder, influence.theta).cpu()
         for part in chosen.split(CHUNK)
         if len(part)
     ]
@@ -150,8 +150,7 @@ def margin_of(rows: Rows, chosen: Tensor, direction: Task) -> Query:
 
 
 def trace(
-    model: InfluenceModel,
-    train: Rows,
+    influence: Influence,
     rows: Rows,
     errors: Tensor,
     *,
@@ -165,8 +164,7 @@ def trace(
     Memory does not grow with the number of errors: `CHUNK` are solved for and scored at a time.
 
     Args:
-        model: fitted on ``train``.
-        train: the training rows.
+        influence: with its training rows.
         rows: the set that the errors are of.
         errors: numbers of its rows, from `find_errors` or your own, ``(E,)``.
         direction: of the retrieval, or ``zero_shot``.
@@ -178,19 +176,21 @@ def trace(
     """
     if not len(errors):
         return Traces.none(top_k)
-    sizes = model.sizes(train)
+    sizes = influence.sizes()
     chunks = [(chunk, margin_of(rows, chunk, direction)) for chunk in errors.split(CHUNK)]
     index = None
     if candidates:
         queries = (query for _, query in chunks)
         advance = progress("Index", len(errors))
-        index = build_index(model, train, queries, min(RANK, len(errors)), advance)
+        index = build_index(influence, queries, min(RANK, len(errors)), advance)
+    contribution = choose_contribution(influence.config)
     advance = progress("Trace", len(errors))
     parts = []
     for chunk, query in chunks:
-        gradients = query.gradients(model.encoder, model.theta)
-        among = _propose(index, gradients, sizes, max(candidates, top_k), model.config.seed)
-        parts.append(_trace_chunk(model, train, model.contribute(gradients), sizes, among, top_k))
+        gradients = query.gradients(influence.model.encoder, influence.theta)
+        among = _propose(index, gradients, sizes, max(candidates, top_k), influence.config.seed)
+        checkpoints = respond(contribution, influence.require_training(), gradients)
+        parts.append(_trace_chunk(influence, checkpoints, sizes, among, top_k))
         advance(len(chunk))
     return Traces(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -200,19 +200,19 @@ def responsibility(score: Tensor, size: Tensor) -> Tensor:
 
     That is the geometric mean of the score and the relative score, with their sign. The score alone
     puts pairs in front that move everything, the relative one such as hardly moved anything. Of the
-    causes planted for 40 concepts of the validation split, 0.954 are among the first 20, by the
+    causes injected for 40 concepts of the validation split, 0.954 are among the first 20, by the
     score alone 0.940; eight concepts are better for it and none is worse.
 
     Args:
         score: ``(E, N)``, contributions.
-        size: ``(N,)``, how much the pair moves; `InfluenceModel.sizes`.
+        size: ``(N,)``, how much the pair moves; `Influence.sizes`.
     """
     return score / size.sqrt()
 
 
-def _predict(model: InfluenceModel, rows: Rows, direction: Task) -> Tensor:
+def _predict(influence: Influence, rows: Rows, direction: Task) -> Tensor:
     """The row that each row's answer is taken from, ``(n,)``."""
-    embeddings = model.encoder.embed(model.theta, rows.features)
+    embeddings = influence.model.encoder.embed(influence.theta, rows.features)
     if direction == "zero_shot":
         classes = first_rows(rows)
         texts = embeddings.text[classes.to(embeddings.text.device)]
@@ -227,7 +227,7 @@ def _nearest(anchors: Tensor, keys: Tensor) -> Tensor:
 def _propose(
     index: Index | None, gradients: Tensor, sizes: Tensor, count: int, seed: int
 ) -> tuple[Tensor, Tensor] | None:
-    """Candidates of some errors together, sorted, and rows to be their company; None for all rows.
+    """Candidates of some errors together, sorted, and rows for their context; None for all.
 
     A score depends on the batch. Candidates alone would be harder negatives of each other than
     random rows are, so they are mixed with others. Both are numbers of training rows.
@@ -238,32 +238,32 @@ def _propose(
     rows = estimate.shape[1]
     proposed = estimate.topk(min(count, rows), dim=1, largest=False).indices.unique()
     others = torch.ones(rows, dtype=torch.bool).index_fill(0, proposed, False).nonzero()[:, 0]
-    if len(others) <= COMPANY * len(proposed):
+    if len(others) <= CONTEXT * len(proposed):
         return None
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(others), generator=generator)[: COMPANY * len(proposed)]
+    drawn = torch.randperm(len(others), generator=generator)[: CONTEXT * len(proposed)]
     return proposed, others[drawn]
 
 
 def _trace_chunk(
-    model: InfluenceModel,
-    train: Rows,
-    stations: Sequence[Station],
+    influence: Influence,
+    checkpoints: Sequence[Checkpoint],
     sizes: Tensor,
     among: tuple[Tensor, Tensor] | None,
     top_k: int,
 ) -> tuple[Tensor, ...]:
-    """The columns of `Traces`, for errors with these directions at the stations."""
+    """The columns of `Traces`, for errors with these directions at the checkpoints."""
+    train = influence.rows
     numbers = torch.arange(len(train)) if among is None else torch.cat(among)
     rows = train if among is None else train.select(numbers)
     count = len(numbers) if among is None else len(among[0])
-    scores = model.score_through(rows, stations)
+    scores = influence.scores_through(checkpoints, rows)
     size = sizes[numbers]
     order = responsibility(scores.task, size)[:, :count]
     best = order.topk(min(top_k, count), dim=1, largest=False).indices
     relative = scores.task / size
     values = (scores.task, scores.positive, scores.negative, relative, scores.stderr)
-    partners = model.find_partners(rows, stations, best)
+    partners = influence.partners(checkpoints, best, rows)
     partner = torch.where(partners.rows < 0, -1, numbers[partners.rows])
     chosen = (value.gather(1, best) for value in values)
     return (numbers[best], *chosen, partner, partners.parts)

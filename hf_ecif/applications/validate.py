@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.sources import Sources, open_sources
 from hf_ecif.applications.validation import Validation, validate
 from hf_ecif.config import InfluenceConfig
+from hf_ecif.data.summary import ValidationSummary
 from hf_ecif.errors import UserError
 from hf_ecif.reports.figures import validation_scatter
 from hf_ecif.reports.outcomes import write_validation_page
 from hf_ecif.utils import distributed
-from hf_ecif.utils.files import require_new, write_json
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 
@@ -31,11 +31,11 @@ class ValidateRequest(Sources):
 
 def run_validate(
     request: ValidateRequest, config: InfluenceConfig, progress: ProgressFactory = silent
-) -> dict[str, Any]:
+) -> ValidationSummary:
     """Compare predicted with true retrainings; writes ``validation.json``, ``.html`` and ``.png``.
 
     Returns:
-        The content of ``validation.json``.
+        What ``validation.json`` holds.
 
     Raises:
         UserError: something in the request cannot be.
@@ -46,13 +46,12 @@ def run_validate(
         raise UserError(f"--removed-share {request.removed_share}: must be between 0 and 1.")
     if config.fit_epochs == 0:
         raise UserError("--fit-epochs 0 retrains nothing, so there is nothing to compare with.")
-    distributed.decide(lambda: require_new(request.output))
+    distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
-    opened.model.fit(rows, query, progress)
+    influence = opened.model.fit(rows, query, progress)
     result = validate(
-        opened.model,
-        rows,
+        influence,
         query,
         subsets=request.subsets,
         removed_share=request.removed_share,
@@ -60,13 +59,17 @@ def run_validate(
         progress=progress,
     )
 
-    def write() -> dict[str, Any]:
-        summary = opened.provenance(rows, query) | asdict(result)
-        summary |= {"verdict": result.verdict, "repeats": request.repeats}
-        summary["warnings"] = list(opened.warnings(rows, query))
+    def write() -> ValidationSummary:
+        summary = ValidationSummary(
+            **opened.provenance(rows, query),
+            **asdict(result),
+            verdict=result.verdict,
+            repeats=request.repeats,
+            warnings=list(opened.warnings(rows, query)),
+        )
         request.output.mkdir(parents=True, exist_ok=True)
         _plot(result, request.output / "validation.png")
-        write_json(summary, request.output / "validation.json")
+        summary.save(request.output / "validation.json")
         write_validation_page(summary, request.output / "validation.html")
         return summary
 

@@ -6,7 +6,7 @@ datamodeling score* (Park et al., 2023) where the subsets are halves, and says t
 removals where they are larger.
 
 Two retrainings on the same rows differ, too, by the order of their batches. What is so random
-cannot be foretold, and holds every correlation down: the *ceiling* is what a perfect prediction
+cannot be predicted, and holds every correlation down: the *ceiling* is what a perfect prediction
 would be expected to reach, from how far repeated retrainings agree.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hf_ecif import metrics
 from hf_ecif.errors import UserError
-from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.progress import ProgressFactory, silent
 
@@ -69,28 +69,27 @@ class Validation:
         if self.ceiling == 0:
             return (
                 "Retrainings on the same rows differ as much as those on different ones, which "
-                "nothing can foretell: try more --repeats or a larger --removed-share."
+                "nothing can predict: try more --repeats or a larger --removed-share."
             )
         ceiling = self.ceiling or 1
         reached = self.low / ceiling
         if reached < UNDECIDED[0] and self.high / ceiling > UNDECIDED[1]:
             return "These are too few subsets to tell: try more --subsets."
         if reached >= 0.8:
-            return "The scores foretell retrainings on these data."
+            return "The scores predict retrainings on these data."
         if reached >= 0.5:
-            return "The scores foretell well which removals help or hurt on these data."
+            return "The scores predict well which removals help or hurt on these data."
         if reached > 0:
             return "The scores point the right way on these data, but do not measure."
         return (
-            "The scores do not foretell retrainings on these data: use them to find candidates, "
+            "The scores do not predict retrainings on these data: use them to find candidates, "
             "not to predict. A larger query may help, a gentler fit (--fit-learning-rate), or the "
             "unrolled response, if this was the stationary one."
         )
 
 
 def validate(
-    model: InfluenceModel,
-    train: Rows,
+    influence: Influence,
     query: Rows,
     *,
     subsets: int = 64,
@@ -101,8 +100,7 @@ def validate(
     """Retrain the attributed parameters on random subsets and compare with the scores.
 
     Args:
-        model: fitted on ``train`` for ``query``.
-        train: the training rows.
+        influence: of a fit for ``query``, with its training rows.
         query: the query.
         subsets: number of retrained subsets.
         removed_share: of the rows that each goes without: 0.5 for the linear datamodeling score.
@@ -112,9 +110,9 @@ def validate(
     Raises:
         UserError: a subset would have fewer than two rows.
     """
-    generator = torch.Generator().manual_seed(model.config.seed + 3)
-    scores = model.score(train).task
-    count = len(train)
+    seed, count = influence.config.seed, len(influence.rows)
+    generator = torch.Generator().manual_seed(seed + 3)
+    scores = influence.scores().task
     if not 0 < math.ceil(removed_share * count) <= count - 2:
         raise UserError(
             f"Without {removed_share:.1%} of the {count} rows, fewer than two are left to train "
@@ -125,17 +123,17 @@ def validate(
     )
     advance = progress("Retrain", (subsets + 1) * repeats)
 
-    def repeat(rows: Rows) -> Floats:
+    def retrain(members: Tensor) -> Floats:
         losses = []
         for number in range(repeats):
-            theta = model.refit(rows, seed=model.config.seed + 100 + number)
-            losses.append(model.query_value(query, theta).mean().item())
+            theta = influence.refit(members, seed=seed + 100 + number)
+            losses.append(influence.model.query_value(query, theta).mean().item())
             advance(1)
         return np.array(losses)
 
-    whole = repeat(train).mean()
+    whole = retrain(torch.zeros(count, dtype=torch.bool)).mean()
     start = time.perf_counter()
-    actual = np.stack([repeat(train.select((~members).nonzero()[:, 0])) for members in gone])
+    actual = np.stack([retrain(members) for members in gone])
     seconds = (time.perf_counter() - start) / actual.size
     return compare(_sums(scores, gone), actual - whole, removed_share, seconds)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -19,8 +20,9 @@ from torch import Tensor
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objectives import Embeddings, RoleForm, Roles, sigmoid, similarity
 from hf_ecif.engine.objectives.similarity import Direction, FactorTangents
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
-from hf_ecif.influence.response import Station
+from hf_ecif.influence.response import Checkpoint
 from hf_ecif.influence.retraining import Version
 from hf_ecif.influence.retraining import train as fine_tune
 from hf_ecif.influence.rows import Rows
@@ -61,12 +63,14 @@ class Valuation:
     """Every training pair, valued for the whole query and for its slices.
 
     Attributes:
+        influence: of the fit; the whole query is its first one, the slices follow.
         slices: the whole query, then ``S`` slices, the largest first.
         scores: ``(1 + S, N)`` in what is of a query, in the order of `slices`.
         skipped: why a slice has no scores of its own, by its name. Its rows count in the whole.
         unnamed: rows of the query that are in no slice.
     """
 
+    influence: Influence
     slices: list[Slice]
     scores: Scores
     skipped: dict[str, str]
@@ -143,7 +147,7 @@ def value_by_slice(
     Signs are those of `Scores`: negative is harmful to the slice, positive valuable.
 
     Args:
-        model: fitted here; the whole query is its first query, the slices follow.
+        model: to be fitted.
         train: the rows to be valued.
         query: what is asked.
         names: the slice of every row of ``query``, None where it has none.
@@ -152,10 +156,11 @@ def value_by_slice(
     given = names or [None] * len(query)
     members, skipped = _slices(query, given)
     targets = [query, *(query.select(rows) for rows in members.values())]
-    model.fit(train, targets, progress)
-    scores = model.score(train, progress)
+    influence = model.fit(train, targets, progress)
+    scores = influence.scores(progress=progress)
     start, end = (
-        model.query_value(targets, theta).tolist() for theta in (model.encoder.theta, model.theta)
+        model.query_value(targets, theta).tolist()
+        for theta in (model.encoder.theta, influence.theta)
     )
     slices = [
         Slice(
@@ -168,7 +173,7 @@ def value_by_slice(
         )
         for i, name in enumerate([WHOLE, *members])
     ]
-    return Valuation(slices, scores, skipped, sum(name is None for name in given))
+    return Valuation(influence, slices, scores, skipped, sum(name is None for name in given))
 
 
 def find_conflicts(scores: Scores, top_k: int) -> list[Conflict]:
@@ -223,7 +228,7 @@ def removal_curves(
     """Remove pairs in given orders and fit again, with as many steps however many pairs are left.
 
     Args:
-        model: the recipe is that of its fit, from its own values; its fit stays as it is.
+        model: the recipe is that of its fit, from its own values.
         train: the training rows.
         judge: what is measured after each refit; better not the query that made the scores.
         orders: by name, ``(N,)`` row numbers, those that go first in front; an order per repeat.
@@ -270,7 +275,7 @@ def recall_at_1(model: InfluenceModel, theta: Tensor, rows: Rows) -> float:
 
 
 def value_additions(
-    model: InfluenceModel, train: Rows, candidates: Rows, progress: ProgressFactory = silent
+    influence: Influence, candidates: Rows, progress: ProgressFactory = silent
 ) -> Additions:
     """Predicted change of the query if pairs were added to training, one at a time.
 
@@ -282,71 +287,70 @@ def value_additions(
     fits badly does less than predicted, since its own loss falls while it is learnt.
 
     Args:
-        model: fitted on ``train``.
-        train: the training rows.
+        influence: with its training rows.
         candidates: pairs that are not among them.
         progress: makes a progress bar.
-
-    Raises:
-        UserError: the model is not fitted.
     """
-    config = model.config
+    config, train = influence.config, influence.rows
     size = min(config.batch_size - 1, len(train))  # with the candidate, a batch as in training
     generator = torch.Generator().manual_seed(config.seed + 4)
-    companies = [
+    contexts = [
         torch.randperm(len(train), generator=generator)[:size] for _ in range(config.partitions)
     ]
-    return value_in_companies(model, train, candidates, companies, progress)
+    return value_in_contexts(influence, candidates, contexts, progress)
 
 
-def value_in_companies(
-    model: InfluenceModel,
-    train: Rows,
+def value_in_contexts(
+    influence: Influence,
     candidates: Rows,
-    companies: Sequence[Tensor],
+    contexts: Sequence[Tensor],
     progress: ProgressFactory = silent,
 ) -> Additions:
-    """The same in batches of one's own: each company is numbers of training rows."""
-    fitted = model.require_fit()
-    stations = fitted.scored_at
-    advance = progress("Value candidates", len(candidates) * len(stations))
-    parts = sum(
-        _value_at(model, station, train, candidates, companies, advance) for station in stations
-    )
-    parts = -distributed.add_up(parts) / (model.encoder.contrastive.TERMS * fitted.train_count)
-    return _average(parts, stations[0].directions)
+    """Predicted change of the query if pairs were added to given batches, one at a time.
+
+    Args:
+        influence: with its training rows.
+        candidates: pairs that are not among them.
+        contexts: numbers of the training rows of each batch.
+        progress: makes a progress bar.
+    """
+    checkpoints = influence.fitted.scored_at
+    advance = progress("Value candidates", len(candidates) * len(checkpoints))
+    values = (_value_at(influence, one, candidates, contexts, advance) for one in checkpoints)
+    parts = reduce(torch.add, values)
+    terms = influence.model.encoder.contrastive.TERMS * influence.fitted.train_count
+    return _average(-distributed.add_up(parts) / terms, checkpoints[0].directions)
 
 
 def _value_at(
-    model: InfluenceModel,
-    station: Station,
-    train: Rows,
+    influence: Influence,
+    checkpoint: Checkpoint,
     candidates: Rows,
-    companies: Sequence[Tensor],
+    contexts: Sequence[Tensor],
     advance: Callable[[int], None],
 ) -> Tensor:
-    """This process's part of what the roles grow by, ``(companies, 2, Q, C)``."""
-    encoder, theta = model.encoder, station.theta
-    vectors = station.directions.reshape(-1, len(theta))
+    """This process's part of what the roles grow by, ``(contexts, 2, Q, C)``."""
+    encoder, config, train = influence.model.encoder, influence.config, influence.rows
+    theta = checkpoint.theta
+    vectors = checkpoint.directions.reshape(-1, len(theta))
 
     def push(features: Features) -> Pushed:
-        return Pushed(*encoder.push(theta, vectors, features, model.config.tangents))
+        return Pushed(*encoder.push(theta, vectors, features, config.tangents))
 
-    masks = model.config.mask_repeated
     join = join_sigmoid if encoder.contrastive is sigmoid else join_softmax
-    shape = (len(companies), 2, len(vectors), len(candidates))
+    shape = (len(contexts), 2, len(vectors), len(candidates))
     parts = torch.zeros(shape, dtype=torch.float64)
     size = min(CHUNK, encoder.rows_that_fit(candidates.features, len(vectors)))
     for chunk in torch.arange(len(candidates)).split(size):
         newcomers = push(candidates.features[chunk])
-        for number, company in enumerate(companies):
-            others = push(train.features[company])
-            if number in distributed.share(len(companies)):
+        for number, context in enumerate(contexts):
+            others = push(train.features[context])
+            if number in distributed.share(len(contexts)):
                 alike = None
-                if masks:
-                    there, new = train.siblings[company], candidates.siblings[chunk]
+                if config.mask_repeated:
+                    there, new = train.siblings[context], candidates.siblings[chunk]
                     alike = there.to(theta.device), new.to(theta.device)
-                along = join(others, newcomers, model.config.role, alike)
+                along = join(others, newcomers, config.role, alike)
                 parts[number, :, :, chunk] = torch.stack(along).cpu().double()
         advance(len(chunk))
     return parts

@@ -13,7 +13,8 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from torch import Tensor
 
-from hf_ecif.applications.sources import Opened, Sources, open_sources
+from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
 from hf_ecif.applications.valuation import (
     Additions,
     Curve,
@@ -29,14 +30,25 @@ from hf_ecif.data.columns import read_groups
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.parquet import write_rows
 from hf_ecif.data.schema import check_columns, drop_influence_columns
+from hf_ecif.data.summary import (
+    Candidates,
+    ConflictFacts,
+    CurveFacts,
+    Curves,
+    Entry,
+    LeverageFacts,
+    Rankings,
+    Side,
+    SliceFacts,
+    ValueSummary,
+)
 from hf_ecif.errors import UserError
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.leverage import memorised
-from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows, require_pairs
 from hf_ecif.influence.scoring import Scores
 from hf_ecif.reports.value import write_value_page
 from hf_ecif.utils import distributed
-from hf_ecif.utils.files import require_new, write_json
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 TOP, TOP_OF_SLICE = 12, 6  # pairs of a ranking that are named and shown
@@ -95,32 +107,31 @@ class _Leverage:
 
 def run_value(
     request: ValueRequest, config: InfluenceConfig, progress: ProgressFactory = silent
-) -> dict[str, Any]:
+) -> ValueSummary:
     """Value all rows; writes ``value.parquet``, ``summary.json`` and ``value.html``.
 
     Given candidates, ``candidates.parquet``, too.
 
     Returns:
-        The content of ``summary.json``.
+        What ``summary.json`` holds.
 
     Raises:
         UserError: something in the request cannot be.
     """
     start = time.perf_counter()
     _check(request, config)
-    distributed.decide(lambda: require_new(request.output))
+    distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     given = _read_given(request, opened)
     found = _analyse(request, opened, given, progress)
 
-    def write() -> dict[str, Any]:
+    def write() -> ValueSummary:
         _write_rows(found)
-        summary = _summarise(found)
-        summary["seconds"] = round(time.perf_counter() - start, 2)
+        summary = _summarise(found).replace(seconds=round(time.perf_counter() - start, 2))
         page = request.output / "value.html"
         write_value_page(summary, opened.dataset, given.candidates, page)
         # Written last: a folder with a summary is a finished run.
-        write_json(summary, request.output / "summary.json")
+        summary.save(request.output / "summary.json")
         return summary
 
     return distributed.decide(write)
@@ -182,7 +193,8 @@ def _analyse(
         whole = valuation.scores.task[0]
         orders = removal_orders(whole, request.repeats, model.config.seed)
         curves = removal_curves(model, rows, test or query, orders, progress=progress)
-    additions = value_additions(model, rows, candidates, progress) if candidates else None
+    influence = valuation.influence
+    additions = value_additions(influence, candidates, progress) if candidates else None
     return _Found(
         request,
         opened,
@@ -193,12 +205,12 @@ def _analyse(
         given,
         candidates,
         additions,
-        _measure_leverage(opened.model) if request.leverage else None,
+        _measure_leverage(influence) if request.leverage else None,
     )
 
 
-def _measure_leverage(model: InfluenceModel) -> _Leverage | None:
-    of_rows, sample = model.leverage(), model.sample_leverage()
+def _measure_leverage(influence: Influence) -> _Leverage | None:
+    of_rows, sample = influence.leverage(), influence.sample_leverage()
     if of_rows is None or sample is None:
         return None
     return _Leverage(of_rows, sample.median().item(), memorised(sample))
@@ -212,7 +224,7 @@ def _write_rows(found: _Found) -> None:
     suffixes = ["", *(f":{one.name}" for one in slices[1:])]
     columns = _columns("ecif", found.rows, found.valuation.scores, suffixes)
     if found.leverage:
-        columns["ecif_leverage"] = _spread(found.leverage.of_rows, found.rows)
+        columns["ecif_leverage"] = found.rows.spread(found.leverage.of_rows.tolist())
     write_rows(_named_rows(found.opened.plain, found.rows, columns), output / "value.parquet")
     if found.candidates and found.additions and found.given.candidates:
         dataset = drop_influence_columns(found.given.candidates)
@@ -232,18 +244,10 @@ def _columns(
         "_stderr": scores.stderr,
     }
     return {
-        f"{prefix}{part}{suffix}": _spread(values[number], rows)
+        f"{prefix}{part}{suffix}": rows.spread(values[number].tolist())
         for number, suffix in enumerate(suffixes)
         for part, values in parts.items()
     }
-
-
-def _spread(values: Tensor, rows: Rows) -> list[float | None]:
-    """A value for every row, null for those that could not be read."""
-    spread: list[float | None] = [None] * rows.total
-    for position, value in zip(rows.positions.tolist(), values.tolist(), strict=True):
-        spread[position] = value
-    return spread
 
 
 def _named_rows(dataset: Dataset, rows: Rows, columns: dict[str, list[float | None]]) -> Dataset:
@@ -253,7 +257,7 @@ def _named_rows(dataset: Dataset, rows: Rows, columns: dict[str, list[float | No
     new["ecif_reason"] = [rows.reasons.get(row) for row in range(len(dataset))]
     kinds = {name: Value("float32") for name in columns}
     kinds = {"ecif_row": Value("int64"), **kinds, "ecif_reason": Value("string")}
-    values = Dataset.from_dict(new, features=Features(kinds))
+    values = Dataset.from_dict(new, features=Features(**kinds))
     kept = dataset.remove_columns(images)
     return concatenate_datasets([kept, values], axis=1) if kept.column_names else values
 
@@ -261,54 +265,43 @@ def _named_rows(dataset: Dataset, rows: Rows, columns: dict[str, list[float | No
 # --------------------------------------------------------------------------------------- summary
 
 
-def _summarise(found: _Found) -> dict[str, Any]:
-    """The content of ``summary.json``, without the time."""
+def _summarise(found: _Found) -> ValueSummary:
+    """What was found, without the time."""
     request, opened, valuation = found.request, found.opened, found.valuation
-    model, rows, scores = opened.model, found.rows, valuation.scores
-    fitted = model.fitted
-    assert fitted is not None
-    provenance = opened.provenance(rows, found.query)
-    summary = {
-        **provenance,
-        "unreadable_reasons": dict(Counter(rows.reasons.values())),
-        "harmful": int((scores.task[0] < 0).sum()),
-        "clearly_harmful": _count_clear(scores),
-        "query": provenance["query"]
-        | {
-            "slice_column": request.slice_column,
-            "unnamed": valuation.unnamed if request.slice_column else 0,
-        },
-        "slices": [
-            asdict(one) | {"rankings": dict(_rankings(scores, number, rows))}
+    rows, scores = found.rows, valuation.scores
+    summary = ValueSummary(
+        **opened.provenance(
+            rows,
+            found.query,
+            slice_column=request.slice_column,
+            unnamed=valuation.unnamed if request.slice_column else 0,
+        ),
+        unreadable_reasons=dict(Counter(rows.reasons.values())),
+        harmful=int((scores.task[0] < 0).sum()),
+        clearly_harmful=_count_clear(scores),
+        slices=[
+            SliceFacts(**asdict(one), rankings=_rankings(scores, number, rows))
             for number, one in enumerate(valuation.slices)
         ],
-        "skipped": valuation.skipped,
-        "conflicts": [asdict(one) for one in _conflicts(valuation, rows)],
-        "curves": _describe_curves(found),
-        "candidates": _describe_candidates(found),
-        "leverage": found.leverage
-        and {
-            "median": found.leverage.of_rows.median().item(),
-            "sample_median": found.leverage.sample_median,
-            "warning": found.leverage.warning,
-        },
-        "solvers": [
-            {"purpose": purpose, **asdict(report)} for purpose, report in fitted.solvers.items()
-        ],
-    }
-    summary["warnings"] = [*_warnings(summary), *opened.warnings(rows, found.query)]
-    return summary
+        skipped=valuation.skipped,
+        conflicts=list(_conflicts(valuation, rows)),
+        curves=_describe_curves(found),
+        candidates=_describe_candidates(found),
+        leverage=_describe_leverage(found.leverage),
+        solvers=describe_solves(valuation.influence.fitted),
+    )
+    return summary.replace(warnings=[*_warnings(summary), *opened.warnings(rows, found.query)])
 
 
-def _rankings(
-    scores: Scores | Additions, number: int, rows: Rows
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The pairs with the lowest and the highest values for one slice; for the whole, more."""
+def _rankings(scores: Scores | Additions, number: int, rows: Rows) -> Rankings:
+    """Of the pairs for one slice; for the whole, more."""
     count = TOP_OF_SLICE if number else TOP
-    task = scores.task[number]
-    for name, values in (("lowest", task), ("highest", -task)):
+
+    def rank(values: Tensor) -> list[Entry]:
         chosen = values.argsort(stable=True)[:count]
-        yield name, [_entry(scores, number, int(i), rows) for i in chosen if values[i] < 0]
+        return [Entry(**_entry(scores, number, int(i), rows)) for i in chosen if values[i] < 0]
+
+    return Rankings(lowest=rank(scores.task[number]), highest=rank(-scores.task[number]))
 
 
 def _entry(scores: Scores | Additions, number: int, i: int, rows: Rows) -> dict[str, Any]:
@@ -321,41 +314,44 @@ def _entry(scores: Scores | Additions, number: int, i: int, rows: Rows) -> dict[
     }
 
 
-@dataclass(frozen=True)
-class _Conflict:
-    """A pair of the data, and what it does to the slices that it helps and hurts most."""
-
-    row: int
-    strength: float
-    helps: dict[str, Any]
-    hurts: dict[str, Any]
-
-
-def _conflicts(valuation: Valuation, rows: Rows) -> Iterator[_Conflict]:
+def _conflicts(valuation: Valuation, rows: Rows) -> Iterator[ConflictFacts]:
     for one in find_conflicts(valuation.scores, TOP):
         helps, hurts = (
-            {"slice": valuation.slices[number].name}
-            | _entry(valuation.scores, number, one.row, rows)
+            Side(
+                slice=valuation.slices[number].name,
+                **_entry(valuation.scores, number, one.row, rows),
+            )
             for number in (one.helps, one.hurts)
         )
-        yield _Conflict(int(rows.positions[one.row]), one.strength, helps, hurts)
+        row = int(rows.positions[one.row])
+        yield ConflictFacts(row=row, strength=one.strength, helps=helps, hurts=hurts)
 
 
-def _describe_curves(found: _Found) -> dict[str, Any] | None:
+def _describe_leverage(leverage: _Leverage | None) -> LeverageFacts | None:
+    if leverage is None:
+        return None
+    return LeverageFacts(
+        median=leverage.of_rows.median().item(),
+        sample_median=leverage.sample_median,
+        warning=leverage.warning,
+    )
+
+
+def _describe_curves(found: _Found) -> Curves | None:
     if not found.curves:
         return None
     request = found.request
-    return {
-        "judge": f"{request.test}, split {request.test_split}" if request.test else "the query",
-        "held_out": request.test is not None,
-        "repeats": request.repeats,
-        "curves": [asdict(curve) for curve in found.curves],
-        "verdict": _judge_curves(found.curves),
-    }
+    return Curves(
+        judge=f"{request.test}, split {request.test_split}" if request.test else "the query",
+        held_out=request.test is not None,
+        repeats=request.repeats,
+        curves=[CurveFacts(**asdict(curve)) for curve in found.curves],
+        verdict=_judge_curves(found.curves),
+    )
 
 
 def _judge_curves(curves: list[Curve]) -> str:
-    """At how many of the shares the mean losses are in the order that the ranking foretells."""
+    """At how many of the shares the mean losses are in the order that the ranking predicts."""
     # Not at the first share, where nobody is removed.
     harmful, random, valuable = (np.mean(curve.losses, axis=1)[1:] for curve in curves)
     return (
@@ -365,22 +361,22 @@ def _judge_curves(curves: list[Curve]) -> str:
     )
 
 
-def _describe_candidates(found: _Found) -> dict[str, Any] | None:
+def _describe_candidates(found: _Found) -> Candidates | None:
     if found.additions is None or found.candidates is None:
         return None
     request, additions, rows = found.request, found.additions, found.candidates
-    return {
-        "source": f"{request.candidates}, split {request.candidates_split}",
-        "rows": rows.total,
-        "valued": len(rows),
-        "unreadable": len(rows.reasons),
-        "worth_having": _count_clear(additions),
-        "rankings": dict(_rankings(additions, 0, rows)),
-        "slices": {
-            one.name: dict(_rankings(additions, number, rows))
+    return Candidates(
+        source=f"{request.candidates}, split {request.candidates_split}",
+        rows=rows.total,
+        valued=len(rows),
+        unreadable=len(rows.reasons),
+        worth_having=_count_clear(additions),
+        rankings=_rankings(additions, 0, rows),
+        slices={
+            one.name: _rankings(additions, number, rows)
             for number, one in enumerate(found.valuation.slices[1:], 1)
         },
-    }
+    )
 
 
 def _count_clear(scores: Scores | Additions) -> int:
@@ -388,23 +384,18 @@ def _count_clear(scores: Scores | Additions) -> int:
     return int((scores.task[0] + 2 * scores.stderr[0] < 0).sum())
 
 
-def _warnings(summary: dict[str, Any]) -> Iterator[str]:
-    if summary["curves"] and not summary["curves"]["held_out"]:
+def _warnings(summary: ValueSummary) -> Iterator[str]:
+    if summary.curves and not summary.curves.held_out:
         yield (
             "The removal curves are judged by the query itself, which the scores were made for. "
             "Give held-out pairs (--test) to see what is gained beyond it."
         )
-    small = [one["name"] for one in summary["slices"][1:] if one["rows"] < SMALL_SLICE]
+    small = [one.name for one in summary.slices[1:] if one.rows < SMALL_SLICE]
     if small:
         yield (
             f"These slices have fewer than {SMALL_SLICE} rows, and their rankings hang on few "
             f"pairs: {', '.join(small)}."
         )
-    if summary["leverage"] and summary["leverage"]["warning"]:
-        yield summary["leverage"]["warning"]
-    for solver in summary["solvers"]:
-        if not solver["converged"]:
-            yield (
-                f"The solve for the {solver['purpose']} reached a relative residual of "
-                f"{solver['relative_residual']:.1e}, not {solver['tolerance']:.0e}."
-            )
+    if summary.leverage and summary.leverage.warning:
+        yield summary.leverage.warning
+    yield from filter(None, (solve.warning for solve in summary.solvers))

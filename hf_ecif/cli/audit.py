@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,9 @@ from hf_ecif.cli.options import (
     resumable,
 )
 from hf_ecif.config import InfluenceConfig
+
+if TYPE_CHECKING:
+    from hf_ecif.data.summary import Summary
 
 
 @command()
@@ -102,23 +105,22 @@ def audit(
     with bars(quiet, as_json) as (console, progress), resumable():
         summary = run_audit(request, config, progress)
     _print_summary(console, summary, output)
-    print_json(as_json, summary)
+    print_json(as_json, summary.to_dict())
 
 
-def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> None:
-    noise = summary["noise"]
+def _print_summary(console: Console, summary: Summary, output: Path) -> None:
     console.print(
-        f"{summary['rows']:,} rows: {summary['flagged']:,} flagged as misaligned "
-        f"(estimated noise {noise['rate']:.1%}), {summary['unreadable']:,} unreadable, "
-        f"{summary['kept']:,} kept."
+        f"{summary.rows:,} rows: {summary.flagged:,} flagged as misaligned "
+        f"(estimated noise {summary.noise.rate:.1%}), {summary.unreadable:,} unreadable, "
+        f"{summary.kept:,} kept."
     )
-    if truth := summary.get("truth"):
-        precision = truth["precision"]
+    if truth := summary.truth:
+        precision = truth.precision
         console.print(
-            f"Of {truth['misaligned']:,} rows known to be misaligned, {truth['found']:,} are "
+            f"Of {truth.misaligned:,} rows known to be misaligned, {truth.found:,} are "
             + ("flagged." if precision is None else f"flagged (precision {precision:.1%}).")
         )
-    print_warnings(console, summary, "Warning")
+    print_warnings(console, summary.warnings, "Warning")
     console.print(
         f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True, markup=False
     )

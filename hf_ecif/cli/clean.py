@@ -147,5 +147,5 @@ def _known(error: float | None) -> float:
 def _plain(cleaning: Cleaning) -> dict[str, Any]:
     return {
         "counts": {name: result.counts() for name, result in cleaning.results.items()},
-        "comparison": cleaning.comparison and cleaning.comparison.to_dict(),
+        "comparison": cleaning.comparison and cleaning.comparison.describe().to_dict(),
     }

@@ -40,7 +40,7 @@ def fit(
 
     request = FitRequest(**sources, output=output, overwrite=overwrite, resume=resume)
     with bars(quiet, as_json) as (console, progress), resumable():
-        fitted = run_fit(request, config, progress)
+        fitted = run_fit(request, config, progress).fitted
     console.print(
         f"Fitted on {fitted.train_count:,} rows: the query's loss is {fitted.query_loss:.4f}, "
         f"{fitted.query_loss_before:.4f} before."

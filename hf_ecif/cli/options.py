@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from functools import wraps
@@ -138,9 +138,9 @@ def print_json(wanted: bool, values: dict[str, Any]) -> None:
         print(to_json(values))
 
 
-def print_warnings(console: Console, summary: dict[str, Any], name: str = "Note") -> None:
+def print_warnings(console: Console, warnings: Sequence[str], name: str = "Note") -> None:
     """What a reader of the figures must know."""
-    for warning in summary["warnings"]:
+    for warning in warnings:
         console.print(f"[yellow]{name}:[/] {escape(warning)}", highlight=False)
 
 

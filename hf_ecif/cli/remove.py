@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +11,9 @@ from rich.table import Table
 
 from hf_ecif.cli.options import Json, Quiet, bars, command, print_json, print_warnings
 from hf_ecif.config import InfluenceConfig
+
+if TYPE_CHECKING:
+    from hf_ecif.data.summary import RemovalSummary
 
 
 @command()
@@ -60,19 +63,19 @@ def remove(
     console.print(f"Model: {output}", highlight=False, soft_wrap=True, markup=False)
     page = output / "removal.html"
     console.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)
-    print_json(as_json, summary)
+    print_json(as_json, summary.to_dict())
 
 
-def _print_summary(console: Console, summary: dict[str, Any]) -> None:
+def _print_summary(console: Console, summary: RemovalSummary) -> None:
     from hf_ecif.utils.formatting import models_of_removal, share
 
-    seconds, names = summary["seconds"], models_of_removal(summary["config"])
+    seconds, names = summary.seconds, models_of_removal(summary.config)
     console.print(
-        f"{summary['removal']['removed']:,} of {summary['scored']:,} readable rows removed in "
+        f"{summary.removal.removed:,} of {summary.scored:,} readable rows removed in "
         f"{seconds['remove']:.1f} s."
         + (f" Retrained in {seconds['retrain']:.1f} s." if "retrain" in seconds else "")
     )
-    for judge, states in summary["measures"].items():
+    for judge, states in summary.measures.items():
         table = Table(judge, "loss", "R@1 text to image", "R@1 image to text", "zero-shot accuracy")
         for state, values in states.items():
             table.add_row(
@@ -83,6 +86,6 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
                 share(values["zero_shot_accuracy"]),
             )
         console.print(table)
-    predicted = summary["measures"]["query"]["before"]["loss"] + summary["predicted_change"]
+    predicted = summary.measures["query"]["before"]["loss"] + summary.predicted_change
     console.print(f"By the scores alone, the query's loss would be {predicted:.4f}.")
-    print_warnings(console, summary, "Warning")
+    print_warnings(console, summary.warnings, "Warning")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +11,9 @@ from rich.markup import escape
 
 from hf_ecif.cli.options import Json, Quiet, bars, command, print_json, print_warnings
 from hf_ecif.config import InfluenceConfig
+
+if TYPE_CHECKING:
+    from hf_ecif.data.summary import TraceSummary
 
 CAPTION = 80  # letters that are shown of one
 
@@ -70,23 +73,20 @@ def trace(
         summary = run_trace(request, config, progress)
     _print_summary(console, summary)
     console.print(f"Page: {output / 'trace.html'}", highlight=False, soft_wrap=True, markup=False)
-    print_json(as_json, summary)
+    print_json(as_json, summary.to_dict())
 
 
-def _print_summary(console: Console, summary: dict[str, Any]) -> None:
+def _print_summary(console: Console, summary: TraceSummary) -> None:
     from hf_ecif.utils.formatting import shorten
 
-    errors = summary["errors"]
-    if errors["wrong"] is not None:
+    errors = summary.errors
+    if errors.wrong is not None:
         console.print(
-            f"{errors['wrong']:,} of {errors['of']:,} rows of the query are mispredicted "
-            f"({errors['kind']})."
+            f"{errors.wrong:,} of {errors.of:,} rows of the query are mispredicted ({errors.kind})."
         )
-    if errors["traced"]:
-        console.print(f"{errors['traced']:,} traced to {summary['top_k']} training pairs each.")
-    for one in summary["often"][:3]:
-        text = escape(shorten(one["text"], CAPTION))
-        console.print(
-            f"Row {one['row']:,} is behind {one['errors']:,} of them: {text}", highlight=False
-        )
-    print_warnings(console, summary)
+    if errors.traced:
+        console.print(f"{errors.traced:,} traced to {summary.top_k} training pairs each.")
+    for one in summary.often[:3]:
+        text = escape(shorten(one.text, CAPTION))
+        console.print(f"Row {one.row:,} is behind {one.errors:,} of them: {text}", highlight=False)
+    print_warnings(console, summary.warnings)

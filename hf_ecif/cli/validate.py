@@ -45,15 +45,15 @@ def validate(
     )
     with bars(quiet, as_json) as (console, progress):
         summary = run_validate(request, config, progress)
-    reached = reach(summary["ceiling"])
+    reached = reach(summary.ceiling)
     console.print(
-        f"Rank correlation of predicted and true changes: {summary['spearman']:.2f} "
-        f"(95 % interval {summary['low']:.2f} to {summary['high']:.2f}{reached}) over "
+        f"Rank correlation of predicted and true changes: {summary.spearman:.2f} "
+        f"(95 % interval {summary.low:.2f} to {summary.high:.2f}{reached}) over "
         f"{subsets} subsets that go without {percent(removed_share)} of the rows; order right for "
-        f"{summary['sign_agreement']:.0%} of the pairs of subsets; slope {summary['slope']:.2f}."
+        f"{summary.sign_agreement:.0%} of the pairs of subsets; slope {summary.slope:.2f}."
     )
-    console.print(summary["verdict"])
-    print_warnings(console, summary)
+    console.print(summary.verdict)
+    print_warnings(console, summary.warnings)
     page = output / "validation.html"
     console.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)
-    print_json(as_json, summary)
+    print_json(as_json, summary.to_dict())

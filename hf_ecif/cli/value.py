@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.table import Table
 
 from hf_ecif.cli.options import Json, Quiet, bars, command, print_json, print_warnings
 from hf_ecif.config import InfluenceConfig
+
+if TYPE_CHECKING:
+    from hf_ecif.data.summary import ValueSummary
 
 SHOWN = 8  # slices without a ranking that are named
 
@@ -87,34 +90,34 @@ def value(
     with bars(quiet, as_json) as (console, progress):
         summary = run_value(request, config, progress)
     _print_slices(console, summary)
-    skipped = [f"{name} ({reason})" for name, reason in summary["skipped"].items()]
+    skipped = [f"{name} ({reason})" for name, reason in summary.skipped.items()]
     if skipped:
         more = f", and {len(skipped) - SHOWN:,} more" if len(skipped) > SHOWN else ""
         shown = escape(", ".join(skipped[:SHOWN]))
         console.print(f"No ranking for {shown}{more}.", highlight=False)
-    if unnamed := summary["query"]["unnamed"]:
+    if unnamed := summary.query.unnamed:
         console.print(f"{unnamed:,} rows of the query are in no slice.")
-    if curves := summary["curves"]:
-        console.print(curves["verdict"])
-    if found := summary["candidates"]:
+    if summary.curves:
+        console.print(summary.curves.verdict)
+    if found := summary.candidates:
         console.print(
-            f"{found['worth_having']:,} of {found['valued']:,} candidates are worth having: the "
+            f"{found.worth_having:,} of {found.valued:,} candidates are worth having: the "
             "query's loss is predicted to fall with them."
         )
-    print_warnings(console, summary)
+    print_warnings(console, summary.warnings)
     console.print(f"Page: {output / 'value.html'}", highlight=False, soft_wrap=True, markup=False)
-    print_json(as_json, summary)
+    print_json(as_json, summary.to_dict())
 
 
-def _print_slices(console: Console, summary: dict[str, Any]) -> None:
+def _print_slices(console: Console, summary: ValueSummary) -> None:
     table = Table("query", "rows", "loss before the fit", "after", "harmful pairs", "agreement")
-    for one in summary["slices"]:
+    for one in summary.slices:
         table.add_row(
-            escape(one["name"]),
-            f"{one['rows']:,}",
-            f"{one['loss_before']:.3f}",
-            f"{one['loss']:.3f}",
-            f"{one['harmful_share']:.1%}",
-            f"{one['agreement']:.2f}",
+            escape(one.name),
+            f"{one.rows:,}",
+            f"{one.loss_before:.3f}",
+            f"{one.loss:.3f}",
+            f"{one.harmful_share:.1%}",
+            f"{one.agreement:.2f}",
         )
     console.print(table)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from datasets import Dataset, Value
+from datasets import Dataset
 from numpy.typing import NDArray
 
+from hf_ecif.data.columns import set_column
 from hf_ecif.data.schema import require_text
 from hf_ecif.errors import UserError
 
@@ -94,8 +95,8 @@ def clean(
     flags = _column(scored, "ecif_flag")
     suspicious = np.array([flag is None or flag for flag in flags], dtype=bool)
     if strategy == "relabel":
-        mended = np.array([text is not None for text in _column(scored, "ecif_suggested_text")])
-        relabelled = np.array([flag is True for flag in flags], dtype=bool) & mended
+        has_other = np.array([text is not None for text in _column(scored, "ecif_suggested_text")])
+        relabelled = np.array([flag is True for flag in flags], dtype=bool) & has_other
         return _part(_relabel(scored, relabelled, text_column), suspicious & ~relabelled)
     return _part(scored, suspicious)
 
@@ -114,7 +115,7 @@ def _check(scored: Dataset, strategy: str, share: float | None, text_column: str
             f"{', '.join(scored.column_names)}. Name the right one with --text-column."
         )
     if strategy == "relabel":
-        require_text(scored, text_column)
+        require_text(scored.features, text_column)
     cleaned = {ORIGINAL_TEXT, WEIGHT} & set(scored.column_names)
     if cleaned:
         raise UserError(
@@ -155,29 +156,22 @@ def _mark_worst(scored: Dataset, share: float) -> tuple[Dataset, Bools]:
         reasons[row] = reasons[row] or (
             f"among the worst {share:.3g} of the rows, at {probability[row]:.0%}; not flagged"
         )
-    return _replace(scored, "ecif_reason", reasons), remove
+    return set_column(scored, "ecif_reason", reasons), remove
 
 
 def _add_weight(scored: Dataset) -> Dataset:
     probability = _column(scored, "ecif_noise_probability")
     weights = [0.0 if value is None else 1.0 - value for value in probability]
-    return scored.add_column(WEIGHT, weights, feature=Value("float32"))
+    return set_column(scored, WEIGHT, weights, "float32")
 
 
 def _relabel(scored: Dataset, relabelled: Bools, text_column: str) -> Dataset:
     old, new = _column(scored, text_column), _column(scored, "ecif_suggested_text")
     texts = [after if r else before for before, after, r in zip(old, new, relabelled, strict=True)]
     originals = [text if r else None for text, r in zip(old, relabelled, strict=True)]
-    scored = _replace(scored, text_column, texts)
-    return scored.add_column(ORIGINAL_TEXT, originals, feature=Value("string"))
+    scored = set_column(scored, text_column, texts)
+    return set_column(scored, ORIGINAL_TEXT, originals, "string")
 
 
 def _column(dataset: Dataset, name: str) -> list[Any]:
     return list(dataset.with_format(None)[name][:])
-
-
-def _replace(dataset: Dataset, name: str, values: list[Any]) -> Dataset:
-    """The data set with other values in a column, in its old place."""
-    feature, order = dataset.features[name], dataset.column_names
-    changed = dataset.remove_columns(name).add_column(name, values, feature=feature)
-    return changed.select_columns(order)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from datasets import ClassLabel, Dataset, Value
 
 from hf_ecif.errors import UserError
@@ -51,6 +54,23 @@ NAMES = (
 )
 
 
+def set_column(dataset: Dataset, name: str, values: Sequence[Any], dtype: str = "") -> Dataset:
+    """With these values in a column: in its old place and type, or else as the last one.
+
+    Args:
+        dataset: the rows.
+        name: of the column.
+        values: one for each row.
+        dtype: of a new column.
+    """
+    order = dataset.column_names
+    if name not in order:
+        return dataset.add_column(name, values, feature=Value(dtype))
+    rest = dataset.remove_columns(name)
+    changed = rest.add_column(name, values, feature=dataset.features[name])
+    return changed.select_columns(order)
+
+
 def read_groups(dataset: Dataset, column: str) -> list[str | None]:
     """The group of every row as text; None where it has none.
 
@@ -65,7 +85,7 @@ def read_groups(dataset: Dataset, column: str) -> list[str | None]:
     feature = dataset.features[column]
     values = dataset.with_format(None)[column][:]
     if isinstance(feature, ClassLabel):
-        return [None if value is None else feature.int2str(value) for value in values]
+        return [None if value is None else str(feature.int2str(value)) for value in values]
     if not isinstance(feature, Value) or feature.dtype not in NAMES:
         raise UserError(
             f"--group-column {column!r} must hold strings, integers or booleans, but it is "

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, TypeVar, cast
 
 import xxhash
-from datasets import Dataset, IterableDataset, load_dataset_builder, load_from_disk
+from datasets import Dataset, Image, IterableDataset, load_dataset_builder, load_from_disk
 from datasets.data_files import SPLIT_KEYWORDS
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi
 
+from hf_ecif.data.audit_folder import AuditFolder
+from hf_ecif.data.parquet import ROWS_PER_GROUP
+from hf_ecif.data.schema import check_columns
+from hf_ecif.data.summary import Columns
 from hf_ecif.errors import UserError
 from hf_ecif.utils.hub_errors import explain_hub_error, is_unreachable
 from hf_ecif.utils.hub_paths import HubPath, parse_hub_path
@@ -66,9 +76,63 @@ def stream_rows(source: str, split: str) -> IterableDataset:
         if _is_saved(path):
             return _find_saved(path).open(split).to_iterable_dataset()
         name, options = _loader_of(source)
-        return load_dataset_builder(name, **options).as_streaming_dataset(split)
+        return cast(
+            IterableDataset, load_dataset_builder(name, **options).as_streaming_dataset(split)
+        )
 
     return _explained(source, read)
+
+
+def read_stream(stream: IterableDataset, most: int) -> tuple[Dataset, bool]:
+    """The first rows of a stream, kept on disk until the program ends.
+
+    Args:
+        stream: of rows.
+        most: rows to read at most.
+
+    Returns:
+        The rows, and whether the stream has more of them.
+
+    Raises:
+        UserError: it has none.
+    """
+    features = stream.features
+    for name, kind in (features or {}).items():
+        if isinstance(kind, Image):  # to be kept as it is, not decoded and encoded again
+            stream = stream.cast_column(name, Image(decode=False))
+    rows, folder = iter(stream), Path(mkdtemp(dir=_folder_of_streams()))
+    parts = iter(lambda: list(islice(rows, ROWS_PER_GROUP)), [])
+    files: list[str | bytes | os.PathLike[Any]] = []
+    count = 0
+    while count < most and (part := next(parts, None)) is not None:
+        files.append(folder / f"{count}.parquet")
+        Dataset.from_list(part[: most - count], features=stream.features).to_parquet(files[-1])
+        count += len(part)
+    if not files:
+        raise UserError("The stream has no rows.")
+    read = Dataset.from_parquet(files, cache_dir=str(folder))
+    has_more = count > most or next(rows, None) is not None
+    return read.cast(features) if features is not None else read, has_more
+
+
+@cache
+def _folder_of_streams() -> str:
+    folder = mkdtemp(prefix="hf-ecif-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def load_scored(audit: AuditFolder, columns: Columns) -> Dataset:
+    """The rows of an audit with their influence columns, images undecoded.
+
+    Args:
+        audit: its folder.
+        columns: those of images and captions.
+
+    Raises:
+        UserError: they are not there, or damaged.
+    """
+    return check_columns(load_rows(str(audit.scored), "train"), columns.image, columns.text)
 
 
 def load_splits(source: str) -> dict[str, Dataset]:
@@ -165,9 +229,10 @@ def _loader_of(source: str) -> _Loader:
 
 def _rows_in(folder: Path) -> Path:
     """The rows of an audit lie in it thrice, once scored, and once as kept and removed."""
-    if (folder / "scored").is_dir() and (folder / "summary.json").is_file():
-        return folder / "scored"
-    if (folder / "cleaning.json").is_file():
+    audit = AuditFolder(folder)
+    if audit.has_rows and audit.has_summary:
+        return audit.scored
+    if audit.is_cleaning:
         raise UserError("this is a cleaning's folder. Name its folder kept, or removed.")
     return folder
 
@@ -203,19 +268,18 @@ def _ask_hub(place: HubPath) -> bool:
 
 def _default_of_copy(place: HubPath) -> dict[str, str]:
     """Names the default configuration: of several copies, `datasets` does not know which it is."""
-    default = {"name": "default"}
     try:
-        load_dataset_builder(place.repo_id, **default, revision=place.revision)
+        load_dataset_builder(place.repo_id, "default", revision=place.revision)
     except Exception:  # no copy, or one of a repository where it has another name
         return {}
-    return default
+    return {"name": "default"}
 
 
 def _prepare(name: str, options: dict[str, Any]) -> _Splits:
     """What `load_dataset` does, but it fails as a whole where any split is empty."""
     builder = load_dataset_builder(name, **options)
     builder.download_and_prepare()
-    sizes = {info.name: info.num_examples for info in builder.info.splits.values()}
+    sizes = {info.name: info.num_examples for info in (builder.info.splits or {}).values()}
     return _Splits(sizes, lambda split: cast(Dataset, builder.as_dataset(split)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,6 +56,16 @@ def write_rows(dataset: Dataset, path: Path) -> None:
             writer.write_table(group)
 
 
+def parquet_files(folder: Path) -> list[Path]:
+    """Files of a folder that `write_shards` wrote, in order."""
+    return sorted(folder.glob("*.parquet"))
+
+
+def count_rows_of(files: Iterable[Path]) -> int:
+    """Rows in parquet files."""
+    return sum(pq.read_metadata(file).num_rows for file in files)
+
+
 def _write_files(dataset: Dataset, folder: Path, max_bytes: int) -> list[Path]:
     """Write numbered files; how many there will be is known only at the end."""
     features = _decodable(dataset.features)
@@ -96,7 +106,7 @@ def _embedded(column: pa.ChunkedArray) -> pa.Array:
 def _decodable(features: Features) -> Features:
     """Image columns as images again, for whoever opens the files."""
     return Features(
-        {
+        **{
             name: Image(mode=feature.mode) if isinstance(feature, Image) else feature
             for name, feature in features.items()
         }

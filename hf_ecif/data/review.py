@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
-from datasets import Dataset, Value
+from datasets import Dataset
 
 from hf_ecif.data.cleaning import ORIGINAL_TEXT, CleanResult
+from hf_ecif.data.columns import set_column
 from hf_ecif.errors import UserError
 
 Action = Literal["keep", "remove", "recaption"]
@@ -135,11 +136,11 @@ def part_by_review(
         if decision.action == "remove" and not remove[row]:
             reasons[row] = "removed in review"
         remove[row] = decision.action == "remove"
-    scored = _set(scored, "ecif_flag", flags, "bool")
-    scored = _set(scored, "ecif_reason", reasons, "string")
+    scored = set_column(scored, "ecif_flag", flags)
+    scored = set_column(scored, "ecif_reason", reasons)
     scored = _recaption(scored, decisions, text_column)
     actions = [decisions[row].action if row in decisions else None for row in range(len(scored))]
-    scored = _set(scored, DECISION, actions, "string")
+    scored = set_column(scored, DECISION, actions, "string")
     kept, removed = (scored.select(np.flatnonzero(part)) for part in (~remove, remove))
     return scored, CleanResult(kept=kept, removed=removed)
 
@@ -170,14 +171,5 @@ def _recaption(scored: Dataset, decisions: dict[int, Decision], text_column: str
         return scored
     old = scored.with_format(None)[text_column][:]
     originals = [text if row in new else None for row, text in enumerate(old)]
-    feature = scored.features[text_column].dtype
     texts = [new.get(row, text) for row, text in enumerate(old)]
-    return _set(_set(scored, text_column, texts, feature), ORIGINAL_TEXT, originals, "string")
-
-
-def _set(scored: Dataset, name: str, values: list[Any], dtype: str) -> Dataset:
-    """With these values in a column, in its place if it is there."""
-    order = scored.column_names
-    rest = scored.remove_columns(name) if name in order else scored
-    changed = rest.add_column(name, values, feature=Value(dtype))
-    return changed.select_columns(order if name in order else [*order, name])
+    return set_column(set_column(scored, text_column, texts), ORIGINAL_TEXT, originals, "string")

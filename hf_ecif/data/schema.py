@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
-from datasets import Dataset, Image, Value
+from datasets import Dataset, Image, IterableDataset, Value
 from numpy.typing import NDArray
 
 from hf_ecif.errors import UserError
 
+AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 
-def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Dataset:
+
+def check_columns(dataset: AnyDataset, image_column: str, text_column: str) -> AnyDataset:
     """Check that both columns can be read, and stop the image column from decoding.
 
     Args:
-        dataset: Rows as loaded.
+        dataset: Rows as loaded; of a stream, the types of the columns must be known.
         image_column: A column of images: an `Image` feature, or raw bytes, paths or both.
         text_column: A column of strings.
 
@@ -30,14 +33,15 @@ def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Data
             f"--image-column and --text-column are both {text_column!r}. Name a column of images "
             "and one of captions."
         )
+    types: Mapping[str, Any] = dataset.features or {}
     for role, column in (("image", image_column), ("text", text_column)):
-        if column not in dataset.column_names:
+        if column not in types:
             raise UserError(
                 f"There is no {role} column {column!r}. The columns are: "
-                f"{', '.join(dataset.column_names)}. Name the right one with --{role}-column."
+                f"{', '.join(types)}. Name the right one with --{role}-column."
             )
-    require_text(dataset, text_column)
-    image_type = dataset.features[image_column]
+    require_text(types, text_column)
+    image_type = types[image_column]
     if not _is_image_like(image_type):
         raise UserError(
             f"The image column {image_column!r} must hold images, their bytes or their paths, but "
@@ -46,16 +50,47 @@ def check_columns(dataset: Dataset, image_column: str, text_column: str) -> Data
     return dataset.cast_column(image_column, Image(decode=False))
 
 
-def require_text(dataset: Dataset, column: str) -> None:
+def find_columns(
+    dataset: Dataset, image_column: str | None = None, text_column: str | None = None
+) -> tuple[str, str]:
+    """Names of the columns of images and captions, those that are not given found by their types.
+
+    Of several columns that could be meant, the one called ``image``, or ``text``, is.
+
+    Raises:
+        UserError: there is no such column, or it cannot be told which of several is meant.
+    """
+    own = [name for name in dataset.column_names if not is_influence_column(name)]
+    kinds = dataset.features
+    images = [name for name in own if _is_image_like(kinds[name])]
+    surely = [name for name in images if not _is_value(kinds[name], "string")]
+    image = image_column or _only("image", "image_column", surely or images, dataset)
+    texts = [name for name in own if _is_value(kinds[name], "string") and name != image]
+    return image, text_column or _only("text", "text_column", texts, dataset)
+
+
+def _only(usual: str, argument: str, candidates: list[str], dataset: Dataset) -> str:
+    if usual in candidates:
+        return usual
+    if len(candidates) == 1:
+        return candidates[0]
+    what = f"columns that could hold the {usual}s"
+    if candidates:
+        raise UserError(f"There are several {what}: {', '.join(candidates)}. Give `{argument}`.")
+    columns = ", ".join(f"{name} ({kind})" for name, kind in dataset.features.items())
+    raise UserError(f"There are no {what}. The columns are: {columns}.")
+
+
+def require_text(types: Mapping[str, Any], column: str) -> None:
     """Refuse a column of captions that holds no strings.
 
     Raises:
         UserError: it holds something else.
     """
-    if not _is_value(dataset.features[column], "string"):
+    if not _is_value(types[column], "string"):
         raise UserError(
-            f"The text column {column!r} must hold strings, but it is "
-            f"{dataset.features[column]}. Name another one with --text-column."
+            f"The text column {column!r} must hold strings, but it is {types[column]}. Name "
+            "another one with --text-column."
         )
 
 

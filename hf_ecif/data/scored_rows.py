@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 
 from hf_ecif.data.images import thumbnail
+from hf_ecif.data.summary import Summary
 from hf_ecif.utils.formatting import Bools, Floats, readable_exponent, shorten
 
 CAPTION_LENGTH = 280
@@ -25,13 +26,13 @@ class ScoredRows:
         summary: Of the audit.
     """
 
-    def __init__(self, scored: datasets.Dataset, summary: dict[str, Any]) -> None:
+    def __init__(self, scored: datasets.Dataset, summary: Summary) -> None:
         self._scored = scored
-        self._image = summary["columns"]["image"]
-        self._text = summary["columns"]["text"]
-        truth = (summary.get("truth") or {}).get("column")
+        self._image = summary.columns.image
+        self._text = summary.columns.text
+        truth = summary.truth and summary.truth.column
         self.truth = truth if truth in scored.column_names else None
-        self.threshold: float | None = (summary.get("noise") or {}).get("threshold")
+        self.threshold = summary.noise.threshold
         self.score = self._floats("ecif_score")
         self.positive = self._floats("ecif_positive")
         self.negative = self._floats("ecif_negative")

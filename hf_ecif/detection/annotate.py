@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from datasets import Dataset, Value
+from datasets import Dataset
 
+from hf_ecif.data.columns import set_column
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.explain import explain_flags
 from hf_ecif.detection.signals import Witnesses
@@ -40,24 +41,20 @@ def add_columns(
     columns = score_columns(rows, scores, given, relative)
     probability = rows.spread(detection.probability.tolist())
     for name, values in (columns | {"ecif_noise_probability": probability}).items():
-        dataset = _append(dataset, name, values, "float32")
+        dataset = set_column(dataset, name, values, "float32")
     for name, marks in (("ecif_flag", detection.flag), ("ecif_borderline", detection.borderline)):
-        dataset = _append(dataset, name, rows.spread(marks.tolist()), "bool")
+        dataset = set_column(dataset, name, rows.spread(marks.tolist()), "bool")
     for side in ("image_neighbours", "text_neighbours"):
         values = rows.spread(getattr(witnesses, side).tolist())
-        dataset = _append(dataset, f"ecif_{side}", values, "float32")
+        dataset = set_column(dataset, f"ecif_{side}", values, "float32")
     texts, margins, duplicates = _evidence_columns(evidence, rows)
-    dataset = _append(dataset, "ecif_suggested_text", rows.spread(texts), "string")
-    dataset = _append(dataset, "ecif_suggested_margin", rows.spread(margins), "float32")
-    dataset = _append(dataset, "ecif_duplicate_group", rows.spread(duplicates), "int64")
+    dataset = set_column(dataset, "ecif_suggested_text", rows.spread(texts), "string")
+    dataset = set_column(dataset, "ecif_suggested_margin", rows.spread(margins), "float32")
+    dataset = set_column(dataset, "ecif_duplicate_group", rows.spread(duplicates), "int64")
     reasons = rows.spread(explain_flags(rows, scores, witnesses, detection, evidence))
     for row, reason in rows.reasons.items():
         reasons[row] = reason
-    return _append(dataset, "ecif_reason", reasons, "string")
-
-
-def _append(dataset: Dataset, name: str, values: list[Any], dtype: str) -> Dataset:
-    return dataset.add_column(name, values, feature=Value(dtype))
+    return set_column(dataset, "ecif_reason", reasons, "string")
 
 
 def _evidence_columns(

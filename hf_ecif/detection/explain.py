@@ -45,10 +45,7 @@ def explain_flags(
     def clauses(row: int) -> Iterator[str]:
         if evidence is not None:
             yield from _misfit(row, evidence)
-        yield (
-            f"its loss would be higher than that of {int(100 * rank[row])}% of the pairs if it had "
-            "not been trained on"
-        )
+        yield f"held out, its loss is in the top {100 - int(100 * rank[row])}%"
         for own, like, share in apart:
             if share[row] >= TELLING:
                 yield (

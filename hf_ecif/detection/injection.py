@@ -18,6 +18,7 @@ from hf_ecif.detection.detect import Floats
 from hf_ecif.detection.signals import find_witnesses
 from hf_ecif.engine.neighbours import cluster
 from hf_ecif.engine.objectives.similarity import agree
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
@@ -162,7 +163,7 @@ class _Exchange:
 
 def plant_pairs(
     model: InfluenceModel,
-    train: Rows,
+    influence: Influence,
     query: Rows,
     progress: ProgressFactory = silent,
     checkpoints: Checkpoints | None = None,
@@ -171,8 +172,8 @@ def plant_pairs(
     """What tells misaligned rows, in runs in which some captions were exchanged on purpose.
 
     Args:
-        model: of the config; if it is fitted, the curvature is damped as in that fit.
-        train: the data.
+        model: that was fitted.
+        influence: the fit; its rows are the data, and curvatures are damped as its own is.
         query: what is asked.
         progress: makes a progress bar.
         checkpoints: where every run is kept.
@@ -183,14 +184,13 @@ def plant_pairs(
         ``(R, S)`` of the rows that stayed as they are, and ``(M, S)`` of every kind of those
         exchanged; see `Planting.kinds`, `find_witnesses`.
     """
-    config, known = model.config, checkpoints or Checkpoints()
+    train, config = influence.rows, model.config
+    known = checkpoints or Checkpoints()
     generator = torch.Generator().manual_seed(config.seed + 2)
-    given = model.encoder.embed(model.encoder.theta, train.features)
+    given = model.embed_as_given(train)
     advance = progress("Plant wrong pairs", config.plantings)
     reference, exchanged = [], []
     heard = None if mute is None else ~mute
-    # Their curvature differs little; it is damped alike.
-    spectrum = model.fitted.spectrum if model.fitted else None
     for number in range(config.plantings):
         planting = plant(
             train,
@@ -201,8 +201,10 @@ def plant_pairs(
             among=heard,
         )
         within = known.within(f"{number:02d}")
-        fitted, _ = model._fit(planting.rows, query, silent, within, spectrum)
-        scores = model._score(planting.rows, fitted, silent, within)
+        # Their curvature differs little; it is damped alike.
+        spectrum = influence.fitted.spectrum
+        other = model.fit(planting.rows, query, checkpoints=within, spectrum=spectrum)
+        scores = other.scores(checkpoints=within)
         embedded = given._replace(text=given.text[planting.donors.to(given.text.device)])
         found = find_witnesses(scores, embedded, planting.rows.siblings, mute).stack()
         stayed = ~planting.planted if heard is None else heard & ~planting.planted

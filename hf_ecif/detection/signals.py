@@ -20,7 +20,7 @@ from torch import Tensor
 from hf_ecif.detection.detect import Floats
 from hf_ecif.engine.neighbours import average_distance
 from hf_ecif.engine.objectives import Embeddings
-from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.loaded import LoadedModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
 
@@ -76,18 +76,17 @@ def find_witnesses(
 
 
 def witnesses_of(
-    model: InfluenceModel, rows: Rows, scores: Scores, mute: Tensor | None = None
+    model: LoadedModel, rows: Rows, scores: Scores, mute: Tensor | None = None
 ) -> Witnesses:
     """What tells misaligned rows from good ones; `detect` weighs it.
 
     Args:
-        model: fitted.
+        model: that was fitted; its own parameters count.
         rows: those that were scored.
-        scores: of `InfluenceModel.score`, for a single query.
+        scores: of `Influence.scores`, for a single query.
         mute: as in `find_witnesses`.
     """
-    given = model.encoder.embed(model.encoder.theta, rows.features)
-    return find_witnesses(scores, given, rows.siblings, mute)
+    return find_witnesses(scores, model.embed_as_given(rows), rows.siblings, mute)
 
 
 def witness_errors(scores: Scores) -> Floats:

@@ -27,7 +27,7 @@ from hf_ecif.influence.rows import BLANK, Preprocessor, Rows
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 if TYPE_CHECKING:
-    from hf_ecif.influence.model import InfluenceModel
+    from hf_ecif.influence.loaded import LoadedModel
 
 Numbers = NDArray[np.int64]
 
@@ -100,7 +100,7 @@ class Evidence:
 
 
 def find_evidence(
-    model: InfluenceModel,
+    model: LoadedModel,
     rows: Rows,
     detection: Detection,
     *,
@@ -120,7 +120,7 @@ def find_evidence(
         margin: from which on a caption is suggested, in nats.
         progress: makes a progress bar.
     """
-    embeddings = model.encoder.embed(model.encoder.theta, rows.features)
+    embeddings = model.embed_as_given(rows)
     flagged = torch.from_numpy(np.flatnonzero(detection.flag))
     candidates = (
         _captions_of_rows(rows, embeddings.text, ~detection.flag)
@@ -181,12 +181,12 @@ def _captions_of_rows(rows: Rows, vectors: Tensor, good: NDArray[np.bool_]) -> _
     )
 
 
-def _captions_of_vocabulary(model: InfluenceModel, vocabulary: list[str]) -> _Candidates:
+def _captions_of_vocabulary(model: LoadedModel, vocabulary: list[str]) -> _Candidates:
     texts = list({plain(text): text for text in reversed(vocabulary)}.values())[::-1]
     return _Candidates(texts, _embed_captions(model, texts), torch.full((len(texts),), -1))
 
 
-def _embed_captions(model: InfluenceModel, captions: list[str]) -> Tensor:
+def _embed_captions(model: LoadedModel, captions: list[str]) -> Tensor:
     """Normalised text embeddings ``(V, d)`` of the model as given."""
     encoder = model.encoder
     preprocess = Preprocessor(encoder, model.processor, lambda: iter([captions]))

@@ -3,17 +3,18 @@
 `DualEncoder` embeds rows, pushes tangents of the parameters forward to the embeddings, and pulls
 cotangents of the embeddings back to the parameters, always in micro-batches. What lies below the
 attributed parameters is frozen: it runs once, and its activations, a `Features`, are the input of
-everything else (see `hf_ecif.engine.towers`). With ``projections`` attributed, that leaves one
-matrix product per tower.
+everything else (see `hf_ecif.engine.towers`). With ``projections`` attributed, one matrix product
+per tower remains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -28,28 +29,28 @@ from hf_ecif.engine.towers import Inputs, Tower
 from hf_ecif.errors import UserError
 from hf_ecif.utils import distributed
 
-CHUNK_BYTES = 512 * 2**20  # of embeddings and tangents that are held at a time
-LIGHT_ROWS = 2**14  # rows times tangents that pass a head at a time: a cache holds what they make
+CHUNK_BYTES = 512 * 2**20  # held at a time, of embeddings and tangents
+LIGHT_ROWS = 2**14  # rows times tangents in one pass through a head: the result fits a cache
 
 Weights = dict[str, Tensor]
 TangentForm = Literal["exact", "difference"]
 
-# Of a finite difference, relative to |theta|: large enough for float32, small enough to be linear.
+# Step of a finite difference, relative to |theta|: resolved in float32, and still linear.
 _STEP = 3e-4
 
 
 class DualEncoder:
     """Embeddings of a CLIP-like model as a function of a flat vector of attributed parameters.
 
-    The model is put in evaluation mode with gradients off; its own weights are never changed, but
-    by `load`. Attributed parameters, embeddings and everything after them are in float32 where the
-    model is in half precision.
+    The model is put in evaluation mode with gradients off; only `load` changes its weights. If the
+    model is in half precision, attributed parameters, embeddings and everything after them are in
+    float32.
 
     Attributes:
         names: names of the attributed parameters, in the order of the flat vector.
-        count: their number of scalars, ``P``.
-        contrastive: the loss that the model is trained with: sigmoid where it has a logit bias,
-            else InfoNCE.
+        count: number of their scalars, ``P``.
+        contrastive: the loss that the model is trained with: sigmoid if it has a logit bias, else
+            InfoNCE.
 
     Example:
         >>> from transformers import CLIPConfig, CLIPModel
@@ -74,10 +75,11 @@ class DualEncoder:
         chosen = {*self.names}
         self._frozen = [value for name, value in model.named_parameters() if name not in chosen]
         self._shapes = [value.shape for value in values]
-        # To look for tied parameters at every call takes longer than a short head.
+        # Looking for tied parameters at every call takes longer than a short head.
         self._has_tied = len([*model.named_parameters(remove_duplicate=False)]) > len(
             [*model.named_parameters()]
         )
+        self._as_given: WeakKeyDictionary[Features, Embeddings] = WeakKeyDictionary()
         in_towers = [name for name in self.names if not TEMPERATURE.search(name)]
         self._towers: dict[Side, Tower] = {
             "text": Tower(model, "text", in_towers),
@@ -86,51 +88,59 @@ class DualEncoder:
 
     @property
     def theta(self) -> Tensor:
-        """The model's own values of the attributed parameters, ``(P,)``."""
+        """Values of the attributed parameters in the model, ``(P,)``."""
         values = [self.model.get_parameter(name).reshape(-1) for name in self.names]
         return torch.cat(values).to(self.dtype)
 
     @property
     def max_text_length(self) -> int:
-        """Tokens that the text tower takes."""
-        count = int(self.model.config.text_config.max_position_embeddings)
+        """Largest number of tokens that the text tower accepts."""
+        config: Any = self.model.config
+        count = int(config.text_config.max_position_embeddings)
         for name, module in self.model.named_modules():
             # RoBERTa counts positions from the one that stands for padding.
-            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None):
-                return count - module.padding_idx - 1
+            padding: int | None = getattr(module, "padding_idx", None)
+            if name.endswith("position_embeddings") and padding:
+                return count - padding - 1
         return count
 
     @property
     def input_dtype(self) -> torch.dtype:
-        """Of pixels: that of the model's weights."""
+        """Dtype of pixels: that of the model's weights."""
         return next(value.dtype for value in self.model.parameters() if value.is_floating_point())
 
     @property
     def scale(self) -> float:
-        """Inverse temperature of the model as given."""
-        return float(self.model.logit_scale.exp())
+        """Inverse temperature of the model, ``exp(logit_scale)``."""
+        return float(self._logit_scale.exp())
 
     def fingerprint(self) -> str:
         """A hash of the model's weights, for provenance."""
-        digest = sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return _hash(sorted(self.model.state_dict().items()))
+
+    @cached_property
+    def boundary(self) -> str:
+        """A hash of what rows go through once: the frozen weights, and which ones are attributed.
+
+        Rows with the features of one boundary serve all encoders with that boundary.
+        """
+        chosen = {*self.names}
+        frozen = (item for item in self.model.named_parameters() if item[0] not in chosen)
+        return _hash([*frozen, *((name, torch.zeros(0)) for name in self.names)])
 
     def rows_that_fit(self, features: Features, tangents: int) -> int:
-        """Rows whose embeddings and tangents, with the cotangents to come, take `CHUNK_BYTES`."""
+        """Number of rows whose embeddings, tangents and later cotangents take `CHUNK_BYTES`."""
         return max(1, CHUNK_BYTES // self.bytes_per_row(features, tangents))
 
     def bytes_per_row(self, features: Features, tangents: int) -> int:
-        """Of a pair's embeddings and their tangents, with the cotangents to come."""
+        """Bytes of a pair's embeddings and tangents, and of the cotangents that follow."""
         width = self._towers["text"].width(self._here(features.example("text")))
         return 4 * width * (1 + tangents) * self.dtype.itemsize
 
     def freeze(self, features: Features) -> Features:
-        """Run what lies below the attributed parameters, once; the rest needs only its output.
+        """Output of the part below the attributed parameters; everything else needs only this.
 
-        Works on the rows that are held here, whatever other processes do.
+        Only the rows held here are run, whatever other processes do.
         """
 
         def run(tower: Tower, inputs: Inputs) -> Inputs:
@@ -145,7 +155,7 @@ class DualEncoder:
         return Features(run(towers["text"], features.text), run(towers["image"], features.image))
 
     def keeps_tokens(self, inputs: Inputs) -> bool:
-        """Whether texts are needed beyond the frozen part, token by token."""
+        """Whether the attributed part reads texts token by token."""
         return not Tower.is_light(self._towers["text"].freeze(self._here(inputs)))
 
     def embed(self, theta: Tensor, features: Features) -> Embeddings:
@@ -154,9 +164,9 @@ class DualEncoder:
             return self._embed(features, theta)
 
     def linearise(self, theta: Tensor, features: Features) -> Derivative:
-        """The derivative of `embed`, kept for many products; of few rows, and held here.
+        """Derivative of `embed`, kept for many products; for few rows, all held here.
 
-        It keeps all that leads to the embeddings: meant for inputs that `are_light`.
+        It keeps the whole graph of the embeddings, so it is meant for inputs that `are_light`.
         """
         with _differentiable_attention():
             return Derivative(partial(self._embed, features), theta)
@@ -164,9 +174,9 @@ class DualEncoder:
     def embed_and_pull(
         self, theta: Tensor, features: Features
     ) -> tuple[Embeddings, Callable[[Embeddings], Tensor]]:
-        """What `embed` gives, and the `pull` of cotangents that are made of it.
+        """Embeddings as `embed` returns them, and a function that pulls their cotangents back.
 
-        One pass through heads does for both; whole layers are gone through again, in micro-batches.
+        Heads run once for both; whole layers run again for the pull, in micro-batches.
         """
         if features.are_light() and distributed.count() == 1:
             near = self.linearise(theta, features)
@@ -176,15 +186,15 @@ class DualEncoder:
     def push(
         self, theta: Tensor, tangents: Tensor, features: Features, form: TangentForm = "exact"
     ) -> tuple[Embeddings, Embeddings]:
-        """Embeddings, and their tangents along each row of ``tangents`` (forward mode).
+        """Embeddings and their tangents along each row of ``tangents`` (forward mode).
 
         Args:
             theta: ``(P,)``.
             tangents: ``(K, P)``.
             features: ``N`` rows.
-            form: ``"exact"``, or ``"difference"``: a second pass a small step along each tangent,
-                with the model's own attention kernel. Half precision cannot resolve the step, so
-                there it is exact all the same.
+            form: ``"exact"``, or ``"difference"``: a second pass after a small step along each
+                tangent, with the model's own attention kernel. Half precision cannot resolve the
+                step, so there the tangent is exact in either form.
 
         Returns:
             Embeddings ``(N, d)``, and tangents with a leading ``K``: ``(K, N, d)`` and ``(K,)``.
@@ -229,7 +239,7 @@ class DualEncoder:
                     if own:
                         self._add(total, _pull(embed, own, mine[:, rows]))
         total = distributed.add_up(total)
-        # The scale belongs to the batch, not to a row: its cotangent is spent once.
+        # The scale belongs to the batch, not to a row: its cotangent counts once.
         self._add_temperature(total, cotangents.scale * self._temperature(weights)[0], cotangents)
         return total
 
@@ -250,7 +260,7 @@ class DualEncoder:
             theta: ``(P,)``.
             tangents: ``(K, P)``.
             cotangent: ``(N, d)``, ``(N, d)``, ``()`` and ``()``.
-            cotangent_tangents: the same with a leading ``K``.
+            cotangent_tangents: these shapes with a leading ``K``.
             features: ``N`` rows.
         """
         weights, moving = self._unflatten(theta), self._unflatten(tangents)
@@ -271,10 +281,18 @@ class DualEncoder:
         self._add_temperature(total, of_scale, cotangent_tangents)
         return total
 
-    def load(self, theta: Tensor) -> None:
-        """Write ``theta`` into the model's own parameters."""
+    def load(self, theta: Tensor, into: nn.Module | None = None) -> None:
+        """Write ``theta`` into the model's own parameters, or into those of a copy of it."""
         for name, value in self._unflatten(theta).items():
-            self.model.get_parameter(name).copy_(value)
+            (into or self.model).get_parameter(name).copy_(value)
+        if into is None:
+            self._as_given.clear()
+
+    def embed_as_given(self, features: Features) -> Embeddings:
+        """`embed` with the model's own parameters, done once for as long as the rows are held."""
+        if features not in self._as_given:
+            self._as_given[features] = self.embed(self.theta, features)
+        return self._as_given[features]
 
     def _embed(self, features: Features, theta: Tensor) -> Embeddings:
         weights = self._unflatten(theta)
@@ -290,7 +308,7 @@ class DualEncoder:
         self, theta: Tensor, tangents: Tensor, features: Features
     ) -> tuple[Embeddings, Embeddings]:
         here = self.embed(theta, features)
-        # Fresh adapters may be zero: then parameters of common size set the measure.
+        # Fresh adapters may be zero: the step is then that of parameters of a common size.
         length = _STEP * max(theta.norm().item(), 0.01 * len(theta) ** 0.5)
         moved = []
         for tangent in tangents:
@@ -300,7 +318,7 @@ class DualEncoder:
         return here, Embeddings(*(torch.stack(parts) for parts in zip(*moved, strict=True)))
 
     def _unflatten(self, flat: Tensor) -> Weights:
-        """Views of ``(P,)``, or of ``(K, P)`` with the leading ``K``, by name."""
+        """Views of a flat ``(P,)`` or ``(K, P)`` by parameter name, a leading ``K`` kept."""
         pieces = flat.split([shape.numel() for shape in self._shapes], dim=-1)
         return {
             name: piece.reshape((*flat.shape[:-1], *shape))
@@ -316,9 +334,9 @@ class DualEncoder:
     def _parts(
         self, side: Side, features: Features, weights: Weights, tangents: int = 1
     ) -> tuple[slice | Tensor, Iterator[_Function]]:
-        """Positions of the rows worked on here, and micro-batches of them.
+        """Positions of the rows that this process works on, and their micro-batches.
 
-        A micro-batch is a function of those weights that act in it.
+        A micro-batch is a function of the weights that act in it.
         """
         tower, example = self._towers[side], features.example(side)
         own = {name: weights[name] for name in tower.names(self._here(example))}
@@ -351,17 +369,17 @@ class DualEncoder:
         parts: Sequence[Sequence[Tensor]],
         leading: Sequence[tuple[int, ...]],
     ) -> list[Tensor]:
-        """Embeddings, with their tangents or without, of the rows of all processes.
+        """Embeddings, with or without their tangents, of the rows of all processes.
 
         Args:
             side: which embeddings.
             features: ``N`` rows.
-            positions: of this process's rows.
-            parts: tensors ``(*leading, n, d)`` of each of its micro-batches.
-            leading: of each of these tensors.
+            positions: places of this process's rows.
+            parts: tensors ``(*leading, n, d)`` of each micro-batch of this process.
+            leading: leading shape of each of these tensors.
 
         Returns:
-            ``(*leading, N, d)`` of each.
+            ``(*leading, N, d)`` for each tensor of a micro-batch.
         """
         if len(parts) == 1:
             here = list(parts[0])
@@ -376,9 +394,13 @@ class DualEncoder:
     def _here(self, inputs: Inputs) -> Inputs:
         return {key: value.to(self.device) for key, value in inputs.items()}
 
+    @property
+    def _logit_scale(self) -> Tensor:
+        return cast(Tensor, self.model.logit_scale)
+
     def _temperature(self, weights: Weights) -> tuple[Tensor, Tensor]:
         """Scale and bias, ``()`` each; the bias of InfoNCE is zero."""
-        scale = _by_suffix(weights, "logit_scale", self.model.logit_scale).exp()
+        scale = _by_suffix(weights, "logit_scale", self._logit_scale).exp()
         bias = _by_suffix(weights, "logit_bias", getattr(self.model, "logit_bias", scale * 0))
         return scale.reshape(()).to(self.dtype), bias.reshape(()).to(self.dtype)
 
@@ -420,8 +442,16 @@ def require_dual_encoder(model: nn.Module) -> None:
         )
 
 
+def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = sha256()
+    for name, value in tensors:
+        digest.update(name.encode())
+        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _rows(whole: Tensor, positions: slice | Tensor) -> Tensor:
-    """Some rows of ``(..., N, d)``; as indexing does, but in half its time."""
+    """Rows of ``(..., N, d)`` at the positions, in half the time of indexing."""
     if isinstance(positions, slice):
         return whole[..., positions, :]
     return whole.index_select(-2, positions.to(whole.device))
@@ -439,13 +469,14 @@ def _push(embed: Callable[[Weights], Tensor], own: Weights, moving: Weights) -> 
         return jvp(embed, (own,), (tangent,))
 
     if len(next(iter(tangents.values()))) > 1:
-        return vmap(push_one, out_dims=(None, 0))(tangents)
+        # torch's annotation forbids the None that its documentation describes.
+        return vmap(push_one, out_dims=(None, 0))(tangents)  # type: ignore[arg-type]
     primal, moved = push_one({name: value[0] for name, value in tangents.items()})
     return primal, moved[None]  # batched products of one are slower than plain ones
 
 
 def _pull(embed: Callable[[Weights], Tensor], own: Weights, cotangents: Tensor) -> Weights:
-    """Gradients ``(K, *shape)`` by name."""
+    """Gradients ``(K, *shape)`` of ``<cotangent, embeddings>`` by parameter name."""
     pull_one = vjp(embed, own)[1]
     if len(cotangents) > 1:
         return vmap(pull_one)(cotangents)[0]
@@ -469,10 +500,10 @@ def _pull_tangent(
 
 
 def _differentiable_attention() -> AbstractContextManager[Any]:
-    """Fused attention has no forward-mode derivative; the plain kernel has, and is restored."""
+    """Context with the plain attention kernel: fused ones have no forward-mode derivative."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
 def _by_suffix(weights: Weights, suffix: str, default: Tensor) -> Tensor:
-    """Adapters put a prefix before the names of a model's own parameters."""
+    """The weight whose name ends so, since adapters put a prefix before names; else the default."""
     return next((value for name, value in weights.items() if name.endswith(suffix)), default)

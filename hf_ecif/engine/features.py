@@ -1,4 +1,4 @@
-"""Inputs of the attributed part of a model: rows in tensors, chosen and divided among processes."""
+"""Inputs of the attributed part of a model: rows of tensors, selected and divided by process."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from hf_ecif.utils import distributed
 
 Side = Literal["text", "image"]
 
-SENT_ROWS = 2**14  # that every process receives at a time, to keep those it has asked for
+SENT_ROWS = 2**14  # received by every process at a time, of which it keeps those that it asked for
 
 
 class Features:
-    """Inputs of the attributed part, a row each in every tensor.
+    """Inputs of the attributed part: tensors with a row per text or image.
 
-    Texts and images are pairs, row by row, except where a query pairs all with all (class prompts
-    and images): then their numbers may differ. Choosing rows copies nothing; a micro-batch is
-    copied when it is encoded.
+    Texts and images are pairs, row by row, unless a query compares all with all (class prompts and
+    images): then their numbers may differ. Selecting rows copies nothing; a micro-batch is copied
+    when it is encoded.
 
-    Where several processes share the work, each holds either all rows or a part of its own. Rows
-    are numbered through, and lengths are those of the whole.
+    If several processes share the work, each holds either all rows or a part of its own. Rows are
+    numbered across processes, and lengths are those of the whole.
 
     Args:
         text: inputs of the text tower, or activations at its boundary.
-        image: the same of the image tower.
-        held: numbers of the rows that are held here, if the processes hold parts.
-        total: rows that all processes hold together, likewise.
+        image: inputs of the image tower, or activations at its boundary.
+        held: numbers of the rows that are held here, if processes hold parts.
+        total: number of rows that all processes hold together, if they hold parts.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Features:
 
     @property
     def text(self) -> Inputs:
-        """Inputs of the text tower, of the rows held here."""
+        """Inputs of the text tower for the rows held here."""
         return self._sides["text"].held()[1].rows_at(slice(None))
 
     @property
     def image(self) -> Inputs:
-        """Inputs of the image tower, of the rows held here."""
+        """Inputs of the image tower for the rows held here."""
         return self._sides["image"].held()[1].rows_at(slice(None))
 
     def __len__(self) -> int:
@@ -60,45 +60,45 @@ class Features:
         return self._with({side: chosen.choose(rows) for side, chosen in self._sides.items()})
 
     def with_texts_of(self, rows: Tensor) -> Features:
-        """The same images, each with the text of another row."""
+        """These images, each with the text of the row given for it."""
         return self._with(self._sides | {"text": self._sides["text"].choose(rows)})
 
     def paired_with(self, other: Features) -> Features:
-        """The texts of these rows, and the images of others."""
+        """These texts, with the images of ``other``."""
         return self._with(self._sides | {"image": other._sides["image"]})
 
     def count(self, side: Side) -> int:
-        """Number of texts, or of images, in all processes."""
+        """Number of texts or images over all processes."""
         return self._sides[side].count()
 
     def mine(self, side: Side) -> tuple[slice | Tensor, Callable[[slice], Inputs], int]:
-        """The texts or images that this process is to work on.
+        """The texts or images that this process works on.
 
         Returns:
-            Their positions among all, a function that gives some of them, and their number. Every
-            position is some process's.
+            Their positions among all, a function that returns a slice of them, and their number.
+            Every position belongs to one process.
         """
         positions, chosen = self._sides[side].mine()
         return positions, chosen.rows_at, chosen.count()
 
     def brought(self, rows: Tensor) -> Features:
-        """Rows that this process asks for, held here, whoever holds them now.
+        """Features of the given rows, brought here from the processes that hold them.
 
-        All processes have to call it together, each with rows of its own choice. For inputs that
+        All processes must call it together, each with rows of its own choice. Meant for inputs that
         `are_light`.
         """
         return self._with({side: chosen.bring(rows) for side, chosen in self._sides.items()})
 
     def are_light(self) -> bool:
-        """Whether all inputs are pooled: a vector, with a head to come at most."""
+        """Whether every input is a pooled vector, followed by a head at most."""
         return all(Tower.is_light(chosen.inputs) for chosen in self._sides.values())
 
     def example(self, side: Side) -> Inputs:
-        """Two rows at most that are held here, whichever they are, for their shapes."""
+        """Up to two of the rows held here, to read shapes from."""
         return {key: value[:2] for key, value in self._sides[side].inputs.items()}
 
     def bytes_per_row(self) -> int:
-        """Of all inputs together."""
+        """Bytes of a row in all inputs together."""
         values = [v for chosen in self._sides.values() for v in chosen.inputs.values()]
         return sum(value.shape[1:].numel() * value.element_size() for value in values)
 
@@ -110,7 +110,7 @@ class Features:
 
 
 class _Part(NamedTuple):
-    """Which rows of ``total`` a process holds: ``first`` and those that follow it."""
+    """Rows of ``total`` that a process holds, from ``first`` on."""
 
     first: int
     total: int
@@ -118,7 +118,7 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Rows of tensors; all of them where ``rows`` is None, all held here where ``of`` is None."""
+    """Selected rows of tensors; all rows if ``rows`` is None, all held here if ``of`` is None."""
 
     inputs: Inputs
     of: _Part | None = None
@@ -139,7 +139,7 @@ class _Chosen:
         return replace(self, inputs={key: value[rows] for key, value in self.inputs.items()})
 
     def held(self) -> tuple[slice | Tensor, _Chosen]:
-        """Positions of the rows held here, and these rows as a whole of their own."""
+        """Positions of the rows held here, and these rows alone."""
         if self.of is None:
             return slice(None), self
         first, last = self.of.first, self.of.first + self._length()
@@ -149,7 +149,7 @@ class _Chosen:
         return positions, _Chosen(self.inputs, rows=self.rows[positions] - first)
 
     def mine(self) -> tuple[slice | Tensor, _Chosen]:
-        """The same of the rows to work on: what every process holds is divided among them."""
+        """Positions and rows to work on; rows that every process holds are divided among them."""
         if self.of is not None or distributed.count() == 1:
             return self.held()
         share = distributed.share(self.count())
@@ -170,7 +170,7 @@ class _Chosen:
         return _Chosen(brought)
 
     def rows_at(self, positions: slice) -> Inputs:
-        """Some of rows that are all held here."""
+        """Tensors of the rows at the positions, all of which are held here."""
         chosen = positions if self.rows is None else self.rows[positions]
         return {key: value[chosen] for key, value in self.inputs.items()}
 

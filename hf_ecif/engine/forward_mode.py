@@ -1,8 +1,8 @@
-"""Forward mode where torch has it, but slower than need be.
+"""Faster forward mode for two cases in which torch does needless work.
 
-- A linear layer whose weight is not attributed has the tangent ``W x'``. Torch takes the missing
-  tangent of ``W`` for zeros and multiplies them with ``x``, too: three matrix products for two.
-- A push always comes with the primal pass, though many pushes at one point need it once.
+- A linear layer whose weight is not attributed has the tangent ``W x'``. Torch treats the missing
+  tangent of ``W`` as zeros and multiplies them by ``x``: three matrix products instead of two.
+- Torch repeats the primal pass in every push, though many pushes at one point need it only once.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class FrozenLinears(TorchFunctionMode):
-    """While it is on, tangents pass linear layers with frozen weights at the cost of one product.
+    """Context in which a tangent passes a linear layer with frozen weights in one product.
 
     Args:
-        frozen: the parameters that have no tangent.
+        frozen: parameters without a tangent.
     """
 
     def __init__(self, frozen: Iterable[Tensor]) -> None:
@@ -36,7 +36,8 @@ class FrozenLinears(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if function is F.linear and not kwargs and self._are_frozen(*args[1:]):
-            return _FrozenLinear.apply(*args, *[None] * (3 - len(args)))
+            missing = [None] * (3 - len(args))
+            return _FrozenLinear.apply(*args, *missing)  # type: ignore[no-untyped-call]  # torch's
         return function(*args, **(kwargs or {}))
 
     def _are_frozen(self, weight: Tensor, bias: Tensor | None = None) -> bool:
@@ -44,7 +45,7 @@ class FrozenLinears(TorchFunctionMode):
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """``x W^T + b`` of constants ``W`` and ``b``."""
+    """``x W^T + b`` with constant ``W`` and ``b``."""
 
     generate_vmap_rule = True
 
@@ -64,18 +65,17 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 class Derivative:
-    """The derivative of a function at a point, for many pushes and pulls without another pass.
+    """Derivative of a function at a point, for many pushes and pulls without another pass.
 
-    A pull is linear in the cotangent, so the pull of a pull is the push: one graph serves for both,
-    and is kept with all that it holds.
+    A pull is linear in the cotangent, so the pull of a pull is the push: one graph serves both and
+    is kept in memory.
 
     Args:
-        function: of a vector ``(P,)``; some of the tensors ``(...)`` that it gives may not depend
-            on the vector.
+        function: maps a vector ``(P,)`` to tensors ``(...)``, some of which may not depend on it.
         point: ``(P,)``.
 
     Attributes:
-        value: of the function.
+        value: tensors that the function returns at the point.
     """
 
     def __init__(self, function: Callable[[Tensor], Sequence[Tensor]], point: Tensor) -> None:
@@ -87,7 +87,7 @@ class Derivative:
         self.value = tuple(out.detach() for out in outputs)
 
     def push(self, tangents: Tensor) -> list[Tensor]:
-        """Tangents ``(K, ...)`` of the value along each of ``(K, P)``."""
+        """Tangents ``(K, ...)`` of the value along each row of ``(K, P)``."""
         pulled, cotangents = self._linear_pull
         pushed = _backward([pulled], cotangents, [tangents])
         moved = dict(zip(self._moving, pushed, strict=True))
@@ -102,9 +102,9 @@ class Derivative:
         return _backward(self._outputs, [self._point], own)[0]
 
     def bend(self, cotangent: Sequence[Tensor], tangents: Tensor) -> Tensor:
-        """Change ``(K, P)`` of the pull of one cotangent ``(...)`` along each of ``(K, P)``.
+        """Derivative ``(K, P)`` of the pull of one cotangent along each row of ``(K, P)``.
 
-        As second derivatives are symmetric, that is once more a pull.
+        Since second derivatives are symmetric, this is another pull.
         """
         with torch.enable_grad():
             pulled = self._pull([cotangent[number] for number in self._moving])
@@ -114,20 +114,20 @@ class Derivative:
 
     @cached_property
     def _linear_pull(self) -> tuple[Tensor, list[Tensor]]:
-        """A pull, and the cotangents that it is a function of."""
+        """A pull, and the cotangents on which it depends."""
         with torch.enable_grad():
             cotangents = [torch.zeros_like(output).requires_grad_() for output in self._outputs]
             return self._pull(cotangents), cotangents
 
     def _pull(self, cotangents: list[Tensor]) -> Tensor:
-        """A pull that can be differentiated."""
+        """Gradient ``(P,)`` of ``<cotangents, outputs>``, itself differentiable."""
         return torch.autograd.grad(self._outputs, self._point, cotangents, create_graph=True)[0]
 
 
 def _backward(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
 ) -> Sequence[Tensor]:
-    """Gradients with a leading ``K`` for cotangents with a leading ``K``; the graph stays."""
+    """Gradients with a leading ``K`` for cotangents with a leading ``K``; the graph is kept."""
     if len(cotangents[0]) > 1:
         return torch.autograd.grad(
             outputs, inputs, cotangents, retain_graph=True, is_grads_batched=True

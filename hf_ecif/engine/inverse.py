@@ -1,4 +1,4 @@
-"""The inverse curvature of an objective at a point, as a config asks for it."""
+"""Inverse curvature of an objective at a point, by the solver that a config names."""
 
 from __future__ import annotations
 
@@ -10,25 +10,32 @@ from torch import Tensor
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.engine.low_rank import LowRank, nystrom, ritz_pairs
 from hf_ecif.engine.objective import Objective, random_batches
-from hf_ecif.engine.solvers import LOW_RANK, SolveReport, Spectrum, estimate_spectrum, solve
+from hf_ecif.engine.solvers import (
+    LOW_RANK,
+    SolveReport,
+    Spectrum,
+    estimate_spectrum,
+    require_small,
+    solve,
+)
 
 
 class InverseCurvature:
     """``(H + damping I)^-1`` for any number of right-hand sides.
 
-    What does not depend on them (the spectrum, a preconditioner, Ritz pairs) is made once.
+    What does not depend on them (the spectrum, a preconditioner, Ritz pairs) is computed once.
 
     Args:
-        objective: whose curvature ``H`` is.
-        theta: ``(P,)``, where it is taken.
+        objective: the objective with curvature ``H``.
+        theta: ``(P,)``, the point at which ``H`` is taken.
         config: curvature, solver, damping, tolerance.
-        spectrum: of ``H``, estimated if absent.
+        spectrum: what is known of ``H``; estimated if absent.
 
     Attributes:
         objective: as given.
         theta: as given.
-        product: ``H v`` for every row ``v``, ``(K, P)``.
-        spectrum: of ``H``.
+        product: maps rows ``v``, ``(K, P)``, to ``H v``.
+        spectrum: what is known of ``H``.
     """
 
     def __init__(
@@ -46,7 +53,7 @@ class InverseCurvature:
         self.spectrum = spectrum or estimate_spectrum(self.product, theta, seed=config.seed)
 
     def solve(self, b: Tensor) -> tuple[Tensor, SolveReport]:
-        """``(H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and how it went.
+        """``(H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and a report.
 
         Raises:
             DivergenceError: the curvature is negative along the way, or not finite.
@@ -80,7 +87,17 @@ class InverseCurvature:
         return ritz_pairs(self.product, self.theta, self._config.rank or LOW_RANK)
 
     def _product_of_a_batch(self, vectors: Tensor) -> Tensor:
-        """The same over one random batch, a fresh one at every call."""
+        """``H v`` for every row ``v``, estimated on a random batch drawn anew at every call."""
         count = len(self.objective.features)
         batch = random_batches(count, self._config.batch_size, self._generator)[:1]
         return self.objective.over(batch).operator(self._config.curvature, self.theta)(vectors)
+
+
+def require_solvable(config: InfluenceConfig, parameters: int) -> None:
+    """Refuse a solver that cannot take so many parameters, before anything is computed.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if config.solver == "exact":
+        require_small(parameters)

@@ -1,8 +1,8 @@
 """``H`` reduced to a few eigenpairs, found from its products alone.
 
 `lanczos` suits an inverse that is applied to many right-hand sides, `nystrom` the preconditioner of
-conjugate gradients. Vectors are rows here, as everywhere in this library: ``matvec`` maps
-``(K, P)`` to ``(K, P)``, a product per row.
+conjugate gradients. Vectors are rows, as everywhere in this library: ``matvec`` maps ``(K, P)`` to
+``(K, P)``, one product per row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CHUNK = 32
 
 
 class DivergenceError(ArithmeticError):
-    """The curvature is of no use to a solve: numbers that grow, are no numbers, or are negative."""
+    """A solve cannot use the curvature: it is negative or not finite, or the iteration grows."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LowRank:
     Attributes:
         vectors: ``(r, P)``, orthonormal rows.
         values: ``(r,)``, descending.
-        rest: the one eigenvalue that stands for all others, off the subspace.
+        rest: one eigenvalue that stands for all others, outside the subspace.
     """
 
     vectors: Tensor
@@ -38,22 +38,22 @@ class LowRank:
     rest: float = 0.0
 
     def with_rest(self, matvec: Matvec, *, probes: int = 8, seed: int = 0) -> LowRank:
-        """The same pairs, with the mean of the eigenvalues left out for ``rest``.
+        """These pairs, with the mean of all other eigenvalues as ``rest``.
 
-        Without it (``rest = 0``) the inverse divides what is off the subspace by the damping alone,
-        too little by as much as the eigenvalues left out exceed it. The mean is Hutchinson's
-        estimate of the trace off the subspace, as in Hutch++ (Meyer et al., 2021): taken as a
-        difference from an estimate of the whole trace it would drown in the noise of the latter.
+        With ``rest = 0`` the inverse divides components outside the subspace by the damping alone,
+        which is too small wherever the other eigenvalues exceed it. The mean comes from
+        Hutchinson's estimate of the trace outside the subspace, as in Hutch++ (Meyer et al., 2021):
+        as a difference from an estimate of the whole trace it would be lost in the noise of that.
 
         Args:
             matvec: products with ``H``.
-            probes: random sign vectors, all in one call.
-            seed: of the probes.
+            probes: number of random sign vectors, all in one call.
+            seed: seed of the probes.
         """
         generator = torch.Generator().manual_seed(seed)
         signs = random_signs((probes, self.vectors.shape[1]), generator).to(self.vectors)
         outside = signs - (signs @ self.vectors.T) @ self.vectors
-        # What the signs keep of their length is off the subspace; nothing, if there is no such.
+        # Only the part of a probe outside the subspace counts; none is left if the subspace is all.
         length = outside.square().sum().clamp_min(torch.finfo(signs.dtype).tiny)
         mean = (outside * matvec(outside)).sum() / length
         return replace(self, rest=mean.clamp_min(0).item())
@@ -62,18 +62,18 @@ class LowRank:
         """``(H + damping I)^-1 b`` for every row of ``b``, both ``(K, P)``."""
         within = b @ self.vectors.T
         outside = b - within @ self.vectors
-        # What rounding leaves of the subspace would be divided by the damping, not by its values.
+        # Without a second projection, what rounding leaves would be divided by the damping alone.
         outside = outside - (outside @ self.vectors.T) @ self.vectors
         return (within / (self.values + damping)) @ self.vectors + outside / (self.rest + damping)
 
     def precondition(self, x: Tensor, damping: float, power: float = 1.0) -> Tensor:
-        """The preconditioner of Frangella, Tropp & Udell (2021), ``(K, P)`` to ``(K, P)``.
+        """``x``, ``(K, P)``, after the preconditioner of Frangella, Tropp & Udell (2021).
 
-        ``(l + damping) Q^T (diag(values) + damping)^-1 Q x + (x - Q^T Q x)``, with ``l`` the least
-        of the values: inside the subspace every eigenvalue of ``H + damping I`` comes down to
-        ``l + damping``, which is about where those off it begin. Of the same rank, `lanczos` makes
-        no better one than `nystrom`, from products that have to wait for each other. Its root is
-        the ``power`` of one half.
+        ``(l + damping) Q^T (diag(values) + damping)^-1 Q x + (x - Q^T Q x)``, with ``l`` the
+        smallest of the values: inside the subspace every eigenvalue of ``H + damping I`` becomes
+        ``l + damping``, about where those outside begin. At equal rank, `lanczos` gives no better
+        preconditioner than `nystrom`, and its products must wait for each other. A ``power`` of one
+        half is the square root of the preconditioner.
         """
         values = self.values.clamp_min(0)  # a preconditioner must be positive definite
         change = ((values[-1] + damping) / (values + damping)) ** power - 1
@@ -84,14 +84,14 @@ def nystrom(matvec: Matvec, like: Tensor, rank: int, *, seed: int = 0) -> LowRan
     """Randomized Nyström approximation of a positive semi-definite ``H``.
 
     ``H ~ (H W)^T (W^T H W)^-1 (H W)`` for random orthonormal ``W``: Algorithm 2.1 of Frangella,
-    Tropp & Udell (2021). The products do not build on each other, so that all of them take only
-    ``rank / CHUNK`` calls. Eigenvalues come out too small, never too large, up to rounding.
+    Tropp & Udell (2021). The products do not depend on each other, so ``rank / CHUNK`` calls are
+    enough. Up to rounding, no eigenvalue is overestimated.
 
     Args:
         matvec: products with ``H``.
         like: ``(P,)``, gives size, dtype and device.
-        rank: products to spend, and eigenpairs to return; at most ``P``.
-        seed: of the random vectors.
+        rank: number of products, and of eigenpairs returned; at most ``P``.
+        seed: seed of the random vectors.
 
     Raises:
         DivergenceError: a product is not finite.
@@ -103,9 +103,9 @@ def nystrom(matvec: Matvec, like: Tensor, rank: int, *, seed: int = 0) -> LowRan
     product = torch.cat([matvec(part) for part in test.split(CHUNK)])
     require_finite(product)
 
-    # The shift keeps the core positive definite where rounding, here or in the products, makes its
-    # small eigenvalues negative; it is taken off again at the end. As test is orthonormal, shifting
-    # H shifts the core by as much.
+    # The shift keeps the core positive definite if rounding, here or in the products, makes small
+    # eigenvalues negative; it is subtracted again at the end. Since test is orthonormal, shifting H
+    # shifts the core by the same amount.
     core = test @ product.T
     core_values, core_vectors = torch.linalg.eigh((core + core.T) / 2)
     rounding = torch.finfo(like.dtype).eps * product.norm()
@@ -119,19 +119,20 @@ def nystrom(matvec: Matvec, like: Tensor, rank: int, *, seed: int = 0) -> LowRan
 def lanczos(matvec: Matvec, like: Tensor, rank: int, *, seed: int = 0) -> tuple[LowRank, Tensor]:
     """Ritz pairs of a symmetric ``H``, definite or not, by Lanczos from a random start.
 
-    Both ends of the spectrum converge first. Every vector is orthogonalised against all before it
-    (Golub & Van Loan, section 10.3), as the three-term recurrence loses orthogonality once a pair
-    has converged.
+    Both ends of the spectrum converge first. Every vector is orthogonalised against all earlier
+    ones (Golub & Van Loan, section 10.3), since the three-term recurrence loses orthogonality once
+    a pair has converged.
 
     Args:
         matvec: products with ``H``; called with one row.
         like: ``(P,)``, gives size, dtype and device.
-        rank: products to spend at most. It takes fewer if the vectors reached so far are closed
-            under ``H``; so many eigenpairs come back. Of equal eigenvalues one is found.
-        seed: of the start.
+        rank: largest number of products, and of eigenpairs returned. There are fewer if the vectors
+            span an invariant subspace before; of equal eigenvalues one is found.
+        seed: seed of the random start.
 
     Returns:
-        The Ritz pairs, and for each ``|H q - value q|``, ``(r,)``: so far at most is an eigenvalue.
+        The Ritz pairs, and ``|H q - value q|`` for each, ``(r,)``: an eigenvalue is at most this
+        far away.
 
     Raises:
         DivergenceError: a product is not finite.
@@ -164,21 +165,21 @@ def lanczos(matvec: Matvec, like: Tensor, rank: int, *, seed: int = 0) -> tuple[
 
 
 def ritz_pairs(matvec: Matvec, like: Tensor, rank: int) -> LowRank:
-    """The Ritz pairs of `lanczos`, the mean of the other eigenvalues standing in for those.
+    """Ritz pairs of `lanczos`, with the mean of the other eigenvalues as ``rest``.
 
-    On a spectrum of ``k^-1`` with damping a tenth of its mean (P = 1000, rank 64), that mean brings
-    the residual of random right-hand sides from 6.8 to 1.0, and at rank 256 from 3.0 to 0.4.
+    On a spectrum of ``k^-1`` with a damping of a tenth of its mean (P = 1000), that mean reduces
+    the residual of random right-hand sides from 6.8 to 1.0 at rank 64 and from 3.0 to 0.4 at 256.
     """
     return lanczos(matvec, like, rank)[0].with_rest(matvec)
 
 
 def random_signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Independent ``+1`` and ``-1`` (Rademacher), the probes of least variance."""
+    """Independent ``+1`` and ``-1`` (Rademacher), the probes of smallest variance."""
     return torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0
 
 
 def require_finite(product: Tensor) -> None:
-    """Raises `DivergenceError` for a product with ``H`` that is not finite."""
+    """Raise `DivergenceError` if a product with ``H`` is not finite."""
     if not product.isfinite().all():
         raise DivergenceError(
             "A product with the curvature matrix is not finite. Use float64, or look for rows with "
@@ -189,7 +190,7 @@ def require_finite(product: Tensor) -> None:
 def _tridiagonal_eigenpairs(
     diagonal: list[float], off_diagonal: list[float]
 ) -> tuple[Tensor, Tensor]:
-    """Values, descending, and vectors, as rows."""
+    """Eigenvalues ``(r,)``, descending, and eigenvectors ``(r, r)`` as rows."""
     small = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     beside = torch.tensor(off_diagonal, dtype=torch.float64)
     small = small + torch.diag(beside, 1) + torch.diag(beside, -1)

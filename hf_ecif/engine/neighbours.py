@@ -1,7 +1,7 @@
-"""Who is near whom among embeddings, in blocks: no table of all rows by all rows is ever held.
+"""Nearest neighbours among embeddings, in blocks, so that no ``N x N`` table is ever held.
 
-All vectors are normalised, so that a product is a cosine. The time is that of one product of all
-``anchors`` with all ``keys``; the memory is bounded by `BLOCK`.
+All vectors are normalised, so a product is a cosine. The time is that of one product of all
+``anchors`` with all ``keys``; `BLOCK` bounds the memory.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch import Tensor
 
 from hf_ecif.engine.objectives.similarity import agree
 
-BLOCK = 2**24  # cosines that are held at a time
+BLOCK = 2**24  # cosines held at a time
 # Two products of the same vectors differ by this much in float32.
 ROUNDING = 1e-6
-# Of `average_distance`: few and near ones, as wrong pairs hide among their like. On the training
-# rows of the demo, 3, 10 and 20 neighbours rank wrong captions as well as 5 do. Equal weights rank
-# worse, by up to 0.04 in AUPRC, and so do weights that fall faster.
+# For `average_distance`: few and near ones, since wrong pairs hide among similar ones. On the
+# training rows of the demo, 3, 10 and 20 neighbours rank wrong captions as well as 5 do. Equal
+# weights rank worse, by up to 0.04 in AUPRC, and so do weights that fall faster.
 NEIGHBOURS = 5
-DECAY = 5.0  # of a neighbour's weight with its distance, and with its own mismatch
+DECAY = 5.0  # rate at which a neighbour's weight falls with its distance and its own mismatch
 
 
 class Best(NamedTuple):
-    """The best key of every anchor, ``(A,)`` each.
+    """Best key of every anchor, ``(A,)`` each.
 
     Attributes:
-        key: its number.
-        cosine: with the anchor.
-        runner_up: cosine of the second best; -1 where there is none.
+        key: number of the best key.
+        cosine: its cosine with the anchor.
+        runner_up: cosine of the second best key; -1 if there is none.
     """
 
     key: Tensor
@@ -42,12 +42,12 @@ class Best(NamedTuple):
 
 
 def count_better(anchors: Tensor, keys: Tensor, own: Tensor) -> Tensor:
-    """Keys that fit an anchor better than its own does, ``(A,)``: its rank, counted from 0.
+    """Rank of every anchor's own key, ``(A,)``: the number of keys that fit the anchor better.
 
     Args:
         anchors: ``(A, d)``.
         keys: ``(K, d)``.
-        own: ``(A,)``, cosine of every anchor with its own key. Equal ones do not count.
+        own: ``(A,)``, cosine of every anchor with its own key. Equal cosines do not count.
     """
     counts = [
         (cosines > own[rows, None] + ROUNDING).sum(dim=1)
@@ -57,12 +57,12 @@ def count_better(anchors: Tensor, keys: Tensor, own: Tensor) -> Tensor:
 
 
 def find_best(anchors: Tensor, keys: Tensor, excluded: Tensor) -> Best:
-    """The key that fits an anchor best, and how well the second best fits.
+    """Key that fits every anchor best, and how well the second best fits.
 
     Args:
         anchors: ``(A, d)``.
         keys: ``(K, d)``, at least one that is not excluded.
-        excluded: ``(A,)``, number of a key that is not to be found, or -1.
+        excluded: ``(A,)``, number of a key that is ignored, or -1.
     """
     parts = []
     for rows, cosines in _cosines(anchors, keys):
@@ -83,17 +83,17 @@ def average_distance(
     same: Tensor | None = None,
     mute: Tensor | None = None,
 ) -> Tensor:
-    """How far rows are from their nearest neighbours on the other side; ``(N,)``, at least zero.
+    """Distance of rows on one side from their neighbours on the other; ``(N,)``, at least zero.
 
-    The mean of ``exp(-DECAY (d + m)) a`` over the `NEIGHBOURS` with the nearest ``anchors``: ``d``
-    the cosine distance of the anchors, ``a`` that of the other sides, and ``m`` the neighbour's own
-    mismatch. A row is no neighbour of its own.
+    The mean of ``exp(-DECAY (d + m)) a`` over the `NEIGHBOURS` rows with the nearest ``anchors``,
+    where ``d`` is the cosine distance of the anchors, ``a`` that of ``others``, and ``m`` the
+    neighbour's own mismatch. A row is not its own neighbour.
 
     Args:
-        anchors: ``(N, d)``, embeddings of the side that neighbours are sought on.
+        anchors: ``(N, d)``, embeddings of the side on which neighbours are found.
         others: ``(N, d)``, embeddings of the other side.
-        mismatch: ``(N,)``, cosine distance of the two sides of a row.
-        same: ``(N, L)``; rows that agree in a column are no neighbours of each other either.
+        mismatch: ``(N,)``, cosine distance between the two sides of a row.
+        same: ``(N, L)``; rows that agree in a column do not count as neighbours of each other.
         mute: ``(N,)`` booleans, true for rows that are nobody's neighbours.
     """
     count = min(NEIGHBOURS, len(anchors))
@@ -113,13 +113,14 @@ def average_distance(
 def group_near(
     embeddings: Tensor, threshold: float, advance: Callable[[int], None] = lambda rows: None
 ) -> Tensor:
-    """Number of the first row that every row is linked to, ``(N,)``; its own where it is alone.
+    """Number of the first row of every row's group, ``(N,)``; its own number if it is alone.
 
-    Rows are linked where their cosine is ``threshold`` or more, and through others.
+    Rows with a cosine of at least ``threshold`` are linked; linked rows, also through others, form
+    a group.
 
     Args:
         embeddings: ``(N, d)``.
-        threshold: of the cosine.
+        threshold: smallest cosine of a link.
         advance: called with the number of rows done, for a progress bar.
     """
 
@@ -132,11 +133,11 @@ def group_near(
 
 
 def link(count: int, links: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-    """Number of the first row that every row is linked to, ``(N,)``, directly or through others.
+    """Number of the first row to which every row is linked, ``(N,)``, also through others.
 
     Args:
-        count: rows, ``N``.
-        links: pairs of row numbers ``(L,)``, block by block.
+        count: number of rows, ``N``.
+        links: blocks of links, each as two tensors ``(L,)`` of row numbers.
 
     >>> link(4, iter([(torch.tensor([0]), torch.tensor([2]))]))
     tensor([0, 1, 0, 3])
@@ -149,7 +150,7 @@ def link(count: int, links: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def cluster(embeddings: Tensor, clusters: int, seed: int) -> Tensor:
-    """``(n,)``, the k-means cluster of every row."""
+    """Number of every row's k-means cluster, ``(n,)``."""
     means = KMeans(min(clusters, len(embeddings)), n_init=1, random_state=seed)
     return torch.from_numpy(means.fit_predict(embeddings.double().cpu().numpy())).long()
 
@@ -174,7 +175,7 @@ def _cosines(anchors: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _upper(embeddings: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Every pair of rows once: some rows by themselves and all later ones."""
+    """Blocks that hold every pair of rows once: first row, and products with all later rows."""
     size = max(1, BLOCK // max(1, len(embeddings)))
     for start in range(0, len(embeddings), size):
         yield start, embeddings[start : start + size] @ embeddings[start:].T

@@ -1,8 +1,8 @@
-"""The training objective ``J`` over a data set: value, gradient and curvature products.
+"""Training objective ``J`` over a data set: value, gradient and curvature products.
 
-The contrastive batch and the micro-batch are different things. A product over one contrastive batch
-of any size is three steps: embed its rows with tangents in micro-batches, apply the loss's
-curvature to the embeddings, pull the result back in micro-batches. No graph outlives a micro-batch.
+A contrastive batch is not a micro-batch. A product over one contrastive batch of any size takes
+three steps: embed its rows with tangents in micro-batches, apply the loss's curvature to the
+embeddings, pull the result back in micro-batches. No graph outlives a micro-batch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from hf_ecif.utils import distributed
 
 Curvature = Literal["ggn", "hessian"]
 
-BROUGHT_BYTES = 2**30  # of activations that a process may hold for its own batches
-KEPT_BYTES = 2**30  # of what an operator may keep between its products
+BROUGHT_BYTES = 2**30  # activations that a process may hold for its own batches
+KEPT_BYTES = 2**30  # what an operator may keep between products
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Objective:
         encoder: embeds the rows.
         features: all rows, at the frozen boundary.
         batches: indices of the rows of each contrastive batch.
-        same: ``(N, L)`` integers; rows that agree in a column are no negatives of each other. Or
+        same: ``(N, L)`` integers; rows that agree in a column are not negatives of each other. Or
             None.
-        l2: the paper's ``delta``.
+        l2: weight of the penalty, ``delta`` in the paper.
         center: ``(P,)``, where the penalty is zero; the origin if absent, as in the paper.
-        weights: ``w_m``; one over their number, for the mean, if absent.
+        weights: ``w_m``; one over the number of batches, for the mean, if absent.
     """
 
     encoder: DualEncoder
@@ -64,24 +64,24 @@ class Objective:
     def gradient(self, theta: Tensor) -> Tensor:
         """``grad J``, ``(P,)``."""
         total = self.l2 * self._from_center(theta)[None]
-        for chunk in self._chunks(2):  # a pass that is kept takes as much as two tangents
+        for chunk in self._chunks(2):  # a graph takes as much memory as two tangents
             embeddings, pull = self.encoder.embed_and_pull(theta, chunk.features)
             cotangents = self._gradient_of(chunk, embeddings)
             total += pull(Embeddings(*(part[None] for part in cotangents)))
         return total[0]
 
     def curvature(self, kind: Curvature, theta: Tensor, vectors: Tensor) -> Tensor:
-        """Products with the `ggn` or the `hessian`, by name."""
+        """Products with the `ggn` or the `hessian`, ``(K, P)``, by name."""
         return self.ggn(theta, vectors) if kind == "ggn" else self.hessian(theta, vectors)
 
     def operator(self, kind: Curvature, theta: Tensor) -> Matvec:
-        """The same as a function of the vectors alone, for many products at one ``theta``.
+        """`curvature` as a function of the vectors alone, for many products at one ``theta``.
 
-        Where a head at most remains of each tower, what no vector changes (embeddings, and the
-        loss's derivatives by the logits) is made once and kept, for as many batches as `KEPT_BYTES`
-        hold. With several processes, each is then given the rows of its own contrastive batches,
-        once, if there are batches for all, and a product exchanges nothing but the ``(K, P)`` that
-        come out; otherwise, embeddings and tangents of all rows.
+        If no more than a head remains of each tower, everything that does not depend on the vectors
+        (embeddings, and the loss's derivatives with respect to the logits) is computed once and
+        kept, for as many batches as fit in `KEPT_BYTES`. With several processes, and batches for
+        all of them, each then receives the rows of its own contrastive batches once, and a product
+        exchanges only its result ``(K, P)``; otherwise, embeddings and tangents of all rows.
         """
         own = self._own_batches()
         if own is None:
@@ -99,7 +99,7 @@ class Objective:
         return product
 
     def ggn(self, theta: Tensor, vectors: Tensor) -> Tensor:
-        """Generalised Gauss-Newton products ``G v``, positive semi-definite.
+        """Products ``G v`` with the generalised Gauss-Newton matrix, positive semi-definite.
 
         Args:
             theta: ``(P,)``.
@@ -116,7 +116,7 @@ class Objective:
         return total
 
     def hessian(self, theta: Tensor, vectors: Tensor) -> Tensor:
-        """Products ``H v`` with the full Hessian, which need not be positive; as in `ggn`."""
+        """Products ``H v`` with the full Hessian, which may be indefinite; see `ggn`."""
         total = self.l2 * vectors
         for chunk in self._chunks(len(vectors)):
             pushed = self.encoder.push(theta, vectors, chunk.features)
@@ -126,16 +126,16 @@ class Objective:
         return total
 
     def without(self, members: Tensor, *, rescale: bool = False) -> Objective:
-        """The objective once the rows in ``members``, ``(N,)`` booleans, have left their batches.
+        """Objective after the rows in ``members`` have left their batches.
 
-        What remains of a batch keeps its denominator, so that the difference of the two objectives
-        is ``(Pos_E + Neg_E) / (TERMS * N)`` of the leaving set ``E``. A batch of which fewer than
-        two rows remain has no loss.
+        What remains of a batch keeps its denominator, so the two objectives differ by
+        ``(Pos_E + Neg_E) / (TERMS * N)`` for the leaving set ``E``. A batch with fewer than two
+        remaining rows has no loss.
 
         Args:
-            members: those that leave.
-            rescale: whether the weights of the batches add up to what they were, for a mean over
-                the rows that remain.
+            members: ``(N,)`` booleans, true for rows that leave.
+            rescale: whether the weights of the batches keep their sum, for a mean over the rows
+                that remain.
         """
         remaining = [
             (batch[~members[batch]], weight / len(batch))
@@ -149,14 +149,14 @@ class Objective:
         return replace(self, batches=batches, weights=[factor * weight for weight in weights])
 
     def over(self, batches: Sequence[Tensor]) -> Objective:
-        """The same objective over other contrastive batches of the same rows."""
+        """This objective over other contrastive batches of its rows."""
         return replace(self, batches=batches, weights=None)
 
     def _own_batches(self) -> Objective | None:
-        """This process's part of the sum over batches, all of its rows held here; without l2.
+        """This process's part of the sum over batches, with all its rows held here; without l2.
 
-        None where more than heads remains of the towers. With several processes, also where there
-        are fewer batches than processes, or rows too large to be sent.
+        None if more than heads remains of the towers; with several processes, also if there are
+        fewer batches than processes, or rows too large to be sent.
         """
         count = distributed.count()
         if len(self.batches) < count or not self.features.are_light():
@@ -178,10 +178,10 @@ class Objective:
         )
 
     def _linearise(self, theta: Tensor) -> tuple[list[_Linearised], Objective]:
-        """As many batches as may be kept, at one ``theta``, and the objective of the others."""
+        """Batches linearised at ``theta``, as many as may be kept; objective of the others."""
         rows = max(map(len, self.batches))
-        cells = 3 * rows * self.encoder.dtype.itemsize  # of a row: no loss keeps more tables
-        embeddings = self.encoder.bytes_per_row(self.features, tangents=1)  # and what led to them
+        cells = 3 * rows * self.encoder.dtype.itemsize  # per row: no loss keeps more tables
+        embeddings = self.encoder.bytes_per_row(self.features, tangents=1)  # with their graph
         most = KEPT_BYTES // (rows * (self.features.bytes_per_row() + embeddings + cells))
         rest = replace(self, batches=self.batches[most:], weights=self._weights[most:])
         return [self._linearise_batch(theta, n) for n in range(len(self.batches[:most]))], rest
@@ -204,7 +204,7 @@ class Objective:
         return self.weights
 
     def _gradient_of(self, chunk: _Chunk, embeddings: Embeddings) -> Embeddings:
-        """The loss's gradient with respect to the embeddings of a chunk."""
+        """Gradient of the loss with respect to the embeddings of a chunk."""
         return chunk.join(lambda b: b.near(embeddings, self._loss).gradient(), like=embeddings)
 
     def _product_of(
@@ -223,7 +223,7 @@ class Objective:
         return theta if self.center is None else theta - self.center
 
     def _chunks(self, tangents: int) -> Iterator[_Chunk]:
-        """As many batches at a time as fit in memory: rows are encoded alike in any batch."""
+        """Chunks of as many batches as fit in memory; a row is encoded alike in any batch."""
         most = self.encoder.rows_that_fit(self.features, tangents)
         size = max(1, most // max((len(batch) for batch in self.batches), default=1))
         for start in range(0, len(self.batches), size):
@@ -242,10 +242,10 @@ class _Chunk:
     """Contrastive batches that are encoded together.
 
     Attributes:
-        features: of their rows, one batch after the other.
-        sizes: rows of each batch.
-        weights: of each batch in the objective.
-        same: as in `Objective`, of these rows.
+        features: their rows, one batch after the other.
+        sizes: number of rows of each batch.
+        weights: weight of each batch in the objective.
+        same: as in `Objective`, for these rows.
     """
 
     features: Features
@@ -254,7 +254,7 @@ class _Chunk:
     same: Tensor | None
 
     def mine(self) -> Iterator[_Batch]:
-        """What this process works on: whole batches where there are enough of them, else rows."""
+        """Batches that this process works on: whole ones, or some rows of each if there are few."""
         ends = list(accumulate(self.sizes))
         numbers = range(len(ends)) if self._split else distributed.share(len(ends))
         for number in numbers:
@@ -266,11 +266,11 @@ class _Chunk:
                 yield _Batch(place, self.weights[number], same, rows)
 
     def join(self, of_batch: Callable[[_Batch], Embeddings], like: Embeddings) -> Embeddings:
-        """Weighted cotangents of all batches as one of all rows; that of the scale is common.
+        """Weighted cotangents of all batches, joined over all rows; those of the scale add up.
 
         Args:
-            of_batch: gives those of a batch.
-            like: a tensor of each shape that is to come out.
+            of_batch: returns the cotangents of a batch.
+            like: tensors of the shapes that are returned.
         """
         text, image = torch.zeros_like(like.text), torch.zeros_like(like.image)
         common = torch.zeros_like(torch.stack(like[2:]))
@@ -288,11 +288,11 @@ class _Chunk:
 
     @property
     def _split(self) -> bool:
-        """Whether processes share the rows of each batch."""
+        """Whether the processes divide the rows of every batch among them."""
         return len(self.sizes) < distributed.count()
 
     def _shares(self) -> list[int]:
-        """Rows of the batches of each process, where whole batches are shared out."""
+        """Number of rows of each process, if the processes divide whole batches."""
         numbers = (distributed.share(len(self.sizes), n) for n in range(distributed.count()))
         return [sum(self.sizes[n.start : n.stop]) for n in numbers]
 
@@ -302,10 +302,10 @@ class _Batch:
     """One contrastive batch of a chunk.
 
     Attributes:
-        place: of its rows in the chunk.
-        weight: in the objective.
-        same: as in `Objective`, of its rows.
-        rows: of the batch, whose terms this process works on; all where None.
+        place: where its rows are in the chunk.
+        weight: weight in the objective.
+        same: as in `Objective`, for its rows.
+        rows: rows of the batch whose terms this process works on; all if None.
     """
 
     place: slice
@@ -314,23 +314,23 @@ class _Batch:
     rows: range | None
 
     def of(self, embeddings: Embeddings) -> Embeddings:
-        """The part of a chunk's embeddings, or of their tangents, that is the batch's."""
+        """The batch's part of a chunk's embeddings or tangents."""
         text, image = (part[..., self.place, :] for part in embeddings[:2])
         return embeddings._replace(text=text, image=image)
 
     def near(self, embeddings: Embeddings, loss: Contrastive) -> LinearisedLoss:
-        """The loss of the batch near the embeddings of its chunk."""
+        """Loss of the batch, linearised at the embeddings of its chunk."""
         return loss.linearise(self.of(embeddings), self.same, self.rows)
 
 
 @dataclass(frozen=True)
 class _Linearised:
-    """A contrastive batch at one ``theta``: all of its products but the vectors.
+    """A contrastive batch at one ``theta``: all that its products need besides the vectors.
 
     Attributes:
-        weight: in the objective.
+        weight: weight in the objective.
         embeddings: derivative of the batch's embeddings.
-        loss: near them.
+        loss: loss linearised at these embeddings.
     """
 
     weight: float
@@ -347,11 +347,11 @@ class _Linearised:
 
 
 def random_batches(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """One random partition of ``count`` rows into contrastive batches of equal size.
+    """Random partition of ``count`` rows into contrastive batches of equal size.
 
-    InfoNCE depends on the size of the batch (``log B``), so the last batch is filled up with rows
-    that were drawn already. Every row is in at least one batch; fewer rows than ``batch_size`` make
-    one batch of all.
+    InfoNCE depends on the batch size (``log B``), so the last batch is filled up with rows from
+    earlier ones. Every row is in at least one batch; if there are fewer rows than ``batch_size``,
+    all are in one batch.
     """
     size = min(batch_size, count)
     order = torch.randperm(count, generator=generator)

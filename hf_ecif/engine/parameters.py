@@ -1,4 +1,4 @@
-"""Which parameters are attributed: names of subsets, and low-rank adapters."""
+"""Choice of the attributed parameters: names of subsets, and low-rank adapters."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hf_ecif.errors import UserError
 
 SUBSETS = "projections, last_block, last_2 (or more), lora, layer_norm, logit_scale, all"
 TEMPERATURE = re.compile(r"(^|\.)logit_(scale|bias)$")
-# SigLIP has no projections: its towers end in heads.
+# SigLIP has no projections; its towers end in heads.
 HEAD = re.compile(r"(^|\.)(text_projection|visual_projection|(text|vision)_model\.head)(\.|$)")
 ADAPTER = re.compile(r"(^|\.)lora_")
-# Where adapters go by default: queries and values, as CLIP-like and BERT-like towers name them.
+# Layers that get adapters: queries and values, by the names of CLIP-like and BERT-like towers.
 ADAPTED = ("q_proj", "v_proj", "query", "value")
 
 
@@ -51,14 +51,14 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def add_lora(model: nn.Module, *, rank: int = 8, seed: int = 0) -> Any:
-    """The model with new LoRA adapters on the queries and values of its attention layers.
+    """Model with new LoRA adapters on the queries and values of its attention layers.
 
-    They change nothing until they are fitted: one of their two factors starts at zero.
+    They change nothing until they are fitted, since one of their two factors starts at zero.
 
     Args:
         model: a dual encoder; its layers are replaced by adapted ones, its weights stay.
-        rank: of the adapters.
-        seed: of their random factor.
+        rank: rank of the adapters.
+        seed: seed of their random factor.
 
     Raises:
         UserError: peft is not installed, or the model has no such layers.
@@ -109,7 +109,7 @@ def _is_normalisation(model: nn.Module, name: str) -> bool:
 
 
 def _last_layers(names: Iterable[str], count: int) -> tuple[str, ...]:
-    """Prefixes of the ``count`` highest-numbered layers of every stack, ``...layers.11.``."""
+    """Prefixes of the ``count`` last layers of every stack, such as ``...layers.11.``."""
     depth: dict[str, int] = {}
     for name in names:
         if found := re.match(r"(.*?\blayers?\.)(\d+)\.", name):

@@ -1,6 +1,6 @@
-"""Solve ``(H + damping I) x = b`` knowing ``H`` only through its products.
+"""Solvers for ``(H + damping I) x = b`` that know ``H`` only through its products.
 
-``matvec`` maps ``(K, P)`` to ``(K, P)``, a product per row; right-hand sides come as rows too, so
+``matvec`` maps ``(K, P)`` to ``(K, P)``, one product per row; right-hand sides are rows, too, so
 that many solves share every pass over the data. Nothing here knows what ``H`` is.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# Named twice where other modules look for it here.
+# Imported under its own name for other modules that look for it here.
 from hf_ecif.engine.low_rank import DivergenceError as DivergenceError
 from hf_ecif.engine.low_rank import LowRank, lanczos, require_finite, ritz_pairs
 from hf_ecif.engine.low_rank import Matvec as Matvec
@@ -24,7 +24,7 @@ Method = Literal["cg", "lissa", "low_rank", "exact", "identity"]
 
 EXACT_LIMIT = 8192
 LOW_RANK = 64
-LANCZOS_STEPS = 10  # towards the largest eigenvalue
+LANCZOS_STEPS = 10  # to find the largest eigenvalue
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Spectrum:
     """What is known of ``H`` before a solve.
 
     Attributes:
-        mean_eigenvalue: ``trace(H) / P``, by Hutchinson's estimator; a Hessian that is not positive
-            semi-definite may have one below zero.
-        largest_eigenvalue: if it is known; LiSSA, which alone rests on it, estimates it otherwise.
+        mean_eigenvalue: ``trace(H) / P``, by Hutchinson's estimator; negative for some Hessians
+            that are not positive semi-definite.
+        largest_eigenvalue: if it is known; otherwise LiSSA, which alone needs it, estimates it.
     """
 
     mean_eigenvalue: float
@@ -43,20 +43,20 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class SolveReport:
-    """How a solve went.
+    """Outcome of a solve.
 
     Attributes:
-        method: the solver.
-        iterations: products with ``H`` (sweeps over the data, or over batches for LiSSA, of all its
-            runs together).
-        relative_residual: the largest ``|b - (H + damping) x| / |b|`` of the right-hand sides.
-        tolerance: what was asked for.
+        method: name of the solver.
+        iterations: products with ``H`` (each over all data, or over a batch for LiSSA; for LiSSA,
+            over all runs together).
+        relative_residual: largest ``|b - (H + damping) x| / |b|`` of the right-hand sides.
+        tolerance: relative residual that was asked for.
         converged: whether the residual is within the tolerance.
-        damping: absolute.
-        relative_damping: in units of the mean eigenvalue, which means the same on every model.
-        mean_eigenvalue: of ``H``.
-        largest_eigenvalue: of ``H``, if known.
-        advice: what to do about a solve that did not converge; empty for one that did.
+        damping: absolute damping.
+        relative_damping: damping in units of the mean eigenvalue, comparable between models.
+        mean_eigenvalue: mean eigenvalue of ``H``.
+        largest_eigenvalue: largest eigenvalue of ``H``, if known.
+        advice: what to do if the solve did not converge; empty if it did.
     """
 
     method: str
@@ -72,13 +72,13 @@ class SolveReport:
 
 
 def estimate_spectrum(matvec: Matvec, like: Tensor, *, probes: int = 8, seed: int = 0) -> Spectrum:
-    """Mean eigenvalue of ``H``; all that most solvers need.
+    """Mean eigenvalue of ``H``, which is all that most solvers need.
 
     Args:
         matvec: products with ``H``.
         like: ``(P,)``, gives size, dtype and device.
-        probes: random sign vectors of Hutchinson's trace estimator.
-        seed: of the random vectors.
+        probes: number of random sign vectors of Hutchinson's trace estimator.
+        seed: seed of the random vectors.
     """
     generator = torch.Generator().manual_seed(seed)
     signs = random_signs((probes, len(like)), generator).to(like)
@@ -93,8 +93,8 @@ def estimate_largest_eigenvalue(
     Args:
         matvec: products with ``H``.
         like: ``(P,)``, gives size, dtype and device.
-        steps: products to spend at most.
-        seed: of the start.
+        steps: largest number of products.
+        seed: seed of the random start.
 
     Raises:
         DivergenceError: a product is not finite.
@@ -104,10 +104,10 @@ def estimate_largest_eigenvalue(
 
 
 def require_small(parameters: int) -> None:
-    """Refuse a dense matrix that is too large.
+    """Refuse a dense matrix over too many parameters.
 
     Raises:
-        UserError: it is.
+        UserError: there are more than `EXACT_LIMIT`.
     """
     if parameters > EXACT_LIMIT:
         raise UserError(
@@ -137,27 +137,27 @@ def solve(
     Args:
         matvec: products with ``H``, which must be positive definite once damped.
         b: ``(K, P)``.
-        spectrum: of ``H``; sets the damping, and LiSSA's scale if it has the largest eigenvalue.
+        spectrum: eigenvalues of ``H``; set the damping, and LiSSA's scale if the largest is known.
         relative_damping: ``damping / mean_eigenvalue``.
         method: ``cg`` (conjugate gradients, the reference), ``lissa`` (stochastic recursion),
             ``low_rank`` (Ritz pairs of ``H``, for many right-hand sides at the cost of one basis),
             ``exact`` (dense Cholesky, for at most `EXACT_LIMIT` parameters) or ``identity``
             (``H`` replaced by its mean eigenvalue: no curvature, as TracIn).
         tolerance: relative residual at which to stop.
-        max_iterations: products to spend at most, for ``cg`` and for each run of ``lissa``.
-        preconditioner: for ``cg``, as `nystrom` makes it; it changes the number of
-            iterations, not the solution nor the residual at which to stop.
+        max_iterations: largest number of products, for ``cg`` and for each run of ``lissa``.
+        preconditioner: for ``cg``, from `nystrom`; it changes the number of iterations, neither the
+            solution nor the residual at which to stop.
         one_matrix: for ``cg``: whether all rows have the same ``H`` and can share a Krylov space.
-            Where ``matvec`` has an ``H`` for each row, every row is on its own.
-        stochastic_matvec: a product over a fresh random part of the data at every call, for
-            ``lissa``; ``matvec`` if absent.
-        repeats: independent runs of ``lissa`` whose average is returned, the ``r`` of Koh & Liang
-            (2017): the variance that random batches leave in a run falls by this factor.
-        rank: eigenpairs for ``low_rank``; each takes a product.
-        pairs: what ``low_rank`` inverts, if `ritz_pairs` has made them already.
+            If ``matvec`` has an ``H`` for each row, every row is solved by itself.
+        stochastic_matvec: for ``lissa``: products over a fresh random part of the data at every
+            call; ``matvec`` if absent.
+        repeats: number of independent runs of ``lissa`` that are averaged, the ``r`` of Koh & Liang
+            (2017): the variance due to random batches falls by this factor.
+        rank: number of eigenpairs for ``low_rank``; each takes a product.
+        pairs: Ritz pairs for ``low_rank``, if `ritz_pairs` has made them already.
 
     Returns:
-        ``x`` of the shape of ``b``, and the report. A solve that did not converge is returned, with
+        ``x``, ``(K, P)``, and the report. A solve that did not converge is returned, too, with
         advice in its report.
 
     Raises:
@@ -168,7 +168,7 @@ def solve(
     """
     damping = _absolute_damping(relative_damping, spectrum)
     damped, largest = _Damped(matvec, damping), spectrum.largest_eigenvalue
-    # Squares of small gradients leave the range of float32; each is solved at the scale of one.
+    # Squares of small gradients leave the range of float32, so each is scaled to one first.
     scale = b.abs().amax(dim=1, keepdim=True)
     scale = torch.where(scale == 0, 1.0, scale)
     b = b / scale
@@ -222,8 +222,12 @@ class _Damped:
         return self.matvec(x) + self.damping * x
 
     def require_positive(self, direction: Tensor, product: Tensor) -> None:
-        """Raises `DivergenceError` if ``H + damping I``, of which ``product`` is the product with
-        ``direction``, is not positive along one of its rows."""
+        """Raise `DivergenceError` unless ``H + damping I`` is positive along every direction.
+
+        Args:
+            direction: ``(K, P)``.
+            product: ``(K, P)``, its product with ``H + damping I``.
+        """
         curvature = (direction * product).sum(dim=1) / direction.square().sum(dim=1)
         if (curvature <= 0).any():
             lowest = curvature[curvature <= 0].min().item() - self.damping
@@ -257,8 +261,8 @@ def _conjugate_gradients(
 ) -> tuple[Tensor, int]:
     """Preconditioned conjugate gradients, each right-hand side with its own step lengths.
 
-    As in Golub & Van Loan, section 11.5, but it stops on the norm of the residual itself, whatever
-    the preconditioner.
+    As in Golub & Van Loan, section 11.5, but the norm of the plain residual decides when to stop,
+    whatever the preconditioner.
     """
 
     def precondition(residual: Tensor) -> Tensor:
@@ -274,7 +278,7 @@ def _conjugate_gradients(
             return x, iteration
         product = matvec(direction)
         matvec.require_positive(direction[unsolved], product[unsolved])
-        # A right-hand side that is solved exactly has direction zero; its step is zero, not 0 / 0.
+        # After an exact solution the direction is zero; the step is then zero, not 0 / 0.
         curvature = (direction * product).sum(dim=1, keepdim=True)
         step = torch.where(curvature > 0, inner / curvature, 0.0)
         x = x + step * direction
@@ -296,10 +300,10 @@ def _block_conjugate_gradients(
 ) -> tuple[Tensor, int]:
     """Conjugate gradients in the Krylov space of all right-hand sides together.
 
-    A product with ``K`` rows widens the space of every solution by ``K`` dimensions, not by one.
+    A product with ``K`` rows extends the space of every solution by ``K`` dimensions, not by one.
     The residuals are ``weights^T basis`` with orthonormal rows ``basis``: BCGrQ of Dubrulle (2001),
-    which is not upset by right-hand sides that depend on each other. A preconditioner acts from
-    both sides, by its root; the solve stops on the residuals without it.
+    which copes with linearly dependent right-hand sides. The square root of a preconditioner is
+    applied on both sides; the residuals without it decide when to stop.
     """
 
     def scale(x: Tensor, power: float) -> Tensor:
@@ -320,7 +324,7 @@ def _block_conjugate_gradients(
         if failed:
             lowest = torch.linalg.eigh(curvature)[1][:, :1].T
             matvec.require_positive(lowest @ taken, lowest @ moved)
-            return scale(x, 0.5), iteration  # positive, but for rounding: this is as far as it goes
+            return scale(x, 0.5), iteration  # positive up to rounding: no further progress
         x = x + torch.cholesky_solve(weights, factor).T @ direction
         basis, change = _orthonormalise(basis - torch.cholesky_solve(product, factor))
         direction = basis + change @ direction
@@ -329,7 +333,7 @@ def _block_conjugate_gradients(
 
 
 def _orthonormalise(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """``(basis, weights)`` with ``rows = weights^T basis`` and orthonormal rows of the basis."""
+    """``(basis, weights)`` with ``rows = weights^T basis`` and orthonormal rows in the basis."""
     q, r = torch.linalg.qr(rows.T)
     return q.T, r
 
@@ -343,7 +347,7 @@ def _repeated_lissa(
     tolerance: float,
     max_iterations: int,
 ) -> tuple[Tensor, int]:
-    """The mean of runs that share nothing but the right-hand side, and their iterations in all."""
+    """Mean of runs that share only the right-hand side, and their total of iterations."""
     if repeats < 1:
         raise ValueError(f"LiSSA takes at least 1 run, not {repeats}.")
     total, iterations = torch.zeros_like(b), 0
@@ -364,10 +368,10 @@ def _lissa(
 ) -> tuple[Tensor, int]:
     """``x <- x + (b - (H + damping) x) / sigma`` with a fresh random batch in every step.
 
-    This is the recursion of Agarwal et al. (2017), written for ``x`` itself. It contracts only
-    while ``sigma`` exceeds the largest eigenvalue, also of a single batch; should it grow past the
-    bound ``|b| / damping`` of every solution, sigma is doubled and the recursion starts again.
-    Iterates are averaged since the last power of two, which takes out the noise of the batches; the
+    The recursion of Agarwal et al. (2017), written for ``x`` itself. It contracts only while
+    ``sigma`` exceeds the largest eigenvalue of every batch; if ``x`` grows beyond
+    ``|b| / damping``, the bound of every solution, sigma is doubled and the recursion restarts.
+    Iterates since the last power of two are averaged, to reduce the noise of the batches; the
     residual is checked on all data.
     """
     bound = 10 * b.norm() / matvec.damping
@@ -376,7 +380,7 @@ def _lissa(
     for iteration in range(1, max_iterations + 1):
         x = x + (b - stochastic_matvec(x)) / sigma
         if not x.norm() <= bound:
-            # What has grown shows which it is: an eigenvalue above sigma, or one below zero.
+            # The grown direction shows the cause: an eigenvalue above sigma, or one below zero.
             matvec.require_positive(x, matvec(x))
             sigma, x = 2 * sigma, b / (2 * sigma)
             average, averaged = torch.zeros_like(b), 0
@@ -398,7 +402,7 @@ def _low_rank(matvec: _Damped, b: Tensor, pairs: LowRank) -> tuple[Tensor, int]:
     lowest = pairs.values[-1].item()
     if lowest + matvec.damping <= 0:
         raise DivergenceError(_indefinite(lowest, matvec.damping))
-    # The probes of the rest share a product.
+    # All probes of the rest share one product.
     return pairs.inverse(b, matvec.damping), len(pairs.values) + 1
 
 
@@ -417,7 +421,7 @@ def _cholesky(matvec: _Damped, b: Tensor) -> Tensor:
 
 
 def _relative_residual(matvec: Matvec, x: Tensor, b: Tensor) -> float:
-    # A right-hand side of zero is solved by zero; its residual counts as none.
+    # Zero solves a right-hand side of zero, with residual zero.
     norms = b.norm(dim=1).clamp_min(torch.finfo(b.dtype).tiny)
     return ((b - matvec(x)).norm(dim=1) / norms).max().item()
 

@@ -1,11 +1,11 @@
 """One tower of a dual encoder, cut where the attributed parameters begin.
 
-What runs before the first attributed module is *frozen*: its result never changes, so it is run
-once and kept. A tower finds that *boundary* itself. It watches one forward pass, takes the earliest
-attributed unit (a transformer layer, an embedding, a head), and from then on runs with the units
-before it switched off and the kept activation put in their place. The first pass also checks that
-this yields the features of the whole tower; where it does not (a connection that skips the
-boundary, say), nothing is frozen.
+Everything before the first attributed module is *frozen*: its output never changes, so it runs once
+and its output is kept. A tower finds this *boundary* itself. It watches one forward pass and finds
+the earliest attributed unit (a transformer layer, an embedding, a head). Later passes skip the
+units before it and start from the kept activation. The first pass also checks that this yields the
+features of the whole tower; if it does not (because a connection skips the boundary, for example),
+nothing is frozen.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Tower(nn.Module):
     Args:
         model: a dual encoder with ``get_text_features`` and ``get_image_features``.
         side: ``"text"`` or ``"image"``.
-        attributed: names of the attributed parameters, of either tower.
+        attributed: names of the attributed parameters of both towers.
     """
 
     def __init__(self, model: nn.Module, side: str, attributed: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ class Tower(nn.Module):
         self._boundaries: dict[torch.Size, Boundary] = {}
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Features ``(B, d)``, not normalised, of inputs or of what `freeze` made of them."""
+        """Features ``(B, d)``, not normalised, from raw inputs or from the output of `freeze`."""
         if FEATURES in inputs:
             return inputs[FEATURES]
         if HIDDEN in inputs:
@@ -53,33 +53,33 @@ class Tower(nn.Module):
         return self._whole(inputs)
 
     def freeze(self, inputs: Inputs) -> Inputs:
-        """Run the frozen part; what comes back stands for ``inputs`` from then on."""
+        """Output of the frozen part, which replaces ``inputs`` from then on."""
         boundary = self._find(inputs).boundary
         if boundary is None or not _is_raw(inputs):
             return inputs
         with torch.no_grad():
             frozen = self._cut(boundary, inputs)
             if boundary.has_shapes and frozen[HIDDEN].shape[1:] not in self._boundaries:
-                again = self._look(_first_rows(inputs))  # of longer texts than before, say
+                again = self._look(_first_rows(inputs))  # perhaps of longer texts than before
                 if again.boundary is None:
                     raise ValueError(f"Inputs of other shapes cannot be cut at {boundary.unit}.")
         return frozen
 
     def names(self, inputs: Inputs) -> list[str]:
-        """Those of the attributed parameters that act in this tower."""
+        """Names of the attributed parameters that act in this tower."""
         return self._find(inputs).names
 
     def width(self, inputs: Inputs) -> int:
-        """Length of the features."""
+        """Size ``d`` of the features."""
         return self._find(inputs).width
 
     @staticmethod
     def is_light(inputs: Inputs) -> bool:
-        """Whether what remains of the tower is a head on pooled activations, or nothing."""
+        """Whether no more than a head on pooled activations remains of the tower."""
         return inputs.keys() <= {FEATURES, HIDDEN} and all(v.ndim == 2 for v in inputs.values())
 
     def _find(self, inputs: Inputs) -> _Found:
-        """Boundary and names; looked for in a pass of the first inputs that come along."""
+        """Boundary and names, found in a pass of the first inputs."""
         if self._found is None:
             if not _is_raw(inputs):
                 raise ValueError("The first inputs of a tower must be raw, not frozen ones.")
@@ -113,13 +113,13 @@ class Tower(nn.Module):
         return output if isinstance(output, Tensor) else output.pooler_output
 
     def _cut(self, boundary: Boundary, inputs: Inputs) -> Inputs:
-        """From raw inputs to the boundary, and no further."""
+        """Activation at the boundary, from raw inputs."""
         if boundary.unit is None:
             return {FEATURES: self._whole(inputs)}
         hidden = self._input_of(boundary.unit, inputs)
         if boundary.is_last:
             return {HIDDEN: hidden}
-        # Token ids and masks steer what follows, and are small; pixels are not needed any more.
+        # Token ids and masks are small, and later layers use them; pixels are no longer needed.
         return {key: value for key, value in inputs.items() if key != PIXELS} | {HIDDEN: hidden}
 
     def _input_of(self, unit: str, inputs: Inputs) -> Tensor:
@@ -139,7 +139,7 @@ class Tower(nn.Module):
         raise AssertionError(f"{unit} was not called.")
 
     def _resume(self, boundary: Boundary, inputs: Inputs) -> Tensor:
-        """From the boundary to the features."""
+        """Features, from the activation at the boundary."""
         if boundary.unit is None:
             return inputs[FEATURES]
         if boundary.is_last:
@@ -153,7 +153,7 @@ class Tower(nn.Module):
 
     @contextmanager
     def _jump(self, boundary: Boundary, hidden: Tensor) -> Iterator[None]:
-        """Switch off what comes before the boundary, and put ``hidden`` in as its unit's input."""
+        """Context in which modules before the boundary are skipped; its unit takes ``hidden``."""
         assert boundary.unit is not None
 
         def put(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -162,7 +162,7 @@ class Tower(nn.Module):
         unit = self.model.get_submodule(boundary.unit)
         hook = unit.register_forward_pre_hook(put, with_kwargs=True)
         skipped = [self.model.get_submodule(name) for name in boundary.skipped]
-        # Wrappers of other libraries put a forward of their own on the instance: keep it.
+        # Other libraries set a forward of their own on the instance: keep it.
         own = [module.__dict__.get("forward") for module in skipped]
         for module, output in zip(skipped, boundary.skipped.values(), strict=True):
             module.forward = _returning(output, hidden)
@@ -181,10 +181,10 @@ class Boundary:
     """Where the attributed part of a tower begins.
 
     Attributes:
-        unit: the first attributed module; None where the whole tower is frozen.
-        is_last: whether the unit's output is the tower's, so that nothing else needs to run.
-        skipped: modules that finish before the unit begins, and what they return.
-        pixels: pixels, if the tower takes them.
+        unit: name of the first attributed module; None if the whole tower is frozen.
+        is_last: whether the unit's output is the tower's, so that nothing else has to run.
+        skipped: modules that finish before the unit begins, with the shapes they return.
+        pixels: shape of the pixels, if the tower takes them.
     """
 
     unit: str | None
@@ -194,7 +194,7 @@ class Boundary:
 
     @property
     def has_shapes(self) -> bool:
-        """Whether it depends on the shapes of the inputs; a cut right before the end does not."""
+        """Whether it depends on the shapes of the inputs; a cut just before the end does not."""
         return self.unit is not None and not self.is_last
 
 
@@ -206,27 +206,27 @@ class _Found:
 
 
 class _Reached(Exception):  # noqa: N818
-    """The forward pass has come to the boundary, and need not go on."""
+    """Raised at the boundary, where a forward pass can stop."""
 
 
 @dataclass(frozen=True)
 class _Blank:
-    """Shape and dtype of a tensor with a row per pair, to stand in where values do not matter."""
+    """Shape and dtype of a tensor with a row per pair, for a place where values do not matter."""
 
     shape: torch.Size
     dtype: torch.dtype
 
     @classmethod
     def of(cls, value: Any, rows: int) -> Any:
-        """Values that have no row per pair, such as rotations of positions, stay as they are."""
+        """Blank of a tensor with a row per pair; other values, such as rotations, unchanged."""
         if isinstance(value, Tensor) and value.shape[:1] == (rows,):
             return cls(value.shape[1:], value.dtype)
         return value
 
     def blank(self, like: Tensor) -> Tensor:
-        """A tensor that takes no memory, with as many rows as ``like``.
+        """Tensor of NaN with as many rows as ``like``, which takes no memory.
 
-        It is filled with NaN, so that no use of it can go unnoticed.
+        NaN makes any use of its values visible.
         """
         value = torch.nan if self.dtype.is_floating_point else 0
         single = torch.full((), value, dtype=self.dtype, device=like.device)
@@ -235,7 +235,7 @@ class _Blank:
 
 @dataclass
 class _Call:
-    """A call of a module in a forward pass."""
+    """Call of a module in a forward pass."""
 
     entered: int
     takes: list[Tensor]
@@ -244,7 +244,7 @@ class _Call:
 
 
 def _watch(model: nn.Module, run: Callable[[], Tensor]) -> tuple[dict[str, _Call], Tensor]:
-    """The first call of every module by its name, and the result of the pass."""
+    """First call of every module by name, and the result of the pass."""
     calls: dict[str, _Call] = {}
     clock = count()
     hooks = []
@@ -268,10 +268,10 @@ def _watch(model: nn.Module, run: Callable[[], Tensor]) -> tuple[dict[str, _Call
 
 
 def _owner(name: str, calls: dict[str, _Call]) -> str | None:
-    """The innermost called module that holds a parameter; None for one of the other tower."""
+    """Innermost called module that holds a parameter; None for one of the other tower."""
     owner = name.rpartition(".")[0]
     if owner not in calls and any(call.startswith(f"{owner}.".lstrip(".")) for call in calls):
-        return owner  # the model itself, say: its own parameters may be used anywhere
+        return owner  # such as the model itself, whose own parameters may be used anywhere
     while owner and owner not in calls:
         owner = owner.rpartition(".")[0]
     return owner or None
@@ -284,7 +284,7 @@ def _find_boundary(
     features: Tensor,
     inputs: Inputs,
 ) -> Boundary | None:
-    """The earliest unit that holds attributed parameters; None if it takes the inputs."""
+    """Boundary before the earliest unit with attributed parameters; None if it takes the inputs."""
     if not owners:
         return Boundary(None)
     units = {_unit(model, owner, calls) for owner in owners}
@@ -308,7 +308,7 @@ def _find_boundary(
 
 
 def _unit(model: nn.Module, owner: str, calls: dict[str, _Call]) -> str | None:
-    """The layer of a stack that an owner is in, or else the outermost module beside the stacks."""
+    """Layer of a stack that contains the owner, or else the outermost module beside the stacks."""
     stacks = {
         name
         for name, module in model.named_modules()
@@ -325,7 +325,7 @@ def _unit(model: nn.Module, owner: str, calls: dict[str, _Call]) -> str | None:
 
 
 def _returning(output: Any, hidden: Tensor) -> Callable[..., Any]:
-    """A forward that returns blanks of a shape seen before."""
+    """Forward function that returns blanks of the shapes seen before."""
     blank = tree_map(lambda part: part.blank(hidden) if isinstance(part, _Blank) else part, output)
     return lambda *args, **kwargs: blank
 
@@ -339,7 +339,7 @@ def _is_raw(inputs: Inputs) -> bool:
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors among the arguments of a call."""
+    """Tensors among the arguments of a call."""
     return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
 
 
@@ -348,7 +348,7 @@ def _is_activation(value: Tensor, rows: int) -> bool:
 
 
 def _with_first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> Any:
-    """The same arguments with ``value`` in place of the first of `_tensors`."""
+    """Arguments of a call, with ``value`` in place of the first of `_tensors`."""
     first = _tensors(args, kwargs)[0]
     return (
         tuple(value if arg is first else arg for arg in args),

@@ -24,7 +24,7 @@ README = "README.md"
 MANIFEST = "hf_ecif/manifest.json"
 TRIES = 6
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds
-PATIENCE = 600.0  # the Hub may ask to wait so long, and no longer
+PATIENCE = 600.0  # seconds; the longest wait that the Hub may ask for
 UPLOADS_AT_ONCE = 8
 
 Files = Mapping[str, Path | bytes]
@@ -35,12 +35,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Target:
-    """Where files go.
+    """Where files are published.
 
     Attributes:
-        revision: A branch, made if it is missing; None is the main one.
-        create_pr: Open a pull request instead of changing a branch.
-        private: A repository that has to be made is private; one that exists must be.
+        revision: a branch, made if it is missing; None is the main branch.
+        create_pr: open a pull request instead of changing a branch.
+        private: make a missing repository private; an existing one must be private.
     """
 
     repo_id: str
@@ -52,15 +52,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Publication:
-    """What was done, or would be.
+    """What a publication changed, or would change.
 
     Attributes:
-        commit: Of the files; None if nothing is published.
-        pull_request: Its address, None without one.
-        added: Paths that are new or changed.
-        deleted: Paths of an earlier push that are gone.
-        unchanged: Number of files that were there already.
-        size: Bytes of the added files.
+        commit: id of the commit; None if nothing is published.
+        pull_request: address of the pull request; None without one.
+        added: paths that are new or changed.
+        deleted: paths of an earlier push that are deleted.
+        unchanged: number of files that were there already.
+        size: bytes of the added files.
     """
 
     commit: str | None
@@ -81,26 +81,26 @@ def publish(
     dry_run: bool = False,
     progress: ProgressFactory = silent,
 ) -> Publication:
-    """Make a repository hold these files and a card, in one commit.
+    """Publish files and a card in a repository, in one commit.
 
-    Large files go first, where nobody sees them yet; then one commit names them all, brings the
-    card and deletes what an earlier push left. A manifest in the repository tells which files are
-    those of an earlier push: no other file is touched. Every try begins with a look at the
-    repository, so that a commit whose answer was lost is not made twice, and nothing that is there
-    is sent again. Where nothing has changed, there is no commit.
+    Large files are uploaded first, not yet visible; then one commit adds all files and the card and
+    deletes what an earlier push left. A manifest in the repository lists the files of an earlier
+    push; no other file is touched. Every try first reads the state of the repository, so that a
+    commit whose answer was lost is not made twice, and no file is sent again. If nothing has
+    changed, there is no commit.
 
     Args:
-        api: A client with the user's token.
-        target: Where to.
-        files: Contents by their path in the repository, without the card.
-        make_card: Makes the README of the one in the repository, if there is one.
-        message: Of the commit, and the title of the pull request.
-        dry_run: Look, but change nothing.
-        progress: Makes progress bars.
+        api: a client with the user's token.
+        target: where to publish.
+        files: contents by path in the repository, without the card.
+        make_card: makes the new README from the one in the repository, if there is one.
+        message: message of the commit, and title of the pull request.
+        dry_run: report what would change, and change nothing.
+        progress: makes progress bars.
 
     Raises:
-        UserError: The Hub refuses, cannot be reached, or still fails after the last try. Nothing
-            has been published then.
+        UserError: the Hub refuses, cannot be reached, or still fails at the last try; nothing has
+            been published then.
     """
     return retried(
         _Push(api, target, files, make_card, message, dry_run, progress).attempt,
@@ -110,7 +110,7 @@ def publish(
 
 @dataclass(frozen=True)
 class _Change:
-    """From what is in a revision to what shall be."""
+    """Difference between the files in a revision and those to publish."""
 
     head: str
     additions: list[CommitOperationAdd]
@@ -132,7 +132,7 @@ class _Change:
 
 
 class _Push:
-    """One push, with what it need not do again on the next try: files keep their hashes."""
+    """A push, which keeps the hashes of files for the next try."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class _Push:
         return self._commit(change, revision)
 
     def _find_base(self) -> str | None:
-        """The revision to start from, made if need be; None if a dry run would have to make it."""
+        """Revision to start from, made if it is missing; None if it is missing in a dry run."""
         target, info = self._target, self._find_repository()
         if info is None:
             if target.create_pr:
@@ -233,7 +233,7 @@ class _Push:
         )
 
     def _refuse_mixing(self, there: dict[str, RepoFile], before: set[str]) -> None:
-        """Foreign rows in a folder of ours would be loaded as ours."""
+        """Refuse rows of others in a folder of ours, since they would be loaded as ours."""
         folders = {str(Path(path).parent) for path in self._additions if path.endswith(".parquet")}
         foreign = [
             path
@@ -250,7 +250,7 @@ class _Push:
             )
 
     def _find_pull_request(self) -> Publication | None:
-        """An open one that brings just this: of an earlier push, or of a try with no answer."""
+        """An open pull request with exactly these files, from an earlier push or a lost answer."""
         for discussion in self._api.get_repo_discussions(
             **self._where, discussion_type="pull_request"
         ):
@@ -260,7 +260,7 @@ class _Push:
         return None
 
     def _upload(self, change: _Change, revision: str) -> None:
-        """Send what is large, some files at a time, so that a bar can move."""
+        """Upload large files, a few at a time so that the progress bar moves."""
         advance = self._progress("Upload files", len(change.additions))
         for start in range(0, len(change.additions), UPLOADS_AT_ONCE):
             part = change.additions[start : start + UPLOADS_AT_ONCE]
@@ -293,7 +293,7 @@ def _is_same(addition: CommitOperationAdd, there: RepoFile | None) -> bool:
         return addition.upload_info.sha256.hex() == there.lfs.sha256
     with addition.as_file() as file:
         content = file.read()
-    # What git calls a file.
+    # The object id that git gives a file.
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id
 
 
@@ -304,16 +304,16 @@ def _read_manifest(text: str | None, repo_id: str) -> set[str]:
         return set(json.loads(text)["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{MANIFEST} in {repo_id} is damaged, so it is not known which files are those of an "
+            f"{MANIFEST} in {repo_id} is damaged, so it is not known which files come from an "
             "earlier push. Delete it there, and the files that you do not want."
         ) from error
 
 
 def retried(attempt: Callable[[], _T], outcome: str) -> _T:
-    """Try again where it may help, waiting twice as long every time.
+    """Result of ``attempt``, tried again after transient errors, with doubled waits.
 
     Raises:
-        UserError: It does not help.
+        UserError: no try succeeded.
     """
     for tried in range(1, TRIES + 1):
         try:
@@ -323,7 +323,7 @@ def retried(attempt: Callable[[], _T], outcome: str) -> _T:
         except Exception as error:
             asked = retry_after(error) or 0.0
             transient = is_transient(error)
-            reason = explain_hub_error(error) or (transient and "The Hub gave no proper answer.")
+            reason = explain_hub_error(error) or (transient and "The Hub sent no valid answer.")
             if not reason:
                 raise
             if not transient or tried == TRIES or asked > PATIENCE:
@@ -332,7 +332,7 @@ def retried(attempt: Callable[[], _T], outcome: str) -> _T:
                 raise UserError(
                     f"{outcome}{tries}. {reason}{again if transient else ''}"
                 ) from error
-            # Jitter, lest many clients that failed together come back together.
+            # Random waits, so that clients that failed together do not return together.
             wait = min(FIRST_WAIT * 2 ** (tried - 1), LONGEST_WAIT) * random.uniform(0.5, 1.0)
             wait = max(wait, asked)
             _log.warning("%s Trying again in %.0f s (%d of %d).", reason, wait, tried, TRIES - 1)

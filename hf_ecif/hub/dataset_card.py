@@ -1,4 +1,4 @@
-"""The card of a cleaned data set, and the evidence that goes with it, from an audit's folder."""
+"""Card of a cleaned data set, with its pictures and charts, from an audit's folder."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 from pyarrow.dataset import dataset as parquet
 
 from hf_ecif.data.images import read_pair
+from hf_ecif.data.summary import Columns, Loaded, Summary
 from hf_ecif.hub.markdown import (
     Metadata,
     as_list,
@@ -33,7 +34,7 @@ TAGS = ("hf-ecif", "data-valuation")
 PICTURES = 8
 PICTURE_SIDE = 160
 CAPTION_LENGTH = 200
-MAX_PIXELS = 64_000_000  # of an image that is opened to be shown
+MAX_PIXELS = 64_000_000  # largest image that is opened to be shown
 _SIZES = (
     "n<1K",
     "1K<n<10K",
@@ -51,8 +52,8 @@ class Picture:
     """A removed pair as the card shows it.
 
     Attributes:
-        path: Of the small copy of its image, in the repository.
-        content: The small copy, as a file.
+        path: where the small copy of its image is in the repository.
+        content: the small copy, as a file.
     """
 
     path: str
@@ -64,14 +65,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Layout:
-    """What is where in the repository.
+    """Contents of the repository.
 
     Attributes:
-        splits: Rows of every split of the default configuration; the audited one is first.
-        removed: Rows of the configuration `removed`; zero where there is none.
-        columns: Influence columns of the kept and the removed rows, and what they mean.
-        counts: Rows by what became of them, as `count_rows` says.
-        has_report: Whether the report is there.
+        splits: number of rows of every split of the default configuration, the audited one first.
+        removed: number of rows of the configuration `removed`; zero if there is none.
+        columns: influence columns of the kept and removed rows, with their meaning.
+        counts: number of rows by outcome, from `count_rows`.
+        has_report: whether the report is among the files.
     """
 
     splits: dict[str, int]
@@ -85,44 +86,44 @@ class Layout:
         return next(iter(self.splits))
 
     def folder(self, split: str, removed: bool = False) -> str:
-        """Where the parquet files of a split are."""
+        """Folder of a split's parquet files."""
         return f"removed/{split}" if removed else f"data/{split}"
 
 
 def write_card(
     card: str | None,
     repo_id: str,
-    summary: dict[str, Any],
+    summary: Summary,
     layout: Layout,
     pictures: list[Picture],
     *,
     own: bool,
 ) -> str:
-    """The README of a cleaned data set.
+    """README of a cleaned data set.
 
     Args:
-        card: The README that it goes into, None if there is none.
-        repo_id: Where it is going to be.
-        summary: Of the audit, as `hide_folders` returns it.
-        layout: Of the files.
-        pictures: Removed pairs to show.
-        own: Whether the card is that of the repository itself, so that what it says of other
-            configurations holds there. That of the source says it of other files.
+        card: the README into which our section goes; None if there is none.
+        repo_id: repository of the new README.
+        summary: summary of the audit, its folders hidden.
+        layout: contents of the repository.
+        pictures: removed pairs to show.
+        own: whether ``card`` comes from this repository, so that its other configurations exist
+            here; those of the source's card do not.
 
     Raises:
-        UserError: The card's metadata is no YAML mapping.
+        UserError: the card's metadata is not a YAML mapping.
     """
     section = render(
         "dataset_card.md.j2",
         repo_id=repo_id,
         split=layout.audited,
-        source=summary["dataset"],
-        rows=summary["rows"],
+        source=summary.dataset,
+        rows=summary.rows,
         counts=layout.counts,
-        cleaning=summary.get("cleaning"),
-        review=summary.get("review"),
-        noise=summary["noise"],
-        groups=summary.get("groups"),
+        cleaning=summary.cleaning,
+        review=summary.review,
+        noise=summary.noise,
+        groups=summary.groups,
         others={name: rows for name, rows in layout.splits.items() if name != layout.audited},
         removed_config=layout.removed > 0,
         has_report=layout.has_report,
@@ -130,7 +131,7 @@ def write_card(
         pictures=pictures,
         columns=layout.columns,
         settings=_settings(summary),
-        warnings=summary["warnings"],
+        warnings=summary.warnings,
     )
 
     def change(metadata: Metadata) -> Metadata:
@@ -141,11 +142,11 @@ def write_card(
 
 
 def count_rows(kept: Sequence[Path], removed: Sequence[Path]) -> dict[str, int]:
-    """Rows by what became of them; what is the case of none is left out, but for the sums.
+    """Number of rows by outcome; outcomes without rows are left out, but for the sums.
 
     Args:
-        kept: Parquet files of the kept rows.
-        removed: Of the removed ones.
+        kept: parquet files of the kept rows.
+        removed: parquet files of the removed rows.
     """
     counts: dict[str, int] = {}
     for name, shards in (("kept", kept), ("removed", removed)):
@@ -163,23 +164,21 @@ def count_rows(kept: Sequence[Path], removed: Sequence[Path]) -> dict[str, int]:
     return counts
 
 
-def show_removed(
-    shards: Sequence[Path], columns: dict[str, str], limit: int = PICTURES
-) -> list[Picture]:
-    """The flagged pairs that are most probably misaligned, with small copies of their images.
+def show_removed(shards: Sequence[Path], columns: Columns, limit: int = PICTURES) -> list[Picture]:
+    """Flagged pairs with the highest noise probability, with small copies of their images.
 
     Args:
-        shards: Parquet files of the removed rows.
-        columns: Names of the columns `image` and `text`.
-        limit: At most so many.
+        shards: parquet files of the removed rows.
+        columns: names of the columns of images and captions.
+        limit: largest number of pairs.
     """
     rows = parquet([str(shard) for shard in shards])
     probability = rows.to_table(columns=["ecif_noise_probability"])[0].to_numpy().astype(float)
     order = np.argsort(-probability, kind="stable")[: int(np.isfinite(probability).sum())]
-    wanted = [*columns.values(), "ecif_noise_probability", "ecif_reason"]
+    wanted = [columns.image, columns.text, "ecif_noise_probability", "ecif_reason"]
     pictures: list[Picture] = []
     for cells in rows.take(order[:limit], columns=wanted).to_pylist():
-        pair = read_pair(cells[columns["image"]], cells[columns["text"]], MAX_PIXELS)
+        pair = read_pair(cells[columns.image], cells[columns.text], MAX_PIXELS)
         if pair.image is None:
             continue
         pictures.append(
@@ -195,11 +194,11 @@ def show_removed(
 
 
 def draw_histogram(shards: Sequence[Path], threshold: float) -> bytes:
-    """How the probabilities of all scored rows are spread, as a PNG.
+    """Histogram of the noise probabilities of all scored rows, as a PNG.
 
     Args:
-        shards: Parquet files of all rows.
-        threshold: Above which a row is flagged.
+        shards: parquet files of all rows.
+        threshold: probability above which a row is flagged.
     """
     columns = ["ecif_noise_probability", "ecif_flag"]
     table = parquet([str(shard) for shard in shards]).to_table(columns=columns).drop_null()
@@ -211,15 +210,15 @@ def draw_histogram(shards: Sequence[Path], threshold: float) -> bytes:
     return stream.getvalue()
 
 
-def public_report(page: str, summary: dict[str, Any]) -> str:
-    """The report with names for folders, as `hide_folders` gives them."""
-    for before in (summary["model"], summary["dataset"], summary["query"]["source"]):
+def public_report(page: str, summary: Summary) -> str:
+    """The report, with folders replaced as in `hide_folders`."""
+    for before in (summary.model, summary.dataset, summary.query.source):
         page = page.replace(str(escape_html(before)), str(escape_html(hide_folders(before))))
     return page
 
 
-def _change(metadata: Metadata, summary: dict[str, Any], layout: Layout, own: bool) -> Metadata:
-    """The metadata with our configurations; whatever they replace or make untrue is dropped."""
+def _change(metadata: Metadata, summary: Summary, layout: Layout, own: bool) -> Metadata:
+    """Metadata with our configurations, without whatever they replace or make wrong."""
     ours = ("default", "removed")
     configs, infos = [], []
     if own:
@@ -235,7 +234,7 @@ def _change(metadata: Metadata, summary: dict[str, Any], layout: Layout, own: bo
         ]
     tags = [str(tag) for tag in as_list(metadata.get("tags"))]
     sources = [str(name) for name in as_list(metadata.get("source_datasets"))]
-    source = parse_hub_path(summary["dataset"])
+    source = parse_hub_path(summary.dataset)
     if source and source.repo_id not in sources:
         sources.append(source.repo_id)
     changed = metadata | {
@@ -265,30 +264,29 @@ def _configs(layout: Layout) -> list[dict[str, Any]]:
     return configs
 
 
-def _settings(summary: dict[str, Any]) -> dict[str, Any]:
-    config, marks, query = summary["config"], summary["fingerprints"], summary["query"]
+def _settings(summary: Summary) -> dict[str, Any]:
+    config, marks, query, fit = summary.config, summary.fingerprints, summary.query, summary.fit
     settings: dict[str, Any] = {
-        "model": f"{summary['model']} ({_loaded(summary)}fingerprint {marks['model']})",
-        "data": f"{summary['dataset']}, split {summary['split']} (fingerprint {marks['data']})",
-        "query": f"{query['source']}: {query['rows']} rows (fingerprint {marks['query']})",
-        "parameters attributed": f"{config['parameters']} ({summary['fit']['count']:,})",
-        "fit": f"{config['fit_epochs']} epochs, loss {summary['fit']['loss_before']:.3g} to "
-        f"{summary['fit']['loss_after']:.3g}",
+        "model": f"{summary.model} ({_loaded(summary.loaded)}fingerprint {marks['model']})",
+        "data": f"{summary.dataset}, split {summary.split} (fingerprint {marks['data']})",
+        "query": f"{query.source}: {query.rows} rows (fingerprint {marks['query']})",
+        "parameters attributed": f"{config['parameters']} ({fit.count:,})",
+        "fit": f"{config['fit_epochs']} epochs, loss {fit.loss_before:.3g} to {fit.loss_after:.3g}",
     }
-    for report in summary["solvers"]:
-        settings[f"solver for the {report['purpose']}"] = describe_solve(report, config)
-    versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
+    for solve in summary.solvers:
+        settings[f"solver for the {solve.purpose}"] = describe_solve(solve.to_dict(), config)
+    versions = ", ".join(f"{name} {number}" for name, number in summary.versions.items())
     return settings | {
-        "seed": summary["seed"],
+        "seed": summary.seed,
         "config": f"fingerprint {marks['config']}; every value is in summary.json",
         "versions": versions,
     }
 
 
-def _loaded(summary: dict[str, Any]) -> str:
-    """How the model was loaded, where that is known; the revision of one on the Hub."""
-    loaded = {name: value for name, value in summary.get("loaded", {}).items() if value is not None}
-    return "".join(f"{name.replace('_', ' ')} {value}, " for name, value in loaded.items())
+def _loaded(loaded: Loaded) -> str:
+    """How the model was loaded, such as its revision on the Hub; empty if not known."""
+    known = {name: value for name, value in loaded.to_dict().items() if value is not None}
+    return "".join(f"{name.replace('_', ' ')} {value}, " for name, value in known.items())
 
 
 def _size_category(rows: int) -> str:
@@ -303,7 +301,7 @@ def _small(image: Image.Image) -> bytes:
 
 
 def _read_column(shards: Sequence[Path], name: str) -> list[Any]:
-    """Values of a column; none where there is no such column."""
+    """Values of a column; empty if there is no such column."""
     rows = parquet([str(shard) for shard in shards])
     if name not in rows.schema.names:
         return []
@@ -311,7 +309,7 @@ def _read_column(shards: Sequence[Path], name: str) -> list[Any]:
 
 
 def _shorten(text: str, between: str = "") -> str:
-    """The text, or its beginning; up to the last mark between its parts, if there is one."""
+    """The text, or its beginning, cut after a whole part where ``between`` separates parts."""
     text = " ".join(text.split())
     if len(text) <= CAPTION_LENGTH:
         return text

@@ -1,8 +1,7 @@
-"""An audit's folder, read back: its rows and its evidence as files of a repository."""
+"""A data set on the Hub: rows, report and card of an audit as files of a repository."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, concatenate_datasets
 
+from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.columns import ADDED_LATER, COLUMNS
 from hf_ecif.data.loading import load_splits
-from hf_ecif.data.parquet import write_shards
+from hf_ecif.data.parquet import count_rows_of, parquet_files, write_shards
 from hf_ecif.data.schema import check_columns, drop_influence_columns, is_influence_column
+from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
 from hf_ecif.hub.dataset_card import (
     HISTOGRAM,
@@ -30,36 +30,32 @@ from hf_ecif.hub.dataset_card import (
     write_card,
 )
 from hf_ecif.hub.markdown import hide_folders, hub_card, local_card
-from hf_ecif.utils.files import read_json
+from hf_ecif.utils.files import to_json
 from hf_ecif.utils.hub_paths import parse_hub_path
 from hf_ecif.utils.progress import ProgressFactory, silent
 
-_SPLIT = re.compile(r"\w+(\.\w+)*")  # what `datasets` takes for the name of a split
-_FACTS = ("rows", "kept", "removed", "columns", "noise", "query", "dataset", "split", "fit")
+_SPLIT = re.compile(r"\w+(\.\w+)*")  # what `datasets` accepts as the name of a split
 
 
-class AuditFolder:
-    """What ``hf-ecif audit`` wrote, or ``hf-ecif clean`` or a review made of it.
+class DatasetRepo:
+    """Repository of an audit, or of a cleaning or a review of one.
 
     Args:
-        path: The folder.
+        path: folder that ``hf-ecif audit``, ``hf-ecif clean`` or a review has written.
 
     Raises:
-        UserError: The audit is not finished, or its files do not agree with its summary.
+        UserError: the audit is not finished, or its files disagree with its summary.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.summary = path, read_json(path / "summary.json")
-        missing = [name for name in _FACTS if name not in self.summary]
-        if missing:
-            raise UserError(
-                f"{path / 'summary.json'} lacks {missing[0]!r}: it is of another version, or no "
-                "audit's. Run the audit again."
-            )
-        self.split: str = self.summary["split"]
+        self.audit = AuditFolder(path)
+        self.summary = self.audit.read_summary()
+        self.split = self.summary.split
         if not _SPLIT.fullmatch(self.split):
             raise UserError(f"{self.split!r} cannot be the name of a split on the Hub.")
-        self._check_counts()
+        self.audit.check_counts(self.summary)
+        if not self.summary.kept:
+            raise UserError(f"{path} has nothing to publish: the audit kept no row.")
 
     @contextmanager
     def publish_as(
@@ -71,83 +67,63 @@ class AuditFolder:
         token: str | None = None,
         progress: ProgressFactory = silent,
     ) -> Iterator[tuple[dict[str, Path | bytes], CardMaker]]:
-        """The files of a repository, and what makes its card.
+        """Files of a repository, and what makes its card.
 
-        Shards are those of the folder, not copies; other splits are written aside while this lasts.
+        Shards are those of the folder, not copies; other splits exist in a temporary folder while
+        the context is open.
 
         Args:
-            repo_id: Where they are going to be.
-            removed: Whether the removed rows are published.
-            other_splits: Whether the other splits of the source are.
-            token: To read the source's card; the user's login if absent.
-            progress: Makes progress bars.
+            repo_id: repository of the files.
+            removed: whether the removed rows are published.
+            other_splits: whether the other splits of the source are published.
+            token: token to read the source's card; the user's login if absent.
+            progress: makes progress bars.
 
         Raises:
-            UserError: The source cannot be read any more, or is not what was audited.
+            UserError: the source cannot be read any more, or has changed since the audit.
         """
         with TemporaryDirectory(prefix="hf-ecif-") as aside:
-            folders = {self.split: self.path / "kept"}
+            shards = {self.split: self.audit.shards("kept")}
             if other_splits:
-                folders |= self._write_other_splits(Path(aside), progress)
-            layout = self._layout(folders, removed)
-            files: dict[str, Path | bytes] = {}
-            for split, folder in folders.items():
-                files |= {f"{layout.folder(split)}/{path.name}": path for path in _shards(folder)}
+                shards |= self._write_other_splits(Path(aside), progress)
+            layout = self._layout(shards, removed)
+            places = {layout.folder(split): paths for split, paths in shards.items()}
             if layout.removed:
-                place = layout.folder(self.split, removed=True)
-                shards = _shards(self.path / "removed")
-                files |= {f"{place}/{path.name}": path for path in shards}
+                places[layout.folder(self.split, removed=True)] = self.audit.shards("removed")
+            files: dict[str, Path | bytes] = {
+                f"{place}/{path.name}": path for place, paths in places.items() for path in paths
+            }
             card = CardMaker(self, repo_id, layout, token)
             yield files | self._evidence(layout) | card.files, card
 
-    @property
-    def shards(self) -> list[Path]:
-        """Files of all rows."""
-        return [path for name in ("kept", "removed") for path in _shards(self.path / name)]
-
-    def _layout(self, folders: dict[str, Path], removed: bool) -> Layout:
-        kept = self.path / "kept"
+    def _layout(self, shards: dict[str, list[Path]], removed: bool) -> Layout:
         meanings = COLUMNS | ADDED_LATER
-        shows_only_published = removed or not self.summary["removed"]
+        shows_only_published = removed or not self.summary.removed
         return Layout(
-            splits={split: _count(folder) for split, folder in folders.items()},
-            removed=self.summary["removed"] if removed else 0,
-            columns={name: meanings[name] for name in _features(kept) if name in meanings},
-            counts=count_rows(_shards(kept), _shards(self.path / "removed")),
-            has_report=(self.path / "report.html").is_file() and shows_only_published,
+            splits={split: count_rows_of(paths) for split, paths in shards.items()},
+            removed=self.summary.removed if removed else 0,
+            columns={
+                name: meanings[name] for name in self.audit.features("kept") if name in meanings
+            },
+            counts=count_rows(self.audit.shards("kept"), self.audit.shards("removed")),
+            has_report=self.audit.report.is_file() and shows_only_published,
         )
 
     def _evidence(self, layout: Layout) -> dict[str, Path | bytes]:
+        shards = self.audit.shards("kept") + self.audit.shards("removed")
+        told = to_json(hide_folders(self.summary.to_dict()), indent=2)
         files: dict[str, Path | bytes] = {
-            SUMMARY: (json.dumps(hide_folders(self.summary), indent=2) + "\n").encode(),
-            HISTOGRAM: draw_histogram(self.shards, self.summary["noise"]["threshold"]),
+            SUMMARY: f"{told}\n".encode(),
+            HISTOGRAM: draw_histogram(shards, self.summary.noise.threshold),
         }
         if layout.has_report:
-            page = (self.path / "report.html").read_text(encoding="utf-8")
+            page = self.audit.report.read_text(encoding="utf-8")
             files[REPORT] = public_report(page, self.summary).encode()
         return files
 
-    def _check_counts(self) -> None:
-        for name in ("kept", "removed"):
-            folder, expected = self.path / name, self.summary[name]
-            found = _count(folder) if folder.is_dir() else 0
-            if found != expected:
-                raise UserError(
-                    f"{folder} has {found:,} rows, but the audit wrote {expected:,}. Something has "
-                    "changed it since: run the audit again."
-                )
-        parts, rows = self.summary["kept"] + self.summary["removed"], self.summary["rows"]
-        if parts != rows:
-            raise UserError(
-                f"{self.path} has {parts:,} rows kept and removed, but {rows:,} were audited. Run "
-                "the audit again."
-            )
-        if not self.summary["kept"]:
-            raise UserError(f"{self.path} has nothing to publish: the audit kept no row.")
-
-    def _write_other_splits(self, aside: Path, progress: ProgressFactory) -> dict[str, Path]:
-        """Folders of parquet files, each split with the columns of the kept rows."""
-        source = self.summary["dataset"]
+    def _write_other_splits(self, aside: Path, progress: ProgressFactory) -> dict[str, list[Path]]:
+        """Parquet files by split, with the columns of the kept rows."""
+        source = self.summary.dataset
         try:
             splits = load_splits(source)
         except UserError as error:
@@ -156,10 +132,10 @@ class AuditFolder:
                 "out with --no-other-splits."
             ) from error
         found = len(splits[self.split]) if self.split in splits else 0
-        if found != self.summary["rows"]:
+        if found != self.summary.rows:
             raise UserError(
                 f"{source} has changed since the audit: its split {self.split!r} has {found:,} "
-                f"rows, and had {self.summary['rows']:,}. Audit it again, or leave the other "
+                f"rows, and had {self.summary.rows:,}. Audit it again, or leave the other "
                 "splits out with --no-other-splits."
             )
         others = {name: rows for name, rows in splits.items() if name != self.split}
@@ -167,12 +143,12 @@ class AuditFolder:
         for name, rows in others.items():
             write_shards(self._like_kept(name, rows), aside / name)
             advance(1)
-        return {name: aside / name for name in others}
+        return {name: parquet_files(aside / name) for name in others}
 
     def _like_kept(self, name: str, rows: Dataset) -> Dataset:
-        """The same rows with empty influence columns: a configuration has one set of columns."""
-        features = _features(self.path / "kept")
-        images, texts = self.summary["columns"]["image"], self.summary["columns"]["text"]
+        """The rows with empty influence columns, since a configuration has one set of columns."""
+        features = self.audit.features("kept")
+        images, texts = self.summary.columns.image, self.summary.columns.text
         rows = drop_influence_columns(check_columns(rows, images, texts))
         features[images] = Image(mode=features[images].mode, decode=False)
         own = {column: kind for column, kind in features.items() if not is_influence_column(column)}
@@ -184,29 +160,30 @@ class AuditFolder:
                 "--no-other-splits."
             )
         rows = rows.select_columns(list(own))
-        if rows.features != Features(own):
-            rows = rows.cast(Features(own))
-        blank = Features({name: kind for name, kind in features.items() if name not in own})
+        if rows.features != Features(**own):
+            rows = rows.cast(Features(**own))
+        blank = Features(**{name: kind for name, kind in features.items() if name not in own})
         nulls = [pa.nulls(len(rows), field.type) for field in blank.arrow_schema]
         columns = Dataset(pa.table(nulls, schema=blank.arrow_schema))
         return concatenate_datasets([rows, columns], axis=1).select_columns(list(features))
 
 
 class CardMaker:
-    """Makes the card out of the one in the repository, or else out of the source's own."""
+    """Makes the new card from the one in the repository, or else from the source's."""
 
-    def __init__(self, audit: AuditFolder, repo_id: str, layout: Layout, token: str | None) -> None:
-        self._source, self._repo_id, self._token = audit.summary["dataset"], repo_id, token
-        self._summary, self.layout = hide_folders(audit.summary), layout
+    def __init__(self, repo: DatasetRepo, repo_id: str, layout: Layout, token: str | None) -> None:
+        self._source, self._repo_id, self._token = repo.summary.dataset, repo_id, token
+        self._summary = Summary.from_dict(hide_folders(repo.summary.to_dict()))
+        self.layout = layout
         self._pictures = (
-            show_removed(_shards(audit.path / "removed"), audit.summary["columns"])
+            show_removed(repo.audit.shards("removed"), repo.summary.columns)
             if layout.removed
             else []
         )
 
     @property
     def files(self) -> dict[str, Path | bytes]:
-        """The pictures that the card shows."""
+        """Pictures that the card shows, by path in the repository."""
         return {picture.path: picture.content for picture in self._pictures}
 
     def __call__(self, card: str | None) -> str:
@@ -223,22 +200,10 @@ class CardMaker:
             )
         except UserError as error:
             raise UserError(
-                f"README.md of {whose}: {error} Mend it, or put a README.md of your own into "
+                f"README.md of {whose}: {error} Correct it, or put a README.md of your own into "
                 f"{self._repo_id} first."
             ) from error
 
     def _source_card(self) -> str | None:
         place = parse_hub_path(self._source)
         return hub_card(place, "dataset", self._token) if place else local_card(self._source)
-
-
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet"))
-
-
-def _count(folder: Path) -> int:
-    return sum(pq.read_metadata(path).num_rows for path in _shards(folder))
-
-
-def _features(folder: Path) -> Features:
-    return Features.from_arrow_schema(pq.read_schema(_shards(folder)[0]))

@@ -1,4 +1,4 @@
-"""Cards of repositories: a section of ours inside a README that stays its owner's."""
+"""Cards of repositories: our section inside a README whose other parts stay as they are."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ BEGIN = "<!-- hf-ecif:begin. The next push replaces what is between these marks.
 END = "<!-- hf-ecif:end -->"
 _SECTION = re.compile(r"<!-- hf-ecif:begin(?:(?!<!-- hf-ecif:begin).)*?<!-- hf-ecif:end -->", re.S)
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(.*?)(?:\n|\A)---[ \t]*(?:\n|\Z)", re.S)
-# Text from strangers: everything that Markdown, HTML or a right-to-left override could act on.
-# Hyphens and dots act only at the start of a line, in addresses and in the numbers of lists.
+# Untrusted text: every character with a meaning in Markdown or HTML, or for right-to-left text.
+# Hyphens and dots have one only at the start of a line, in addresses and in numbers of lists.
 _MARKUP = re.compile(r"""[!"#$&*+:<=>@\[\\\]^_`{|}~]|^-|(?<=www)\.|(?<=\d)[.)](?=\s|$)""", re.I)
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 
@@ -39,18 +39,18 @@ def merge_card(
     change: Callable[[Metadata], Metadata],
     kind: type[CardData],
 ) -> str:
-    """A card with our section in it, once, and everything else as it was.
+    """Card that contains our section once, with everything else unchanged.
 
     Args:
-        card: The README so far, None if there is none.
-        section: What stands between our marks. A section of an earlier push is replaced where it
-            stands; else it comes first, below the metadata.
-        title: Heading of a card that is new.
-        change: Makes the new metadata of the old.
+        card: the README so far; None if there is none.
+        section: text between our marks. It replaces a section of an earlier push in place, and
+            comes first, below the metadata, if there is none.
+        title: heading of a new card.
+        change: maps the old metadata to the new.
         kind: `DatasetCardData` or `ModelCardData`.
 
     Raises:
-        UserError: The card's metadata is no YAML mapping.
+        UserError: the card's metadata is not a YAML mapping.
     """
     metadata, body = read_card(card or "")
     marked = f"{BEGIN}\n\n{section.strip()}\n\n{END}"
@@ -68,10 +68,10 @@ def merge_card(
 
 
 def read_card(card: str) -> tuple[Metadata, str]:
-    """The metadata and the text of a README.
+    """Metadata and text of a README.
 
     Raises:
-        UserError: The metadata is no YAML mapping.
+        UserError: the metadata is not a YAML mapping.
     """
     text = card.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     match = _FRONT_MATTER.match(text)
@@ -82,21 +82,25 @@ def read_card(card: str) -> tuple[Metadata, str]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 2}" if mark else ""
-        raise UserError(f"the metadata between the lines '---' is no valid YAML{where}.") from error
+        raise UserError(
+            f"the metadata between the lines '---' is not valid YAML{where}."
+        ) from error
     if metadata is None:
         return {}, text[match.end() :]
     if not isinstance(metadata, dict):
-        raise UserError("the metadata between the lines '---' must be names with values.")
+        raise UserError(
+            "the metadata between the lines '---' must be a mapping of names to values."
+        )
     return {str(name): value for name, value in metadata.items()}, text[match.end() :]
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list, of what a card may also write as a single value."""
+    """Value as a list; a card may hold a list, a single value or nothing."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def local_card(source: str) -> str | None:
-    """The README in a local folder, None if there is none."""
+    """README in a local folder; None if there is none."""
     path = Path(source).expanduser() / "README.md"
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
@@ -104,11 +108,11 @@ def local_card(source: str) -> str | None:
 def hub_card(
     place: HubPath, repo_type: Literal["dataset", "model"], token: str | None
 ) -> str | None:
-    """The README of a repository, None if there is none.
+    """README of a repository; None if there is none.
 
     Raises:
-        UserError: It cannot be read, and another try would not help; errors that pass are raised
-            as they are.
+        UserError: it cannot be read, and another try would not help; transient errors are raised
+            unchanged.
     """
     try:
         file = HfApi(token=token).hf_hub_download(
@@ -125,7 +129,7 @@ def hub_card(
 
 
 def hide_folders(value: Any) -> Any:
-    """The same values with the mere names of folders of this machine, at any depth."""
+    """Values in which paths of this machine are replaced by folder names, at any depth."""
     if isinstance(value, dict):
         return {name: hide_folders(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -139,7 +143,7 @@ def hide_folders(value: Any) -> Any:
 
 
 def describe_solve(report: dict[str, Any], config: dict[str, Any]) -> str:
-    """A solve in a line, of a `SolveReport` and the config as JSON keeps them."""
+    """A line about a solve, from a `SolveReport` and the config as JSON holds them."""
     return (
         f"{report['method']}, {config['curvature']}: relative residual "
         f"{report['relative_residual']:.1e} (asked for {report['tolerance']:.0e}), damping "
@@ -148,12 +152,12 @@ def describe_solve(report: dict[str, Any], config: dict[str, Any]) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of Markdown; every value is escaped unless it is `Markup`."""
+    """Markdown from a template; every value is escaped unless it is `Markup`."""
     return _environment().get_template(template).render(**values)
 
 
 def escape(text: Any) -> Markup:
-    """Text that shows as itself, wherever it stands in Markdown or HTML, on one line.
+    """Text on one line that appears literally anywhere in Markdown or HTML.
 
     Example:
         >>> print(escape("*a* <b>"))
@@ -164,9 +168,9 @@ def escape(text: Any) -> Markup:
 
 
 def _verbatim(name: str) -> Markup:
-    """A name for a code span or a link, where nothing can be escaped."""
+    """A name unchanged, for a code span or a link, in which nothing can be escaped."""
     if not re.fullmatch(r"[\w./-]+", name):
-        raise ValueError(f"{name!r} cannot stand in Markdown as it is")
+        raise ValueError(f"{name!r} cannot be used in Markdown unescaped")
     return Markup(name)
 
 
@@ -187,7 +191,7 @@ def _environment() -> jinja2.Environment:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Booleans as in YAML 1.2, which the Hub reads: `language: no` is Norwegian, not false."""
+    """YAML loader with the booleans of YAML 1.2, as on the Hub: `no` is Norwegian, not false."""
 
 
 _Loader.yaml_implicit_resolvers = {

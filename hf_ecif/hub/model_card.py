@@ -1,4 +1,4 @@
-"""The card of a model that rows were removed from, or that carries a fitted influence."""
+"""Card of a model from which rows were removed, or with a fitted influence."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from hf_ecif.hub.markdown import (
     read_card,
     render,
 )
-from hf_ecif.utils.files import read_json
+from hf_ecif.utils.files import FIT, read_json
 from hf_ecif.utils.formatting import models_of_removal
 from hf_ecif.utils.hub_paths import HubPath, parse_model_path
 
-FIT = "influence.safetensors"
 INHERITED = ("license", "license_name", "license_link", "language")
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
@@ -33,12 +32,12 @@ class ModelKind:
     """What a pushed model folder holds.
 
     Attributes:
-        name: For the template.
-        evidence: The file in the folder that tells how it was made.
-        needed: What that file must tell.
-        title: Of the commit.
-        library: That loads it.
-        tags: For the Hub.
+        name: name in the template.
+        evidence: file in the folder that says how the model was made.
+        needed: keys that the file must have.
+        title: title of the commit.
+        library: library that loads the model.
+        tags: tags on the Hub.
     """
 
     name: str
@@ -78,17 +77,17 @@ def write_model_card(
     *,
     base_card: str | None = None,
 ) -> str:
-    """The README of a pushed model folder.
+    """README of a pushed model folder.
 
     Args:
-        card: The README that it goes into, None if there is none.
-        repo_id: Where it is going to be.
-        kind: What the folder holds.
-        facts: As `read_facts` returns them.
-        base_card: Of the model that this one comes from; a new card inherits its licence.
+        card: the README into which our section goes; None if there is none.
+        repo_id: repository of the new README.
+        kind: what the folder holds.
+        facts: from `read_facts`.
+        base_card: card of the model that this one comes from; a new card inherits its licence.
 
     Raises:
-        UserError: A card's metadata is no YAML mapping.
+        UserError: a card's metadata is not a YAML mapping.
     """
     base = base_model(facts)
     inherited: Metadata = {}
@@ -125,17 +124,17 @@ def write_model_card(
 
 
 def find_kind(folder: Path) -> ModelKind | None:
-    """What a folder holds, None if it is neither."""
+    """Kind of a model folder; None if it is of no known kind."""
     return next((kind for kind in (INFLUENCE, EDITED) if (folder / kind.evidence).is_file()), None)
 
 
 def model_files(folder: Path) -> dict[str, Path | bytes]:
-    """The files of a model folder by their path in the repository.
+    """Files of a model folder by path in the repository.
 
-    Hidden files, links, a README and a page stay behind, and no folder of this machine is named.
+    Hidden files, links, the README and the page are left out, and paths of this machine are hidden.
 
     Raises:
-        UserError: There are no weights, or some that are not safetensors.
+        UserError: there are no weights, or some that are not safetensors.
     """
     paths = {
         path.relative_to(folder).as_posix(): path
@@ -143,7 +142,7 @@ def model_files(folder: Path) -> dict[str, Path | bytes]:
         if path.is_file() and not path.is_symlink() and not path.name.startswith(".")
     }
     paths = {name: path for name, path in paths.items() if not name.startswith(".")}
-    for stays in ("README.md", "removal.html"):  # the page names folders; the card says the same
+    for stays in ("README.md", "removal.html"):  # the page names folders; the card has its content
         paths.pop(stays, None)
     unsafe = [name for name, path in paths.items() if path.suffix in PICKLES]
     if unsafe:
@@ -162,10 +161,10 @@ def model_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def read_facts(folder: Path, kind: ModelKind) -> dict[str, Any]:
-    """What the folder's files tell of how it was made, without folders of this machine.
+    """Facts about how a model was made, from the folder's files, without paths of this machine.
 
     Raises:
-        UserError: A file is damaged, or of another version.
+        UserError: a file is damaged, or of another version.
     """
     facts: dict[str, Any] = hide_folders(read_json(folder / kind.evidence))
     missing = [name for name in kind.needed if name not in facts]
@@ -179,22 +178,22 @@ def read_facts(folder: Path, kind: ModelKind) -> dict[str, Any]:
 
         try:
             facts["fitted"] = read_values(folder / FIT)
-        except Exception as error:  # safetensors has errors of its own
+        except Exception as error:  # safetensors raises its own errors
             raise UserError(f"{folder / FIT} cannot be read: {error}. Fit again.") from error
     return facts
 
 
 def base_model(facts: dict[str, Any]) -> HubPath | None:
-    """The model of the Hub that this one comes from; a local folder means nothing to others."""
+    """Model on the Hub that this one comes from; None for a local one, unknown to others."""
     model = facts.get("model")
     return parse_model_path(model) if isinstance(model, str) else None
 
 
 def _settings(facts: dict[str, Any]) -> dict[str, Any]:
-    """What goes into the table of how it was done: sources, solves, and the config."""
+    """Rows of the table on how it was done: sources, solves, and the config."""
     if "fitted" in facts:
         fitted = facts["fitted"]
-        # The file of a fit is its config, and the model's name.
+        # The file of a fit holds its config and the model's name.
         config = {name: value for name, value in facts.items() if name not in ("model", "fitted")}
         settings = {
             "rows fitted on": f"{fitted['train_count']:,}",

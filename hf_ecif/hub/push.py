@@ -1,4 +1,4 @@
-"""Publish results on the Hub, with the evidence: a cleaned data set, or a model."""
+"""Publication of results on the Hub: a cleaned data set, or a model, with a card."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from rich import filesize
 
+from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.errors import UserError
 from hf_ecif.hub.commits import MakeCard, Publication, Target, publish, retried
-from hf_ecif.hub.dataset_repo import AuditFolder
+from hf_ecif.hub.dataset_repo import DatasetRepo
 from hf_ecif.hub.markdown import hub_card, local_card
 from hf_ecif.hub.model_card import (
     ModelKind,
@@ -29,14 +30,14 @@ from hf_ecif.version import __version__
 
 @dataclass(frozen=True)
 class PushReport:
-    """A push, done or only planned.
+    """Result of a push, or of a dry run.
 
     Attributes:
-        repo_id: Where it went.
-        url: To look at it: of the pull request, if there is one.
-        rows: Rows of each split as ``configuration/split``; empty for a model.
-        publication: What changed.
-        dry_run: Whether nothing was done.
+        repo_id: repository.
+        url: address of the pull request, if there is one, else of the repository.
+        rows: number of rows by ``configuration/split``; empty for a model.
+        publication: what changed, or would change.
+        dry_run: whether nothing was changed.
     """
 
     repo_id: str
@@ -55,7 +56,7 @@ class PushReport:
         if not done.added and not done.deleted:
             end = f"Nothing has changed: {self.url}"
         elif self.dry_run:
-            end = f"Would be pushed to {self.url}; nothing was."
+            end = f"Dry run: nothing was changed. It would be pushed to {self.url}"
         elif done.pull_request:
             end = f"Pull request: {self.url}"
         else:
@@ -78,37 +79,41 @@ def push(
 ) -> PushReport:
     """Publish what a command wrote: an audit as a cleaned data set, or a model folder.
 
-    Of an audit, the kept rows become the default configuration, under the name of the audited
-    split, and the removed ones the configuration `removed`, with their reasons and scores. The
-    other splits of the source come along as they are. The card is merged into the source's own.
-    Pushing again replaces the earlier push; unchanged results make no commit. What `clean` or a
-    review made of an audit is published in the same way.
+    The kept rows of an audit become the default configuration, under the name of the audited split,
+    and the removed rows the configuration `removed`, with their reasons and scores. The other
+    splits of the source are published unchanged, and the card is merged into the source's. Pushing
+    again replaces the earlier push; unchanged results make no commit. A folder from `clean` or from
+    a review is published in the same way.
 
     Args:
-        output: Folder of an audit, or of a cleaning of one; any other goes to `push_model`.
+        output: folder of an audit, or of its cleaning; any other folder goes to `push_model`.
         repo_id: ``owner/name``. The repository is made if it is missing.
-        private: Make it private. One that exists must be so already.
-        create_pr: Open a pull request rather than change the repository.
-        revision: A branch, made if it is missing.
-        removed: Publish the removed rows, too.
-        other_splits: Bring the other splits of the source.
-        token: With write access; the user's login if absent. It is neither shown nor stored.
-        dry_run: Look and report, but change nothing.
-        progress: Makes progress bars.
+        private: make it private; an existing repository must be private already.
+        create_pr: open a pull request instead of changing the repository.
+        revision: a branch, made if it is missing.
+        removed: publish the removed rows, too.
+        other_splits: publish the other splits of the source, too.
+        token: token with write access; the user's login if absent. Neither shown nor stored.
+        dry_run: report what would change, and change nothing.
+        progress: makes progress bars.
+
+    Returns:
+        What changed, and where.
 
     Raises:
-        UserError: The folder or the repository cannot be used, or the Hub fails for long. The
-            repository is then as it was.
+        UserError: the folder or the repository cannot be used, or the Hub keeps failing; the
+            repository is unchanged then.
     """
     folder = Path(output).expanduser()
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}. Name the --output of an earlier command.")
-    if (folder / "cleaning.json").is_file() and not (folder / "summary.json").is_file():
+    audit = AuditFolder(folder)
+    if audit.is_cleaning and not audit.has_summary:
         raise UserError(
-            f"{folder} does not tell how its rows were audited. Clean the folder of the audit, "
-            "with its summary.json, and push what comes out."
+            f"{folder} does not say how its rows were audited. Clean the folder of the audit, "
+            "with its summary.json, and push the result."
         )
-    if not (folder / "summary.json").is_file():
+    if not audit.has_summary:
         if not (removed and other_splits):
             raise UserError(f"{folder} is no audit, so there are no rows to leave out.")
         return push_model(
@@ -122,9 +127,9 @@ def push(
             progress=progress,
         )
     target = _target(repo_id, "dataset", revision, create_pr, private)
-    audit = AuditFolder(folder)
+    repo = DatasetRepo(folder)
     api = _log_in(target, token)
-    with audit.publish_as(
+    with repo.publish_as(
         repo_id, removed=removed, other_splits=other_splits, token=token, progress=progress
     ) as (files, card):
         publication = publish(
@@ -132,14 +137,14 @@ def push(
             target,
             files,
             card,
-            message=f"Clean {audit.split} with hf-ecif",
+            message=f"Clean {repo.split} with hf-ecif",
             dry_run=dry_run,
             progress=progress,
         )
     layout = card.layout
     rows = {f"default/{split}": count for split, count in layout.splits.items()}
     if layout.removed:
-        rows[f"removed/{audit.split}"] = layout.removed
+        rows[f"removed/{repo.split}"] = layout.removed
     return PushReport(repo_id, _url(api, target, publication), rows, publication, dry_run)
 
 
@@ -157,17 +162,20 @@ def push_model(
     """Publish the folder of an edited model or of a fitted influence, with a card.
 
     Args:
-        folder: Holds a model with `removal.json` or `influence_config.json`.
-        repo_id: See `push`, as for the others.
-        private: See `push`.
-        create_pr: See `push`.
-        revision: See `push`.
-        token: See `push`.
-        dry_run: See `push`.
-        progress: Makes progress bars.
+        folder: folder of a model with `removal.json` or `influence_config.json`.
+        repo_id: see `push`.
+        private: see `push`.
+        create_pr: see `push`.
+        revision: see `push`.
+        token: see `push`.
+        dry_run: see `push`.
+        progress: makes progress bars.
+
+    Returns:
+        What changed, and where.
 
     Raises:
-        UserError: As `push`; or the folder holds weights that are not safetensors.
+        UserError: as for `push`, or some weights are not safetensors.
     """
     folder = Path(folder).expanduser()
     kind = find_kind(folder)
@@ -194,7 +202,7 @@ def push_model(
 
 
 def _model_card_maker(folder: Path, repo_id: str, kind: ModelKind, token: str | None) -> MakeCard:
-    """Makes the card out of the one in the repository or in the folder, or else a new one."""
+    """Function that makes the card from the one in the repository or the folder, or anew."""
     facts = read_facts(folder, kind)
     base = base_model(facts)
 
@@ -229,17 +237,19 @@ def _target(
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"{repo_id!r} is no name of a repository: {error}") from error
+        raise UserError(f"{repo_id!r} is not the name of a repository: {error}") from error
     if repo_id.count("/") != 1:
-        raise UserError(f"{repo_id!r} is no name of a repository: it must look like owner/name.")
+        raise UserError(
+            f"{repo_id!r} is not the name of a repository: it must look like owner/name."
+        )
     return Target(repo_id, repo_type, revision, create_pr, private)
 
 
 def _log_in(target: Target, token: str | None) -> HfApi:
-    """A client whose token can write.
+    """Client of the Hub with a token that can write.
 
     Raises:
-        UserError: There is no token, the Hub does not know it, or it can only read.
+        UserError: there is no token, the Hub does not know it, or it can only read.
     """
     api = HfApi(token=token, library_name="hf_ecif", library_version=__version__)
     user = retried(api.whoami, f"{target.repo_id} was not changed")

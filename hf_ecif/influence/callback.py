@@ -39,9 +39,10 @@ from hf_ecif.data.schema import check_columns, drop_influence_columns
 from hf_ecif.engine.encoder import require_dual_encoder
 from hf_ecif.engine.parameters import has_adapters, select_parameters
 from hf_ecif.errors import UserError
-from hf_ecif.influence.columns import score_columns
+from hf_ecif.influence.columns import REASON, reason_column, score_columns
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.saving import check_processor
 from hf_ecif.influence.scoring import RelativeForm, Scores
 
 
@@ -101,7 +102,9 @@ class InfluenceCallback(TrainerCallback):
         self.output = None if output is None else Path(output)
         self.every = every
         self.scored: Dataset | None = None
-        _check_processor(self.processor)
+        check_processor(
+            self.processor, "What InfluenceCallback(processor=...) or the Trainer was given"
+        )
         _check_model(trainer, self.config.parameters)
 
     def on_train_begin(
@@ -140,8 +143,8 @@ class InfluenceCallback(TrainerCallback):
         with _same_random_numbers(next(source.parameters()).device):
             model = InfluenceModel(deepcopy(source), self.processor, self.config)
             rows = model.read(self.train, *self.columns)
-            fitted = model.fit(rows, model.read(self.query, *self.columns))
-            scores, given = model.score(rows), model.score_as_given(rows)
+            influence = model.fit(rows, model.read(self.query, *self.columns))
+            scores, given = influence.scores(rows), model.score_as_given(rows)
         self.scored = _add_scores(self.train, rows, scores, given, self.config.relative)
         if self.output is not None and state.is_world_process_zero:
             _write(self.scored, self.output / f"epoch-{round(state.epoch, 4):g}")
@@ -151,19 +154,10 @@ class InfluenceCallback(TrainerCallback):
             {
                 "ecif/mean_score": scores.task.mean().item(),
                 "ecif/harmful_share": (scores.task < 0).double().mean().item(),
-                "ecif/query_loss": fitted.query_loss,
+                "ecif/query_loss": influence.fitted.query_loss,
             }
         )
         control.should_log = is_due
-
-
-def _check_processor(processor: Any) -> None:
-    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise UserError(
-            f"There is no processor for images and texts, but {type(processor).__name__}. Give "
-            "InfluenceCallback(processor=...) or Trainer(processing_class=...) what "
-            "AutoProcessor.from_pretrained loads for the model."
-        )
 
 
 def _check_model(trainer: Any, parameters: str) -> None:
@@ -202,8 +196,7 @@ def _add_scores(
     """The influence columns that need no detection; null where a row could not be read."""
     for name, values in score_columns(rows, scores, given, relative).items():
         dataset = dataset.add_column(name, values, feature=Value("float32"))
-    reasons = [rows.reasons.get(row) for row in range(rows.total)]
-    return dataset.add_column("ecif_reason", reasons, feature=Value("string"))
+    return dataset.add_column(REASON, reason_column(rows), feature=Value("string"))
 
 
 def _write(scored: Dataset, folder: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import RelativeForm, Scores
 
+REASON = "ecif_reason"
+
 
 def score_columns(
     rows: Rows, scores: Scores, given: Scores, relative: RelativeForm = "deletion"
@@ -14,7 +16,7 @@ def score_columns(
     Args:
         rows: the readable ones.
         scores: of the readable rows, at the fitted parameters.
-        given: the same at the model's own parameters.
+        given: of the readable rows, at the model's own parameters.
         relative: which relative score.
     """
     columns = {
@@ -29,3 +31,13 @@ def score_columns(
         "neg_clip_loss": given.neg_clip_loss,
     }
     return {name: rows.spread(values.tolist()) for name, values in columns.items()}
+
+
+def reason_column(rows: Rows, otherwise: str | None = None) -> list[str | None]:
+    """Why a row has no scores, for every row.
+
+    Args:
+        rows: the readable ones.
+        otherwise: the reason of a row that can be read; None where it has scores.
+    """
+    return [rows.reasons.get(row, otherwise) for row in range(rows.total)]

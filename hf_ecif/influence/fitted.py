@@ -11,14 +11,14 @@ from torch import Tensor
 
 from hf_ecif.engine.solvers import SolveReport, Spectrum
 from hf_ecif.influence.fitting import FitReport
-from hf_ecif.influence.response import Station
+from hf_ecif.influence.response import Checkpoint
 from hf_ecif.influence.scoring import Directions
 from hf_ecif.utils.checkpoints import State
 
 
 @dataclass(frozen=True, repr=False)
 class Fitted:
-    """What `InfluenceModel.fit` finds.
+    """What a fit has found, apart from the rows that it was made with.
 
     Attributes:
         theta: attributed parameters at which everything is linearised, ``(P,)``.
@@ -30,7 +30,7 @@ class Fitted:
         query_loss_before: loss of the query at the model's own parameters, in nats.
         query_loss: loss of the query at ``theta``.
         alignment: cosine of the query's gradient and the training gradient.
-        stations: of an unrolled response, by which the query is scored in place of its direction
+        checkpoints: of an unrolled response, by which the query is scored in place of its direction
             at ``theta``; none of a stationary one.
     """
 
@@ -43,12 +43,12 @@ class Fitted:
     query_loss_before: float
     query_loss: float
     alignment: float
-    stations: Sequence[Station] = ()
+    checkpoints: Sequence[Checkpoint] = ()
 
     @property
-    def scored_at(self) -> Sequence[Station]:
+    def scored_at(self) -> Sequence[Checkpoint]:
         """Where, and along which directions, the query is scored, whatever the response."""
-        return self.stations or [Station(self.theta, self.directions.query)]
+        return self.checkpoints or [Checkpoint(self.theta, self.directions.query)]
 
     def __repr__(self) -> str:
         """In words; the tensors would fill a screen."""
@@ -71,9 +71,9 @@ class Fitted:
             "alignment": self.alignment,
         }
         tensors = {"theta": self.theta} | self.directions._asdict()
-        if self.stations:
-            columns = zip(Station._fields, zip(*self.stations, strict=True), strict=True)
-            tensors |= {f"stations.{name}": torch.stack(column) for name, column in columns}
+        if self.checkpoints:
+            columns = zip(Checkpoint._fields, zip(*self.checkpoints, strict=True), strict=True)
+            tensors |= {f"checkpoints.{name}": torch.stack(column) for name, column in columns}
         return State(tensors, values)
 
     @classmethod
@@ -81,13 +81,21 @@ class Fitted:
         """Read what `to_state` wrote, with the dtype and the device of ``like``."""
         tensors = {name: value.to(like) for name, value in state.tensors.items()}
         values = dict(state.values)
-        columns = [tensors.pop(f"stations.{name}", ()) for name in Station._fields]
+        columns = [_pop_checkpoints(tensors, name) for name in Checkpoint._fields]
         return cls(
             theta=tensors.pop("theta"),
-            stations=[Station(*station) for station in zip(*columns, strict=True)],
+            checkpoints=[Checkpoint(*column) for column in zip(*columns, strict=True)],
             directions=Directions(**tensors),
             spectrum=Spectrum(**values.pop("spectrum")),
             fit=FitReport(**values.pop("fit")),
             solvers={name: SolveReport(**report) for name, report in values.pop("solvers").items()},
             **values,
         )
+
+
+def _pop_checkpoints(tensors: dict[str, Tensor], name: str) -> Sequence[Tensor]:
+    """A column of all checkpoints; version 0.1 called them stations."""
+    for column in (f"checkpoints.{name}", f"stations.{name}"):
+        if column in tensors:
+            return list(tensors.pop(column))
+    return []

@@ -66,7 +66,7 @@ def fit_parameters(
     learning_rate: float,
     generator: torch.Generator,
     checkpoints: Checkpoints | None = None,
-    course: list[Epoch] | None = None,
+    trajectory: list[Epoch] | None = None,
     advance: Callable[[int], None] = lambda epochs: None,
 ) -> tuple[Tensor, FitReport]:
     """Minimise ``objective`` from ``theta`` with Adam, fresh random batches in every epoch.
@@ -79,7 +79,7 @@ def fit_parameters(
         learning_rate: at the start; it falls to zero along a cosine.
         generator: of the batches.
         checkpoints: where the state after the last epoch is kept.
-        course: takes up every epoch that is not known from the checkpoints.
+        trajectory: takes up every epoch that is not known from the checkpoints.
         advance: called after every epoch, for a progress bar.
 
     Returns:
@@ -93,8 +93,8 @@ def fit_parameters(
     for epoch in range(done, epochs):
         rate = learning_rate * cosine_fall(epoch, epochs)
         batches = random_batches(len(objective.features), batch_size, generator)
-        if course is not None:
-            course.append(_begin(current, optimizer, epoch * len(batches), rate, batches))
+        if trajectory is not None:
+            trajectory.append(_begin(current, optimizer, epoch * len(batches), rate, batches))
         run_epoch(objective, current, optimizer, rate, batches)
         _keep(known, current, optimizer, generator, epoch + 1)
         advance(1)

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_ecif.engine.low_rank import CHUNK
-from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.queries import Query
-from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.response import choose_contribution, respond
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class Index:
 
 
 def build_index(
-    model: InfluenceModel,
-    train: Rows,
+    influence: Influence,
     queries: Iterable[Query],
     rank: int,
     advance: Callable[[int], None] = lambda queries: None,
@@ -56,21 +55,21 @@ def build_index(
     """Sketch the training rows for some queries.
 
     Args:
-        model: fitted on ``train``.
-        train: the training rows.
+        influence: with its training rows.
         queries: all that will be asked, or others like them, some at a time.
         rank: vectors of the basis. With as many as there are queries nothing is lost.
         advance: called with the number of queries done.
     """
-    generator = torch.Generator().manual_seed(model.config.seed + 5)
-    mixed = torch.zeros(rank, len(model.theta)).to(model.theta)
+    generator = torch.Generator().manual_seed(influence.config.seed + 5)
+    mixed = torch.zeros(rank, len(influence.theta)).to(influence.theta)
     for query in queries:
         # Every query counts alike, however steep it is.
-        gradients = normalize(query.gradients(model.encoder, model.theta), dim=1)
+        gradients = normalize(query.gradients(influence.model.encoder, influence.theta), dim=1)
         weights = torch.randn(rank, len(gradients), generator=generator).to(gradients)
         mixed += weights @ gradients
         advance(len(gradients))
     basis = torch.linalg.qr(mixed.T).Q.T.contiguous()
-    scores = [model.score_through(train, model.contribute(part)) for part in basis.split(CHUNK)]
+    training, response = influence.require_training(), choose_contribution(influence.config)
+    scores = [influence.scores_through(respond(response, training, c)) for c in basis.split(CHUNK)]
     parts = [torch.stack([some.positive, some.negative]) for some in scores]
     return Index(basis, torch.cat(parts, dim=1))

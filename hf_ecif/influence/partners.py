@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objectives import RoleForm
-from hf_ecif.influence.response import Station, share_partitions
+from hf_ecif.influence.response import Checkpoint, share_partitions
 from hf_ecif.influence.scoring import Batch, Pass, pushed_batches, row_chunks
 from hf_ecif.utils import distributed
 
@@ -33,7 +33,7 @@ class Partners(NamedTuple):
 
 def strongest_partners(
     encoder: DualEncoder,
-    stations: Sequence[Station],
+    checkpoints: Sequence[Checkpoint],
     features: Features,
     pairs: Tensor,
     how: Pass,
@@ -42,19 +42,19 @@ def strongest_partners(
 ) -> Partners:
     """In whose terms some pairs act most strongly as negatives.
 
-    Of one meeting at one station, since two pairs seldom meet twice; by absolute value.
+    Of one meeting at one checkpoint, since two pairs seldom meet twice; by absolute value.
 
     Args:
         encoder: of the attributed parameters.
-        stations: of several queries, ``(Q, P)`` each.
+        checkpoints: of several queries, ``(Q, P)`` each.
         features: ``N`` rows.
         pairs: ``(Q, k)``, numbers of rows, for each query its own.
         how: they are pushed, and meet; as in `score_through`, the very same batches.
         train_count: rows of the training set, the ``N`` of ``1 / 2N``.
     """
-    dtype = stations[0].theta.dtype
+    dtype = checkpoints[0].theta.dtype
     found = Partners(torch.full(pairs.shape, -1), torch.zeros(pairs.shape, dtype=dtype))
-    for (theta, directions), own in share_partitions(how, stations):
+    for (theta, directions), own in share_partitions(how, checkpoints):
         for rows in row_chunks(features, len(directions), own, encoder):
             for batch in pushed_batches(encoder, theta, features[rows], directions, own.of(rows)):
                 met = _meet(encoder, batch, rows[batch.rows], pairs, how.form)

@@ -47,7 +47,7 @@ class Query:
 
     def gradients(self, encoder: DualEncoder, theta: Tensor) -> Tensor:
         """``grad F``; ``(P,)`` or ``(Q, P)``."""
-        values, pull = vjp(self.function, encoder.embed(theta, self.features))
+        values, pull = vjp(self.function, encoder.embed(theta, self.features))[:2]
         basis = torch.eye(values.numel()).to(values).view(-1, *values.shape)
         rows = [
             encoder.pull(theta, Embeddings(*vmap(pull)(part)[0]), self.features)
@@ -179,8 +179,8 @@ def choose_query(rows: Rows, encoder: DualEncoder, *, share: float = 0.1, seed: 
         share: of every cluster that is taken; two pairs at least in all.
         seed: of the clustering.
     """
-    embeddings = encoder.embed(encoder.theta, rows.features)
-    aligned = (embeddings.text * embeddings.image).sum(dim=1)
+    embeddings = encoder.embed_as_given(rows.features)
+    aligned = (embeddings.text * embeddings.image).sum(dim=1).cpu()  # as the clusters are
     count = max(1, round(len(rows) ** 0.5 / 4))
     clusters = cluster(embeddings.image, count, seed)
     chosen = [_best(aligned, (clusters == c).nonzero()[:, 0], share) for c in range(count)]

@@ -1,9 +1,12 @@
-"""What a pair did to a fit, by differentiating through the fit's own steps.
+"""How a fitted model responds to a change of its training rows: where, along which directions.
 
-An influence function asks how a minimum moves when a pair is left out. A fit of some epochs ends at
-no minimum, and Adam goes along every coordinate at a speed of its own; no single damping makes up
-for that. But its steps are known. Going through them backwards gives, for each, the direction
-``d_t`` by which a change of the gradient in step ``t`` changes the query at the end:
+*Stationary*: an influence function. It asks how a minimum moves when a pair is left out, and the
+inverse curvature there says it.
+
+*Unrolled*: by differentiating through the steps of the fit. A fit of some epochs ends at no
+minimum, and Adam goes along every coordinate at a speed of its own; no single damping makes up for
+that. But its steps are known. Going through them backwards gives, for each, the direction ``d_t``
+by which a change of the gradient in step ``t`` changes the query at the end:
 
     dF = sum_t d_t . dg_t
 
@@ -22,27 +25,32 @@ falls from 0.90 to 0.50.
 With the curvature of every step's batch, later steps answer to the change of earlier ones: the
 other pairs make up for the one that is gone, as they do when a model is trained again. Without it,
 the same sum is the pair's *contribution*: what its own gradients have moved, whoever else would
-have done it in its place. The first foretells a removal, the second tells a cause.
+have done it in its place. The first predicts a removal, the second tells a cause.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import reduce
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from hf_ecif.config import InfluenceConfig
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objective import Curvature, Objective
+from hf_ecif.engine.solvers import SolveReport
 from hf_ecif.influence.fitting import DECAYS, EPSILON, Epoch
 from hf_ecif.influence.scoring import Directions, Pass, Scores, score_rows
+from hf_ecif.influence.training import Training
 from hf_ecif.utils.checkpoints import Checkpoints
+from hf_ecif.utils.progress import ProgressFactory, silent
 
 
-class Station(NamedTuple):
+class Checkpoint(NamedTuple):
     """Parameters on the way of a fit, and the directions along which a pair is scored there.
 
     Attributes:
@@ -54,13 +62,136 @@ class Station(NamedTuple):
     directions: Tensor
 
 
+class Answer(NamedTuple):
+    """A response to some queries.
+
+    Attributes:
+        directions: at the end of the training; of the queries none where they have checkpoints.
+        checkpoints: on the way, by which the queries are scored; none where the end is enough.
+        solvers: reports by purpose.
+    """
+
+    directions: Directions
+    checkpoints: list[Checkpoint]
+    solvers: dict[str, SolveReport]
+
+    def scored_at(self, theta: Tensor) -> list[Checkpoint]:
+        """Where and along which directions the queries are scored, the end ``theta`` or others."""
+        return self.checkpoints or [Checkpoint(theta, self.directions.query)]
+
+
+class Response(Protocol):
+    """How the model answers to the removal of a pair.
+
+    Attributes:
+        needs_trajectory: whether it goes through the steps of the training.
+    """
+
+    needs_trajectory: bool
+
+    def answer(
+        self,
+        training: Training,
+        gradients: Tensor,
+        probes: Tensor,
+        progress: ProgressFactory = silent,
+    ) -> Answer:
+        """Directions for queries with some gradients at the end of the training.
+
+        Args:
+            training: that is asked about.
+            gradients: of the queries, ``(P,)`` or ``(Q, P)``.
+            probes: ``(K, P)``, solved for along the way; none is fine.
+            progress: makes a progress bar.
+        """
+
+
+@dataclass(frozen=True)
+class Stationary:
+    """As a minimum does: the inverse curvature at the end of the training."""
+
+    needs_trajectory = False
+
+    def answer(
+        self,
+        training: Training,
+        gradients: Tensor,
+        probes: Tensor,
+        progress: ProgressFactory = silent,
+    ) -> Answer:
+        """Solves for queries and probes at once, which takes fewer products than one by one."""
+        rows = gradients.reshape(-1, len(training.theta))
+        both, report = training.inverse.solve(torch.cat([rows, probes]))
+        found, solved = both.split([len(rows), len(probes)])
+        directions = Directions(found.view(gradients.shape), probes, solved)
+        return Answer(directions, [], {"task score and self-influence": report})
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """As the fit did, step by step: a checkpoint for every epoch.
+
+    Attributes:
+        curvature: by which later steps make up for the change of earlier ones; None where they do
+            not, for contributions.
+    """
+
+    curvature: Curvature | None
+    needs_trajectory = True
+
+    def answer(
+        self,
+        training: Training,
+        gradients: Tensor,
+        probes: Tensor,
+        progress: ProgressFactory = silent,
+    ) -> Answer:
+        """Goes back through the training; only the probes are solved for."""
+        directions, solvers = Directions.none(training.theta), {}
+        if len(probes):
+            solved, solvers["self-influence"] = training.inverse.solve(probes)
+            directions = directions._replace(probes=probes, solved=solved)
+        advance = progress("Unroll", training.report.epochs)
+        checkpoints = unroll(
+            training.objective, training.trajectory, gradients, self.curvature, advance
+        )
+        return Answer(directions, checkpoints, solvers)
+
+
+def choose_response(config: InfluenceConfig) -> Response:
+    """The response to a removal that a config asks for; without a fit, nothing can be unrolled."""
+    if config.response == "unrolled" and config.fit_epochs:
+        return Unrolled(config.curvature)
+    return Stationary()
+
+
+def choose_contribution(config: InfluenceConfig) -> Response:
+    """The response that tells what pairs have contributed, whoever else would have.
+
+    A model that was not fitted here has moved nowhere; its pairs are told by the inverse curvature.
+    """
+    return Unrolled(None) if config.fit_epochs else Stationary()
+
+
+def respond(response: Response, training: Training, gradients: Tensor) -> list[Checkpoint]:
+    """Where and along which directions pairs are scored for queries.
+
+    Args:
+        response: to a removal, or of a contribution.
+        training: that is asked about.
+        gradients: of the queries at its end, ``(P,)`` or ``(Q, P)``.
+    """
+    no_probes = training.theta.new_zeros(0, len(training.theta))
+    return response.answer(training, gradients, no_probes).scored_at(training.theta)
+
+
 def unroll(
     objective: Objective,
-    course: Sequence[Epoch],
+    trajectory: Sequence[Epoch],
     gradients: Tensor,
     curvature: Curvature | None = None,
     advance: Callable[[int], None] = lambda epochs: None,
-) -> list[Station]:
+) -> list[Checkpoint]:
     """The directions of every epoch, in the order of the fit.
 
     Costs the fit once more, and a product with the curvature per step if there is one. Held are, in
@@ -69,16 +200,16 @@ def unroll(
 
     Args:
         objective: that of the fit; its own batches are not used.
-        course: of the fit.
+        trajectory: of the fit.
         gradients: of the queries at its end, ``(P,)`` or ``(Q, P)``.
         curvature: by which later steps answer; None for contributions.
         advance: called after every epoch, for a progress bar.
     """
-    theta = course[0].theta
+    theta = trajectory[0].theta
     end = gradients.reshape(-1, len(theta))
     adjoint = _Adjoint(end.clone(), torch.zeros_like(end), torch.zeros_like(end))
-    stations = []
-    for epoch in reversed(course):
+    checkpoints = []
+    for epoch in reversed(trajectory):
         steps = list(_replay(objective, epoch))
         total = torch.zeros_like(end)
         for step in reversed(steps):
@@ -88,66 +219,66 @@ def unroll(
                 at_step = objective.over([step.batch]).operator(curvature, step.theta)
                 adjoint.query += at_step(along)
         middle = steps[len(steps) // 2].theta
-        stations.append(Station(middle, total.view(gradients.shape)))
+        checkpoints.append(Checkpoint(middle, total.view(gradients.shape)))
         advance(1)
-    return stations[::-1]
+    return checkpoints[::-1]
 
 
 def score_through(
     encoder: DualEncoder,
-    stations: Sequence[Station],
+    checkpoints: Sequence[Checkpoint],
     features: Features,
     how: Pass,
     *,
     train_count: int,
-    checkpoints: Checkpoints | None = None,
+    kept: Checkpoints | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Scores:
-    """Scores of all rows, summed over stations; losses and cosines are those at the last one.
+    """Scores of all rows, summed over checkpoints; losses and cosines are those at the last one.
 
-    Every station has partitions of its own, see `share_partitions`. Sizes and self-influence are
+    Every checkpoint has partitions of its own, see `share_partitions`. Sizes and self-influence are
     zero.
 
     Args:
         encoder: of the attributed parameters.
-        stations: from `unroll`.
+        checkpoints: of a response.
         features: ``N`` rows.
         how: they are pushed, and meet.
         train_count: rows of the training set, the ``N`` of ``1 / 2N``.
-        checkpoints: where the scores of finished chunks are kept.
-        advance: called with the number of rows done at a station, for a progress bar.
+        kept: where the scores of finished chunks are kept.
+        advance: called with the number of rows done at a checkpoint, for a progress bar.
     """
-    known = checkpoints or Checkpoints()
+    known = kept or Checkpoints()
     parts = [
         score_rows(
             encoder,
-            station.theta,
+            checkpoint.theta,
             features,
-            Directions.none(station.theta)._replace(query=station.directions),
+            Directions.none(checkpoint.theta)._replace(query=checkpoint.directions),
             own,
             train_count=train_count,
-            checkpoints=known.within(f"station-{number:03d}"),
+            checkpoints=known.within(f"checkpoint-{number:03d}"),
             advance=advance,
         )
-        for number, (station, own) in enumerate(share_partitions(how, stations))
+        for number, (checkpoint, own) in enumerate(share_partitions(how, checkpoints))
     ]
     return replace(
         parts[-1],
-        positive=sum(part.positive for part in parts),
-        negative=sum(part.negative for part in parts),
-        stderr=sum(part.stderr.square() for part in parts).sqrt(),
+        positive=reduce(torch.add, (part.positive for part in parts)),
+        negative=reduce(torch.add, (part.negative for part in parts)),
+        stderr=reduce(torch.add, (part.stderr.square() for part in parts)).sqrt(),
     )
 
 
-def share_partitions(how: Pass, stations: Sequence[Station]) -> list[tuple[Station, Pass]]:
-    """Every station with partitions of its own, together about as many as there were to be.
+def share_partitions(how: Pass, checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, Pass]]:
+    """Every checkpoint with partitions of its own, together about as many as there were to be.
 
     Two each at least, which a standard error takes, unless only one was to be.
     """
-    each = max(min(2, how.partitions), -(-how.partitions // len(stations)))
+    each = max(min(2, how.partitions), -(-how.partitions // len(checkpoints)))
     return [
-        (station, replace(how, partitions=each, seed=how.seed + number))
-        for number, station in enumerate(stations)
+        (checkpoint, replace(how, partitions=each, seed=how.seed + number))
+        for number, checkpoint in enumerate(checkpoints)
     ]
 
 

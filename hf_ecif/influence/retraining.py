@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from hf_ecif.data.cleaning import UNTRAINED
 from hf_ecif.engine.objective import Objective, random_batches
 from hf_ecif.errors import UserError
 from hf_ecif.influence.fitting import adam, cosine_fall, run_epoch
-from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.loaded import LoadedModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.progress import ProgressFactory, silent
 
@@ -92,17 +91,9 @@ class Outcome:
         differences = np.subtract(self.values[measure], other.values[measure])
         return float(differences.mean()), _stderr(differences.tolist())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        figures = {
-            measure: {"mean": self.mean(measure), "stderr": self.stderr(measure), "values": values}
-            for measure, values in self.values.items()
-        }
-        return {"version": self.version, "rows": self.rows, **figures}
-
 
 def compare(
-    model: InfluenceModel,
+    model: LoadedModel,
     versions: Mapping[str, Sequence[Version]],
     test: Rows,
     *,
@@ -147,7 +138,7 @@ def compare(
 
 
 def train(
-    model: InfluenceModel, version: Version, *, steps: int, batch_size: int, seed: int
+    model: LoadedModel, version: Version, *, steps: int, batch_size: int, seed: int
 ) -> Tensor:
     """Attributed parameters ``(P,)`` after the config's epochs on a version of the rows.
 
@@ -171,7 +162,7 @@ def train(
     return current
 
 
-def measure(model: InfluenceModel, theta: Tensor, test: Rows) -> dict[str, float]:
+def measure(model: LoadedModel, theta: Tensor, test: Rows) -> dict[str, float]:
     """`MEASURES` on test rows.
 
     Rows of one caption are right answers for each other. In zero-shot classification, every image
@@ -201,7 +192,7 @@ def random_subset(rows: Rows, count: int, seed: int) -> Rows:
     return rows.select(torch.randperm(len(rows), generator=generator)[:count])
 
 
-def _check(model: InfluenceModel, versions: Mapping[str, Sequence[Version]], test: Rows) -> None:
+def _check(model: LoadedModel, versions: Mapping[str, Sequence[Version]], test: Rows) -> None:
     if model.config.fit_epochs == 0:
         raise UserError("--fit-epochs 0 trains nothing, so there is nothing to compare.")
     counts = {name: min(map(len, repeats)) for name, repeats in versions.items()}

@@ -14,8 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from datasets import Dataset
+from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -35,7 +37,7 @@ SIDES: tuple[Side, Side] = ("text", "image")
 BLANK = Pair(Image.new("RGB", (8, 8)), "a", None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """The readable rows of a data set, at the frozen boundary.
 
@@ -45,6 +47,8 @@ class Rows:
         texts: their captions.
         reasons: why a row could not be read, by row number.
         total: rows of the data set, readable or not.
+        boundary: fingerprint of what the features went through, `DualEncoder.boundary`; empty where
+            nobody knows.
         known_keys: which rows have equal images or captions; see `keys`.
     """
 
@@ -53,6 +57,7 @@ class Rows:
     texts: list[str]
     reasons: dict[int, str]
     total: int
+    boundary: str = ""
     known_keys: Keys | None = None
 
     def __len__(self) -> int:
@@ -66,19 +71,37 @@ class Rows:
             texts=[self.texts[i] for i in chosen.tolist()],
             reasons={},
             total=len(chosen),
+            boundary=self.boundary,
             known_keys=self.keys[chosen],
         )
 
     def with_texts_of(self, donors: Tensor) -> Rows:
-        """The same images, each with the caption of another row."""
-        return Rows(
+        """These images, each with the caption of another row."""
+        return replace(
+            self,
             features=self.features.with_texts_of(donors),
-            positions=self.positions,
             texts=[self.texts[i] for i in donors.tolist()],
-            reasons=self.reasons,
-            total=self.total,
             known_keys=self.keys.with_captions_of(donors),
         )
+
+    def chosen(self, flags: Tensor | ArrayLike) -> Tensor:
+        """Flags of the readable rows, ``(n,)`` booleans.
+
+        Args:
+            flags: booleans, one for each readable row, or for each row of the data set.
+
+        Raises:
+            UserError: there are more or fewer.
+        """
+        given = torch.as_tensor(np.asarray(flags), dtype=torch.bool)
+        if given.shape == (len(self),):
+            return given
+        if given.shape != (self.total,):
+            raise UserError(
+                f"There are flags of shape {tuple(given.shape)} for {self.total} rows, of which "
+                f"{len(self)} can be read. Give a boolean for every row."
+            )
+        return given[self.positions]
 
     def spread(self, values: list[Any]) -> list[Any]:
         """Values of the readable rows in a list of all ``total`` rows, None for the others."""
@@ -185,14 +208,14 @@ def read_rows(
     if not store.rows:
         # Without a row to show it, this process would not know the shapes.
         store.allocate(encoder.freeze(preprocess([BLANK])))
-    return _gather(store, len(cells))
+    return _gather(store, len(cells), encoder.boundary)
 
 
 def require_rows(rows: Rows) -> Rows:
-    """The same rows.
+    """Rows, unless none of them can be read.
 
     Raises:
-        UserError: there is none that can be read.
+        UserError: that is so.
     """
     if not len(rows):
         example = f" The first row: {rows.reasons[0]}." if rows.reasons else ""
@@ -201,14 +224,14 @@ def require_rows(rows: Rows) -> Rows:
 
 
 def require_pairs(name: str, rows: Rows) -> Rows:
-    """The same rows.
+    """Rows, unless there is one alone, of which there is no contrastive loss.
 
     Args:
         name: of the rows, for the error.
         rows: one at least, as from `require_rows`.
 
     Raises:
-        UserError: there is one alone, of which there is no contrastive loss.
+        UserError: there is one alone.
     """
     if len(rows) < 2:
         raise UserError(
@@ -216,6 +239,47 @@ def require_pairs(name: str, rows: Rows) -> Rows:
             "pairs. Give more rows."
         )
     return rows
+
+
+def require_distinct(name: str, rows: Rows) -> None:
+    """Refuse rows without anything to tell apart.
+
+    Args:
+        name: of the rows, for the error.
+        rows: one at least.
+
+    Raises:
+        UserError: there is one row alone, or one caption, or one image.
+    """
+    require_pairs(f"The {name}", rows)
+    keys, start = rows.keys, rows.texts[0][:40]
+    if len(keys.captions.unique()) < 2:
+        equal, remedy = "equal", "Look at --text-column."
+        if keys.truncated.all():
+            equal = "equal within the number of tokens that the model reads"
+            remedy = "Take off what they begin with, or use a model that reads longer ones."
+        raise UserError(
+            f"All captions of the {name} are {equal} ({start!r}), so there is nothing to tell "
+            f"apart. {remedy}"
+        )
+    if len(keys.images.unique()) < 2:
+        raise UserError(
+            f"All images of the {name} are the same, so there is nothing to tell apart. Look at "
+            "--image-column."
+        )
+
+
+def require_same_encoder(rows: Rows, encoder: DualEncoder) -> None:
+    """Refuse rows that went through another model than they are to be used with.
+
+    Raises:
+        UserError: they did.
+    """
+    if rows.boundary and rows.boundary != encoder.boundary:
+        raise UserError(
+            "These rows were read by another model, or for other attributed parameters: their "
+            "features mean nothing here. Read the data set again with this model (model.read)."
+        )
 
 
 class Preprocessor:
@@ -380,7 +444,7 @@ def _load_ahead(micro_batches: _MicroBatches, workers: int) -> Iterator[_Read]:
     )
 
 
-def _keep(read: _Read) -> _Read:
+def _keep(read: Any) -> Any:
     return read
 
 
@@ -465,7 +529,7 @@ class _Store:
         return {key: value[: self.rows] for key, value in self._kept[side].items()}
 
 
-def _gather(store: _Store, total: int) -> Rows:
+def _gather(store: _Store, total: int, boundary: str) -> Rows:
     """Rows of all processes; each keeps the features that it has."""
     found = distributed.collect((store.positions, store.texts, store.keys, store.reasons))
     positions, texts, keys, reasons = zip(*found, strict=True)
@@ -476,7 +540,7 @@ def _gather(store: _Store, total: int) -> Rows:
     features = Features(store.side("text"), store.side("image"), held, len(rows))
     known = Keys.join([key for part in keys for key in part])
     captions = [text for part in texts for text in part]
-    return Rows(features, torch.tensor(rows), captions, why, total, known)
+    return Rows(features, torch.tensor(rows), captions, why, total, boundary, known)
 
 
 def _with_prefix(tensors: Inputs, prefix: str) -> Inputs:

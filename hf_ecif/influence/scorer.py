@@ -1,6 +1,6 @@
-"""The fitted influence as a small function of a batch of rows, for any engine that maps batches.
+"""A fitted influence as a small function of a batch of rows, for any engine that maps batches.
 
-    scorer = Scorer.from_model(model)
+    scorer = Scorer.from_influence(influence)
     dataset = dataset.cast_column("image", Image(decode=False))
     features = scorer.features(dataset)
     dataset.map(scorer, batched=True, batch_size=scorer.rows, features=features)   # or streaming
@@ -34,12 +34,11 @@ from PIL import Image
 
 from hf_ecif.data.columns import SCORES
 from hf_ecif.errors import UserError
-from hf_ecif.influence.columns import score_columns
-from hf_ecif.influence.model import InfluenceModel
-from hf_ecif.influence.rows import Rows, Table
+from hf_ecif.influence.columns import REASON
+from hf_ecif.influence.influence import Influence
+from hf_ecif.influence.rows import Table
 from hf_ecif.utils import distributed
 
-REASON = "ecif_reason"
 _PROCESS = os.getpid()
 
 
@@ -51,7 +50,7 @@ class Scorer:
     used, once in a process.
 
     Attributes:
-        source: folder or Hub id of what `InfluenceModel.save_pretrained` wrote.
+        source: folder or Hub id of what `Influence.save_pretrained` wrote.
         fingerprint: of the fit; another fit in its place is refused.
         rows: rows of a batch that are well used: several contrastive batches.
         image_column: name; its cells may be undecoded, or images.
@@ -65,31 +64,31 @@ class Scorer:
     text_column: str = "text"
 
     @classmethod
-    def from_model(
+    def from_influence(
         cls,
-        model: InfluenceModel,
+        influence: Influence,
         folder: str | Path | None = None,
         *,
         image_column: str = "image",
         text_column: str = "text",
     ) -> Scorer:
-        """The scorer of a fitted model.
+        """The scorer of a fit.
 
         Args:
-            model: fitted.
-            folder: where `InfluenceModel.save_pretrained` puts what the function loads, for other
+            influence: of the fit.
+            folder: where `Influence.save_pretrained` puts what the function loads, for other
                 machines a shared one; in the cache of Hugging Face if absent, by its fingerprint.
             image_column: name.
             text_column: name.
         """
-        path = Path(folder or Path(HF_HOME, "hf_ecif", model.fingerprint)).absolute()
+        path = Path(folder or Path(HF_HOME, "hf_ecif", influence.fingerprint)).absolute()
         if distributed.is_main():
             if folder is None:
-                _cache(model, path)
+                _cache(influence, path)
             else:
-                model.save_pretrained(path)
-        rows = 4 * model.config.batch_size
-        return cls(str(path), model.fingerprint, rows, image_column, text_column)
+                influence.save_pretrained(path)
+        rows = 4 * influence.config.batch_size
+        return cls(str(path), influence.fingerprint, rows, image_column, text_column)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         """New columns of a batch, a value per row; null for a row that cannot be scored.
@@ -102,7 +101,7 @@ class Scorer:
             if name not in batch:
                 raise UserError(
                     f"The batch has no column {name!r}, but {', '.join(batch)}. Name the columns: "
-                    "Scorer.from_model(model, image_column=..., text_column=...)."
+                    "Scorer.from_influence(influence, image_column=..., text_column=...)."
                 )
         with distributed.alone():
             columns = self._columns(batch)
@@ -114,50 +113,36 @@ class Scorer:
 
     def features(self, dataset: Dataset | IterableDataset) -> Features:
         """Types of all columns once ``dataset`` is scored, for the ``features`` of ``map``."""
+        known: dict[str, Any] = dataset.features or {}
         scores = {name: Value("float32") for name in SCORES}
-        return Features({**dataset.features, **scores, REASON: Value("string")})
+        return Features(**{**known, **scores, REASON: Value("string")})
 
     def _columns(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        model = _load(self.source, self.fingerprint)
+        influence = _load(self.source, self.fingerprint)
         images = [_as_cell(value) for value in batch[self.image_column]]
         texts = [None if text is None else str(text) for text in batch[self.text_column]]
         table = Table({self.image_column: images, self.text_column: texts})
-        return scored_columns(model, model.read_any(table, self.image_column, self.text_column))
+        rows = influence.model.read_any(table, self.image_column, self.text_column)
+        return influence.columns(rows)
 
 
-def scored_columns(model: InfluenceModel, rows: Rows) -> dict[str, list[Any]]:
-    """The scores of rows as columns, and why a row has none."""
-    every = range(rows.total)
-    if len(set(rows.texts)) > 1:
-        given = model.score_as_given(rows)
-        scores = score_columns(rows, model.score(rows), given, model.config.relative)
-        return scores | {REASON: [rows.reasons.get(row) for row in every]}
-    alone = "no other caption in its batch to compare it with"
-    nothing: list[Any] = [None] * rows.total
-    return dict.fromkeys(SCORES, nothing) | {
-        REASON: [rows.reasons.get(row, alone) for row in every]
-    }
-
-
-def _cache(model: InfluenceModel, folder: Path) -> None:
+def _cache(influence: Influence, folder: Path) -> None:
     """Save into a folder that is named by the fingerprint, and so never changes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent) as aside:
-        model.save_pretrained(Path(aside, "fit"))
+        influence.save_pretrained(Path(aside, "fit"))
         with suppress(OSError):  # it is there already, whole
             Path(aside, "fit").rename(folder)
 
 
 @lru_cache(maxsize=2)
-def _load(source: str, fingerprint: str) -> InfluenceModel:
+def _load(source: str, fingerprint: str) -> Influence:
     if os.getpid() != _PROCESS:  # a fork cannot use the threads of its parent
         torch.set_num_threads(1)
-    model = InfluenceModel.from_pretrained(source)
-    if model.fitted is None:
-        raise UserError(f"{source} holds no fitted influence: give what save_pretrained wrote.")
-    if model.fingerprint != fingerprint:
+    influence = Influence.from_pretrained(source)
+    if influence.fingerprint != fingerprint:
         raise UserError(f"{source} holds another fit by now: make the scorer again.")
-    return model
+    return influence
 
 
 def _as_cell(value: Any) -> Any:

@@ -8,9 +8,9 @@ rows and their order alone, wherever and whenever it is scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -147,7 +147,8 @@ class Scores:
     @classmethod
     def from_state(cls, state: State) -> Scores:
         """Read from a checkpoint."""
-        return cls(**state.tensors, **state.values)
+        values: dict[str, Any] = {**state.tensors, **state.values}
+        return cls(**values)
 
     @classmethod
     def join(cls, parts: Sequence[Scores], rows: Sequence[Tensor]) -> Scores:
@@ -158,7 +159,7 @@ class Scores:
             rows: numbers of the rows of each part.
         """
         order = torch.cat(list(rows)).argsort()
-        joined = {
+        joined: dict[str, Any] = {
             field.name: torch.cat([getattr(part, field.name) for part in parts], dim=-1)[..., order]
             for field in fields(cls)
             if isinstance(getattr(parts[0], field.name), Tensor)
@@ -312,8 +313,8 @@ def score_group(
     for rows in row_chunks(features, len(vectors), how, encoder):
         for batch in pushed_batches(encoder, theta, features[rows], vectors, how.of(rows)):
             inside = members[rows[batch.rows]].to(theta.device)
-            parts = loss.group_role_tangents(batch.embeddings, batch.moved, inside, batch.same)
-            sums[batch.partition] += torch.stack(parts).cpu()
+            roles = loss.group_role_tangents(batch.embeddings, batch.moved, inside, batch.same)
+            sums[batch.partition] += torch.stack(roles).cpu()
             visits[batch.partition] += len(batch.rows)
     sums, visits = distributed.add_up(sums), distributed.add_up(visits)
     # Rows that fill up a last batch are there twice.
@@ -323,6 +324,13 @@ def score_group(
     shape = query.shape[:-1]
     positive, negative = parts.mean(dim=0)
     return GroupScore(positive.reshape(shape), negative.reshape(shape), error.reshape(shape))
+
+
+def join_groups(parts: Iterable[GroupScore]) -> GroupScore:
+    """Sums over the checkpoints of a response, each with partitions of its own."""
+    positive, negative, stderr = map(torch.stack, zip(*parts, strict=True))
+    error = stderr.square().sum(dim=0).sqrt()
+    return GroupScore(positive.sum(dim=0), negative.sum(dim=0), error)
 
 
 @dataclass(frozen=True)

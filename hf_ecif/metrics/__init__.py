@@ -1,9 +1,9 @@
-"""Metrics of this field as `evaluate` modules: a folder each, with a card that explains it.
+"""Metrics of this field as `evaluate` modules, each a folder with a card that explains it.
 
     recall = hf_ecif.metrics.load("retrieval_recall")
     recall.compute(text_embeddings=texts, image_embeddings=images)
 
-The folders stand on their own: ``evaluate.load`` takes their paths, too, also of copies of them.
+Every folder works by itself: ``evaluate.load`` also takes its path, or the path of a copy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """Of all metrics.
+    """Names of all metrics.
 
     >>> names()
     ['linear_datamodeling_score', 'misalignment_detection', 'retrieval_recall']
@@ -26,11 +26,11 @@ def names() -> list[str]:
 
 
 def load(name: str, **options: Any) -> Any:
-    """A metric, without network.
+    """A metric, loaded without network.
 
     Args:
         name: one of `names`.
-        options: of ``evaluate.load``, such as ``keep_in_memory=True``.
+        options: arguments of ``evaluate.load``, such as ``keep_in_memory=True``.
 
     Returns:
         An ``evaluate.Metric``; its ``compute`` is explained by the card in its folder.
@@ -40,6 +40,6 @@ def load(name: str, **options: Any) -> Any:
     """
     if name not in names():
         raise UserError(f"There is no metric {name!r}. Choose one of: {', '.join(names())}.")
-    import evaluate  # slow, and not needed to look at names
+    import evaluate  # slow, and not needed for the names
 
     return evaluate.load(str(_FOLDER / name), **options)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -14,33 +13,39 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from hf_ecif.data.scored_rows import Card, ScoredRows
+from hf_ecif.data.summary import Summary
 from hf_ecif.reports.figures import (
     probability_histogram,
     role_scatter,
     score_histogram,
     seconds_bars,
 )
-from hf_ecif.reports.html import inline_svg, write_page
+from hf_ecif.reports.html import about, inline_svg, render_page
+from hf_ecif.utils.files import write_text
 from hf_ecif.utils.formatting import Bools, Floats
 
 GALLERY_SIZE = 24
+PLOTS = ("probability", "score", "roles", "seconds")
 
 
-def write_report(scored: datasets.Dataset, summary: dict[str, Any], path: Path) -> None:
-    """Writes the report of an audit as one self-contained HTML file.
+def write_report(scored: datasets.Dataset, summary: Summary, path: Path) -> None:
+    """Write what `render_report` gives to a file, whose folder is created if need be."""
+    write_text(render_report(scored, summary), path)
+
+
+def render_report(scored: datasets.Dataset, summary: Summary) -> str:
+    """The report of an audit as one self-contained HTML page.
 
     Args:
         scored: The audited data set with its influence columns (`ecif_score` and so on), null
             on the rows which could not be read. Images are undecoded cells.
-        summary: The summary of the audit, as saved in `summary.json`. Optional parts may be
-            absent; what is absent is left out of the page.
-        path: Where the page goes. Its folder is created if need be.
+        summary: What the audit found; parts that are None are left out of the page.
     """
     scores = ScoredRows(scored, summary)
-    write_page(
-        path,
+    return render_page(
         "report.html.j2",
         summary=summary,
+        about=about(summary),
         scores=scores,
         galleries=list(_galleries(scores)),
         unreadable=[scores.card(row) for row in scores.unreadable_rows[:GALLERY_SIZE]],
@@ -49,20 +54,26 @@ def write_report(scored: datasets.Dataset, summary: dict[str, Any], path: Path) 
     )
 
 
-def _plots(scores: ScoredRows, summary: dict[str, Any]) -> dict[str, Markup]:
+def render_brief(summary: Summary) -> str:
+    """An audit in a few lines of HTML, as a notebook shows it."""
+    return render_page("brief.html.j2", summary=summary)
+
+
+def _plots(scores: ScoredRows, summary: Summary) -> dict[str, Markup | None]:
     plots: dict[str, Figure] = {}
     if scores.readable.any():
         use = scores.readable
         flag, exponent = scores.flag[use], scores.exponent
-        of_groups = (summary.get("groups") or {}).get("table")
+        of_groups = summary.groups and summary.groups.table
         plots["probability"] = probability_histogram(
             scores.probability[use], flag, None if of_groups else scores.threshold
         )
         plots["score"] = score_histogram(scores.score[use], flag, exponent)
         plots["roles"] = role_scatter(scores.positive[use], scores.negative[use], flag, exponent)
-    if summary.get("seconds"):
-        plots["seconds"] = seconds_bars(summary["seconds"])
-    return {name: inline_svg(figure, name) for name, figure in plots.items()}
+    if summary.seconds:
+        plots["seconds"] = seconds_bars(summary.seconds)
+    drawn = {name: inline_svg(figure, name) for name, figure in plots.items()}
+    return dict.fromkeys(PLOTS) | drawn
 
 
 @dataclass(frozen=True)
@@ -108,15 +119,14 @@ def _galleries(scores: ScoredRows) -> Iterator[_Gallery]:
         "No pair has a positive score.",
         _cards(scores, scores.score > 0.0, -scores.score),
     )
-    if scores.threshold is not None:
-        yield _Gallery(
-            "borderline",
-            "Borderline",
-            "Pairs whose uncertainty reaches across the threshold, from either side, the closest "
-            "first. A second look pays most here.",
-            "No pair is that close to the threshold.",
-            _cards(scores, scores.borderline, np.abs(scores.probability - scores.threshold)),
-        )
+    yield _Gallery(
+        "borderline",
+        "Borderline",
+        "Pairs whose uncertainty reaches across the threshold, from either side, the closest "
+        "first. A second look pays most here.",
+        "No pair is that close to the threshold.",
+        _cards(scores, scores.borderline, np.abs(scores.probability - scores.threshold)),
+    )
     duplicates = np.isfinite(scores.duplicate)
     if duplicates.any():
         yield _Gallery(

@@ -18,9 +18,11 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from hf_ecif.data.summary import Provenance
 from hf_ecif.reports.figures import FLAGGED, INK, KEPT, MUTED, RULE
 from hf_ecif.utils.files import write_text
 from hf_ecif.utils.formatting import estimate, number, percent, share, superscript
+from hf_ecif.version import __version__
 
 # In a page each colour of a figure is replaced by the style sheet's variable of that name, so that
 # the same drawing follows the reader's theme.
@@ -29,8 +31,17 @@ THEME = {INK: "ink", MUTED: "muted", RULE: "rule", KEPT: "kept", FLAGGED: "flagg
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Render a page in full, write it aside and rename it: ``path`` never holds half a page."""
-    page = environment().get_template(template).render(**values)
-    write_text(page.strip() + "\n", Path(path))
+    write_text(render_page(template, **values), Path(path))
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A page, or a piece of one, as HTML."""
+    return environment().get_template(template).render(**values).strip() + "\n"
+
+
+def about(summary: Provenance) -> dict[str, str]:
+    """What was run on what, for the head of a page."""
+    return {"Model": summary.model, "Data set": summary.dataset, "Split": summary.split}
 
 
 def inline_svg(figure: Figure, name: str) -> Markup:
@@ -58,7 +69,7 @@ def environment(package: str = __package__) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(package),
         autoescape=True,  # captions and column names come from strangers
-        undefined=jinja2.ChainableUndefined,  # optional parts of the summary may be absent
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -70,4 +81,5 @@ def environment(package: str = __package__) -> jinja2.Environment:
         "estimate": estimate,
     }
     environment.filters.update(filters)
+    environment.globals["version"] = __version__
     return environment

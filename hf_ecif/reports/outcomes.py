@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,24 @@ import numpy as np
 from markupsafe import Markup
 
 from hf_ecif.data.cleaning import BEFORE, UNTRAINED
+from hf_ecif.data.summary import (
+    CleaningFacts,
+    ComparisonFacts,
+    OutcomeFacts,
+    Provenance,
+    RemovalSummary,
+    ValidationSummary,
+)
 from hf_ecif.reports.figures import bars_figure, validation_scatter
-from hf_ecif.reports.html import inline_svg, write_page
+from hf_ecif.reports.html import about, inline_svg, write_page
 from hf_ecif.utils.formatting import estimate, models_of_removal, number, percent, reach, share
 
+ACCURACY = "zero_shot_accuracy"
 MEASURES = {
     "loss": "Loss, nats",
     "text_to_image_recall@1": "R@1, text to image",
     "image_to_text_recall@1": "R@1, image to text",
-    "zero_shot_accuracy": "Zero-shot accuracy",
+    ACCURACY: "Zero-shot accuracy",
 }
 
 
@@ -39,23 +49,23 @@ class _Plot:
     drawing: Markup
 
 
-def write_removal_page(summary: Mapping[str, Any], path: Path) -> None:
+def write_removal_page(summary: RemovalSummary, path: Path) -> None:
     """What became of the query and of the test set.
 
     Args:
         summary: of `hf_ecif.applications.remove.run_remove`.
         path: where the page goes.
     """
-    query = summary["measures"]["query"]
+    query = summary.measures["query"]
     change = query["after"]["loss"] - query["before"]["loss"]
     retrained = query.get("retrained")
-    removed, seconds = summary["removal"]["removed"], summary["seconds"]
-    names = models_of_removal(summary["config"])
+    removed, seconds = summary.removal.removed, summary.seconds
+    names = models_of_removal(summary.config)
     spent = f"nats, in {number(seconds['remove'])} s"
     tiles = [
-        ("Removed", number(removed), f"of {number(summary['scored'])} readable rows"),
+        ("Removed", number(removed), f"of {number(summary.scored)} readable rows"),
         ("Change of the query's loss", _signed(change), spent),
-        ("Foretold", _signed(summary["predicted_change"]), "nats, by the scores alone"),
+        ("Predicted", _signed(summary.predicted_change), "nats, by the scores alone"),
     ]
     if retrained:
         true = retrained["loss"] - query["before"]["loss"]
@@ -63,7 +73,12 @@ def write_removal_page(summary: Mapping[str, Any], path: Path) -> None:
     write_page(
         path,
         "outcome.html.j2",
-        summary=summary,
+        about=about(summary),
+        warnings=summary.warnings,
+        run=summary,
+        facts=_facts(summary)
+        | {"rows removed by": summary.where}
+        | ({"test": summary.test} if summary.test else {}),
         command="remove",
         verdict=f"Without {number(removed)} {'row' if removed == 1 else 'rows'}, the query's loss "
         f"{'falls' if change < 0 else 'rises'} by {number(abs(change))} nats.",
@@ -71,7 +86,7 @@ def write_removal_page(summary: Mapping[str, Any], path: Path) -> None:
         explanation="The model was changed in closed form, as if it had been fitted without these "
         "rows. All models below are measured in the same way; recalls and accuracy: higher is "
         "better.",
-        tables=list(_measures(summary["measures"], names)),
+        tables=list(_measures(summary.measures, names)),
         plots=[
             _Plot(
                 f"Loss on the {judge}",
@@ -84,11 +99,9 @@ def write_removal_page(summary: Mapping[str, Any], path: Path) -> None:
                     f"loss-{judge}",
                 ),
             )
-            for judge, states in summary["measures"].items()
+            for judge, states in summary.measures.items()
         ],
-        solvers=[
-            {"purpose": f"step {n}"} | s for n, s in enumerate(summary["removal"]["solvers"], 1)
-        ],
+        solvers=summary.removal.solvers,
         limits=[
             "A retraining with another order of the batches would come out somewhat different, "
             "too; --retrain shows one.",
@@ -98,31 +111,34 @@ def write_removal_page(summary: Mapping[str, Any], path: Path) -> None:
     )
 
 
-def write_validation_page(summary: Mapping[str, Any], path: Path) -> None:
+def write_validation_page(summary: ValidationSummary, path: Path) -> None:
     """Predicted beside true retrainings.
 
     Args:
         summary: content of ``validation.json``.
         path: where the page goes.
     """
-    predicted, actual = (np.array(summary[name]) for name in ("predicted", "actual"))
-    interval = f"{summary['low']:.2f} to {summary['high']:.2f}".replace("-", "−")
-    interval += reach(summary["ceiling"])
-    verdict, _, advice = summary["verdict"].rstrip(".").partition(": ")
+    predicted, actual = map(np.array, (summary.predicted, summary.actual))
+    interval = f"{summary.low:.2f} to {summary.high:.2f}".replace("-", "−")
+    interval += reach(summary.ceiling)
+    verdict, _, advice = summary.verdict.rstrip(".").partition(": ")
     advice = f" What follows: {advice}." if advice else ""
-    gone, repeats = percent(summary["removed_share"]), summary["repeats"]
+    gone, repeats = percent(summary.removed_share), summary.repeats
     times = "" if repeats == 1 else f", retrained {repeats} times"
     figure = validation_scatter(predicted, actual, "")
     write_page(
         path,
         "outcome.html.j2",
-        summary=summary,
+        about=about(summary),
+        warnings=summary.warnings,
+        run=summary,
+        facts=_facts(summary),
         command="validate",
         verdict=f"{verdict}.",
         tiles=[
-            ("Rank correlation", f"{summary['spearman']:.2f}", f"95 % interval {interval}"),
-            ("Order right", percent(summary["sign_agreement"]), "of the pairs of subsets"),
-            ("Slope", f"{summary['slope']:.2f}", "of true on predicted; 1 if the size is right"),
+            ("Rank correlation", f"{summary.spearman:.2f}", f"95 % interval {interval}"),
+            ("Order right", percent(summary.sign_agreement), "of the pairs of subsets"),
+            ("Slope", f"{summary.slope:.2f}", "of true on predicted; 1 if the size is right"),
             ("Subsets", number(len(actual)), f"each without {gone} of the rows{times}"),
         ],
         explanation="Random parts of the rows were left out, the attributed parameters trained "
@@ -150,29 +166,30 @@ def write_validation_page(summary: Mapping[str, Any], path: Path) -> None:
     )
 
 
-def write_cleaning_page(summary: Mapping[str, Any], path: Path) -> None:
+def write_cleaning_page(cleaning: CleaningFacts, compared: ComparisonFacts, path: Path) -> None:
     """Retrieval and zero-shot accuracy after fine-tuning on the rows before and after.
 
     Args:
-        summary: content of ``cleaning.json``, with a comparison.
+        cleaning: what became of the rows.
+        compared: the models before and after.
         path: where the page goes.
     """
-    compared, counts = summary["comparison"], summary["counts"]
-    outcomes = {one["version"]: one for one in compared["outcomes"]}
-    given, before, after = (outcomes[n] for n in (UNTRAINED, BEFORE, summary["strategy"]))
-    gain, error = _gain(before, after, "zero_shot_accuracy")
-    untrained = given["zero_shot_accuracy"]["mean"]
-    accuracies = {_version(name): one["zero_shot_accuracy"] for name, one in outcomes.items()}
+    accuracy = {one.version: one.measures[ACCURACY] for one in compared.outcomes}
+    gain, error = accuracy[cleaning.strategy].gain(accuracy[BEFORE])
+    untrained = accuracy[UNTRAINED].mean
+    accuracies = {_version(name): measured for name, measured in accuracy.items()}
     write_page(
         path,
         "outcome.html.j2",
-        summary={"audit": summary["audit"], "warnings": compared["warnings"]},
+        about={"Audit": cleaning.audit},
+        warnings=compared.warnings,
+        run=None,
         command="clean",
-        verdict=_cleaning_verdict(gain, error, compared["test_rows"]),
-        tiles=[_counted(name, count) for name, count in counts.items()],
+        verdict=_cleaning_verdict(gain, error, compared.test_rows),
+        tiles=[_counted(name, count) for name, count in cleaning.counts.items()],
         explanation=f"The audited model was fine-tuned on each version of the rows, with as many "
-        f"steps for each, and then retrieved and classified {number(compared['test_rows'])} rows "
-        f"of {compared['test']}. Not fine-tuned at all, it has {share(untrained)} of zero-shot "
+        f"steps for each, and then retrieved and classified {number(compared.test_rows)} rows "
+        f"of {compared.test}. Not fine-tuned at all, it has {share(untrained)} of zero-shot "
         "accuracy. Higher is better, except for the loss; errors are standard errors over the "
         "fine-tunings, in the headline of the choice of the test rows, too.",
         tables=[
@@ -180,8 +197,8 @@ def write_cleaning_page(summary: Mapping[str, Any], path: Path) -> None:
                 "Recalls and accuracy in per cent",
                 ["Fine-tuned on", *MEASURES.values()],
                 [
-                    [_version(name), *map(_estimated, MEASURES, [one] * len(MEASURES))]
-                    for name, one in outcomes.items()
+                    [_version(one.version), *(_estimated(name, one) for name in MEASURES)]
+                    for one in compared.outcomes
                 ],
             )
         ],
@@ -191,9 +208,9 @@ def write_cleaning_page(summary: Mapping[str, Any], path: Path) -> None:
                 "Bars in per cent; whiskers are standard errors.",
                 inline_svg(
                     bars_figure(
-                        {name: 100 * one["mean"] for name, one in accuracies.items()},
-                        [100 * (one["stderr"] or 0.0) for one in accuracies.values()],
-                        [f"{100 * one['mean']:.1f}" for one in accuracies.values()],
+                        {name: 100 * one.mean for name, one in accuracies.items()},
+                        [100 * (one.stderr or 0.0) for one in accuracies.values()],
+                        [f"{100 * one.mean:.1f}" for one in accuracies.values()],
                     ),
                     "accuracy",
                 ),
@@ -207,6 +224,11 @@ def write_cleaning_page(summary: Mapping[str, Any], path: Path) -> None:
             "of the batches alone.",
         ],
     )
+
+
+def _facts(summary: Provenance) -> dict[str, str]:
+    query = summary.query
+    return {"source": query.source, "pairs": number(query.rows), "seed": str(summary.seed)}
 
 
 def _measures(measures: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[_Table]:
@@ -238,22 +260,15 @@ def _counted(name: str, count: int) -> tuple[str, str, str]:
     return title, number(count), f"of the {whole} rows" if part else "rows"
 
 
-def _estimated(measure: str, outcome: Mapping[str, Any]) -> str:
+def _estimated(measure: str, outcome: OutcomeFacts) -> str:
     """A mean with its error; shares in per cent."""
-    mean, error = outcome[measure]["mean"], outcome[measure]["stderr"]
+    mean, error = outcome.measures[measure].mean, outcome.measures[measure].stderr
     if measure == "loss":
         return f"{mean:.3f}" + (f" ± {error:.3f}" if error else "")
     return estimate(mean, float("nan") if error is None else error, exponent=-2)
 
 
-def _gain(before: Mapping[str, Any], after: Mapping[str, Any], measure: str) -> tuple[float, float]:
-    """By how much ``after`` is above, repeat by repeat, and the standard error."""
-    gains = np.subtract(after[measure]["values"], before[measure]["values"])
-    error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
-    return float(gains.mean()), float(error)
-
-
-def _cleaning_verdict(gain: float, error: float, test_rows: int) -> str:
+def _cleaning_verdict(gain: float, error: float | None, test_rows: int) -> str:
     """Clear is what neither the order of the batches nor the choice of the test would explain.
 
     For a gain ``g``, a share ``g`` of the test changed sides at least: by which rows happen to be
@@ -261,7 +276,7 @@ def _cleaning_verdict(gain: float, error: float, test_rows: int) -> str:
     """
     sampling = abs(gain) * (1 - abs(gain)) / test_rows
     # The error of a single fine-tuning is not known, so that nothing is clear.
-    whole_error = (error**2 + sampling) ** 0.5
+    whole_error = nan if error is None else (error**2 + sampling) ** 0.5
     points = f"{estimate(abs(gain), whole_error, exponent=-2)} points of zero-shot accuracy"
     side = f"{points} {'above' if gain > 0 else 'below'} one fine-tuned on all rows"
     if not abs(gain) > 2 * whole_error:

@@ -7,19 +7,51 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 
 from hf_ecif.data.images import thumbnail
-from hf_ecif.reports.html import write_page
+from hf_ecif.data.summary import Cause, TracedError, TraceSummary
+from hf_ecif.reports.html import about, write_page
+from hf_ecif.utils.files import aside
 from hf_ecif.utils.formatting import readable_exponent, shorten
 
 SHOWN_ERRORS, SHOWN_CAUSES = 24, 5
 CAPTION_LENGTH = 200
 
 
+COLUMNS = {
+    "error_row": "int64",
+    "error_text": "string",
+    "predicted_row": "int64",
+    "predicted_text": "string",
+    "margin": "float32",
+    "rank": "int32",
+    "cause_row": "int64",
+    "cause_text": "string",
+    "score": "float32",
+    "stderr": "float32",
+    "relative": "float32",
+    "positive": "float32",
+    "negative": "float32",
+    "role": "string",
+    "partner_row": "int64",
+    "partner_text": "string",
+    "partner_part": "float32",
+}
+
+
+def write_traces(errors: Sequence[TracedError], path: Path) -> None:
+    """Write parquet, a row for every error and cause; rows are numbered as in the data sets."""
+    pairs = [dict(error) | dict(cause) for error in errors for cause in error.causes]
+    columns = {name: [pair[name] for pair in pairs] for name in COLUMNS}
+    features = Features(**{name: Value(kind) for name, kind in COLUMNS.items()})
+    with aside(path) as partial:
+        Dataset.from_dict(columns, features=features).to_parquet(str(partial))
+
+
 def write_trace_page(
-    errors: Sequence[dict[str, Any]],
-    summary: dict[str, Any],
+    errors: Sequence[TracedError],
+    summary: TraceSummary,
     train: Dataset,
     query: Dataset,
     path: Path,
@@ -33,16 +65,18 @@ def write_trace_page(
         query: the rows that the errors are of, likewise.
         path: where the page goes.
     """
-    pictures = _Pictures(train, query, summary["columns"]["image"])
+    pictures = _Pictures(train, query, summary.columns.image)
     shown = [_show(error, pictures) for error in errors[:SHOWN_ERRORS]]
     often = [
-        one | pictures.train(one["row"]) | {"caption": shorten(one["text"], CAPTION_LENGTH)}
-        for one in summary["often"]
+        pictures.train(one.row)
+        | {"errors": one.errors, "caption": shorten(one.text, CAPTION_LENGTH)}
+        for one in summary.often
     ]
     write_page(
         path,
         "trace.html.j2",
         summary=summary,
+        about=about(summary),
         shown=shown,
         often=often,
         shown_causes=SHOWN_CAUSES,
@@ -71,28 +105,26 @@ class _Pictures:
         return self._known[which, row]
 
 
-def _show(error: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
+def _show(error: TracedError, pictures: _Pictures) -> dict[str, Any]:
     """An error as the page shows it; causes are pairs without which it would shrink."""
-    causes = [cause for cause in error["causes"] if cause["score"] < 0][:SHOWN_CAUSES]
-    parts = [abs(cause[role]) for cause in causes for role in ("positive", "negative")]
+    causes = [cause for cause in error.causes if cause.score < 0][:SHOWN_CAUSES]
+    parts = [abs(part) for cause in causes for part in (cause.positive, cause.negative)]
     return {
-        "asked": pictures.query(error["error_row"]),
-        "caption": shorten(error["error_text"], CAPTION_LENGTH),
-        "found": pictures.query(error["predicted_row"]),
-        "found_caption": shorten(error["predicted_text"], CAPTION_LENGTH),
-        "margin": error["margin"],
+        "asked": pictures.query(error.error_row),
+        "caption": shorten(error.error_text, CAPTION_LENGTH),
+        "found": pictures.query(error.predicted_row),
+        "found_caption": shorten(error.predicted_text, CAPTION_LENGTH),
+        "margin": error.margin,
         "reach": max(parts, default=1.0) or 1.0,
-        "exponent": readable_exponent(np.array([c["score"] for c in causes], dtype=np.float64)),
-        "causes": [
-            cause
-            | pictures.train(cause["cause_row"])
-            | {
-                "caption": shorten(cause["cause_text"], CAPTION_LENGTH),
-                "partner": None
-                if cause["partner_row"] is None
-                else pictures.train(cause["partner_row"])
-                | {"caption": shorten(cause["partner_text"], CAPTION_LENGTH)},
-            }
-            for cause in causes
-        ],
+        "exponent": readable_exponent(np.array([cause.score for cause in causes], dtype=float)),
+        "causes": [_show_cause(cause, pictures) for cause in causes],
     }
+
+
+def _show_cause(cause: Cause, pictures: _Pictures) -> dict[str, Any]:
+    partner = None
+    if cause.partner_row is not None:
+        caption = shorten(cause.partner_text or "", CAPTION_LENGTH)
+        partner = pictures.train(cause.partner_row) | {"caption": caption}
+    shown = {"caption": shorten(cause.cause_text, CAPTION_LENGTH), "partner": partner}
+    return dict(cause) | pictures.train(cause.cause_row) | shown

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from markupsafe import Markup
 
 from hf_ecif.data.images import thumbnail
+from hf_ecif.data.summary import Columns, ConflictFacts, Curves, Entry, Rankings, ValueSummary
 from hf_ecif.reports.figures import removal_figure
-from hf_ecif.reports.html import inline_svg, write_page
+from hf_ecif.reports.html import about, inline_svg, write_page
 from hf_ecif.utils.formatting import readable_exponent, shorten
 
 CAPTION_LENGTH = 280
@@ -22,11 +22,9 @@ HARM = ("Most harmful", "Most valuable")
 WORTH = ("Most worth having", "Better left out")
 MEASURES = (("losses", "Loss", "loss, in nats"), ("recalls", "Recall at 1", "recall at 1"))
 
-Entry = dict[str, Any]  # of a ranking: row, score, positive, negative, stderr
-
 
 def write_value_page(
-    summary: dict[str, Any], dataset: Dataset, candidates: Dataset | None, path: Path
+    summary: ValueSummary, dataset: Dataset, candidates: Dataset | None, path: Path
 ) -> None:
     """Write one self-contained HTML file.
 
@@ -36,26 +34,35 @@ def write_value_page(
         candidates: likewise; None where there are none.
         path: where the page goes.
     """
-    cards = _Cards(dataset, summary["columns"])
+    cards = _Cards(dataset, summary.columns)
     slices = [
-        (one["name"], list(_galleries(cards, one["rankings"], HARM)))
-        for one in summary["slices"][: SHOWN_SLICES + 1]
+        (one.name, list(_galleries(cards, one.rankings, HARM)))
+        for one in summary.slices[: SHOWN_SLICES + 1]
     ]
     bought: list[_Gallery] = []
-    if candidates is not None:
-        market = _Cards(candidates, summary["columns"])
-        rankings = summary["candidates"]["rankings"]
+    if candidates is not None and summary.candidates is not None:
+        market, rankings = _Cards(candidates, summary.columns), summary.candidates.rankings
         bought = list(_galleries(market, rankings, WORTH, effect="if added"))
     write_page(
         path,
         "value.html.j2",
         summary=summary,
+        about=about(summary),
         whole=slices[0][1],
         slices=slices[1:],
-        conflicts=_conflicts(cards, summary["conflicts"]),
+        conflicts=_conflicts(cards, summary.conflicts),
         bought=bought,
-        plots=list(_plots(summary["curves"])),
+        plots=list(_plots(summary.curves)),
     )
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """A named value of a pair, in nats, with its standard error."""
+
+    name: str
+    score: float
+    stderr: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class _Card:
     caption: str
     thumbnail: str | None
     problem: str | None
-    effects: list[Entry]
+    effects: list[_Effect]
     positive: float
     negative: float
 
@@ -89,41 +96,41 @@ class _Gallery:
 class _Cards:
     """Makes cards of entries; a picture is made once."""
 
-    def __init__(self, dataset: Dataset, columns: dict[str, str]) -> None:
+    def __init__(self, dataset: Dataset, columns: Columns) -> None:
         self._dataset, self._columns = dataset, columns
         self._pictures: dict[int, tuple[str, str | None, str | None]] = {}
 
     def gallery(self, title: str, entries: list[Entry], effect: str) -> _Gallery:
-        cards = [self.card(entry, [entry | {"name": effect}]) for entry in entries]
-        return _Gallery(title, cards, _exponent(entry["score"] for entry in entries))
+        cards = [self.card(e, [_Effect(effect, e.score, e.stderr)]) for e in entries]
+        return _Gallery(title, cards, _exponent(entry.score for entry in entries))
 
-    def card(self, entry: Entry, effects: list[Entry]) -> _Card:
-        row = entry["row"]
+    def card(self, entry: Entry, effects: list[_Effect]) -> _Card:
+        row = entry.row
         if row not in self._pictures:
             cells = self._dataset[row]
-            caption = shorten(str(cells[self._columns["text"]] or ""), CAPTION_LENGTH)
-            self._pictures[row] = (caption, *thumbnail(cells[self._columns["image"]]))
-        return _Card(row, *self._pictures[row], effects, entry["positive"], entry["negative"])
+            caption = shorten(str(cells[self._columns.text] or ""), CAPTION_LENGTH)
+            self._pictures[row] = (caption, *thumbnail(cells[self._columns.image]))
+        return _Card(row, *self._pictures[row], effects, entry.positive, entry.negative)
 
 
 def _galleries(
     cards: _Cards,
-    rankings: dict[str, list[Entry]],
+    rankings: Rankings,
     titles: tuple[str, str],
     effect: str = "score",
 ) -> Iterator[_Gallery]:
-    for title, entries in zip(titles, rankings.values(), strict=True):
+    for title, entries in zip(titles, (rankings.lowest, rankings.highest), strict=True):
         yield cards.gallery(title, entries, effect)
 
 
-def _conflicts(cards: _Cards, conflicts: list[dict[str, Any]]) -> _Gallery:
+def _conflicts(cards: _Cards, conflicts: list[ConflictFacts]) -> _Gallery:
     """Each pair with the two slices that it helps and hurts; its bars are of the one it helps."""
-    sides = [(one["helps"], one["hurts"]) for one in conflicts]
+    sides = [(one.helps, one.hurts) for one in conflicts]
     made = [
-        cards.card({"row": one["row"]} | pair[0], [side | {"name": side["slice"]} for side in pair])
-        for one, pair in zip(conflicts, sides, strict=True)
+        cards.card(pair[0], [_Effect(side.slice, side.score, side.stderr) for side in pair])
+        for pair in sides
     ]
-    values = (side["score"] for pair in sides for side in pair)
+    values = (side.score for pair in sides for side in pair)
     return _Gallery("Helps one slice, hurts another", made, _exponent(values))
 
 
@@ -131,11 +138,11 @@ def _exponent(values: Iterable[float]) -> int:
     return readable_exponent(np.array(list(values), dtype=np.float64))
 
 
-def _plots(curves: dict[str, Any] | None) -> Iterator[tuple[str, Markup]]:
+def _plots(curves: Curves | None) -> Iterator[tuple[str, Markup]]:
     """Title and drawing of every measure of the removal curves."""
     if curves is None:
         return
-    shares = curves["curves"][0]["shares"]
+    shares = curves.curves[0].shares
     for name, title, label in MEASURES:
-        values = {curve["name"]: np.array(curve[name]) for curve in curves["curves"]}
+        values = {curve.name: np.array(getattr(curve, name)) for curve in curves.curves}
         yield title, inline_svg(removal_figure(shares, values, label), name)

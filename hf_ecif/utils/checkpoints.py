@@ -1,9 +1,9 @@
-"""Results of finished steps in a folder, so that an interrupted run need not do them again.
+"""Results of finished steps in a folder, so that an interrupted run does not repeat them.
 
-A step is known by its name. Its result is written aside and renamed, so that a run may be killed at
-any moment, and whatever is found later is whole; what a crash of the machine has cut short is as
-good as missing. A manifest says what the results belong to; those of another model, data set or
-config are refused.
+A step is known by its name. Its result is written to a temporary file and renamed, so a run may be
+killed at any moment and every file found later is complete; a file that a crash of the machine cut
+short counts as missing. A manifest says what the results belong to; results of another model, data
+set or config are refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class State:
-    """What a step leaves behind: tensors, and values that JSON knows."""
+    """Result of a step: tensors, and values that JSON can hold."""
 
     tensors: dict[str, Tensor]
     values: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Checkpoints:
 
     Args:
         folder: where they are kept; None keeps nothing.
-        prefix: of the names.
+        prefix: put before every name.
     """
 
     def __init__(self, folder: Path | None = None, prefix: str = "") -> None:
@@ -54,15 +54,15 @@ class Checkpoints:
 
     @classmethod
     def open(cls, folder: Path, manifest: dict[str, Any], *, resume: bool) -> Checkpoints:
-        """Start anew in ``folder``, or go on with what is there.
+        """Checkpoints in ``folder``, emptied first unless a run is resumed.
 
         Args:
-            folder: of checkpoints alone; what is in it is deleted unless resumed.
+            folder: holds nothing but checkpoints.
             manifest: what the states belong to, JSON values by name.
-            resume: go on.
+            resume: keep the states that are there.
 
         Raises:
-            UserError: what is there belongs to something else; the message names the differences.
+            UserError: the states belong to another manifest; the message names the differences.
         """
 
         def prepare() -> None:
@@ -77,16 +77,16 @@ class Checkpoints:
         return cls(folder)
 
     def within(self, name: str) -> Checkpoints:
-        """States of a part of the run, with names of their own."""
+        """Checkpoints of a part of the run, whose names are separate from all others."""
         return Checkpoints(self._folder, f"{self._prefix}{name}-")
 
     def remember(self, name: str, compute: Callable[[], State], *, own: bool = False) -> State:
-        """The state of that name, computed if it is not known.
+        """The state of that name, computed and saved if there is none.
 
         Args:
-            name: of the step.
-            compute: does it.
-            own: whether every process has a step of its own, of its own name.
+            name: name of the step.
+            compute: returns the state.
+            own: whether this process has a step of its own, under a name of its own.
         """
         state = self.load(name, own=own)
         if state is None:
@@ -95,18 +95,18 @@ class Checkpoints:
         return state
 
     def load(self, name: str, *, own: bool = False) -> State | None:
-        """The state of that name, None if there is none."""
+        """The state of that name; None if there is none."""
         return read_state(self._path(name)) if self.has(name, own=own) else None
 
     def has(self, name: str, *, own: bool = False) -> bool:
-        """Whether there is a state of that name, whole."""
+        """Whether there is a complete state of that name."""
         if self._folder is None:
             return False
         look = partial(_is_whole, self._path(name))
         return look() if own else distributed.decide(look)
 
     def save(self, name: str, state: State, *, own: bool = False) -> None:
-        """Keep a state in place of an earlier one of that name."""
+        """Write a state, in place of an earlier one of that name."""
         if self._folder is None or not (own or distributed.is_main()):
             return
         write_state(state, self._path(name))
@@ -122,7 +122,7 @@ class Checkpoints:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a state is there; its header tells how long it must be."""
+    """Whether the file is complete: its header says how long it must be."""
     try:
         with safe_open(path, "pt"):
             return True
@@ -131,20 +131,20 @@ def _is_whole(path: Path) -> bool:
 
 
 def read_state(path: Path) -> State:
-    """Read what `write_state` wrote."""
+    """The state that `write_state` wrote."""
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return State(tensors, json.loads(file.metadata()["values"]))
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The values of what `write_state` wrote, without its tensors."""
+    """The values of a state that `write_state` wrote, without its tensors."""
     with safe_open(path, "pt") as file:
         return cast(dict[str, Any], json.loads(file.metadata()["values"]))
 
 
 def write_state(state: State, path: Path) -> None:
-    """Write a state as one safetensors file, in one step.
+    """Write a state as one safetensors file, atomically.
 
     Raises:
         OSError: the disk is full.
@@ -153,7 +153,7 @@ def write_state(state: State, path: Path) -> None:
     with aside(path) as unfinished:
         try:
             save_file(tensors, unfinished, {"values": json.dumps(state.values)})
-        except SafetensorError as error:  # its type does not tell what the system said
+        except SafetensorError as error:  # its type hides the system's error
             reason = os.strerror(errno.ENOSPC)
             if reason not in str(error):
                 raise
@@ -161,27 +161,27 @@ def write_state(state: State, path: Path) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What an interrupted run belongs to.
+    """What an interrupted run belongs to: JSON values by name.
 
     Raises:
-        UserError: nobody can tell any more.
+        UserError: the file is damaged.
     """
     try:
         return read_json(path)
     except UserError as error:
         raise UserError(
-            f"What the interrupted run in {path.parent} belongs to cannot be told: {error} "
+            f"It is not known what the interrupted run in {path.parent} belongs to: {error} "
             "Start anew with --overwrite."
         ) from error
 
 
 def require_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Refuse to go on with a run of another manifest.
+    """Refuse to resume a run that has another manifest.
 
     Raises:
-        UserError: names what differs.
+        UserError: the manifests differ; the message names the differences.
     """
-    # Through JSON and back, so that tuples and lists are the same.
+    # Through JSON and back, so that tuples and lists compare equal.
     now = json.loads(json.dumps(now, default=str))
     names = sorted(before.keys() | now.keys())
     changed = [

@@ -1,8 +1,8 @@
 """The processes of a run, as ``torchrun`` or ``accelerate launch`` started them.
 
 Every process runs the same program with the same parameters and the same random numbers; only the
-rows are divided among them. So two things are ever exchanged: numbers that add up, and small
-objects. A process on its own exchanges nothing.
+rows are divided among them. So they exchange two kinds of things only: tensors, and small Python
+objects. A single process exchanges nothing.
 
 ``accelerate launch`` starts several processes on CPUs with ``--multi_gpu``, or through MPI.
 """
@@ -32,8 +32,8 @@ from torch.distributed import TCPStore, broadcast
 from hf_ecif.errors import UserError
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# A process that ends is noticed at once. One that is merely slow, or writes a large result while
-# the others wait, is no failure.
+# The end of a process is noticed at once. A process that is merely slow, or that writes a large
+# result while the others wait, has not failed.
 PATIENCE = timedelta(days=1)
 T = TypeVar("T")
 
@@ -41,12 +41,12 @@ _alone = ContextVar("alone", default=False)
 
 
 class MainProcessError(RuntimeError):
-    """What the main process failed at; it tells why itself."""
+    """The main process failed; it reports why itself."""
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within it, this process works for itself, whatever the others do."""
+    """Context in which this process works alone, whatever the others do."""
     token = _alone.set(True)
     try:
         yield
@@ -70,19 +70,19 @@ def is_main() -> bool:
 
 
 def leave() -> None:
-    """Part from the others, at the end of a run."""
+    """Leave the process group, at the end of a run."""
     if count() > 1:
         _state().wait_for_everyone()
         _state().destroy_process_group()
 
 
 def device() -> torch.device:
-    """Where this process computes."""
+    """Device on which this process computes."""
     return _state().device
 
 
 def dtype() -> torch.dtype:
-    """Of a model's weights, as accelerate's mixed precision says.
+    """Type of a model's weights, from accelerate's setting for mixed precision.
 
     Raises:
         UserError: a precision that the engine does not know.
@@ -99,17 +99,17 @@ def dtype() -> torch.dtype:
 
 
 def add_up(part: Tensor) -> Tensor:
-    """Sum of the parts of all processes, the same in each."""
+    """Sum of ``part`` over all processes, the same in each."""
     return part if count() == 1 else reduce(part.to(device()), "sum").to(part.device)
 
 
 def spread(parts: Sequence[Tensor], positions: slice | Tensor, total: int) -> list[Tensor]:
-    """Tensors of rows, put together from what the processes hold.
+    """Whole tensors, assembled from the rows that each process holds.
 
     Args:
         parts: ``(..., n, d)``, the ``n`` rows of this process; the same ``d`` in all of them.
-        positions: of these rows in the whole; each position belongs to one process.
-        total: rows of the whole, ``N``.
+        positions: places of these rows in the whole; each place belongs to one process.
+        total: number of rows of the whole, ``N``.
 
     Returns:
         ``(..., N, d)`` of each.
@@ -118,7 +118,7 @@ def spread(parts: Sequence[Tensor], positions: slice | Tensor, total: int) -> li
         return list(parts)
     own, width = parts[0].shape[-2:]
     order, sizes = _order(positions, own, total, parts[0].device)
-    # Layer by layer: to touch fresh memory takes longer than to send what it holds.
+    # Layer by layer, in one buffer: touching fresh memory takes longer than sending its content.
     received = parts[0].new_empty(total, width)
     mine = received.split(sizes)[rank()]
     wholes = []
@@ -133,14 +133,14 @@ def spread(parts: Sequence[Tensor], positions: slice | Tensor, total: int) -> li
 
 
 def fill_in(whole: Tensor, sizes: Sequence[int]) -> None:
-    """Complete a tensor in place, of which every process has filled a part.
+    """Complete a tensor in place, when every process has filled its own rows.
 
-    Every part is broadcast to where it belongs: to gather them takes several times the work on
-    CPUs, as the backend copies parts in and out, and wants parts of one size.
+    Every part is broadcast to its place. A gather takes several times as long on CPUs, since the
+    backend copies parts in and out and needs parts of equal size.
 
     Args:
         whole: ``(..., N, d)``, contiguous.
-        sizes: rows of the processes, which follow one another.
+        sizes: number of rows of each process; their rows follow one another.
     """
     if count() == 1:
         return
@@ -154,24 +154,26 @@ def fill_in(whole: Tensor, sizes: Sequence[int]) -> None:
 
 
 def share(total: int, process: int | None = None) -> range:
-    """The part of ``total`` things that a process takes: consecutive, as even as can be.
+    """Consecutive items of ``total`` that a process works on; shares differ by at most one.
 
-    It is this process if no number is given.
+    Args:
+        total: number of items.
+        process: number of the process; this one if absent.
     """
     number = rank() if process is None else process
     return range(number * total // count(), (number + 1) * total // count())
 
 
 def collect(thing: T) -> list[T]:
-    """What each process has, in the order of the processes."""
+    """Every process's ``thing``, in the order of the processes."""
     return [thing] if count() == 1 else gather_object([thing])
 
 
 def decide(choose: Callable[[], T]) -> T:
-    """What the main process chooses, in every process; the others do not call ``choose``.
+    """The value that ``choose`` returns in the main process, sent to all; others do not call it.
 
-    An error of the main process is raised in all of them. Not every error survives pickling, so the
-    others raise a `UserError` of the same message, or a `MainProcessError` in place of any other.
+    An error of the main process is raised in every process. Since not every error can be pickled,
+    the others raise a `UserError` with the same message, or a `MainProcessError` for other types.
     """
     if count() == 1:
         return choose()
@@ -191,10 +193,10 @@ def decide(choose: Callable[[], T]) -> T:
 
 
 def is_first(name: str) -> bool:
-    """Whether no process has asked this before, whatever state they are in.
+    """Whether this is the first process to ask for ``name``, whatever state the others are in.
 
-    It needs the launcher's store alone, and so works before the processes have met and after one of
-    them is gone. Where there is no store, the main process counts as the first.
+    Only the launcher's store is needed, so it works before the process group exists and after a
+    process has died. Without a store, the main process counts as the first.
     """
     address, port = (os.environ.get(f"MASTER_{part}", "") for part in ("ADDR", "PORT"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -208,7 +210,7 @@ def is_first(name: str) -> bool:
 def _order(
     positions: slice | Tensor, own: int, total: int, device: torch.device
 ) -> tuple[Tensor, list[int]]:
-    """Places of ``total`` rows among those of the first process, the second, ...; their numbers."""
+    """Places of all rows when processes follow one another, ``(total,)``; rows of each process."""
     codes = torch.zeros(total, dtype=torch.long, device=device)
     codes[positions] = rank() * total + torch.arange(own, device=device)
     codes = add_up(codes)
@@ -217,8 +219,8 @@ def _order(
     return (sizes.cumsum(0) - sizes)[owners] + numbers, sizes.tolist()
 
 
-def _state() -> PartialState:
-    """What accelerate knows; unlike its `Accelerator`, it has to be told of processors alone."""
+def _state() -> Any:  # its attributes have no types
+    """State of accelerate, which, unlike its `Accelerator`, must be told to stay on the CPU."""
     no_accelerator = (
         parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     )

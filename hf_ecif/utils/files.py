@@ -1,4 +1,4 @@
-"""Where results may go; and files that are written aside and then renamed, never half-written."""
+"""Where results may go, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,26 +13,16 @@ from typing import Any
 
 from hf_ecif.errors import UserError
 
-CHECKPOINTS = ".checkpoints"  # of a run that is not finished, in its output
-PARTIAL = ".partial"  # what a run that was killed leaves behind ends like this
-
-
-def require_new(output: Path) -> None:
-    """Refuse a folder that holds anything, or cannot be written to.
-
-    Raises:
-        UserError: it does, or cannot.
-    """
-    require_writable(output)
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"--output {output} exists and is not empty. Give a new folder.")
+CHECKPOINTS = ".checkpoints"  # in the output of a run that is not finished
+FIT = "influence.safetensors"  # what makes a model's folder that of a fit
+PARTIAL = ".partial"  # ending of a file whose writing was interrupted
 
 
 def require_writable(output: Path) -> None:
-    """Refuse early what a long run would fail at in the end.
+    """Refuse, before a long run, an output folder that cannot be written to.
 
     Raises:
-        UserError: it is a file, or below one, or may not be written to.
+        UserError: it is a file, lies below a file, or is not writable.
     """
     there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     if not there.is_dir():
@@ -43,7 +33,7 @@ def require_writable(output: Path) -> None:
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes ``path`` at the end; its folder is made if need be."""
+    """Temporary path that is renamed to ``path`` at the end; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -54,7 +44,7 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what runs that were killed left half-written, in a folder and below."""
+    """Delete the unfinished files that killed runs left in a folder and below."""
     for path in list(folder.rglob(f".*{PARTIAL}")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -63,18 +53,18 @@ def sweep(folder: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a file in one step."""
+    """Write a text file atomically."""
     with aside(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:
-    """The same for JSON; what JSON does not know is written as its text."""
+    """Write values as JSON, atomically; values of other types are written as text."""
     write_text(to_json(values, indent=2) + "\n", path)
 
 
 def to_json(values: Any, indent: int | None = None) -> str:
-    """JSON that any reader takes: what is not a number is null."""
+    """JSON text that every reader accepts: numbers that are not finite become null."""
     return json.dumps(_finite(values), indent=indent, default=str, allow_nan=False)
 
 
@@ -82,14 +72,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """The values of a JSON file.
 
     Raises:
-        UserError: It is no JSON object.
+        UserError: the file cannot be read, or is not a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}. Make it again.") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold names with values. Make it again.")
+        raise UserError(f"{path} must be a JSON object. Make it again.")
     return values
 
 

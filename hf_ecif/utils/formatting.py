@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +15,7 @@ Bools = NDArray[np.bool_]
 
 def number(value: Any) -> str:
     """Three significant digits, thousands separated, tiny and huge values as powers of ten."""
-    if value is None or isinstance(value, jinja2.Undefined):
+    if value is None:
         return "–"
     if isinstance(value, (bool, str)):
         return str(value)
@@ -34,7 +33,7 @@ def number(value: Any) -> str:
 
 
 def models_of_removal(config: Mapping[str, Any]) -> dict[str, str]:
-    """The models of a removal, by their names in its summary."""
+    """What a page calls the models of a removal, by their names in its summary."""
     return {
         "before": "fitted on all rows" if config["fit_epochs"] else "as given",
         "after": "edited: without them",
@@ -43,27 +42,27 @@ def models_of_removal(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def reach(ceiling: float | None) -> str:
-    """Behind an interval: what a perfect prediction would reach, if that is known."""
+    """Text that follows an interval: what a perfect prediction would reach, if known."""
     return "" if ceiling is None else f"; a perfect prediction would reach {ceiling:.2f}"
 
 
 def percent(value: Any) -> str:
     """A share as a percentage of three significant digits."""
-    text = number(value if value is None or isinstance(value, jinja2.Undefined) else 100.0 * value)
+    text = number(None if value is None else 100.0 * value)
     return text if text == "–" else f"{text} %"
 
 
 def share(value: Any) -> str:
     """A share as a percentage of one decimal, for figures that stand beside each other."""
-    if value is None or isinstance(value, jinja2.Undefined) or math.isnan(value):
+    if value is None or math.isnan(value):
         return "–"
     return f"{100 * value:.1f} %"
 
 
 def estimate(value: float, stderr: float, exponent: int = 0) -> str:
-    """A value with its standard error, both to the same decimal place, in units of a power of ten.
+    """A value and its standard error to the same decimal place, in units of a power of ten.
 
-    An error that is unknown, or zero but for rounding, is left out.
+    An error that is unknown, or zero up to rounding, is left out.
 
     >>> estimate(0.00123, 0.0004, exponent=-3)
     '1.23 ± 0.40'
@@ -78,7 +77,7 @@ def estimate(value: float, stderr: float, exponent: int = 0) -> str:
 
 
 def readable_exponent(values: Floats) -> int:
-    """A power of ten, a multiple of three, in which typical values are easy to read.
+    """Exponent of ten, a multiple of three, of the unit in which typical values read well.
 
     >>> readable_exponent(np.array([2e-5, -7e-5]))
     -6

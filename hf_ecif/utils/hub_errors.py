@@ -1,4 +1,4 @@
-"""What went wrong with the Hub, in plain words, and whether it may go better on another try."""
+"""Errors of the Hub in plain words, and whether another try may succeed."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ _MEANINGS: tuple[tuple[type[BaseException], str], ...] = (
     (DisabledRepoError, "The Hub has disabled this repository."),
     (
         OfflineModeIsEnabled,
-        "The Hub may not be asked, since HF_HUB_OFFLINE is set. Unset it to use the network.",
+        "HF_HUB_OFFLINE is set, so the Hub is not asked. Unset it to use the network.",
     ),
     (LocalTokenNotFoundError, f"You are not logged in. {LOG_IN}"),
-    (HFValidationError, "That is no name of a repository: it must look like owner/name."),
+    (HFValidationError, "That is not the name of a repository: it must look like owner/name."),
 )
 _STATUSES = {
     401: f"The Hub does not accept the token. {LOG_IN}",
-    403: "The token may not do this: it can only read, or the repository is not yours to write to. "
+    403: "The token does not allow this: it can only read, or the repository is not yours. "
     "Use a token with write access from the settings of your account on the Hub.",
-    429: "The Hub asks for fewer requests. Wait some minutes and try again.",
+    429: "The Hub limits the number of requests. Wait some minutes and try again.",
 }
 
 
 def explain_hub_error(error: BaseException) -> str | None:
-    """Say what is wrong and what to do about it; never an address, a header or a token.
+    """What is wrong and what to do about it, without any address, header or token.
 
     Args:
-        error: Whatever a client of the Hub raised. Its causes are looked at, too.
+        error: what a client of the Hub raised; its causes are searched, too.
 
     Returns:
-        Whole sentences, or None where no part of the error comes from the Hub or the network.
+        Whole sentences; None if no part of the error comes from the Hub or the network.
     """
     causes = list(_causes(error))
     for cause in causes:
@@ -73,18 +73,18 @@ def explain_hub_error(error: BaseException) -> str | None:
 
 
 def find_answer(error: BaseException) -> HfHubHTTPError | None:
-    """The Hub's refusal among an error and its causes."""
+    """The Hub's refusal, found among an error and its causes."""
     return next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether the network failed, so that the Hub gave no answer at all."""
+    """Whether the network failed, so that the Hub did not answer at all."""
     kinds = (httpx.TransportError, ConnectionError, TimeoutError)
     return find_answer(error) is None and any(isinstance(cause, kinds) for cause in _causes(error))
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may well succeed a little later."""
+    """Whether the same request may succeed a little later."""
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error)):
         return False
     answer = find_answer(error)
@@ -96,7 +96,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def retry_after(error: BaseException) -> float | None:
-    """Seconds that the Hub asks to wait for, None if it does not say."""
+    """Seconds that the Hub asks to wait; None if it does not say."""
     answer = find_answer(error)
     value = None if answer is None else answer.response.headers.get("Retry-After")
     if value is None:
@@ -123,7 +123,7 @@ def _explain_answer(answer: HfHubHTTPError) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it was raised from or while handling."""
+    """The error, then its causes and contexts."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 _NAME = r"(?P<repo_id>[\w-][\w.-]*/[\w-][\w.-]*)"
 _HUB_ID = re.compile(rf"{_NAME}(@(?P<revision>\S+))?(?P<path>)")
-# A revision has slashes only where it is a reference of the Hub's own, or where they are encoded.
+# A revision holds a slash only as one of the Hub's own references, or encoded.
 _URI = re.compile(
     rf"hf://datasets/{_NAME}(@(?P<revision>refs/\w+/\w+|[^/\s]+))?(?:/(?P<path>.*?))?/?"
 )
@@ -20,8 +20,8 @@ class HubPath(NamedTuple):
 
     Attributes:
         repo_id: ``owner/name``.
-        revision: Branch, tag or commit; None is the main branch.
-        path: Of a file or a folder inside; empty is all of it.
+        revision: branch, tag or commit; None is the main branch.
+        path: a file or a folder inside; empty is the whole repository.
     """
 
     repo_id: str
@@ -30,7 +30,7 @@ class HubPath(NamedTuple):
 
 
 def parse_hub_path(source: str) -> HubPath | None:
-    """The place that a source names, None if it lies on disk or is no such name.
+    """The place on the Hub that a source names; None if it lies on disk or has another form.
 
     Example:
         >>> parse_hub_path("hf://datasets/me/pairs@v1/clean/train.parquet")
@@ -46,7 +46,7 @@ def parse_hub_path(source: str) -> HubPath | None:
 
 
 def parse_model_path(name: str) -> HubPath | None:
-    """The same for a model, which may be named ``hf://owner/name``, too.
+    """The place on the Hub that a model's name gives, which may be ``hf://owner/name``, too.
 
     Example:
         >>> parse_model_path("hf://models/openai/clip-vit-base-patch32").repo_id
@@ -58,9 +58,9 @@ def parse_model_path(name: str) -> HubPath | None:
 
 
 def public_name(source: str) -> str:
-    """The name of a source as others may know it: on the Hub in full, else the folder's own.
+    """Name of a source that may be published: in full on the Hub, else the folder's last part.
 
-    Folders of this machine are nobody's business.
+    Paths of this machine stay private.
 
     Example:
         >>> public_name("me/pairs@v1"), public_name("/home/me/secret/pairs")

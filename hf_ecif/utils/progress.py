@@ -1,4 +1,4 @@
-"""Progress bars of long stages: a function of a stage's name and its number of steps."""
+"""Progress bars of long stages, made from a stage's name and its number of steps."""
 
 from __future__ import annotations
 
@@ -22,13 +22,27 @@ ProgressFactory = Callable[[str, int], Advance]
 
 
 def silent(name: str, steps: int) -> Advance:
-    """No bar at all."""
+    """A progress bar that shows nothing."""
     return lambda done: None
+
+
+def tqdm_bars(name: str, steps: int) -> Advance:
+    """A bar as `datasets` shows them: in a notebook or a terminal, unless these are disabled."""
+    from datasets.utils import tqdm  # for the commands' help, which shows no bar
+
+    bar = tqdm(desc=name, total=steps or None)
+
+    def advance(done: int) -> None:
+        bar.update(done)
+        if bar.total is not None and bar.n >= bar.total:
+            bar.close()
+
+    return advance
 
 
 @contextmanager
 def progress_bars(console: Console) -> Iterator[ProgressFactory]:
-    """A bar per stage with rate and time left; in a log, where bars cannot move, none."""
+    """Bars with rate and time left, one a stage; none in a log, where bars cannot move."""
     with Progress(
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -40,14 +54,14 @@ def progress_bars(console: Console) -> Iterator[ProgressFactory]:
     ) as bars:
 
         def add(name: str, steps: int) -> Advance:
-            task = bars.add_task(name, total=steps or None)  # 0: nobody knows how many
+            task = bars.add_task(name, total=steps or None)  # 0: the number is unknown
             return lambda done: bars.advance(task, done)
 
         yield add
 
 
 class _RateColumn(ProgressColumn):
-    """Steps per second."""
+    """Column that shows steps per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed

@@ -83,7 +83,7 @@ class TestOverview:
         visitor.sees("#overview-cards", "No pair is flagged here")
         visitor.sees("#overview-tiles .accent", "at a threshold of 95 %")
         visitor.shot("overview-none")
-        visitor.page.get_by_role("button", name="The audit's own").click()
+        visitor.page.get_by_role("button", name="Reset to the audit's").click()
         visitor.sees("#overview-tiles .accent", "1,000")
 
     def test_the_slider_moves_by_key(self, visitor: Visitor):
@@ -200,7 +200,7 @@ class TestReview:
         stranger.tab("Review")
         stranger.sees("#review-detail", "row ")
         stranger.press("#review-nearest button")
-        stranger.sees("#review-near", "Like images with other captions")
+        stranger.sees("#review-near", "Similar images, other captions")
         stranger.shot("review-neighbours")
         row = stranger["#review-near [data-row]"].first.get_attribute("data-row")
         stranger.press("#review-near [data-row]")
@@ -212,7 +212,7 @@ class TestTrace:
         stranger.tab("Trace")
         stranger.sees("#trace-causes", "appear here")
         stranger.press("#trace-find")
-        stranger.sees("#trace-errors", "captions find another image")
+        stranger.sees("#trace-errors", "captions retrieve the wrong image")
         stranger.press("#trace-errors [data-row]")
         stranger.sees("#trace-causes", "nats against the")
         expect(stranger["#trace-causes [data-row]"]).to_have_count(8)
@@ -225,7 +225,7 @@ class TestTrace:
         stranger.tab("Trace")
         stranger.press("#trace-own button")
         stranger.press("#trace-ask")
-        stranger.sees("#trace-causes", "Bring an image and its caption")
+        stranger.sees("#trace-causes", "Give an image and its caption")
         (tmp_path / "own.png").write_bytes(bomb(64))
         stranger["#trace-image input[type=file]"].set_input_files(tmp_path / "own.png")
         expect(stranger["#trace-image img"]).to_be_visible(timeout=WAIT)
@@ -240,11 +240,11 @@ class TestTrace:
 class TestWhatIf:
     def test_drag_predict_and_measure(self, stranger: Visitor):
         stranger.tab("What if")
-        stranger.sees("#what-if-said", "12 pairs go, most harmful first")
+        stranger.sees("#what-if-said", "12 pairs removed, most harmful first")
         share = stranger["#share input[type=number]"]
         share.fill("20")
         share.press("Enter")
-        stranger.sees("#what-if-said", "24 pairs go")
+        stranger.sees("#what-if-said", "24 pairs removed")
         stranger.page.get_by_role("radio", name="likeliest misaligned first").check()
         stranger.sees("#what-if-said", "likeliest misaligned first")
         stranger.press("#what-if-measure")
@@ -331,7 +331,7 @@ class TestPublish:
             visitor.tab("Publish")
             visitor["#publish-repo textarea, #publish-repo input"].first.fill("bob/birds-clean")
             visitor.press("#publish-try")
-            visitor.sees("#publish-said", "Would be pushed")
+            visitor.sees("#publish-said", "would be pushed")
             with pytest.raises(KeyError):
                 hub.commits("bob/birds-clean")
             visitor.shot("publish-tried")

@@ -57,7 +57,7 @@ def bomb(side: int) -> bytes:
 class TestPrepare:
     def test_it_is_the_audit_over_again(self, prepared, real):
         audit = open_audit(real)
-        scores = prepared.model.score(prepared.rows)
+        scores = prepared.influence.scores()
         found = audit.rows.score[prepared.rows.positions.numpy()]
         np.testing.assert_allclose(scores.task.numpy(), found, rtol=1e-3, atol=1e-7)
         assert len(prepared.test) == 40
@@ -68,13 +68,13 @@ class TestPrepare:
         write_json(
             read_json(audit.folder / "summary.json") | {"split": "test"}, tmp_path / "summary.json"
         )
-        with pytest.raises(UserError, match="40 rows by now, and had 120"):
+        with pytest.raises(UserError, match="40 rows now, but had 120"):
             prepare(str(tmp_path))
 
 
 class TestNeighbours:
     def test_they_are_the_nearest_images_by_captions(self, prepared):
-        text, image = prepared.embeddings[:2]
+        text, image = prepared.model.embed_as_given(prepared.rows)[:2]
         near = (image @ image[5]).argsort(descending=True)[1 : engine.NEAR + 1]
         agree, contradict = engine.find_neighbours(prepared, int(prepared.rows.positions[5]))
         assert set(agree + contradict) <= set(prepared.rows.positions[near].tolist())
@@ -92,16 +92,16 @@ class TestNeighbours:
 
 class TestTrace:
     def test_the_errors_are_those_of_the_model(self, real, prepared):
-        errors = find_errors(prepared.model, prepared.query)
+        errors = find_errors(prepared.influence, prepared.query)
         shown = tracing.list_errors(real)
-        assert f"{len(errors.rows)} captions find another image" in shown
+        assert f"{len(errors.rows)} captions retrieve the wrong image" in shown
         assert shown.index(f'data-row="{errors.rows[0]}"') < shown.index(
             f'data-row="{errors.rows[1]}"'
         )
 
     def test_the_causes_are_those_of_a_trace(self, real, prepared):
-        row = find_errors(prepared.model, prepared.query).rows[:1]
-        expected = trace(prepared.model, prepared.rows, prepared.query, row, top_k=tracing.TOP)
+        row = find_errors(prepared.influence, prepared.query).rows[:1]
+        expected = trace(prepared.influence, prepared.query, row, top_k=tracing.TOP)
         causes = engine.find_causes(
             prepared, retrieval_margin(prepared.query, row.tolist()), tracing.TOP
         )
@@ -112,8 +112,8 @@ class TestTrace:
         assert "nats against the" in " ".join(shown.split())
 
     def test_a_row_that_is_no_error_is_refused(self, prepared):
-        right = set(range(40)) - set(find_errors(prepared.model, prepared.query).rows.tolist())
-        with pytest.raises(UserError, match="is no misprediction"):
+        right = set(range(40)) - set(find_errors(prepared.influence, prepared.query).rows.tolist())
+        with pytest.raises(UserError, match="is not mispredicted"):
             engine.describe_query(prepared, min(right))
 
     def test_a_pair_of_ones_own_is_told_from_the_captions_of_the_query(
@@ -122,26 +122,24 @@ class TestTrace:
         caption = prepared.query.texts[0]
         asked, _ = engine.ask(prepared, Path(picture).read_bytes(), caption, [])
         image_to_text = retrieval_margin(prepared.query, [0], "image_to_text")
-        theta = prepared.model.theta
+        theta = prepared.influence.theta
         expected = image_to_text.values(prepared.model.encoder, theta).item()
         assert asked.margin == pytest.approx(expected, abs=1e-4)
         assert "data-row" in tracing.trace_own(real, picture, caption, "")
 
-    def test_removing_the_causes_mends_the_error(self, prepared, picture):
+    def test_removing_the_causes_fixes_the_error(self, prepared, picture):
         caption = prepared.query.texts[0]
         _, query = engine.ask(prepared, Path(picture).read_bytes(), caption, ["<b>cat</b>", "dog"])
-        scores = prepared.model.score_for(prepared.rows, query).of_query(0).task
+        scores = prepared.influence.scores_for(query).of_query(0).task
         worst = scores.argsort()[:12]
-        rest = torch.ones(len(scores), dtype=torch.bool).index_fill(0, worst, False)
-        model = prepared.model
-        after = query.values(
-            model.encoder, model.refit(prepared.rows.select(rest.nonzero()[:, 0]))
-        ).item()
-        assert after < query.values(model.encoder, model.theta).item()
+        gone = torch.zeros(len(scores), dtype=torch.bool).index_fill(0, worst, True)
+        influence, encoder = prepared.influence, prepared.model.encoder
+        after = query.values(encoder, influence.refit(gone)).item()
+        assert after < query.values(encoder, influence.theta).item()
 
     def test_what_cannot_be_traced_is_said(self, real, picture, tmp_path):
-        assert "Bring an image" in tracing.trace_own(real, None, "cat", "")
-        assert "Bring an image" in tracing.trace_own(real, picture, " ", "")
+        assert "Give an image" in tracing.trace_own(real, None, "cat", "")
+        assert "Give an image" in tracing.trace_own(real, picture, " ", "")
         assert "at least one other class" in tracing.trace_own(real, picture, "cat", "cat\ncat")
 
     @pytest.mark.parametrize(
@@ -170,7 +168,7 @@ class TestMeasure:
     def test_the_prediction_is_that_of_the_group(self, prepared):
         gone = set(prepared.rows.positions[:12].tolist())
         members = torch.arange(120) < 12
-        expected = prepared.model.score_group(prepared.rows, members).task.item()
+        expected = prepared.influence.score_group(members).task.item()
         assert engine.retrain(prepared, gone).predicted == pytest.approx(expected)
 
     def test_it_is_shown_beside_the_truth(self, real):

@@ -54,7 +54,7 @@ def users(hub: HubServer) -> set[str | None]:
 class TestVisitor:
     def test_a_trial_changes_nothing_and_lets_publish(self, hub: HubServer, audit: str):
         said, button = press(publishing._as_visitor, audit, token_of(BOB), trial=True)
-        assert "Would be pushed" in said
+        assert "would be pushed" in said
         assert button.interactive
         with pytest.raises(KeyError):
             hub.commits(REPO)

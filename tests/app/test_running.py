@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -63,9 +64,9 @@ class TestLimits:
 
     @pytest.mark.parametrize("name", ["/etc", "../data", "owner/name/../..", "hf://x/y", "name"])
     def test_a_shared_space_reads_nothing_but_the_hub(self, name):
-        assert "is no name on the Hub" in only(start(name=name))
-        assert "is no name on the Hub" in only(start(name="me/data", model=name))
-        assert "is no name on the Hub" in only(start(name="me/data", query=name))
+        assert "is not a name on the Hub" in only(start(name=name))
+        assert "is not a name on the Hub" in only(start(name="me/data", model=name))
+        assert "is not a name on the Hub" in only(start(name="me/data", query=name))
 
     def test_nothing_named_is_said(self):
         assert "Name a data set" in only(start(name=" "))
@@ -103,7 +104,7 @@ class TestUploads:
 
     @pytest.mark.parametrize("name", ["../out.png", "/out.png", "a/../../out.png"])
     def test_a_zip_that_leads_elsewhere(self, tmp_path, name):
-        with pytest.raises(UserError, match="leads elsewhere"):
+        with pytest.raises(UserError, match="outside its folder"):
             unpack(zipped(tmp_path / "x.zip", {name: b"x"}), tmp_path / "out", SMALL)
 
     def test_the_folder_of_a_zip_is_stepped_into(self, tmp_path):
@@ -174,7 +175,7 @@ class TestRun:
     def test_broken_off_it_is_said(self, parquet):
         views = start(upload=parquet)
         next(views).run.process.kill()
-        assert "The audit broke off" in list(views)[-1].said
+        assert "The audit stopped unexpectedly" in list(views)[-1].said
 
     def test_another_result_replaces_the_earlier_one_where_space_is_shared(self, tmp_path):
         class Ended:
@@ -186,14 +187,18 @@ class TestRun:
             def join(self, seconds: float) -> None:
                 pass
 
-        events = Queue([("done", {"rows": 1, "flagged": 0, "noise": {"rate": 0.0}})])
+        events = Queue(
+            [("done", SimpleNamespace(rows=1, flagged=0, noise=SimpleNamespace(rate=0.0)))]
+        )
         for shared in (True, False):
             folders = [tmp_path / f"{shared}-{n}" for n in (0, 1)]
             for folder in folders:
                 (folder / "audit").mkdir(parents=True)
                 (folder / "audit" / "summary.json").touch()
             earlier, found = (Run(Ended(), events, folder) for folder in folders)
-            events.put(("done", {"rows": 1, "flagged": 0, "noise": {"rate": 0.0}}))
+            events.put(
+                ("done", SimpleNamespace(rows=1, flagged=0, noise=SimpleNamespace(rate=0.0)))
+            )
             limits = replace(SMALL, shared=shared)
             *_, last = running._follow(found, earlier, limits)
             assert folders[0].exists() != shared
@@ -235,7 +240,7 @@ class TestWorker:
         monkeypatch.setattr("hf_ecif.applications.audit.run_audit", starve)
         events = Queue([])
         audit_in_process(self.request(parquet, tmp_path), HOME, events)
-        assert events.items == [("error", "There is too little memory for it here.")]
+        assert events.items == [("error", "There is too little memory here for this audit.")]
 
     def test_the_unexpected_is_said_without_its_details(self, parquet, tmp_path, monkeypatch):
         def fail(*_: Any) -> None:
@@ -245,7 +250,7 @@ class TestWorker:
         events = Queue([])
         with pytest.raises(RuntimeError):
             audit_in_process(self.request(parquet, tmp_path), HOME, events)
-        assert events.items == [("error", "Something unexpected: RuntimeError.")]
+        assert events.items == [("error", "Unexpected error: RuntimeError.")]
 
     def test_a_shared_one_has_no_login(self, monkeypatch):
         for name in ("HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_DISABLE_IMPLICIT_TOKEN"):

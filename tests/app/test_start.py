@@ -27,13 +27,13 @@ class TestEmbedded:
     def test_it_is_an_audit_of_the_data_beside_it(self, tmp_path):
         summary = open_embedded(tmp_path)
         audit = open_audit(str(tmp_path))
-        assert len(audit.rows.score) == summary["rows"] == 1492
-        assert int(audit.rows.flag.sum()) == summary["flagged"]
+        assert len(audit.rows.score) == summary.rows == 1492
+        assert int(audit.rows.flag.sum()) == summary.flagged
         scored = load_rows(str(tmp_path / "scored"), "train")
         data = load_dataset("parquet", data_files=str(DEMO / "data/train.parquet"))["train"]
         assert scored["text"][:] == data["text"][:]
         wrong = np.array(data["is_misaligned"][:])
-        assert (wrong & audit.rows.flag).sum() == summary["truth"]["found"]
+        assert (wrong & audit.rows.flag).sum() == summary.truth.found
 
     def test_it_names_no_folder_of_the_machine_that_made_it(self):
         text = (DEMO / "audit" / "summary.json").read_text()

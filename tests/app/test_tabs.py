@@ -49,7 +49,7 @@ class TestOverview:
         assert ">1,000<" in low.tiles
         assert low.cards.count("data-row") == overview.SHOWN
         assert ">0<" in high.tiles
-        assert "Move the threshold" in high.cards
+        assert "Lower the threshold" in high.cards
 
     def test_the_histogram_holds_every_scored_pair(self, many):
         table = overview.histogram_table(open_audit(many), 0.4)

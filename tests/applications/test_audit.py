@@ -1,7 +1,6 @@
 """A whole audit of 150 rows of the demo, some of them damaged on purpose."""
 
 import io
-import json
 import struct
 import zlib
 from collections import Counter
@@ -19,6 +18,7 @@ from PIL import Image as PILImage
 from hf_ecif.applications.audit import AuditRequest, run_audit
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.columns import COLUMNS
+from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
 from tests.support import DEMO
 
@@ -114,7 +114,7 @@ def request_(folder: Path) -> AuditRequest:
 
 
 @pytest.fixture(scope="module")
-def summary(request_: AuditRequest) -> dict[str, Any]:
+def summary(request_: AuditRequest) -> Summary:
     return run_audit(request_, CONFIG)
 
 
@@ -124,7 +124,7 @@ def before(folder: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def parts(summary: dict[str, Any], request_: AuditRequest) -> dict[str, Dataset]:
+def parts(summary: Summary, request_: AuditRequest) -> dict[str, Dataset]:
     return {name: read(request_.output / name) for name in ("scored", "kept", "removed")}
 
 
@@ -135,10 +135,10 @@ def scored(parts: dict[str, Dataset]) -> Dataset:
 
 @pytest.mark.parametrize("part", ["scored", "kept", "removed"])
 def test_folders_open_with_load_dataset(
-    summary: dict[str, Any], request_: AuditRequest, part: str
+    summary: Summary, request_: AuditRequest, part: str
 ) -> None:
     rows = load_dataset(str(request_.output / part), split="train")
-    assert rows.num_rows == summary["rows" if part == "scored" else part] > 0
+    assert rows.num_rows == getattr(summary, "rows" if part == "scored" else part) > 0
     assert rows.features["image"] == Image()
 
 
@@ -200,48 +200,46 @@ def test_reasons_are_with_the_removed_rows(parts: dict[str, Dataset]) -> None:
 
 
 def test_summary_counts_what_is_in_the_files(
-    summary: dict[str, Any], parts: dict[str, Dataset], scored: Dataset
+    summary: Summary, parts: dict[str, Dataset], scored: Dataset
 ) -> None:
     flags = np.array([bool(flag) for flag in scored["ecif_flag"]])
     wrong = np.array(scored["is_misaligned"][:])
     wrong[DAMAGED] = False  # they are not judged
-    assert summary["rows"] == ROWS
-    assert summary["unreadable"] == len(DAMAGE) == sum(summary["unreadable_reasons"].values())
-    assert summary["unreadable_reasons"] == Counter(scored[r]["ecif_reason"] for r in DAMAGED)
-    assert summary["scored"] == ROWS - len(DAMAGE)
-    assert summary["flagged"] == flags.sum()
-    assert summary["kept"] == parts["kept"].num_rows == ROWS - len(DAMAGE) - flags.sum()
-    assert summary["removed"] == parts["removed"].num_rows == ROWS - summary["kept"]
-    assert summary["truth"]["misaligned"] == wrong.sum()
-    assert summary["truth"]["found"] == (wrong & flags).sum()
-    assert summary["truth"]["precision"] == pytest.approx((wrong & flags).sum() / flags.sum())
-    assert summary["truth"]["recall"] == pytest.approx((wrong & flags).sum() / wrong.sum())
-    assert summary["noise"]["borderline"] == sum(flag is True for flag in scored["ecif_borderline"])
+    assert summary.rows == ROWS
+    assert summary.unreadable == len(DAMAGE) == sum(summary.unreadable_reasons.values())
+    assert summary.unreadable_reasons == Counter(scored[r]["ecif_reason"] for r in DAMAGED)
+    assert summary.scored == ROWS - len(DAMAGE)
+    assert summary.flagged == flags.sum()
+    assert summary.kept == parts["kept"].num_rows == ROWS - len(DAMAGE) - flags.sum()
+    assert summary.removed == parts["removed"].num_rows == ROWS - summary.kept
+    assert summary.truth.misaligned == wrong.sum()
+    assert summary.truth.found == (wrong & flags).sum()
+    assert summary.truth.precision == pytest.approx((wrong & flags).sum() / flags.sum())
+    assert summary.truth.recall == pytest.approx((wrong & flags).sum() / wrong.sum())
+    assert summary.noise.borderline == sum(flag is True for flag in scored["ecif_borderline"])
     suggested = [text is not None for text in scored["ecif_suggested_text"]]
-    assert summary["suggestions"]["count"] == sum(suggested) > 0
+    assert summary.suggestions.count == sum(suggested) > 0
     shared = Counter(group for group in scored["ecif_duplicate_group"] if group is not None)
-    assert summary["duplicates"]["either"] == {
+    assert summary.duplicates.either.to_dict() == {
         "groups": len(shared),
         "rows": shared.total(),
         "largest": max(shared.values()),
     }
-    assert summary["query"]["rows"] == 60
-    assert summary["config"] == CONFIG.to_dict()
+    assert summary.query.rows == 60
+    assert summary.config == CONFIG.to_dict()
 
 
-def test_groups_in_the_summary_are_those_of_the_files(
-    summary: dict[str, Any], scored: Dataset
-) -> None:
-    (group,) = summary["groups"]["table"]  # the wrong rows are fewer than a group needs
+def test_groups_in_the_summary_are_those_of_the_files(summary: Summary, scored: Dataset) -> None:
+    (group,) = summary.groups.table  # the wrong rows are fewer than a group needs
     rows = scored.filter(lambda row: row["noise"] == "none" and row["ecif_flag"] is not None)
-    assert (group["group"], group["rows"]) == ("none", len(rows))
-    assert group["rows"] + summary["groups"]["other_rows"] == summary["scored"]
-    assert group["flagged"] == sum(rows["ecif_flag"])
-    assert group["noise_rate"] < summary["noise"]["rate"]
+    assert (group.group, group.rows) == ("none", len(rows))
+    assert group.rows + summary.groups.other_rows == summary.scored
+    assert group.flagged == sum(rows["ecif_flag"])
+    assert group.noise_rate < summary.noise.rate
     probability = np.array(rows["ecif_noise_probability"])
     flagged = np.array(rows["ecif_flag"])
-    assert probability[~flagged].max() <= group["threshold"] + 1e-6
-    assert probability[flagged].min() >= group["threshold"] - 1e-6
+    assert probability[~flagged].max() <= group.threshold + 1e-6
+    assert probability[flagged].min() >= group.threshold - 1e-6
 
 
 def test_suggestions_are_captions_of_rows_that_are_not_flagged(scored: Dataset) -> None:
@@ -262,20 +260,19 @@ def test_repeated_rows_are_one_group(scored: Dataset) -> None:
     assert groups[60] == groups[ROWS - 1] == groups[ROWS - 2] == 60
 
 
-def test_summary_file_is_the_summary(summary: dict[str, Any], request_: AuditRequest) -> None:
-    written = json.loads((request_.output / "summary.json").read_text())
-    assert written == json.loads(json.dumps(summary, default=str))
+def test_summary_file_is_the_summary(summary: Summary, request_: AuditRequest) -> None:
+    assert Summary.load(request_.output / "summary.json") == summary
 
 
-def test_nothing_else_is_written(summary: dict[str, Any], request_: AuditRequest) -> None:
+def test_nothing_else_is_written(summary: Summary, request_: AuditRequest) -> None:
     names = {path.name for path in request_.output.iterdir()}
     assert names == {"scored", "kept", "removed", "summary.json", "report.html"}
     assert "<html" in (request_.output / "report.html").read_text()[:500].lower()
 
 
-def test_missing_cells_are_no_overlap(summary: dict[str, Any]) -> None:
-    assert summary["query"]["overlap"] == 0
-    assert not any("query" in warning for warning in summary["warnings"])
+def test_missing_cells_are_no_overlap(summary: Summary) -> None:
+    assert summary.query.overlap == 0
+    assert not any("query" in warning for warning in summary.warnings)
 
 
 def test_own_output_is_scored_anew_and_truth_changes_no_score(
@@ -296,7 +293,7 @@ def test_own_output_is_scored_anew_and_truth_changes_no_score(
 
 
 @pytest.fixture(scope="module")
-def small(folder: Path, before: Dataset) -> Callable[..., dict[str, Any]]:
+def small(folder: Path, before: Dataset) -> Callable[..., Summary]:
     """Audit the rows 60 to 85, with columns exchanged."""
 
     def audit(
@@ -324,61 +321,61 @@ def small(folder: Path, before: Dataset) -> Callable[..., dict[str, Any]]:
 
 
 def test_query_is_chosen_with_a_warning_and_no_row_is_known_to_be_wrong(
-    small: Callable[..., dict[str, Any]],
+    small: Callable[..., Summary],
 ) -> None:
     summary = small("chosen", options={"truth_column": "is_misaligned"}, is_misaligned=[False] * 25)
-    assert summary["query"]["chosen"]
-    assert summary["query"]["rows"] >= 2
-    assert any("No query was given" in warning for warning in summary["warnings"])
-    truth = summary["truth"]
-    assert (truth["misaligned"], truth["found"], truth["recall"]) == (0, 0, None)
-    assert "auroc" not in truth
+    assert summary.query.chosen
+    assert summary.query.rows >= 2
+    assert any("No query was given" in warning for warning in summary.warnings)
+    truth = summary.truth
+    assert (truth.misaligned, truth.found, truth.recall) == (0, 0, None)
+    assert truth.auroc is None
 
 
 def test_overlap_counts_images_and_no_missing_ones_with_a_warning(
-    small: Callable[..., dict[str, Any]], before: Dataset
+    small: Callable[..., Summary], before: Dataset
 ) -> None:
     images = [*before[60:84]["image"], None]
     summary = small("overlap", query_rows=slice(17, 64), image=images)
     assert before[17]["image"] is None  # missing on both sides
-    assert summary["query"]["overlap"] == 4
-    assert any(w.startswith("4 images of the query are in") for w in summary["warnings"])
+    assert summary.query.overlap == 4
+    assert any(w.startswith("4 images of the query are in") for w in summary.warnings)
 
 
-def test_equal_captions_leave_nothing_to_learn_from(small: Callable[..., dict[str, Any]]) -> None:
+def test_equal_captions_leave_nothing_to_learn_from(small: Callable[..., Summary]) -> None:
     with pytest.raises(UserError, match="caption"):
         small("equal", text=["the same"] * 25)
 
 
-def test_no_row_is_readable(small: Callable[..., dict[str, Any]]) -> None:
+def test_no_row_is_readable(small: Callable[..., Summary]) -> None:
     with pytest.raises(UserError, match=r"None of the 25 rows can be read.*image missing"):
         small("unreadable", image=[None] * 25)
 
 
-def test_truth_must_be_boolean(small: Callable[..., dict[str, Any]]) -> None:
+def test_truth_must_be_boolean(small: Callable[..., Summary]) -> None:
     with pytest.raises(UserError, match="noise"):
         small("kinds", options={"truth_column": "noise"})
 
 
 def test_without_comparison_there_are_no_suggestions(
-    small: Callable[..., dict[str, Any]], folder: Path
+    small: Callable[..., Summary], folder: Path
 ) -> None:
     summary = small("alone", options={"suggest": False})
-    assert (summary["suggestions"], summary["duplicates"]) == (None, None)
+    assert (summary.suggestions, summary.duplicates) == (None, None)
     rows = read(folder / "alone" / "out" / "scored")
     for name in ("ecif_suggested_text", "ecif_suggested_margin", "ecif_duplicate_group"):
         assert set(rows[name]) == {None}
 
 
-def test_suggestions_of_a_vocabulary(small: Callable[..., dict[str, Any]], folder: Path) -> None:
+def test_suggestions_of_a_vocabulary(small: Callable[..., Summary], folder: Path) -> None:
     words = folder / "words.txt"
     words.write_text("a red heart\na dog\na flag\n")
     options = {"vocabulary": words, "suggest_margin": 0.0}
     summary = small("words", query_rows=slice(85, 130), options=options)
     suggested = read(folder / "words" / "out" / "scored")["ecif_suggested_text"][:]
-    assert summary["suggestions"]["vocabulary"] == str(words)
+    assert summary.suggestions.vocabulary == str(words)
     assert set(suggested) - {None} <= {"a red heart", "a dog", "a flag"}
-    assert summary["suggestions"]["count"] == sum(text is not None for text in suggested)
+    assert summary.suggestions.count == sum(text is not None for text in suggested)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +387,7 @@ def test_suggestions_of_a_vocabulary(small: Callable[..., dict[str, Any]], folde
     ],
 )
 def test_mistakes_in_what_is_compared(
-    small: Callable[..., dict[str, Any]], options: dict[str, Any], words: str
+    small: Callable[..., Summary], options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
         small(f"mistake {words[-9:]}".replace("/", ""), options=options)

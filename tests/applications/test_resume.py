@@ -22,6 +22,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.errors import UserError
 from hf_ecif.influence import rows as features
 from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.saving import save_model
 from hf_ecif.utils.checkpoints import MANIFEST, Checkpoints
 from hf_ecif.utils.files import write_text
 from tests.support import DEMO, kills
@@ -364,7 +365,8 @@ def test_other_fit_is_refused(half: Job, folder: Path, finish: Callable[[Job], J
 @TWO_STEPS
 def test_other_model_is_refused(half: Job, tmp_path: Path) -> None:
     model = InfluenceModel.from_pretrained(DEMO / "model")
-    model.save_edited(model.encoder.theta * 1.01, tmp_path / "model")
+    edited = model.edited(model.encoder.theta * 1.01)
+    save_model(edited, model.processor, tmp_path / "model")
     with pytest.raises(UserError, match=r"model was '[0-9a-f]{16}' and is '[0-9a-f]{16}'"):
         half.again(resume=True, model=str(tmp_path / "model"))()
 

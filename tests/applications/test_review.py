@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from hf_ecif.applications.review import apply_review
 from hf_ecif.data.review import DECISION, Decision, Review
+from hf_ecif.data.summary import ReviewFacts
 from hf_ecif.errors import UserError
-from hf_ecif.hub.dataset_repo import AuditFolder
+from hf_ecif.hub.dataset_repo import DatasetRepo
 from tests.support.hub.audits import write_audit, write_source
 
 ROWS = st.integers(0, 50)
@@ -97,20 +98,20 @@ class TestApply:
         changed = next(row for row in kept if row["text"] == "a crow")
         assert changed["ecif_original_text"] == "bird number 5"
         assert changed[DECISION] == "recaption"
-        assert summary["review"] == {"decided": 4, "keep": 2, "remove": 1, "recaption": 1}
-        assert (summary["kept"], summary["removed"]) == (11, 1)
+        assert summary.review == ReviewFacts(decided=4, keep=2, remove=1, recaption=1)
+        assert (summary.kept, summary.removed) == (11, 1)
 
     def test_a_threshold_moves_the_flags(self, audit, tmp_path):
         summary = apply_review(audit, Review(threshold=0.05), tmp_path / "out")
-        assert (summary["flagged"], summary["removed"]) == (11, 12)
+        assert (summary.flagged, summary.removed) == (11, 12)
         reasons = {row["ecif_reason"] for row in load(tmp_path / "out", "removed")}
         assert "at 10%, above the threshold of the review, 5%" in reasons
         summary = apply_review(audit, Review(threshold=0.95), tmp_path / "none")
-        assert (summary["flagged"], summary["removed"]) == (0, 1)
+        assert (summary.flagged, summary.removed) == (0, 1)
 
     def test_the_result_is_an_audit(self, audit, tmp_path):
         apply_review(audit, Review((Decision(2, "remove"),)), tmp_path / "out")
-        assert AuditFolder(tmp_path / "out").summary["removed"] == 4
+        assert DatasetRepo(tmp_path / "out").summary.removed == 4
         assert "bird number 2" in (tmp_path / "out" / "report.html").read_text()
 
     def test_decisions_of_another_audit_are_refused(self, audit, tmp_path):

@@ -20,8 +20,9 @@ from hf_ecif.cli.main import app
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.columns import SCORES
 from hf_ecif.errors import UserError
+from hf_ecif.influence.columns import REASON
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
-from hf_ecif.influence.scorer import REASON
 from tests.applications.test_audit import read
 from tests.support import DEMO
 
@@ -98,11 +99,10 @@ class TestFit:
         from hf_ecif.influence.queries import choose_query
 
         train = model.read(rows)
-        fitted = model.fit(train, choose_query(train, model.encoder, seed=CONFIG.seed))
-        loaded = InfluenceModel.from_pretrained(fit)
+        influence = model.fit(train, choose_query(train, model.encoder, seed=CONFIG.seed))
+        fitted, loaded = influence.fitted, Influence.from_pretrained(fit)
         assert loaded.config.to_dict() == CONFIG.to_dict()
-        assert loaded.fingerprint == model.fingerprint
-        assert loaded.fitted is not None
+        assert loaded.fingerprint == influence.fingerprint
         for one, other in zip(loaded.fitted.directions, fitted.directions, strict=True):
             assert torch.equal(one, other)
         assert loaded.fitted.solvers == fitted.solvers
@@ -197,10 +197,11 @@ class TestShards:
     def test_scores_are_those_of_the_blocks(
         self, scored: Dataset, before: Dataset, fit: Path
     ) -> None:
-        model = InfluenceModel.from_pretrained(fit)
+        influence = Influence.from_pretrained(fit)
+        model = influence.model
         for rows in (range(SIZE), range(SIZE, ROWS)):
             read_rows = model.read(before.select(rows))
-            scores, given = model.score(read_rows), model.score_as_given(read_rows)
+            scores, given = influence.scores(read_rows), model.score_as_given(read_rows)
             block = scored.select([rows.start + row for row in read_rows.positions.tolist()])
             for name, values in {
                 "ecif_score": scores.positive + scores.negative,

@@ -10,7 +10,7 @@ from datasets import load_dataset
 from torch import Tensor
 
 from hf_ecif.applications.tracing import (
-    COMPANY,
+    CONTEXT,
     Errors,
     Task,
     Traces,
@@ -22,9 +22,10 @@ from hf_ecif.applications.tracing import (
 )
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.influence.gradient_index import build_index
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.queries import first_rows
-from hf_ecif.influence.response import Station
+from hf_ecif.influence.response import Checkpoint
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
 from tests.cli.test_main import DEMO
@@ -33,8 +34,7 @@ TRAIN, QUERY, PLANTED, VICTIMS = 300, 60, 8, 3
 
 
 class Study(NamedTuple):
-    model: InfluenceModel
-    train: Rows
+    influence: Influence
     query: Rows
     victims: list[int]  # rows of the query whose captions were planted
     planted: Tensor  # (VICTIMS, PLANTED), rows of the training set that carry them
@@ -69,8 +69,8 @@ def study() -> Study:
     query = model.read(data["validation"].select(range(QUERY)))
     clean = data["train"].filter(lambda wrong: not wrong, input_columns="is_misaligned")
     clean_rows = model.read(clean.select(range(TRAIN)))
-    model.fit(clean_rows, query)
-    failing = set(find_errors(model, query).rows.tolist())
+    clean_fit = model.fit(clean_rows, query)
+    failing = set(find_errors(clean_fit, query).rows.tolist())
     victims = [row for row in range(QUERY) if row not in failing][:VICTIMS]
     planted = poison(model, clean_rows, query, victims)
     texts = list(clean_rows.texts)
@@ -79,10 +79,10 @@ def study() -> Study:
             texts[row] = query.texts[victim]
     data = clean.select(range(TRAIN)).remove_columns("text").add_column("text", texts)
     train = model.read(data)
-    model.fit(train, query)
-    errors = find_errors(model, query)
-    traces = trace(model, train, query, torch.tensor(victims), top_k=20)
-    return Study(model, train, query, victims, planted, errors, traces)
+    influence = model.fit(train, query)
+    errors = find_errors(influence, query)
+    traces = trace(influence, query, torch.tensor(victims), top_k=20)
+    return Study(influence, query, victims, planted, errors, traces)
 
 
 def test_planted_pairs_cause_errors(study: Study) -> None:
@@ -90,8 +90,8 @@ def test_planted_pairs_cause_errors(study: Study) -> None:
 
 
 def test_errors_are_what_is_retrieved(study: Study) -> None:
-    model, errors = study.model, study.errors
-    text, image = model.encoder.embed(model.theta, study.query.features)[:2]
+    influence, errors = study.influence, study.errors
+    text, image = influence.model.encoder.embed(influence.theta, study.query.features)[:2]
     nearest = (text @ image.T).argmax(dim=1)
     assert (errors.margin.diff() <= 0).all()
     assert torch.equal(nearest[errors.rows], errors.retrieved)
@@ -116,7 +116,7 @@ def test_traces_are_ordered_scores(study: Study) -> None:
     assert {tuple(getattr(traces, field.name).shape) for field in fields(traces)} == {(VICTIMS, 20)}
     torch.testing.assert_close(traces.score, traces.positive + traces.negative)
     assert (traces.score[:, :5] < 0).all()
-    size = study.model.score(study.train).size[traces.pairs]
+    size = study.influence.scores().size[traces.pairs]
     torch.testing.assert_close(traces.relative, traces.score / size)
     # Their geometric mean decides, by which neither alone is in order.
     between = -(traces.score * traces.relative).sqrt()
@@ -129,8 +129,7 @@ def test_chunks_do_not_matter(study: Study, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("hf_ecif.applications.tracing.CHUNK", 1)
     ticks: list[int] = []
     again = trace(
-        study.model,
-        study.train,
+        study.influence,
         study.query,
         torch.tensor(study.victims),
         top_k=20,
@@ -158,9 +157,9 @@ def test_the_role_is_that_which_does_more_harm(study: Study) -> None:
 
 
 def test_zero_shot_errors(study: Study) -> None:
-    model, query = study.model, study.query
-    errors = find_errors(model, query, "zero_shot")
-    text, image = model.encoder.embed(model.theta, query.features)[:2]
+    influence, query = study.influence, study.query
+    errors = find_errors(influence, query, "zero_shot")
+    text, image = influence.model.encoder.embed(influence.theta, query.features)[:2]
     classes = first_rows(query)
     predicted = classes[(image @ text[classes].T).argmax(dim=1)]
     wrong = query.same_text[predicted] != query.same_text
@@ -171,10 +170,10 @@ def test_zero_shot_errors(study: Study) -> None:
 
 def test_rows_of_your_own(study: Study) -> None:
     chosen = torch.tensor([5, 2])
-    described = describe_errors(study.model, study.query, chosen)
+    described = describe_errors(study.influence, study.query, chosen)
     assert set(described.rows.tolist()) == {5, 2}
     margin = margin_of(study.query, described.rows, "text_to_image")
-    values = margin.values(study.model.encoder, study.model.theta)
+    values = margin.values(study.influence.model.encoder, study.influence.theta)
     torch.testing.assert_close(described.margin, values)
     assert study.errors.worst(1).rows.tolist() == study.errors.rows[:1].tolist()
 
@@ -182,24 +181,25 @@ def test_rows_of_your_own(study: Study) -> None:
 @pytest.mark.parametrize("task", ["image_to_text", "zero_shot"])
 def test_every_task_is_traced_by_its_own_margin(study: Study, task: Task) -> None:
     chosen = torch.tensor([4])
-    traces = trace(study.model, study.train, study.query, chosen, direction=task, top_k=3)
-    scores = study.model.contributions(study.train, margin_of(study.query, chosen, task))
+    traces = trace(study.influence, study.query, chosen, direction=task, top_k=3)
+    scores = study.influence.contributions(margin_of(study.query, chosen, task))
     torch.testing.assert_close(traces.score, scores.task.gather(1, traces.pairs))
-    order = responsibility(scores.task, study.model.sizes(study.train))
+    order = responsibility(scores.task, study.influence.sizes())
     assert torch.equal(order[0].argsort()[:3], traces.pairs[0])
 
 
 def test_no_errors(study: Study) -> None:
-    traces = trace(study.model, study.train, study.query, torch.zeros(0, dtype=torch.int64))
+    traces = trace(study.influence, study.query, torch.zeros(0, dtype=torch.int64))
     assert {len(getattr(traces, field.name)) for field in fields(traces)} == {0}
 
 
 def test_an_index_of_full_rank_is_exact(study: Study) -> None:
-    model, query = study.model, margin_of(study.query, torch.tensor([1, 4, 9]), "text_to_image")
-    index = build_index(model, study.train, [query], rank=3)
-    scores = model.contributions(study.train, query)
+    query = margin_of(study.query, torch.tensor([1, 4, 9]), "text_to_image")
+    influence = study.influence
+    index = build_index(influence, [query], rank=3)
+    scores = influence.contributions(query)
     exact = torch.stack([scores.positive, scores.negative])
-    estimate = index.estimate(query.gradients(model.encoder, model.theta))
+    estimate = index.estimate(query.gradients(influence.model.encoder, influence.theta))
     torch.testing.assert_close(estimate, exact, rtol=1e-3, atol=1e-5)
 
 
@@ -207,22 +207,24 @@ def test_candidates_are_decided_by_their_scores(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is proposed are the causes; scored in other batches, it has the same scores nearly."""
-    model, train, victims = study.model, study.train, torch.tensor(study.victims)
+    influence, victims = study.influence, torch.tensor(study.victims)
     scored: list[int] = []
-    score_through = InfluenceModel.score_through
+    scores_through = Influence.scores_through
 
-    def count(model: InfluenceModel, rows: Rows, stations: Sequence[Station]) -> Scores:
-        scored.append(len(rows))
-        return score_through(model, rows, stations)
+    def count(
+        self: Influence, checkpoints: Sequence[Checkpoint], rows: Rows | None = None
+    ) -> Scores:
+        scored.append(len(self.rows if rows is None else rows))
+        return scores_through(self, checkpoints, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(InfluenceModel, "score_through", count)
-        traces = trace(model, train, study.query, victims, top_k=5, candidates=20)
+        patch.setattr(Influence, "scores_through", count)
+        traces = trace(influence, study.query, victims, top_k=5, candidates=20)
     index, some = scored
     assert index == TRAIN
-    assert 20 * (1 + COMPANY) <= some < TRAIN
-    exact = model.contributions(train, margin_of(study.query, victims, "text_to_image"))
-    order = responsibility(exact.task, model.sizes(train))
+    assert 20 * (1 + CONTEXT) <= some < TRAIN
+    exact = influence.contributions(margin_of(study.query, victims, "text_to_image"))
+    order = responsibility(exact.task, influence.sizes())
     proposed = order.topk(30, dim=1, largest=False).indices.unique()
     # Of an index of full rank; candidates of one error may turn out to be causes of another.
     assert torch.isin(traces.pairs, proposed).float().mean() >= 0.9

@@ -29,7 +29,7 @@ def test_perfect_predictions() -> None:
     assert result.slope == pytest.approx(2)
     assert result.sign_agreement == 1
     assert result.ceiling is None
-    assert "foretell retrainings on" in result.verdict
+    assert "predict retrainings on" in result.verdict
 
 
 def test_the_interval_holds_the_truth_and_shrinks() -> None:
@@ -43,7 +43,7 @@ def test_the_interval_holds_the_truth_and_shrinks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("noise", "words"), [(0.1, "foretell"), (0.8, "which removals"), (30.0, "do not foretell")]
+    ("noise", "words"), [(0.1, "predict"), (0.8, "which removals"), (30.0, "do not predict")]
 )
 def test_the_verdict_follows_the_interval(noise: float, words: str) -> None:
     actual = CHANGES + noise * np.random.default_rng(1).normal(size=60)
@@ -58,7 +58,7 @@ def test_few_subsets_leave_it_open() -> None:
 
 @pytest.mark.parametrize("repeats", [2, 8])
 def test_a_perfect_prediction_reaches_the_ceiling(repeats: int) -> None:
-    """And no more: what retrainings do at random, no scores foretell."""
+    """And no more: what retrainings do at random, no scores predict."""
     changes = np.random.default_rng(3).normal(size=3000)
     result = compare(changes, repeated(changes, 1.0, repeats), 0.5, 1.0)
     assert result.ceiling is not None
@@ -72,7 +72,7 @@ def test_the_verdict_is_about_what_can_be_reached() -> None:
     changes = np.random.default_rng(3).normal(size=300)
     noisy = repeated(changes, 1.0, 2)
     assert "which removals" in compare(changes, once(noisy.mean(axis=1)), 0.5, 1.0).verdict
-    assert "foretell retrainings on" in compare(changes, noisy, 0.5, 1.0).verdict
+    assert "predict retrainings on" in compare(changes, noisy, 0.5, 1.0).verdict
 
 
 def test_retrainings_that_do_not_agree_say_nothing() -> None:
@@ -82,16 +82,16 @@ def test_retrainings_that_do_not_agree_say_nothing() -> None:
     assert "more --repeats" in result.verdict
 
 
-def test_scores_foretell_retrainings_of_the_demo() -> None:
+def test_scores_predict_retrainings_of_the_demo() -> None:
     """Halves of 300 rows, retrained for real."""
     data = load_dataset("parquet", data_files=str(DEMO / "data/test.parquet"), split="train")
     config = InfluenceConfig(batch_size=64, probes=1, fit_epochs=5)
     model = InfluenceModel.from_pretrained(DEMO / "model", config)
     train, query = model.read(data.select(range(150))), model.read(data.select(range(150, 180)))
-    model.fit(train, query)
+    influence = model.fit(train, query)
     ticks: list[int] = []
     result = validate(
-        model, train, query, subsets=16, repeats=1, progress=lambda name, steps: ticks.append
+        influence, query, subsets=16, repeats=1, progress=lambda name, steps: ticks.append
     )
     assert len(ticks) == 17
     assert len(result.predicted) == len(result.actual) == 16

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from copy import copy
 from types import ModuleType
 from typing import NamedTuple
 
@@ -25,18 +24,21 @@ from hf_ecif.applications.valuation import (
     removal_orders,
     value_additions,
     value_by_slice,
-    value_in_companies,
+    value_in_contexts,
 )
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.engine.features import Features
+from hf_ecif.engine.objective import Objective
 from hf_ecif.engine.objectives import Embeddings, infonce, sigmoid
 from hf_ecif.engine.solvers import Spectrum
 from hf_ecif.influence.fitted import Fitted
 from hf_ecif.influence.fitting import FitReport
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.retraining import Version, train
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Directions, Scores
+from hf_ecif.influence.training import Training
 from tests.cli.test_main import DEMO
 from tests.influence.test_fidelity import (
     BATCHES,
@@ -122,25 +124,28 @@ class Market:
         for row in self.wrong:  # of its own, and of the next cluster
             features.text["hidden"][row] = other.text["hidden"][(row + 1) % self.candidates]
         self.features = features
-        self.model = InfluenceModel(linear_clip(), None, InfluenceConfig(batch_size=8))
-        self.model.encoder.freeze(RAW)
-        theta = self.study.theta
+        model = InfluenceModel(linear_clip(), None, InfluenceConfig(batch_size=8))
+        model.encoder.freeze(RAW)
+        theta, origin = self.study.theta, self.study.origin
         slope = grad(self.study.query_loss)(theta)
         direction = torch.linalg.solve(hessian(lambda at: self.objective(at, 0, 0.0))(theta), slope)
-        self.model.fitted = Fitted(
+        report = FitReport(0, 0.0, 0.0, 0.0)
+        fitted = Fitted(
             theta=theta,
             directions=Directions.none(theta)._replace(query=direction),
             spectrum=Spectrum(mean_eigenvalue=1.0, largest_eigenvalue=1.0),
             train_count=PAIRS,
-            fit=FitReport(0, 0.0, 0.0, 0.0),
+            fit=report,
             solvers={},
             query_loss_before=0.0,
             query_loss=0.0,
             alignment=0.0,
         )
-        self.additions = value_in_companies(
-            self.model, named_rows(self.study.features), named_rows(features, "new"), BATCHES
-        )
+        rows = named_rows(self.study.features)
+        objective = Objective(model.encoder, rows.features, BATCHES, l2=L2, center=origin)
+        training = Training(rows, model.config, objective, origin, theta, report, fitted.spectrum)
+        self.influence = Influence(model, model.config, fitted, training)
+        self.additions = value_in_contexts(self.influence, named_rows(features, "new"), BATCHES)
 
     def objective(self, theta: Tensor, row: int, weight: float) -> Tensor:
         """``J`` with a candidate in each batch in turn, by a weight; the denominator stays."""
@@ -208,7 +213,7 @@ def test_additions_are_derivatives_by_the_weight_of_the_new_pair(market: Market,
     assert market.additions.task[row].item() == pytest.approx(slope, rel=1e-5)
 
 
-def test_additions_foretell_true_refits(market: Market) -> None:
+def test_additions_predict_true_refits(market: Market) -> None:
     """Those of right pairs closely; a wrong one is a large step, and does less than predicted."""
     wrong, right = 8, [0, 1, 2, 5, 7, 9, 11]
     before = float(market.study.query_loss(market.study.theta))
@@ -221,34 +226,34 @@ def test_additions_foretell_true_refits(market: Market) -> None:
     assert 0 < true[wrong] < predicted[wrong]
 
 
-def test_companies_are_batches_of_training_but_for_one(
+def test_contexts_are_batches_of_training_but_for_one(
     market: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[Tensor]] = []
 
-    def look(model: InfluenceModel, train: Rows, new: Rows, companies: list[Tensor], _: object):
-        seen.append(companies)
-        return value_in_companies(model, train, new, companies)
+    def look(influence: Influence, new: Rows, contexts: list[Tensor], _: object):
+        seen.append(contexts)
+        return value_in_contexts(influence, new, contexts)
 
-    monkeypatch.setattr(valuation, "value_in_companies", look)
-    train, new = named_rows(market.study.features), named_rows(market.features, "new")
-    found = value_additions(market.model, train, new)
-    (companies,) = seen
-    assert [len(set(company.tolist())) for company in companies] == [7] * 6
+    monkeypatch.setattr(valuation, "value_in_contexts", look)
+    new = named_rows(market.features, "new")
+    found = value_additions(market.influence, new)
+    (contexts,) = seen
+    assert [len(set(context.tolist())) for context in contexts] == [7] * 6
     assert found.task.shape == found.stderr.shape == (market.candidates,)
     assert (found.stderr > 0).all()
-    single = [value_in_companies(market.model, train, new, [company]) for company in companies]
+    single = [value_in_contexts(market.influence, new, [context]) for context in contexts]
     torch.testing.assert_close(torch.stack([one.task for one in single]).mean(dim=0), found.task)
     assert single[0].stderr.isinf().all()
 
 
 def test_candidates_do_not_meet(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, new = named_rows(market.study.features), named_rows(market.features, "new")
-    alone = value_in_companies(market.model, train, new.select(torch.tensor([5])), BATCHES)
+    new = named_rows(market.features, "new")
+    alone = value_in_contexts(market.influence, new.select(torch.tensor([5])), BATCHES)
     torch.testing.assert_close(alone.task, market.additions.task[[5]])
     monkeypatch.setattr(valuation, "CHUNK", 5)
     ticks: list[int] = []
-    chunked = value_in_companies(market.model, train, new, BATCHES, lambda *_: ticks.append)
+    chunked = value_in_contexts(market.influence, new, BATCHES, lambda *_: ticks.append)
     torch.testing.assert_close(chunked.task, market.additions.task)
     assert ticks == [5, 5, 2]
 
@@ -296,16 +301,17 @@ def test_slices(demo: Demo) -> None:
 @pytest.mark.parametrize(("number", "rows"), [(0, range(60)), (1, range(30)), (2, range(30, 50))])
 def test_a_slice_is_scored_as_a_query_of_its_own(demo: Demo, number: int, rows: range) -> None:
     part = demo.query.select(torch.tensor(list(rows)))
-    alone = demo.model.score_for(demo.train, part)
+    influence = demo.valuation.influence
+    alone = influence.scores_for(part)
     together = demo.valuation.scores.of_query(number)
     torch.testing.assert_close(together.positive, alone.positive, rtol=1e-2, atol=1e-6)
     torch.testing.assert_close(together.negative, alone.negative, rtol=1e-2, atol=1e-6)
     slice_ = demo.valuation.slices[number]
-    assert slice_.loss == pytest.approx(demo.model.query_value(part, demo.model.theta).item())
+    assert slice_.loss == pytest.approx(demo.model.query_value(part, influence.theta).item())
 
 
 def test_without_slices_there_is_the_whole(demo: Demo) -> None:
-    found = value_by_slice(copy(demo.model), demo.train, demo.query)
+    found = value_by_slice(demo.model, demo.train, demo.query)
     assert [one.name for one in found.slices] == [WHOLE]
     torch.testing.assert_close(
         found.scores.task[0], demo.valuation.scores.task[0], rtol=1e-2, atol=1e-6
@@ -388,12 +394,12 @@ def test_removing_the_harmful_helps_and_the_valuable_hurts(demo: Demo) -> None:
 
 
 def test_recall_counts_equal_captions_as_right(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, rows = demo.model, demo.query
-    text, image = model.encoder.embed(model.theta, rows.features)[:2]
+    model, rows, theta = demo.model, demo.query, demo.valuation.influence.theta
+    text, image = model.encoder.embed(theta, rows.features)[:2]
     hits = 0
     for left, right in ((text, image), (image, text)):
         for i in range(len(rows)):
             cosines = [float(left[i] @ right[j]) for j in range(len(rows))]
             hits += rows.texts[cosines.index(max(cosines))] == rows.texts[i]
     monkeypatch.setattr(valuation, "CHUNK", 7)
-    assert recall_at_1(model, model.theta, rows) == pytest.approx(hits / 120)
+    assert recall_at_1(model, theta, rows) == pytest.approx(hits / 120)

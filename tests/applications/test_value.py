@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, Image, load_dataset
 
+from hf_ecif.data.summary import ValueSummary
 from hf_ecif.reports.value import write_value_page
 from tests.cli.test_main import MODEL, Run, data, own_cache, run  # noqa: F401
 from tests.reports.test_audit import Page
@@ -161,15 +162,17 @@ def test_page_shows_html_as_text_and_a_conflict_in_both_slices(tmp_path: Path) -
         "helps": {"slice": attack} | entry(1, 3e-3),
         "hurts": {"slice": "b"} | entry(1, -4e-3),
     }
-    summary = {
+    values = {
+        **{"model": "m", "dataset": "d", "split": "train", "config": {}},
+        **{"rows": 2, "scored": 2, "unreadable": 0, "unreadable_reasons": {}},
+        **{"harmful": 1, "clearly_harmful": 1, "skipped": {}, "solvers": []},
         "columns": {"image": "image", "text": "text"},
         "slices": [one, one | {"name": attack}],
         "conflicts": [{"row": 1, "strength": 1.0} | sides],
-        "curves": None,
-        "query": {"slice_column": "s"},
-        "versions": {},
-        "config": {},
+        **{"curves": None, "candidates": None, "leverage": None},
+        "query": {"source": "q", "rows": 2, "chosen": False, "slice_column": "s"},
     }
+    summary = ValueSummary.from_dict(values)
     write_value_page(summary, dataset, None, tmp_path / "value.html")
     page = Page((tmp_path / "value.html").read_text())
     assert "script" not in {tag for tag, _ in page.tags}

@@ -192,8 +192,7 @@ def main() -> None:
 def judge_scores(audit: Audit, seed: int) -> Measures:
     """What the scores are worth on one data set; some measures for each part of the score."""
     data, one, query = prepare(audit, seed)
-    data.model.fit(one.rows, query)
-    scores = data.model.score(one.rows)
+    scores = data.model.fit(one.rows, query).scores()
     foretold = truth(seed, audit.rows)
     found = {f"LDS, {name}": lds(part, foretold)[0] for name, part in parts_of(scores).items()}
     return found_by(scores, one) | found

@@ -120,8 +120,7 @@ def score_by(data: Embedded, rows: Rows, seed: int, **changes: Any) -> Tensor:
     """Task scores ``(N,)`` by a fit of this seed."""
     model: InfluenceModel = data.model
     given, model.config = model.config, replace(model.config, seed=seed, probes=1, **changes)
-    model.fit(rows, data.query)
-    scores = model.score(rows).task
+    scores = model.fit(rows, data.query).scores().task
     model.config = given
     return scores
 

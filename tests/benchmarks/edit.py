@@ -96,16 +96,17 @@ def edit(
     """All kinds and shares for one fit."""
     model = data.model
     given, model.config = model.config, replace(model.config, seed=seed, probes=1)
-    before = model.fit(rows, data.query).theta
-    for kind, [order] in removal_orders(model.score(rows).task, 1, seed).items():
+    influence = model.fit(rows, data.query)
+    training = influence.require_training()
+    for kind, [order] in removal_orders(influence.scores().task, 1, seed).items():
         for share in shares:
             gone = torch.zeros(len(rows), dtype=torch.bool)
             gone[order[: round(share * len(rows))]] = True
             thetas = {
                 "retrained": timed(lambda gone=gone: retrain(data, rows, gone, 100 + seed)),
-                "remove, 1 step": timed(lambda gone=gone: model.remove(rows, gone)[0]),
-                "remove, 2 steps": timed(lambda gone=gone: model.remove(rows, gone, steps=2)[0]),
-                "left as it was": (before, 0.0),
+                "remove, 1 step": timed(lambda gone=gone: training.remove(gone, steps=1)[0]),
+                "remove, 2 steps": timed(lambda gone=gone: training.remove(gone, steps=2)[0]),
+                "left as it was": (influence.theta, 0.0),
                 "retrained again": timed(lambda gone=gone: retrain(data, rows, gone, 200 + seed)),
             }
             yield {

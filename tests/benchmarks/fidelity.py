@@ -45,6 +45,7 @@ from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.engine.solvers import Spectrum, estimate_spectrum, solve
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.leverage import change_without
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
@@ -283,20 +284,20 @@ def predict(
     """Predicted change of the query for every set, by every method, at one fit."""
     gone, model, given = ~truth.kept, data.model, data.model.config
 
-    def sums(**changes: Any) -> Floats:
+    def sums(**changes: Any) -> tuple[Influence, Floats]:
         model.config = replace(given, seed=seed, **changes)
-        model.fit(rows, data.query)
-        return gone @ model.score(rows).task.double().numpy()
+        influence = model.fit(rows, data.query)
+        return influence, gone @ influence.scores().task.double().numpy()
 
     found = {}
     for damping in dampings:
-        found[f"damping {damping:g}"] = sums(damping=damping)
+        influence, found[f"damping {damping:g}"] = sums(damping=damping)
         if damping == DEFAULT:
-            groups = [model.score_group(rows, torch.from_numpy(members)) for members in gone]
+            groups = [influence.score_group(members) for members in gone]
             found["group form"] = np.array([group.task.item() for group in groups])
     equal = round(given.fit_epochs * truth.kept.mean())
     for name, epochs in ((UNROLLED, given.fit_epochs), (EQUAL_STEPS, equal)):
-        found[name] = sums(response="unrolled", fit_epochs=epochs, solver="identity")
+        _, found[name] = sums(response="unrolled", fit_epochs=epochs, solver="identity")
     model.config = given
     return found
 

@@ -32,6 +32,7 @@ from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objective import Objective, random_batches
 from hf_ecif.influence.fitting import fit_parameters
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.saving import load_model
@@ -106,7 +107,8 @@ def pose(wrapped: InfluenceModel, rows: Rows, query: Rows, wrong: Tensor) -> Pro
     # The solve that `fit` goes on to is not used: one that takes few iterations will do.
     given = wrapped.config
     wrapped.config = replace(given, damping=1000, probes=1)
-    theta, checkpoints = fit(wrapped, rows, query)
+    influence, checkpoints = fit(wrapped, rows, query)
+    theta = influence.theta
     wrapped.config = given
     return Problem(
         model=wrapped.encoder.model,
@@ -132,8 +134,8 @@ def raw_features(split: str, count: int | None = None) -> Features:
 
 def fit(
     model: InfluenceModel, train: Rows, query: Rows
-) -> tuple[Tensor, list[tuple[float, Tensor]]]:
-    """The fitted parameters, and with their learning rates those on the way."""
+) -> tuple[Influence, list[tuple[float, Tensor]]]:
+    """The fit, and with their learning rates the parameters on the way."""
     seen: list[tuple[float, Tensor]] = []
 
     def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -141,10 +143,10 @@ def fit(
         seen.append((float(group["lr"]), group["params"][0].detach().clone()))
 
     hook = register_optimizer_step_post_hook(note)
-    theta = model.fit(train, query).theta
+    influence = model.fit(train, query)
     hook.remove()
     steps = len(seen) // CONFIG.fit_epochs
-    return theta, [seen[epoch * steps - 1] for epoch in CHECKPOINTS]
+    return influence, [seen[epoch * steps - 1] for epoch in CHECKPOINTS]
 
 
 def refit(objective: Objective, start: Tensor, generator: torch.Generator, epochs: int) -> Tensor:

@@ -289,8 +289,7 @@ def ours(problem: Problem, folder: Path, **settings: Any) -> Callable[[], Varian
     model.encoder.freeze(problem.example)
 
     def run() -> Variants:
-        model.fit(problem.train, problem.query)
-        yield "default", model.score(problem.train).task
+        yield "default", model.fit(problem.train, problem.query).scores().task
 
     return run
 

@@ -53,9 +53,10 @@ from hf_ecif.data.images import read_pair
 from hf_ecif.data.loading import load_rows, stream_rows
 from hf_ecif.data.schema import check_columns
 from hf_ecif.engine.features import Features
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Preprocessor, Rows, Table
-from hf_ecif.influence.scorer import Scorer, scored_columns
+from hf_ecif.influence.scorer import Scorer
 from hf_ecif.utils.progress import Advance
 from tests.benchmarks.engine import race
 from tests.benchmarks.shared import DEMO, RESULTS
@@ -172,8 +173,9 @@ def prepare(folder: str, name: str) -> Figures:
     Path(folder).mkdir()
     rows = check_columns(load_rows(str(DEMO / "data"), "train"), "image", "text")
     model = MODELS[name]()
-    model.fit(model.read(rows), model.read(load_rows(str(DEMO / "data"), "validation")))
-    scorer = Scorer.from_model(model, Path(folder, "fit"))
+    query = load_rows(str(DEMO / "data"), "validation")
+    influence = model.fit(model.read(rows), model.read(query))
+    scorer = Scorer.from_influence(influence, Path(folder, "fit"))
     Path(folder, "scorer.json").write_text(json.dumps(asdict(scorer)))
     cells = rows.select_columns(["image", "text"]).select(range(FILE_ROWS))
     cells.cast_column("image", Image(decode=False)).to_parquet(Path(folder, "rows.parquet"))
@@ -246,10 +248,10 @@ def score(folder: str, way: str, count: str) -> Figures:
 def shares(folder: str, blocks: str, repeats: str) -> Figures:
     """Where the time of a block goes, each part alone and all together."""
     scorer = saved_scorer(folder)
-    model = InfluenceModel.from_pretrained(scorer.source)
+    influence = Influence.from_pretrained(scorer.source)
     count = int(blocks) * scorer.rows
     source = link_files(Path(folder), -(-count // FILE_ROWS) * FILE_ROWS)
-    parts = Parts(model, stream(source).take(count), scorer.rows)
+    parts = Parts(influence, stream(source).take(count), scorer.rows)
     times = race(
         int(repeats),
         stream=parts.stream,
@@ -318,10 +320,11 @@ WAYS: dict[str, Callable[[Scorer, Path, Path, Advance], None]] = {
 class Parts:
     """What a block of rows goes through, one after the other, each to be run alone."""
 
-    def __init__(self, model: InfluenceModel, rows: IterableDataset, size: int) -> None:
-        self.model, self.rows, self.size = model, rows, size
-        encoder = model.encoder
-        self.preprocessor = Preprocessor(encoder, model.processor, lambda: iter(()))
+    def __init__(self, influence: Influence, rows: IterableDataset, size: int) -> None:
+        self.influence, self.model = influence, influence.model
+        self.rows, self.size = rows, size
+        encoder, processor = self.model.encoder, self.model.processor
+        self.preprocessor = Preprocessor(encoder, processor, lambda: iter(()))
         self.cells = [cell for batch in self.blocks() for cell in zip(*batch.values(), strict=True)]
         self.pairs = self.decode()
         self.inputs = self.preprocess()
@@ -352,20 +355,19 @@ class Parts:
             self.model.encoder.freeze(inputs)
 
     def tangents(self) -> None:
-        fitted = self.model.fitted
-        assert fitted is not None
+        fitted = self.influence.fitted
         for rows in self.read:
             self.model.encoder.push(fitted.theta, fitted.directions.stack(), rows.features)
 
     def columns(self) -> None:
         """Tangents among them."""
         for rows in self.read:
-            scored_columns(self.model, rows)
+            self.influence.columns(rows)
 
     def together(self, workers: int) -> None:
         self.model.config = replace(self.model.config, workers=workers)
         for batch in self.blocks():
-            scored_columns(self.model, self.read_block(batch))
+            self.influence.columns(self.read_block(batch))
 
 
 # ----------------------------------------------------------------------------------- inputs

@@ -112,10 +112,10 @@ def exchange(rows: Rows, categories: list[str], rate: float, kind: str, seed: in
 
 def find_wrong(model: InfluenceModel, rows: Rows, query: Rows) -> tuple[Scores, Detection]:
     """What an audit makes of the rows; the model is fitted to them."""
-    model.fit(rows, query)
-    scores = model.score(rows)
+    influence = model.fit(rows, query)
+    scores = influence.scores()
     return scores, detect(
-        witnesses_of(model, rows, scores).stack(), *plant_pairs(model, rows, query)
+        witnesses_of(model, rows, scores).stack(), *plant_pairs(model, influence, query)
     )
 
 

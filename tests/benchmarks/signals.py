@@ -23,6 +23,7 @@ from hf_ecif.detection.signals import Witnesses, witnesses_of
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.objective import Objective, random_batches
 from hf_ecif.engine.objectives import Embeddings
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Pass, Scores
@@ -286,17 +287,19 @@ class Judged:
 
 def judge_all(model: InfluenceModel, rows: Rows, query: Rows) -> Judged:
     """Every method, after the fit of the model's config; at the model as given if it has none."""
-    checkpoints = _fit(model, rows, query)
-    scores = model.score(rows)
+    influence, checkpoints = _fit(model, rows, query)
+    scores = influence.scores()
     witnesses = witnesses_of(model, rows, scores)
-    detection = detect(witnesses.stack(), *plant_pairs(model, rows, query))
+    detection = detect(witnesses.stack(), *plant_pairs(model, influence, query))
     signals = parts_of_ours(scores, witnesses, detection) | fixed(
         model, rows, query, scores, checkpoints
     )
     return Judged(signals, tuned(model, rows, checkpoints[-1][1]), detection)
 
 
-def _fit(model: InfluenceModel, rows: Rows, query: Rows) -> list[Checkpoint]:
-    if model.config.fit_epochs:
-        return fit(model, rows, query)[1][::2]  # epochs 2, 6 and 10
-    return [(1.0, model.fit(rows, query).theta)]
+def _fit(model: InfluenceModel, rows: Rows, query: Rows) -> tuple[Influence, list[Checkpoint]]:
+    if not model.config.fit_epochs:
+        influence = model.fit(rows, query)
+        return influence, [(1.0, influence.theta)]
+    influence, checkpoints = fit(model, rows, query)
+    return influence, checkpoints[::2]  # epochs 2, 6 and 10

@@ -30,7 +30,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,10 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.engine.features import Features
 from hf_ecif.influence.fitting import cosine_fall
 from hf_ecif.influence.gradient_index import build_index
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.queries import Query
+from hf_ecif.influence.response import Unrolled, choose_contribution, respond
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Directions, Pass, score_rows
 from tests.benchmarks.shared import as_markdown, embedded, parser, save, write_page
@@ -206,9 +208,9 @@ def found_by_all(study: Study, train: Rows) -> Tensor:
 
 def examine(study: Study, case: Case) -> dict[str, Any]:
     """Recall of every method, and the share of the errors that a deletion mends."""
-    model = study.model
-    model.fit(case.train, study.query)
-    tops = {name: values.topk(NAMED, dim=1).indices for name, values in rank(study, case).items()}
+    influence = study.model.fit(case.train, study.query)
+    ranked = rank(study, case, influence)
+    tops = {name: values.topk(NAMED, dim=1).indices for name, values in ranked.items()}
     recall = {
         name: float(np.mean([torch.isin(case.planted, top).float().mean() for top in found]))
         for name, found in tops.items()
@@ -216,49 +218,49 @@ def examine(study: Study, case: Case) -> dict[str, Any]:
     first = case.errors.tolist().index(case.concept)
     mended = {name: mend(study, case, tops[name][first]) for name in DELETED}
     mended["the planted pairs"] = mend(study, case, case.planted)
-    margin = margin_of(study.rows, case.errors, TASK).values(model.encoder, model.theta)
+    margin = margin_of(study.rows, case.errors, TASK)
+    margins = margin.values(study.model.encoder, influence.theta)
     return {
         "planted": len(case.planted),
         "errors": len(case.errors),
-        "margin": margin.mean().item(),
+        "margin": margins.mean().item(),
         "recall": recall,
         "mended": mended,
     }
 
 
-def rank(study: Study, case: Case) -> dict[str, Tensor]:
+def rank(study: Study, case: Case, influence: Influence) -> dict[str, Tensor]:
     """Suspicion ``(E, N)`` of all training pairs by every method, for each error."""
     model, train, errors = study.model, case.train, case.errors
-    query = margin_of(study.rows, errors, TASK)
-    gradients = query.gradients(model.encoder, model.theta)
-    stations = model.contribute(gradients)
-    removal = model.score_for(train, query).task
-    text, image = model.encoder.embed(model.theta, train.features)[:2]
-    texts, images = model.encoder.embed(model.theta, study.rows.features)[:2]
+    query, theta, training = (
+        margin_of(study.rows, errors, TASK),
+        influence.theta,
+        influence.require_training(),
+    )
+    gradients = query.gradients(model.encoder, theta)
+    contributed = respond(choose_contribution(model.config), training, gradients)
+    unrolled = respond(Unrolled(model.config.curvature), training, gradients)
+    removal = influence.scores_for(query).task
+    text, image = model.encoder.embed(theta, train.features)[:2]
+    texts, images = model.encoder.embed(theta, study.rows.features)[:2]
     alike = images[errors] @ image.T
     generator = torch.Generator().manual_seed(case.concept)
-    contribution, sizes = model.score_through(train, stations).task, model.sizes(train)
+    contribution, sizes = influence.scores_through(contributed).task, influence.sizes()
     return {
         OURS: -responsibility(contribution, sizes),
         "hf_ecif, contribution alone": -contribution,
-        "hf_ecif, removal unrolled": -unrolled(model, train, gradients),
+        "hf_ecif, removal unrolled": -influence.scores_through(unrolled).task,
         "hf_ecif, inverse curvature": -removal,
         RELATIVE: -removal / sizes,
-        TRACIN: -own_terms(model, train, query, model.theta),
-        TRACINS: -over_epochs(model, train, query, [station.theta for station in stations]),
+        TRACIN: -own_terms(model, train, query, theta),
+        TRACINS: -over_epochs(
+            model, train, query, [checkpoint.theta for checkpoint in contributed]
+        ),
         NEIGHBOURS: alike,
         "neighbours of the pair": alike + texts[errors] @ text.T,
         "neighbours of the error": alike + texts[case.rival] @ text.T,
         RANDOM: torch.rand(alike.shape, generator=generator),
     }
-
-
-def unrolled(model: InfluenceModel, train: Rows, gradients: Tensor) -> Tensor:
-    """Predicted changes ``(E, N)`` without each pair, through the steps of the fit."""
-    given, model.config = model.config, replace(model.config, response="unrolled")
-    scores = model.score_through(train, model.respond(gradients))
-    model.config = given
-    return scores.task
 
 
 def over_epochs(model: InfluenceModel, train: Rows, query: Query, thetas: list[Tensor]) -> Tensor:
@@ -292,33 +294,32 @@ def mend(study: Study, case: Case, deleted: Tensor) -> float:
 
 
 def measure_index(study: Study, splits: list[Rows], *, quick: bool) -> dict[str, Any]:
-    """What the index proposes against the exact trace; the model is fitted to the last case."""
-    model, train = study.model, study.train
-    if model.fitted is None:
-        model.fit(train, study.query)
+    """What the index proposes against the exact trace."""
+    influence = study.model.fit(study.train, study.query)
+    encoder, theta = study.model.encoder, influence.theta
     queries, count = [], 0
     for rows in splits[-1:] if quick else splits:
         for task in ("text_to_image", "image_to_text", "zero_shot"):
-            errors = find_errors(model, rows, task).rows
+            errors = find_errors(influence, rows, task).rows
             queries += [margin_of(rows, chunk, task) for chunk in errors.split(CHUNK)]
             count += len(errors)
     start = time.perf_counter()
-    sizes = model.sizes(train)
-    exact = torch.cat([model.contributions(train, query).task for query in queries])
+    sizes = influence.sizes()
+    exact = torch.cat([influence.contributions(query).task for query in queries])
     exact = responsibility(exact, sizes)
     seconds = {"exact": time.perf_counter() - start}
     causes = exact.topk(CAUSES, dim=1, largest=False).indices
     recall: dict[str, dict[str, float]] = {}
     for r in (r for r in RANKS[: 2 if quick else None] if r <= count):
         start = time.perf_counter()
-        index = build_index(model, train, queries, r)
+        index = build_index(influence, queries, r)
         built = time.perf_counter()
-        gradients = (query.gradients(model.encoder, model.theta) for query in queries)
+        gradients = (query.gradients(encoder, theta) for query in queries)
         estimate = torch.cat([index.estimate(g).sum(dim=0) for g in gradients])
         estimate = responsibility(estimate, sizes)
         seconds |= {f"build {r}": built - start, f"ask {r}": time.perf_counter() - built}
         recall[str(r)] = {str(n): proposed(estimate, causes, n) for n in PROPOSED}
-    return {"errors": count, "rows": len(train), "recall": recall, "seconds": seconds}
+    return {"errors": count, "rows": len(study.train), "recall": recall, "seconds": seconds}
 
 
 def proposed(estimate: Tensor, causes: Tensor, count: int) -> float:

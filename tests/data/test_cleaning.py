@@ -11,6 +11,8 @@ from hf_ecif.applications.clean import CleanRequest, run_clean
 from hf_ecif.data.cleaning import clean
 from hf_ecif.data.parquet import ROWS_PER_GROUP, write_shards
 from hf_ecif.errors import UserError
+from hf_ecif.utils.files import write_json
+from tests.support.hub.audits import fake_summary
 
 FEATURES = Features(
     {
@@ -207,8 +209,9 @@ class TestRunClean:
     def audit(self, tmp_path):
         rows = with_probability(SUSPECTS).rename_column("text", "caption")
         write_shards(rows, tmp_path / "audit" / "scored")
-        columns = {"columns": {"image": "image", "text": "caption"}}
-        (tmp_path / "audit" / "summary.json").write_text(json.dumps(columns))
+        columns = {"image": "image", "text": "caption"}
+        summary = fake_summary("birds", len(rows), 2, 1) | {"columns": columns}
+        write_json(summary, tmp_path / "audit" / "summary.json")
         return tmp_path / "audit"
 
     @pytest.mark.parametrize("inside", ["", "scored"])
@@ -236,7 +239,7 @@ class TestRunClean:
         assert removed == {"drop": 3, "worst": 2, "relabel": 2}
         assert len(reload(tmp_path / "new" / "kept")) == 3
         summary = json.loads((tmp_path / "new" / "cleaning.json").read_text())
-        assert (summary["strategy"], "comparison" in summary) == ("drop", False)
+        assert (summary["strategy"], summary["comparison"]) == ("drop", None)
 
     def test_a_share_that_no_strategy_takes(self, audit):
         with pytest.raises(UserError, match="only the strategy worst takes one"):

@@ -53,8 +53,8 @@ def test_only_flagged_rows_have_a_reason() -> None:
 def test_whole_reason() -> None:
     assert explain()[1] == (
         "probably misaligned (87%): its caption fits 14 other images better; the caption of row 8 "
-        "('a red ball') fits its image better; its loss would be higher than that of 80% of the "
-        "pairs if it had not been trained on; as a positive it raises the query's loss by 3.2e-04"
+        "('a red ball') fits its image better; held out, its loss is in the top 20%; "
+        "as a positive it raises the query's loss by 3.2e-04"
     )
 
 
@@ -83,8 +83,8 @@ def test_neighbours_are_heard_where_they_are_telling(side: str, words: str) -> N
 
 def test_reason_without_other_rows() -> None:
     assert explain_flags(ROWS, SCORES, WITNESSES, DETECTION)[2] == (
-        "possibly misaligned (45%, borderline): its loss would be higher than that of 20% of the "
-        "pairs if it had not been trained on; as a positive it lowers the query's loss by 2.5e-04"
+        "possibly misaligned (45%, borderline): held out, its loss is in the top 80%; "
+        "as a positive it lowers the query's loss by 2.5e-04"
     )
 
 

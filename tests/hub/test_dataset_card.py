@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hf_ecif.data.columns import COLUMNS
+from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
 from hf_ecif.hub.dataset_card import (
     Layout,
@@ -46,7 +47,8 @@ def card(before: str | None = None, own: bool = False, **changes) -> str:
         has_report=changes.pop("has_report", True),
     )
     pictures = changes.pop("pictures", [])
-    return write_card(before, "me/clean", SUMMARY | changes, layout, pictures, own=own)
+    summary = Summary.from_dict(SUMMARY | changes)
+    return write_card(before, "me/clean", summary, layout, pictures, own=own)
 
 
 def metadata(text: str) -> dict:
@@ -195,7 +197,9 @@ class TestText:
         assert "report.html" not in card(has_report=False)
 
     def test_groups_have_thresholds_of_their_own(self):
-        groups = {"column": "language", "table": [{"group": "no"}]}
+        group = {"group": "no", "rows": 60, "noise_rate": 0.1, "threshold": 0.5}
+        table = [group | {"flagged": 3, "borderline": 0}]
+        groups = {"column": "language", "smallest": 50, "other_rows": 9, "table": table}
         assert "above the threshold of their group by language." in card(groups=groups)
 
     def test_strangers_text_stays_text(self):
@@ -251,7 +255,7 @@ class TestFolders:
         assert hide_folders("hf://datasets/me/birds/a") == "hf://datasets/me/birds/a"
 
     def test_of_the_report(self):
-        summary = fake_summary("/home/me/a & b", 10, 1, 0)
+        summary = Summary.from_dict(fake_summary("/home/me/a & b", 10, 1, 0))
         page = "<dd>/home/me/a &amp; b</dd> <dd>/home/me/a &amp; b, split validation</dd>"
         assert (
             public_report(page, summary)
@@ -346,7 +350,7 @@ class TestModelCard:
         data, body = read_card(text)
         assert data["license"] == "mit"
         assert data["library_name"] == "hf_ecif"
-        assert "InfluenceModel.from_pretrained" in body
+        assert "Influence.from_pretrained" in body
         assert body.endswith("Mine\n")
         for fact in ("1,200", "1.5, 1.25 nats", "relative residual 8.0e-04"):
             assert fact in _Page(body).text

@@ -197,7 +197,7 @@ class TestExplain:
         assert explain_hub_error(KeyError("x")) is None
 
     @pytest.mark.parametrize(
-        ("kind", "words"), [("500", "problem of its own"), ("429", "fewer requests")]
+        ("kind", "words"), [("500", "problem of its own"), ("429", "number of requests")]
     )
     def test_status(self, hub, api, kind, words):
         hub.fail("info", kind=kind)

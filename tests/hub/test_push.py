@@ -29,7 +29,7 @@ from hf_ecif.cli.main import main
 from hf_ecif.data.review import Decision, Review
 from hf_ecif.errors import UserError
 from hf_ecif.hub.commits import Target, publish, retried
-from hf_ecif.hub.dataset_repo import AuditFolder, CardMaker
+from hf_ecif.hub.dataset_repo import CardMaker, DatasetRepo
 from hf_ecif.hub.markdown import read_card
 from tests.support import DEMO
 from tests.support.hub.audits import picture, rows, write_audit, write_source
@@ -180,9 +180,9 @@ class TestDecisions:
     @pytest.mark.parametrize(
         ("strategy", "share", "kept", "says"),
         [
-            ("drop", None, 9, "were taken out of"),
+            ("drop", None, 9, "were removed from"),
             ("worst", 0.1, 10, "The 10.0% of the pairs that look most misaligned"),
-            ("weight", None, 12, "None was taken out of"),
+            ("weight", None, 12, "None was removed from"),
             ("relabel", None, 10, "got a caption that fits better"),
         ],
     )
@@ -375,7 +375,7 @@ STEPS = ["info", "create", "tree", "preupload", "lfs_batch", "lfs_put", "commit"
 @pytest.fixture(scope="session")
 def contents(audit: Path) -> Iterator[tuple[dict, CardMaker]]:
     """The files of a push and what makes its card."""
-    folder = AuditFolder(audit)
+    folder = DatasetRepo(audit)
     with folder.publish_as(REPO, removed=True, other_splits=False) as contents:
         yield contents
 
@@ -383,14 +383,14 @@ def contents(audit: Path) -> Iterator[tuple[dict, CardMaker]]:
 @pytest.fixture(scope="session")
 def whole(audit: Path) -> Iterator[tuple[dict, CardMaker]]:
     """The same with the other splits."""
-    folder = AuditFolder(audit)
+    folder = DatasetRepo(audit)
     with folder.publish_as(REPO, removed=True, other_splits=True) as contents:
         yield contents
 
 
 @pytest.fixture(scope="session")
 def earlier(other_audit: Path) -> Iterator[tuple[dict, CardMaker]]:
-    folder = AuditFolder(other_audit)
+    folder = DatasetRepo(other_audit)
     with folder.publish_as(REPO, removed=True, other_splits=False) as contents:
         yield contents
 
@@ -588,7 +588,7 @@ class TestFailures:
             answer = httpx.Response(429, headers={"Retry-After": "7200"}, request=request)
             raise HfHubHTTPError("busy", response=answer)
 
-        with pytest.raises(UserError, match="asks for fewer requests"):
+        with pytest.raises(UserError, match="limits the number of requests"):
             retried(attempt, "nothing changed")
         assert waits == []
 
@@ -716,7 +716,7 @@ class TestCommand:
 
     def test_dry_run(self, hub, audit, capsys, monkeypatch):
         assert run(monkeypatch, audit, REPO, "--dry-run", "--no-removed", "--revision", "x") == 0
-        assert "nothing was." in capsys.readouterr().out
+        assert "nothing was changed" in capsys.readouterr().out
         with pytest.raises(KeyError):
             hub.commits(REPO)
 
@@ -749,10 +749,10 @@ def test_a_real_audit(hub, api, tmp_path):
     config = InfluenceConfig(fit_epochs=1, probes=1, plantings=1, damping=30.0)
     summary = run_audit(request, config)
     report = push(tmp_path / "out", REPO)
-    assert report.rows["default/train"] == summary["kept"]
-    assert len(load()) == summary["kept"]
+    assert report.rows["default/train"] == summary.kept
+    assert len(load()) == summary.kept
     commit = api.model_info("ann/clip").sha
-    assert summary["loaded"]["revision"] == commit
+    assert summary.loaded.revision == commit
     assert f"ann/clip (revision {commit}, dtype float32" in hub.files(REPO)["README.md"].decode()
     for path, content in hub.files(REPO).items():
         assert str(tmp_path).encode() not in content, path
@@ -773,7 +773,7 @@ class TestMistakes:
         with pytest.raises(UserError, match=r"summary\.json cannot be read"):
             push(tmp_path, REPO)
         (tmp_path / "summary.json").write_text('{"rows": 3}')
-        with pytest.raises(UserError, match="lacks 'kept'"):
+        with pytest.raises(UserError, match="'model' is missing"):
             push(tmp_path, REPO)
 
     def test_rows_that_do_not_add_up(self, hub, tmp_path, source):
@@ -784,7 +784,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("name", ["birds", "ann/bi rds", "ann/birds/clean", "", "ann/--"])
     def test_bad_name(self, hub, audit, name):
-        with pytest.raises(UserError, match="is no name of a repository"):
+        with pytest.raises(UserError, match="is not the name of a repository"):
             push(audit, name)
 
     def test_not_logged_in(self, hub, audit, monkeypatch):
@@ -862,7 +862,7 @@ class TestMistakes:
     def test_card_with_broken_metadata(self, hub, tmp_path):
         source = write_source(tmp_path / "birds", readme="---\na: [1\n---\nHi\n")
         folder = write_audit(tmp_path / "audit", str(source))
-        with pytest.raises(UserError, match=r"README\.md of .*no valid YAML.*Mend it"):
+        with pytest.raises(UserError, match=r"README\.md of .*not valid YAML.*Correct it"):
             push(folder, REPO, other_splits=False)
 
 

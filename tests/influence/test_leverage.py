@@ -387,12 +387,12 @@ def test_of_a_model_all_rows_have_a_bound_below_the_samples() -> None:
     model = InfluenceModel.from_pretrained(DEMO / "model", InfluenceConfig(probes=1, fit_epochs=3))
     dataset = load_dataset("parquet", data_files=str(DEMO / "data/test.parquet"), split="train")
     rows, query = (model.read(dataset.select(part)) for part in (range(40), range(40, 60)))
-    model.fit(rows, query)
-    bound, sample = model.leverage(rank=16), model.sample_leverage(len(rows))
+    influence = model.fit(rows, query)
+    bound, sample = influence.leverage(rank=16), influence.sample_leverage(len(rows))
     assert bound is not None
     assert sample is not None
     assert (bound > 0).all()
-    finer = model.leverage(rank=64)
+    finer = influence.leverage(rank=64)
     assert finer is not None
     assert finer.mean() > bound.mean()
     assert bound.median() < sample.median() < 1
@@ -402,6 +402,6 @@ def test_without_a_fit_there_is_no_leverage() -> None:
     model = InfluenceModel.from_pretrained(DEMO / "model", InfluenceConfig(probes=1, fit_epochs=0))
     dataset = load_dataset("parquet", data_files=str(DEMO / "data/test.parquet"), split="train")
     rows = model.read(dataset.select(range(20)))
-    model.fit(rows, rows)
-    assert model.leverage() is None
-    assert model.sample_leverage() is None
+    influence = model.fit(rows, rows)
+    assert influence.leverage() is None
+    assert influence.sample_leverage() is None

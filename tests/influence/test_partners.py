@@ -9,7 +9,7 @@ from torch.func import jacrev
 
 from hf_ecif.influence import partners, scoring
 from hf_ecif.influence.partners import strongest_partners
-from hf_ecif.influence.response import Station, share_partitions
+from hf_ecif.influence.response import Checkpoint, share_partitions
 from tests.influence.test_scoring import (
     COUNT,
     FAMILIES,
@@ -63,7 +63,12 @@ def test_strongest_partners(
                 best[0][query, position] = rows[strongest]
                 best[1][query, position] = change[strongest]
     found = strongest_partners(
-        dense.encoder, [Station(theta, directions)], features, PAIRS, how, train_count=TRAIN_COUNT
+        dense.encoder,
+        [Checkpoint(theta, directions)],
+        features,
+        PAIRS,
+        how,
+        train_count=TRAIN_COUNT,
     )
     assert torch.equal(found.rows, best[0])
     torch.testing.assert_close(found.parts, best[1], rtol=1e-6, atol=1e-12)
@@ -72,7 +77,7 @@ def test_strongest_partners(
 def test_without_influence_there_is_no_partner() -> None:
     dense, features = make("clip")
     theta = dense.encoder.theta
-    nowhere = Station(theta, torch.zeros(2, len(theta), dtype=theta.dtype))
+    nowhere = Checkpoint(theta, torch.zeros(2, len(theta), dtype=theta.dtype))
     found = strongest_partners(
         dense.encoder,
         [nowhere],
@@ -85,18 +90,21 @@ def test_without_influence_there_is_no_partner() -> None:
     assert not found.parts.any()
 
 
-def test_of_several_stations_the_strongest_meeting_counts() -> None:
+def test_of_several_checkpoints_the_strongest_meeting_counts() -> None:
     dense, features = make("clip")
     theta, how = dense.encoder.theta, batching(partitions=4)
     generator = torch.Generator().manual_seed(0)
-    stations = [
-        Station(theta + shift, torch.randn(2, len(theta), generator=generator, dtype=theta.dtype))
+    checkpoints = [
+        Checkpoint(
+            theta + shift, torch.randn(2, len(theta), generator=generator, dtype=theta.dtype)
+        )
         for shift in (0.0, 0.01)
     ]
     find = partial(strongest_partners, dense.encoder, train_count=TRAIN_COUNT)
-    together = find(stations, features, PAIRS, how)
+    together = find(checkpoints, features, PAIRS, how)
     alone = [
-        find([station], features, PAIRS, own) for station, own in share_partitions(how, stations)
+        find([checkpoint], features, PAIRS, own)
+        for checkpoint, own in share_partitions(how, checkpoints)
     ]
     largest = torch.stack([one.parts for one in alone]).abs().amax(dim=0)
     assert torch.equal(together.parts.abs(), largest)

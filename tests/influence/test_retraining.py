@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset, Image, Value, load_dataset
 from torch import Tensor
 
-from hf_ecif.applications.clean import CleanRequest, run_clean
+from hf_ecif.applications.clean import CleanRequest, _describe_outcome, run_clean
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.cleaning import BEFORE, UNTRAINED, clean
 from hf_ecif.data.parquet import write_shards
@@ -32,6 +32,7 @@ from hf_ecif.influence.retraining import (
 )
 from hf_ecif.influence.rows import Rows
 from tests.cli.test_main import DEMO, MODEL, Run, own_cache, run  # noqa: F401
+from tests.support.hub.audits import fake_summary
 
 CONFIG = InfluenceConfig(batch_size=16, micro_batch_size=32, fit_epochs=3)
 
@@ -219,7 +220,7 @@ class TestOutcome:
     def test_one_repeat_has_no_error(self) -> None:
         one = Outcome("one", 3, {"loss": [1.0]})
         assert one.stderr("loss") is None
-        assert json.loads(json.dumps(one.to_dict()))["loss"]["stderr"] is None
+        assert _describe_outcome(one).measures["loss"].stderr is None
 
 
 class TestMistakes:
@@ -255,12 +256,10 @@ def audit(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
         scored = scored.add_column(name, values, feature=Value(kind))
     write_shards(scored, folder / "scored")
     data.select(range(60, 120)).save_to_disk(folder.parent / "test-rows")
-    summary = {
+    summary = fake_summary("somewhere", 60, int(sum(wrong)), 0) | {
         "model": MODEL,
         "config": CONFIG.to_dict(),
-        "columns": {"image": "image", "text": "text"},
-        "truth": {"column": "is_wrong"},
-        "query": {"source": "somewhere, split validation"},
+        "truth": {"column": "is_wrong", "misaligned": int(sum(wrong)), "found": int(sum(wrong))},
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
@@ -307,7 +306,7 @@ class TestCleanings:
         assert chance[0] != chance[1]
         assert cleaning.comparison.warnings == []
         written = json.loads((tmp_path / "new" / "cleaning.json").read_text())
-        assert written["comparison"] == cleaning.comparison.to_dict()
+        assert written["comparison"] == cleaning.comparison.describe().to_dict()
         assert written["strategy"] == "drop"
         page = (tmp_path / "new" / "cleaning.html").read_text()
         assert "random rows, as many as drop" in page

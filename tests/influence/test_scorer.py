@@ -20,8 +20,10 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.columns import SCORES
 from hf_ecif.errors import UserError
 from hf_ecif.influence import scorer as module
+from hf_ecif.influence.columns import REASON
+from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
-from hf_ecif.influence.scorer import REASON, Scorer
+from hf_ecif.influence.scorer import Scorer
 from tests.support import DEMO
 
 CONFIG = InfluenceConfig(batch_size=4, fit_epochs=1, partitions=2, probes=2, max_iterations=2)
@@ -55,21 +57,20 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def model(dataset: Dataset) -> InfluenceModel:
-    result = InfluenceModel.from_pretrained(DEMO / "model", CONFIG)
-    result.fit(result.read(dataset.select(range(24))), result.read(dataset.select(range(24, 48))))
-    return result
+def influence(dataset: Dataset) -> Influence:
+    model = InfluenceModel.from_pretrained(DEMO / "model", CONFIG)
+    return model.fit(dataset.select(range(24)), dataset.select(range(24, 48)))
 
 
 @pytest.fixture(scope="module")
-def scorer(model: InfluenceModel) -> Scorer:
-    return Scorer.from_model(model)
+def scorer(influence: Influence) -> Scorer:
+    return Scorer.from_influence(influence)
 
 
-def scored_alone(model: InfluenceModel, rows: Dataset) -> dict[str, list[float | None]]:
-    """What the model itself says of a block, by row."""
-    found = model.read(rows)
-    scores, given = model.score(found), model.score_as_given(found)
+def scored_alone(influence: Influence, rows: Dataset) -> dict[str, list[float | None]]:
+    """What the influence itself says of a block, by row."""
+    found = influence.model.read(rows)
+    scores, given = influence.scores(found), influence.model.score_as_given(found)
     values = {
         "ecif_score": scores.positive + scores.negative,
         "ecif_positive": scores.positive,
@@ -90,10 +91,10 @@ def scored_alone(model: InfluenceModel, rows: Dataset) -> dict[str, list[float |
 
 
 @pytest.fixture(scope="module")
-def expected(model: InfluenceModel, dataset: Dataset) -> dict[str, list[float | None]]:
+def expected(influence: Influence, dataset: Dataset) -> dict[str, list[float | None]]:
     """Of all blocks of 16 rows."""
     blocks = [
-        scored_alone(model, dataset.select(range(start, start + BLOCK)))
+        scored_alone(influence, dataset.select(range(start, start + BLOCK)))
         for start in range(0, ROWS, BLOCK)
     ]
     return {name: [*chain.from_iterable(block[name] for block in blocks)] for name in SCORES}
@@ -116,8 +117,8 @@ class TestObject:
     def test_comes_back_from_pickle(self, scorer: Scorer) -> None:
         assert pickle.loads(pickle.dumps(scorer)) == scorer
 
-    def test_hash_is_stable(self, scorer: Scorer, model: InfluenceModel) -> None:
-        assert Hasher.hash(scorer) == Hasher.hash(Scorer.from_model(model))
+    def test_hash_is_stable(self, scorer: Scorer, influence: Influence) -> None:
+        assert Hasher.hash(scorer) == Hasher.hash(Scorer.from_influence(influence))
 
     def test_hash_is_that_of_the_fit(self, scorer: Scorer) -> None:
         assert Hasher.hash(scorer) != Hasher.hash(replace(scorer, fingerprint="0" * 16))
@@ -125,11 +126,11 @@ class TestObject:
     def test_block_is_several_contrastive_batches(self, scorer: Scorer) -> None:
         assert scorer.rows == BLOCK
 
-    def test_is_in_the_cache_once(self, scorer: Scorer, model: InfluenceModel) -> None:
+    def test_is_in_the_cache_once(self, scorer: Scorer, influence: Influence) -> None:
         folder = Path(scorer.source)
-        Scorer.from_model(model)
+        Scorer.from_influence(influence)
         assert folder.is_absolute()
-        assert [path.name for path in folder.parent.iterdir()] == [model.fingerprint]
+        assert [path.name for path in folder.parent.iterdir()] == [influence.fingerprint]
 
 
 class TestMap:
@@ -160,18 +161,18 @@ class TestMap:
         assert features["image"] == dataset.features["image"]
 
     def test_second_time_is_from_the_cache(
-        self, model: InfluenceModel, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+        self, influence: Influence, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        first = Scorer.from_model(model)
+        first = Scorer.from_influence(influence)
         options = {"batched": True, "batch_size": BLOCK, "features": first.features(dataset)}
         once = dataset.map(first, **options)
         monkeypatch.setattr(Scorer, "_columns", lambda *_: pytest.fail("it was scored again"))
-        again = dataset.map(Scorer.from_model(model), **options)
+        again = dataset.map(Scorer.from_influence(influence), **options)
         assert again.cache_files == once.cache_files
         assert again["ecif_score"][:] == once["ecif_score"][:]
 
     def test_with_two_processes(
-        self, scorer: Scorer, model: InfluenceModel, dataset: Dataset
+        self, scorer: Scorer, influence: Influence, dataset: Dataset
     ) -> None:
         scored = dataset.map(
             scorer,
@@ -183,7 +184,7 @@ class TestMap:
         )
         blocks = [range(0, 16), range(16, 24), range(24, 40), range(40, 48)]  # of each half
         for rows in blocks:
-            alone = scored_alone(model, dataset.select(rows))
+            alone = scored_alone(influence, dataset.select(rows))
             for name in SCORES:
                 assert scored[name][rows.start : rows.stop] == alone[name]
 
@@ -204,9 +205,9 @@ class TestMap:
         assert_scored({name: [row[name] for row in rows] for name in NEW}, expected)
         assert [row["emoji"] for row in rows] == dataset["emoji"][:]
 
-    def test_other_columns(self, model: InfluenceModel, dataset: Dataset, expected: Any) -> None:
+    def test_other_columns(self, influence: Influence, dataset: Dataset, expected: Any) -> None:
         renamed = dataset.rename_columns({"image": "picture", "text": "caption"})
-        scorer = Scorer.from_model(model, image_column="picture", text_column="caption")
+        scorer = Scorer.from_influence(influence, image_column="picture", text_column="caption")
         scored = renamed.map(scorer, batched=True, batch_size=BLOCK)
         assert_scored(scored.select_columns(list(NEW))[:], expected)
 
@@ -276,36 +277,31 @@ class TestBatches:
 
 class TestFolder:
     def test_another_fit_in_its_place_is_refused(
-        self, model: InfluenceModel, dataset: Dataset, tmp_path: Path
+        self, influence: Influence, dataset: Dataset, tmp_path: Path
     ) -> None:
-        scorer = Scorer.from_model(model, tmp_path / "fit")
+        scorer = Scorer.from_influence(influence, tmp_path / "fit")
         other = InfluenceModel.from_pretrained(DEMO / "model", replace(CONFIG, seed=1))
         rows = other.read(dataset.select(range(24)))
-        other.fit(rows, rows)
-        other.save_pretrained(tmp_path / "fit")
+        other.fit(rows, rows).save_pretrained(tmp_path / "fit")
         module._load.cache_clear()
         with pytest.raises(UserError, match="another fit by now: make the scorer again"):
             scorer(dataset[:8])
 
     def test_without_a_fit_is_refused(self, dataset: Dataset) -> None:
-        with pytest.raises(UserError, match="holds no fitted influence"):
+        with pytest.raises(UserError, match="holds no fit"):
             Scorer(str(DEMO / "model"), "0" * 16, 16)(dataset[:8])
-
-    def test_unfitted_model_has_no_scorer(self) -> None:
-        with pytest.raises(UserError, match="not fitted yet"):
-            Scorer.from_model(InfluenceModel.from_pretrained(DEMO / "model", CONFIG))
 
     @pytest.mark.parametrize("parameters", ["projections", "last_block", "lora"])
     def test_comes_back_the_same(self, dataset: Dataset, tmp_path: Path, parameters: str) -> None:
         config = replace(CONFIG, parameters=parameters, lora_rank=2, max_iterations=1)
         model = InfluenceModel.from_pretrained(DEMO / "model", config)
         rows = model.read(dataset.select(range(22, 34)))
-        model.fit(rows, rows)
-        model.save_pretrained(tmp_path / "fit")
-        loaded = InfluenceModel.from_pretrained(tmp_path / "fit")
+        influence = model.fit(rows, rows)
+        influence.save_pretrained(tmp_path / "fit")
+        loaded = Influence.from_pretrained(tmp_path / "fit")
         assert loaded.config.to_dict() == config.to_dict()
-        assert loaded.fingerprint == model.fingerprint
-        one, other = model.score(rows), loaded.score(loaded.read(dataset.select(range(22, 34))))
+        assert loaded.fingerprint == influence.fingerprint
+        one, other = influence.scores(rows), loaded.scores(dataset.select(range(22, 34)))
         for name in ("positive", "negative", "stderr", "size", "self_influence", "loss"):
             torch.testing.assert_close(getattr(other, name), getattr(one, name), rtol=0, atol=0)
 
@@ -321,20 +317,18 @@ class TestFolder:
         "change", [{"seed": 1}, {"partitions": 3}, {"relative": "span"}, {"fit_epochs": 2}]
     )
     def test_other_config_is_another_fingerprint(
-        self, model: InfluenceModel, dataset: Dataset, change: dict[str, Any]
+        self, influence: Influence, change: dict[str, Any]
     ) -> None:
         other = InfluenceModel.from_pretrained(DEMO / "model", replace(CONFIG, **change))
-        other.fitted = model.fitted
-        assert other.fingerprint != model.fingerprint
+        changed = Influence(other, other.config, influence.fitted)
+        assert changed.fingerprint != influence.fingerprint
 
-    def test_other_fit_is_another_fingerprint(
-        self, model: InfluenceModel, dataset: Dataset
-    ) -> None:
-        other = InfluenceModel.from_pretrained(DEMO / "model", CONFIG)
-        rows = other.read(dataset.select(range(24)))
-        for query, same in ((other.read(dataset.select(range(24, 48))), True), (rows, False)):
-            other.fit(rows, query)
-            assert (other.fingerprint == model.fingerprint) is same
+    def test_other_fit_is_another_fingerprint(self, influence: Influence, dataset: Dataset) -> None:
+        model = InfluenceModel.from_pretrained(DEMO / "model", CONFIG)
+        rows = model.read(dataset.select(range(24)))
+        for query, same in ((dataset.select(range(24, 48)), True), (rows, False)):
+            other = model.fit(rows, query)
+            assert (other.fingerprint == influence.fingerprint) is same
 
 
 class TestRay:

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import jinja2
 import numpy as np
 import pytest
 from PIL import Image
 
 from hf_ecif.data.images import thumbnail
+from hf_ecif.data.summary import Summary
 from hf_ecif.reports import audit as report
 from hf_ecif.reports import figures as viz
+from hf_ecif.reports.html import write_page
 from hf_ecif.utils import formatting as words
 
 FLOATS = (
@@ -70,10 +73,10 @@ def make_scored(
     return datasets.Dataset.from_dict(table, features=datasets.Features(types))
 
 
-def make_summary(scored: datasets.Dataset, **parts: Any) -> dict[str, Any]:
+def make_summary(scored: datasets.Dataset, /, **parts: Any) -> Summary:
     unreadable = sum(score is None for score in scored["ecif_score"])
     flagged = sum(flag is True for flag in scored["ecif_flag"])
-    return {
+    values = {
         "rows": len(scored),
         "scored": len(scored) - unreadable,
         "unreadable": unreadable,
@@ -83,7 +86,7 @@ def make_summary(scored: datasets.Dataset, **parts: Any) -> dict[str, Any]:
         "removed": unreadable + flagged,
         "noise": {"rate": 0.195, "threshold": 0.5, "borderline": 3},
         "query": {"source": "held out", "rows": 20, "chosen": True, "overlap": 0, "loss": 1.92},
-        "fit": {"parameters": "projections", "count": 16384, "steps": 200, "loss_after": 1.5},
+        "fit": {"parameters": "projections", "count": 16384, "loss_before": 2.5, "loss_after": 1.5},
         "solvers": [
             {"purpose": "task score", "method": "cg", "iterations": 14, "converged": True},
             {"purpose": "self-influence", "method": "cg", "iterations": 99, "converged": False},
@@ -100,6 +103,7 @@ def make_summary(scored: datasets.Dataset, **parts: Any) -> dict[str, Any]:
         "split": "train",
         **parts,
     }
+    return Summary.from_dict(values)
 
 
 def render(scored: datasets.Dataset, folder: Path, **parts: Any) -> str:
@@ -111,7 +115,7 @@ def render(scored: datasets.Dataset, folder: Path, **parts: Any) -> str:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the figures out, which take most of the time, where a test is not about them."""
-    monkeypatch.setattr(report, "_plots", lambda *_: {"score": "figure"})
+    monkeypatch.setattr(report, "_plots", lambda *_: dict.fromkeys(report.PLOTS, "figure"))
 
 
 class Page(HTMLParser):
@@ -196,9 +200,8 @@ def test_counts_are_those_of_the_summary(tmp_path: Path) -> None:
     scored = make_scored(6)
     counts = {"rows": 1506, "scored": 1498, "flagged": 290, "unreadable": 8}
     counts |= {"kept": 1208, "removed": 298}
-    report.write_report(
-        scored, make_summary(scored, truth=truth) | counts, tmp_path / "report.html"
-    )
+    summary = make_summary(scored, truth=truth, **counts)
+    report.write_report(scored, summary, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "About 19.5 % of the 1,506 pairs look misaligned; 290 are flagged" in page.text
     for sentence in (
@@ -390,15 +393,23 @@ def test_one_row_and_one_constant_score(tmp_path: Path) -> None:
     assert "Borderline" in page.text
 
 
-def test_a_bare_summary_is_enough(tmp_path: Path) -> None:
-    scored = make_scored(3)
-    summary = make_summary(scored)
-    needed = ("rows", "scored", "unreadable", "flagged", "columns", "model", "dataset")
-    report.write_report(
-        scored, {name: summary[name] for name in needed}, tmp_path / "new" / "a.html"
-    )
-    page = Page((tmp_path / "new" / "a.html").read_text(encoding="utf-8"))
-    assert "1 of the 3 pairs is flagged for review." in page.text
+@pytest.mark.usefixtures("undrawn")
+def test_what_a_rate_is_worth_is_told(tmp_path: Path) -> None:
+    noise = {"rate": 0.195, "threshold": 0.5, "interval": [0.15, 0.24]}
+    page = Page(render(make_scored(5), tmp_path, format_version=2, noise=noise))
+    assert "Estimated noise 19.5 % 15.0 % to 24.0 %" in page.text
+    page = Page(render(make_scored(5), tmp_path, noise=noise | {"rate_is_bound": True}))
+    assert "At most 19.5 % of the 5 pairs look misaligned" in page.text
+    reason = "the model cannot tell right from wrong here."
+    page = Page(render(make_scored(5, flagged=2.0), tmp_path, noise=noise | {"abstains": reason}))
+    assert "Nothing is flagged: the model cannot tell right from wrong here." in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_name_that_a_page_does_not_know_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(jinja2.UndefinedError, match="'tiles' is undefined"):
+        write_page(tmp_path / "page.html", "outcome.html.j2", command="", verdict="", about={})
+    assert not (tmp_path / "page.html").exists()
 
 
 @pytest.mark.usefixtures("undrawn")

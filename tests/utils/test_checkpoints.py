@@ -192,7 +192,7 @@ class TestOpen:
 
     def test_a_damaged_manifest_is_refused(self, known: Checkpoints, folder: Path) -> None:
         (folder / MANIFEST).write_text('{"seed": ')
-        with pytest.raises(UserError, match=r"cannot be told: .*manifest\.json.*--overwrite"):
+        with pytest.raises(UserError, match=r"not known what .*: .*manifest\.json.*--overwrite"):
             Checkpoints.open(folder, RUN, resume=True)
 
     def test_clear_leaves_nothing(self, known: Checkpoints, folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""Contrastive losses on a batch of embeddings: values, derivatives, and the two roles of a pair.
+"""Contrastive losses of a batch of embeddings: values, derivatives, and both roles of a pair.
 
-Pure tensor functions of normalised embeddings; nothing here knows of models or data. Two modules,
+Pure functions of normalised embeddings; nothing here knows models or data. Two modules,
 `infonce` (CLIP) and `sigmoid` (SigLIP), offer the same functions; `Contrastive` lists them.
 """
 

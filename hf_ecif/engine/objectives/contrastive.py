@@ -1,4 +1,4 @@
-"""What a contrastive loss has to offer; a module that has these functions is one (PEP 544)."""
+"""Protocol of a contrastive loss, which a module can satisfy with its functions (PEP 544)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Contrastive(Protocol):
     its presence adds to the terms of others. Both are in nats and unnormalised.
 
     In every function ``same``, if given, is ``(B, L)`` integers: pairs with an equal number in any
-    of the columns (one caption, say, or one image) are not taken as negatives of each other; of a
-    single column, ``(B,)`` will do. Tangents and cotangents of a batch have its form with a leading
+    of the columns (one caption, for example, or one image) are not negatives of each other; a
+    single column may be ``(B,)``. Tangents and cotangents of a batch have its shapes with a leading
     ``K``: ``(K, B, d)`` for text and image, ``(K,)`` for scale and bias.
 
-    ``rows``, where a function has it, are the pairs whose terms are counted, all if absent: results
-    of the parts of a batch add up to that of the whole, so that several processes can share one.
+    ``rows`` are the pairs whose terms are counted, all if absent: results for the parts of a batch
+    add up to the result for the whole, so several processes can share a batch.
 
     Attributes:
         TERMS: loss terms per pair. Removing pair ``n`` from a batch of ``B`` changes
@@ -34,22 +34,22 @@ class Contrastive(Protocol):
     def loss(
         self, embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
     ) -> Tensor:
-        """The loss, in nats; scalar."""
+        """Loss of the batch in nats; scalar."""
 
     def pair_losses(
         self, embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
     ) -> Tensor:
-        """The positive role of every pair, as `roles` gives it, without the negative; ``(B,)``."""
+        """Positive role of every pair, as in `roles`; ``(B,)``."""
 
     def linearise(
         self, embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
     ) -> LinearisedLoss:
-        """The loss's gradient and curvature products near a batch."""
+        """Gradient and curvature products of the loss at a batch."""
 
     def roles(
         self, embeddings: Embeddings, *, form: RoleForm = "exact", same: Tensor | None = None
     ) -> Roles:
-        """Both roles of every pair, ``(B,)`` each."""
+        """Both roles of every pair, ``(B,)`` each, in nats."""
 
     def role_tangents(
         self,
@@ -61,8 +61,8 @@ class Contrastive(Protocol):
     ) -> Roles:
         """Directional derivatives of `roles` along every tangent, ``(K, B)`` each.
 
-        With a tangent the push-forward of ``s = H^-1 grad F``, their sum over ``TERMS * N`` is the
-        predicted change of the query ``F`` when pair ``n`` is removed.
+        If a tangent is the push-forward of ``s = H^-1 grad F``, the sum of both divided by
+        ``TERMS * N`` is the predicted change of the query ``F`` when pair ``n`` is removed.
         """
 
     def partner_tangents(
@@ -76,15 +76,15 @@ class Contrastive(Protocol):
     ) -> Tensor:
         """Derivatives of the negative role of some pairs by partner, ``(K, B, n)``.
 
-        A partner of a pair is another one in whose terms it is a negative. Over the partners they
-        add up to the negative part of `role_tangents`.
+        A partner of a pair is another pair that has it as a negative. Summed over the partners,
+        the derivatives are the negative part of `role_tangents`.
 
         Args:
             embeddings: the batch.
-            tangents: ``K`` of it.
-            pairs: ``(n,)``, their places in the batch.
-            form: of the negative role.
-            same: as everywhere.
+            tangents: ``K`` tangents of the batch.
+            pairs: ``(n,)``, places of the pairs in the batch.
+            form: form of the negative role.
+            same: see the class.
         """
 
     def group_roles(
@@ -97,7 +97,7 @@ class Contrastive(Protocol):
         Args:
             embeddings: the batch.
             members: ``(B,)`` booleans, true for the pairs that leave; none and all are allowed.
-            same: as everywhere.
+            same: see the class.
         """
 
     def group_role_tangents(
@@ -112,9 +112,8 @@ class Contrastive(Protocol):
     def leaving_curvature(
         self, embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
     ) -> Tensor:
-        """Gauss-Newton curvature that goes with each pair, between all tangents; ``(B, K, K)``.
+        """Gauss-Newton curvature that leaves with each pair, between all tangents; ``(B, K, K)``.
 
-        ``<e'_a, (G - G_n) e'_b>``, with ``G`` the curvature of ``TERMS * B * loss`` and ``G_n``
-        that of what remains of it without pair ``n``. Not of definite sign. Takes memory of
-        ``K B (B + K)``.
+        ``<e'_a, (G - G_n) e'_b>``, with ``G`` the curvature of ``TERMS * B * loss`` and ``G_n`` the
+        curvature of what remains without pair ``n``. Indefinite. Memory: ``K B (B + K)`` numbers.
         """

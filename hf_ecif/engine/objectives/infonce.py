@@ -1,9 +1,9 @@
 """InfoNCE, the loss of CLIP: ``L = (1/2B) sum_n [-log p_nn - log q_nn]``.
 
-The loss treats both directions alike: it is the mean of two classification losses, *text to image*
-(softmax ``p`` over the rows of ``S``) and *image to text* (softmax ``q`` over its columns). So
-every function below is written once, for one direction, and summed over the two. The bias of a
-batch shifts all logits alike, which a softmax does not see: it is ignored, its cotangents are zero.
+The loss is the mean of two classification losses, *text to image* (softmax ``p`` over the rows of
+``S``) and *image to text* (softmax ``q`` over its columns). So every function below is written for
+one direction and summed over both. The bias of a batch shifts all logits alike, which leaves a
+softmax unchanged: it is ignored, and its cotangents are zero.
 
 Pair ``n`` acts in two roles (Hu et al., ECIF, arXiv 2411.11667):
 
@@ -12,7 +12,7 @@ Pair ``n`` acts in two roles (Hu et al., ECIF, arXiv 2411.11667):
   ``Neg_n = -sum_{k != n} [log(1 - p_kn) + log(1 - q_nk)]``, exact for a deletion, or
   ``sum_{k != n} [p_kn + q_nk]``, the paper's first-order expansion of it.
 
-The functions are those of `hf_ecif.engine.objectives.Contrastive`, which states their shapes.
+The functions implement `hf_ecif.engine.objectives.Contrastive`, which states their shapes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TERMS = 2
 
 
 def loss(embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None) -> Tensor:
-    """``L``, what ``CLIPModel(..., return_loss=True)`` returns; scalar, in nats."""
+    """``L``, as ``CLIPModel(..., return_loss=True)`` returns it; scalar, in nats."""
     return pair_losses(embeddings, same, rows).sum() / (TERMS * len(embeddings.text))
 
 
@@ -59,7 +59,7 @@ def pair_losses(
 def linearise(
     embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
 ) -> LinearisedLoss:
-    """`loss` near a batch; ``d2L/dS2`` is the softmax Fisher of rows and of columns."""
+    """`loss` linearised at a batch; ``d2L/dS2`` is the Fisher matrix of each softmax."""
     if rows is None and len(embeddings.text) <= similarity.BLOCK:
         joint = partial(_joint_derivatives, same=same)
         return linearised.linearise(embeddings, _first_way, joint)
@@ -96,9 +96,10 @@ def role_tangents(
 
     With ``S'`` the tangent of the logits and ``m_k`` its mean under row ``k``'s softmax,
     ``d p_kn = p_kn (S'_kn - m_k)``. The exact form divides by ``1 - p_kn``, which loses all digits
-    where ``p_kn`` is near one; there ``p_kn (S'_kn - m_k,-n)``, the mean taken without column
-    ``n``, is the same number and never blows up. Either way the derivatives are sums of ``S'`` with
-    weights that no tangent changes: see `hf_ecif.engine.objectives.similarity.FactorTangents`.
+    for ``p_kn`` near one; there the equal ``p_kn (S'_kn - m_k,-n)``, with the mean over all columns
+    but ``n``, is used, which stays bounded. Either way the derivatives are sums of ``S'`` with
+    weights that do not depend on the tangent: see
+    `hf_ecif.engine.objectives.similarity.FactorTangents`.
     """
     ways, moved = similarity.two_ways(embeddings), similarity.two_ways(tangents)
     positive, in_row, in_column = [], [], []
@@ -124,8 +125,8 @@ def partner_tangents(
 ) -> Tensor:
     """Derivatives of the negative role of some pairs by partner, ``(K, B, n)``.
 
-    Partner ``k`` of pair ``n`` has ``d p_kn / (1 - p_kn) + d q_nk / (1 - q_nk)``, or the same
-    without the denominators in the first-order form.
+    For partner ``k`` of pair ``n`` it is ``d p_kn / (1 - p_kn) + d q_nk / (1 - q_nk)``, without the
+    denominators in the first-order form.
     """
     ways = zip(similarity.two_ways(embeddings), similarity.two_ways(tangents), strict=True)
     return similarity.total(
@@ -145,9 +146,9 @@ def group_roles(
 ) -> tuple[Tensor, Tensor]:
     """``(Pos_E, Neg_E)`` of a set ``E`` of pairs that leave the batch together.
 
-    The members lose their own terms, so the negative role runs over the others alone:
-    ``Neg_E = -sum_{k not in E} [log(1 - sum_{n in E} p_kn) + log(1 - sum_{n in E} q_nk)]``, zero
-    when nobody stays. The sum of single-pair roles is only its first-order approximation.
+    The members lose their own terms, so the negative role is a sum over the others only:
+    ``Neg_E = -sum_{k not in E} [log(1 - sum_{n in E} p_kn) + log(1 - sum_{n in E} q_nk)]``, zero if
+    no pair stays. The sum of single-pair roles is its first-order approximation.
     """
     positive, negative = [], []
     for direction in similarity.two_ways(embeddings):
@@ -165,9 +166,9 @@ def group_role_tangents(
 ) -> tuple[Tensor, Tensor]:
     """Directional derivatives of `group_roles` along every tangent.
 
-    As in `role_tangents`, both are weighted sums of ``S'``: a member's term moves by its mean under
-    the softmax less its own cell, that of another pair by its mean with the group less its mean
-    without. So one set of weights, rows of either kind, does for both.
+    As in `role_tangents`, both are weighted sums of ``S'``. A member's term changes by the mean
+    under its softmax minus its own cell; another pair's term by the mean with the group minus the
+    mean without it. So one table of weights serves both kinds of rows.
     """
     positive, negative = [], []
     ways = zip(similarity.two_ways(embeddings), similarity.two_ways(tangents), strict=True)
@@ -176,7 +177,7 @@ def group_role_tangents(
             row = _GroupRow.of(_logits(direction, rows, same), members)
             own = row.p.clone()
             similarity.own_cells(own, rows).sub_(1)
-            # p less the softmax without the group, free of cancellation.
+            # p minus the softmax without the group, free of cancellation.
             others = torch.where(members, row.p, -row.share * row.rest_p)
             weights = torch.where(members[rows, None], own, others)
             change = FactorTangents(direction, moved).row_sums(rows, weights)
@@ -190,10 +191,10 @@ def leaving_curvature(
 ) -> Tensor:
     """Gauss-Newton curvature of ``2 B L`` that leaves with each pair.
 
-    A pair takes the Fishers of its own two softmaxes. It also changes all others: the Fisher of
-    row ``k`` is ``F(p) = (1 - a) F(r) + a (1 - a) d d^T``, with ``a = p_kn``, ``r`` the softmax
-    that remains without ``n``, and ``d = e_n - r``. What leaves of it, ``F(p) - F(r)``, is of no
-    definite sign: some of the curvature was the pair's, but the others gain in weight.
+    A pair takes the Fisher matrices of its own two softmaxes with it. It also changes the others:
+    that of row ``k`` is ``F(p) = (1 - a) F(r) + a (1 - a) d d^T``, with ``a = p_kn``, ``r`` the
+    softmax without ``n``, and ``d = e_n - r``. The difference ``F(p) - F(r)`` is indefinite: some
+    of the curvature was the pair's, but the other columns gain weight.
     """
     rows = slice(0, len(embeddings.text))
     directions, moved = similarity.two_ways(embeddings), similarity.two_ways(tangents)[0]
@@ -208,9 +209,9 @@ def leaving_curvature(
 
 
 class _Row(NamedTuple):
-    """Softmax of a block of rows, with the largest entry of each row set apart.
+    """Softmax of a block of rows, with the largest entry of each row kept separately.
 
-    Only the largest entry can exceed one half, so only there does ``1 - p`` lose digits.
+    Only the largest entry can exceed one half, so ``1 - p`` loses digits only there.
     """
 
     logits: Tensor
@@ -229,7 +230,7 @@ class _Row(NamedTuple):
         return cls(logits, total, (logits - total).exp(), top, rest_total, rest_p)
 
     def minus_own(self, rows: slice) -> Tensor:
-        """``p`` less one in the pair's own cell, without loss of digits where that is near one."""
+        """``p``, minus one in the pair's own cell, precise also if ``p`` is near one there."""
         weights = self.p.clone()
         own = similarity.own_cells(weights, rows)
         is_top = self.top[:, 0] == similarity.own_columns(self.top, rows)
@@ -260,13 +261,13 @@ class _Means(NamedTuple):
 
     all: Tensor  # under the softmax
     rest: Tensor  # under the softmax without the row's largest entry
-    minus_own: Tensor  # the first, less the pair's own cell: the derivative of its own term
+    minus_own: Tensor  # `all` minus the pair's own cell: the derivative of its own term
 
 
 def _means(
     row: _Row, moved: FactorTangents, rows: slice, further: Tensor | None = None
 ) -> tuple[_Means, Tensor]:
-    """The averages, and sums with further weights ``(m, r, B)`` along the way; ``(m, K, r)``."""
+    """Averages of a block, and sums ``(m, K, r)`` with further weights ``(m, r, B)``."""
     weights = torch.stack([row.minus_own(rows), row.rest_p])
     sums = moved.row_sums(rows, weights if further is None else torch.cat([weights, further]))
     own = moved.picked(rows, rows)
@@ -280,11 +281,10 @@ def _role_tangents(
     form: RoleForm,
     same: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one direction and a block: the positive role, and two parts of the negative one.
+    """Derivatives in one direction and a block: of the positive role and two parts of the negative.
 
-    ``(K, r)``, ``(K, r)`` and ``(K, B)``. The second is of the other direction, whose softmax has
-    the logsumexps ``back_total``: its weighted sums over a column of its own are sums over a row
-    here.
+    ``(K, r)``, ``(K, r)`` and ``(K, B)``. The second belongs to the other direction, whose softmax
+    has the logsumexps ``back_total``: its weighted sums over a column are sums over a row here.
     """
     row = _Row.of(_logits(moved.direction, rows, same))
     rest, top = _negative_weights(row.p, rows, form)
@@ -294,11 +294,11 @@ def _role_tangents(
 
 
 def _negative_weights(p: Tensor, rows: slice, form: RoleForm) -> tuple[Tensor, Tensor]:
-    """Of ``d p_kn`` in ``d Neg_n``, ``(r, B)`` each: in general, and where ``p_kn`` is large."""
+    """Weights of ``d p_kn`` in ``d Neg_n``, ``(r, B)``: in general, and for large ``p_kn``."""
     others = _without_own(p, rows)
     if form == "first_order":
         return others, torch.zeros_like(others)
-    # Only the largest entry of a row can exceed one half: `_Means.rest` goes without that one.
+    # Only the largest entry of a row can exceed one half, the one that `_Means.rest` leaves out.
     large = p > 0.5
     return torch.where(large, 0, others / (1 - p)), others * large
 
@@ -321,7 +321,7 @@ def _partner_tangents(
     form: RoleForm,
     same: Tensor | None,
 ) -> Tensor:
-    """Of one direction and the partners of a block, ``(K, r, n)``."""
+    """Derivatives in one direction for the partners of a block, ``(K, r, n)``."""
     row = _Row.of(_logits(direction, rows, same))
     means, _ = _means(row, FactorTangents(direction, moved), rows)
     columns = direction._replace(keys=direction.keys[pairs])
@@ -330,13 +330,13 @@ def _partner_tangents(
     own = similarity.own_columns(pairs, rows)[:, None] == pairs
     if form == "first_order":
         return torch.where(own, 0, p * (change - all_mean))
-    # Only the largest entry of a row can exceed one half: `rest_mean` goes without that one.
+    # Only the largest entry of a row can exceed one half, the one that `rest_mean` leaves out.
     small = p / (1 - p).clamp_min(0.5) * (change - all_mean)
     return torch.where(own, 0, torch.where(p > 0.5, p * (change - rest_mean), small))
 
 
 def _leaving_curvature(logits: Tensor, values: Tensor) -> Tensor:
-    """Of one direction, ``(B, K, K)``; ``values`` are the tangents of the logits, ``(K, B, B)``."""
+    """Leaving curvature in one direction, ``(B, K, K)``, from logits tangents ``(K, B, B)``."""
     row, count = _Row.of(logits), len(logits)
     moved = values.permute(1, 2, 0)  # (B, B, K)
     here = torch.arange(count, device=logits.device)
@@ -349,8 +349,8 @@ def _leaving_curvature(logits: Tensor, values: Tensor) -> Tensor:
     apart = (top_mass * rest_mass * step)[:, :, None] * step[:, None]
     fisher = rest_mass[..., None] * rest + apart
 
-    # Written with F(p) for F(r), F(p) - F(r) loses digits where p_kn is near one. Only the largest
-    # entry of a row can exceed one half; it is set apart.
+    # Computed from F(p) alone, F(p) - F(r) loses digits where p_kn is near one. Only the largest
+    # entry of a row can exceed one half; it is computed separately.
     left = (1 - row.p).clamp_min(0.5)
     ratio = _without_own(row.p / left, slice(0, count))
     ratio = ratio.scatter(1, row.top, 0.0)
@@ -363,12 +363,12 @@ def _leaving_curvature(logits: Tensor, values: Tensor) -> Tensor:
 
 
 def _weighted_squares(weights: Tensor, vectors: Tensor) -> Tensor:
-    """``sum_j weights_ij v_ij v_ij^T`` of ``(n, B)`` and ``(n, B, K)``; ``(n, K, K)``."""
+    """``sum_j weights_ij v_ij v_ij^T``, ``(n, K, K)``, from ``(n, B)`` and ``(n, B, K)``."""
     return (weights[..., None] * vectors).mT @ vectors
 
 
 def _logits(direction: Direction, rows: slice, same: Tensor | None) -> Tensor:
-    """``S`` of a block, minus infinity where a pair is not to be a negative."""
+    """``S`` of a block, ``(r, B)``; minus infinity where a pair is not a negative."""
     logits = similarity.logits(direction, rows)
     if same is None:
         return logits
@@ -380,7 +380,7 @@ def _first_way(embeddings: Embeddings) -> Sequence[Direction]:
 
 
 def _derivatives(direction: Direction, rows: slice, same: Tensor | None) -> Derivatives:
-    """Of ``L`` in one direction with respect to the logits: ``p - 1`` and the softmax Fisher."""
+    """Derivatives of ``L`` in one direction: ``p`` minus the identity, and the softmax's Fisher."""
     terms = TERMS * len(direction.anchors)
     weights = _logits(direction, rows, same).softmax(dim=1) / terms
 
@@ -395,9 +395,9 @@ def _derivatives(direction: Direction, rows: slice, same: Tensor | None) -> Deri
 
 
 def _joint_derivatives(direction: Direction, rows: slice, same: Tensor | None) -> Derivatives:
-    """Of ``L`` in both directions at once, where one block holds the whole batch.
+    """Derivatives of ``L`` in both directions at once, if one block holds the whole batch.
 
-    The logits and their tangents are then made once, not once for each direction.
+    The logits and their tangents are then computed once for both directions.
     """
     terms = TERMS * len(direction.anchors)
     logits = _logits(direction, rows, same)
@@ -410,7 +410,7 @@ def _joint_derivatives(direction: Direction, rows: slice, same: Tensor | None) -
     def curvature(logits_tangent: Tensor) -> Tensor:
         row_means = terms * (by_row * logits_tangent).sum(dim=-1, keepdim=True)
         column_means = terms * (by_column * logits_tangent).sum(dim=-2, keepdim=True)
-        # In place: passes over the cells are what a product with a single tangent is bound by.
+        # In place: passes over the cells dominate the time of a product with a single tangent.
         changes = weights * logits_tangent
         changes.addcmul_(by_row, row_means, value=-1)
         return changes.addcmul_(by_column, column_means, value=-1)
@@ -419,30 +419,30 @@ def _joint_derivatives(direction: Direction, rows: slice, same: Tensor | None) -
 
 
 def _less_own(weights: Tensor, rows: slice, amount: float) -> Tensor:
-    """A copy with less where a row of the block meets its own column."""
+    """A copy, with ``amount`` subtracted where a row of the block meets its own column."""
     lessened = weights.clone()
     similarity.own_cells(lessened, rows).sub_(amount)
     return lessened
 
 
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Logsumexp ``(r, 1)`` and softmax ``(r, B)`` of rows; a row of nothing has weights zero."""
+    """Logsumexp ``(r, 1)`` and softmax ``(r, B)``; zero weights in a row without any logit."""
     total = logits.logsumexp(dim=1, keepdim=True)
     return total, (logits - total).exp().masked_fill(total == -torch.inf, 0.0)
 
 
 def _gain(share: Tensor, log_ratio: Tensor) -> Tensor:
-    """``-log(1 - share)``, what a term gains by a deletion, with all digits for any share.
+    """``-log(1 - share)``, by which a deletion lowers a term; precise for any share.
 
     Args:
-        share: the probability of what is deleted.
-        log_ratio: the same number as a difference of logsumexps; precise for large shares only.
+        share: probability of what is deleted.
+        log_ratio: the result as a difference of logsumexps, which is precise for large shares only.
     """
     return torch.where(share > 0.5, log_ratio, -(-share).log1p())
 
 
 def _without_own(values: Tensor, rows: slice) -> Tensor:
-    """A copy with zeros where a row of the block meets its own column."""
+    """A copy, with zero where a row of the block meets its own column."""
     values = values.clone()
     similarity.own_cells(values, rows).zero_()
     return values

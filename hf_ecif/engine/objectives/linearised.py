@@ -1,8 +1,8 @@
-"""A contrastive loss near one batch: its gradient, and products of its curvature with tangents.
+"""A contrastive loss linearised at one batch: gradient, and products of curvature and tangents.
 
-What a product needs besides the tangents are derivatives by the logits, which no tangent changes.
-They are made block by block, and forgotten: in a batch of ``B`` pairs they are tables of ``B x B``.
-For many products at one place they can be kept.
+Besides the tangents, a product needs derivatives with respect to the logits, which do not depend on
+the tangents. They are ``B x B`` tables for a batch of ``B`` pairs, so they are computed block by
+block and dropped. For many products at one batch they can be kept.
 
 Shapes: ``r`` rows in a block, ``K`` tangents, embeddings of size ``d``.
 """
@@ -21,11 +21,11 @@ from hf_ecif.engine.objectives.similarity import Direction, Embeddings, blocks, 
 
 
 class Derivatives(NamedTuple):
-    """The first two derivatives of a loss with respect to a block of logits.
+    """First two derivatives of a loss with respect to a block of logits.
 
     Attributes:
-        cotangent: gives ``dL/dS``, ``(r, B)``.
-        curvature: takes logits tangents ``S'`` to ``(d2L/dS2) S'``, both ``(K, r, B)``.
+        cotangent: returns ``dL/dS``, ``(r, B)``.
+        curvature: maps logits tangents ``S'`` to ``(d2L/dS2) S'``, both ``(K, r, B)``.
     """
 
     cotangent: Callable[[], Tensor]
@@ -38,13 +38,13 @@ Part = tuple[slice, Derivatives]
 
 @dataclass(frozen=True)
 class LinearisedLoss:
-    """The first two derivatives of a loss at a batch, as cotangents of the batch's form.
+    """First two derivatives of a loss at a batch, as cotangents with the batch's shapes.
 
     Attributes:
         embeddings: the batch.
-        read: the directions that the loss adds up over, text to image first.
-        derivatives: blocks of the direction with some number, and the derivatives there.
-        rows: the pairs whose terms are counted; all if absent.
+        read: directions over which the loss is summed, text to image first.
+        derivatives: maps the number of a direction to its blocks, with the derivatives there.
+        rows: pairs whose terms are counted; all if absent.
     """
 
     embeddings: Embeddings
@@ -59,10 +59,10 @@ class LinearisedLoss:
         )
 
     def ggn_product(self, tangents: Embeddings) -> Embeddings:
-        """Generalised Gauss-Newton product ``J_S^T (d2L/dS2) J_S e'`` of every tangent ``e'``.
+        """Generalised Gauss-Newton product ``J_S^T (d2L/dS2) J_S e'`` for every tangent ``e'``.
 
-        Positive semi-definite. The result is a cotangent: pulled back through the encoders it is
-        the product in parameter space.
+        Positive semi-definite. The result is a cotangent, which becomes the product in parameter
+        space when it is pulled back through the encoders.
         """
         moved = self.read(tangents)
 
@@ -75,8 +75,8 @@ class LinearisedLoss:
     def hessian_product(self, tangents: Embeddings) -> Embeddings:
         """Derivative of `gradient` along every tangent: the full Hessian at the embeddings.
 
-        Logits are bilinear in the embeddings, which adds to `ggn_product` the change of ``J_S^T``
-        with ``dL/dS`` held fixed.
+        Since logits are bilinear in the embeddings, it is `ggn_product` plus the change of
+        ``J_S^T`` with ``dL/dS`` held fixed.
         """
         moved = self.read(tangents)
 
@@ -88,7 +88,7 @@ class LinearisedLoss:
         return self._add_up(of_block)
 
     def kept(self) -> LinearisedLoss:
-        """The same with all derivatives by the logits made now, for many products."""
+        """This loss with its derivatives computed now and kept, for many products."""
         made = [[*self.derivatives(number)] for number in range(len(self._ways))]
         return replace(self, derivatives=made.__getitem__)
 
@@ -97,7 +97,7 @@ class LinearisedLoss:
         return self.read(self.embeddings)
 
     def _add_up(self, of_block: Callable[[int, slice, Derivatives], Direction]) -> Embeddings:
-        """Cotangents of all blocks of all directions as one of the batch."""
+        """Cotangents of all blocks and directions, added up to one of the batch."""
         ways = []
         for number in range(len(self._ways)):
             parts = (of_block(number, block, at) for block, at in self.derivatives(number))
@@ -111,7 +111,7 @@ def linearise(
     differentiate: Callable[[Direction, slice], Derivatives],
     rows: range | None = None,
 ) -> LinearisedLoss:
-    """A loss at a batch, by its derivatives with respect to a block of a direction's logits."""
+    """Loss at a batch, from its derivatives with respect to a block of a direction's logits."""
     ways, count = read(embeddings), len(embeddings.text)
 
     def derivatives(number: int) -> Iterable[Part]:
@@ -124,7 +124,7 @@ def linearise(
 
 
 def _pull(direction: Direction, rows: slice, cotangent: Tensor) -> Direction:
-    """A cotangent ``(..., r, B)`` of the block's logits as one of its anchors and all keys."""
+    """Cotangent of the block's anchors and of all keys, from one of its logits, ``(..., r, B)``."""
     anchors, through_keys = direction.anchors[rows], cotangent @ direction.keys
     return Direction(
         direction.scale * through_keys,
@@ -137,7 +137,7 @@ def _pull(direction: Direction, rows: slice, cotangent: Tensor) -> Direction:
 def _pull_tangent(
     direction: Direction, moved: Direction, rows: slice, cotangent: Tensor
 ) -> Direction:
-    """Derivative of `_pull` along each tangent, the logits cotangent ``(r, B)`` held fixed."""
+    """Derivative of `_pull` along each tangent, with the cotangent ``(r, B)`` held fixed."""
     anchors, moved_anchors = direction.anchors[rows], moved.anchors[:, rows]
     through_keys, moved_through_keys = cotangent @ direction.keys, _mix(cotangent, moved.keys)
     moved_scale = moved.scale[:, None, None]
@@ -150,22 +150,22 @@ def _pull_tangent(
 
 
 def _mix(weights: Tensor, values: Tensor) -> Tensor:
-    """``weights @ values`` for every leading index of ``(K, B, d)``, as one matrix product."""
+    """``weights @ values`` for values ``(K, B, d)``, as one matrix product."""
     columns = values.movedim(-2, 0)
     mixed = weights @ columns.reshape(len(columns), -1)
     return mixed.view(len(weights), *columns.shape[1:]).movedim(0, -2)
 
 
 def _gather(parts: Iterable[Direction], count: int, rows: range | None) -> Direction:
-    """Blocks put together: each has its own anchors; the rest is shared and adds up.
+    """Cotangents of blocks, joined: anchors follow one another, everything else adds up.
 
-    Anchors outside of ``rows``, of which there are ``count`` in all, get zero.
+    Of ``count`` anchors in all, those outside ``rows`` get zero.
     """
     anchors: list[Tensor] = []
     shared: Direction | None = None
     for part in parts:
         anchors.append(part.anchors)
-        # Added at once: kept until the end, the cotangents of the keys would outweigh the batch.
+        # Added up at once: kept until the end, cotangents of keys would take more than the batch.
         rest = part._replace(anchors=torch.zeros_like(part.scale))
         shared = rest if shared is None else _add(shared, rest)
     assert shared is not None
@@ -183,7 +183,7 @@ def _add(one: Direction, other: Direction) -> Direction:
 
 
 def _merge(ways: Sequence[Direction]) -> Embeddings:
-    """Text to image and, if there is one, image to text; a bias that is not seen gets zero."""
+    """Cotangent of the batch, from text to image and, if given, image to text; zero for no bias."""
     text, image, scale, bias = ways[0]
     for back in ways[1:]:
         text, image, scale = text + back.keys, image + back.anchors, scale + back.scale

@@ -1,16 +1,16 @@
 """The sigmoid loss of SigLIP (Zhai et al., arXiv 2303.15343).
 
 ``L = -(1/B) sum_ij log sigmoid(y_ij S_ij)`` with ``S = scale * U V^T + bias``, ``y = 1`` on the
-diagonal and ``-1`` elsewhere. Every cell of ``S`` is a term of its own, with no normalisation
-across cells, so the roles of pair ``n`` are exact for a deletion without any expansion:
+diagonal and ``-1`` elsewhere. Every cell of ``S`` is a separate term, without normalisation across
+cells, so the roles of pair ``n`` are exact for a deletion without any expansion:
 
 - positive: ``Pos_n``, the cell ``(n, n)``;
 - negative: ``Neg_n``, the other cells of row ``n`` and of column ``n``.
 
-Both values of `RoleForm` therefore mean the same here. Cells of other pairs with equal numbers in
-``same`` are left out of the sum.
+Both values of `RoleForm` therefore give equal results here. Cells of other pairs with equal numbers
+in ``same`` are left out of the sum.
 
-The functions are those of `hf_ecif.engine.objectives.Contrastive`, which states their shapes.
+The functions implement `hf_ecif.engine.objectives.Contrastive`, which states their shapes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TERMS = 1
 
 
 def loss(embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None) -> Tensor:
-    """``L``, what ``SiglipModel(..., return_loss=True)`` returns; scalar, in nats."""
+    """``L``, as ``SiglipModel(..., return_loss=True)`` returns it; scalar, in nats."""
     direction, count = similarity.one_way(embeddings), len(embeddings.text)
     sums = [_terms(direction, block, same).sum() for block in similarity.blocks(count, rows)]
     return similarity.total(sums) / count
@@ -54,7 +54,7 @@ def pair_losses(
 def linearise(
     embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
 ) -> LinearisedLoss:
-    """`loss` near a batch; ``d2L/dS2`` is diagonal, ``sigmoid(S) sigmoid(-S) / B``."""
+    """`loss` linearised at a batch; ``d2L/dS2`` is diagonal, ``sigmoid(S) sigmoid(-S) / B``."""
     derivatives = partial(_derivatives, same=same)
     return linearised.linearise(embeddings, _only_way, derivatives, rows)
 
@@ -86,7 +86,7 @@ def role_tangents(
 ) -> Roles:
     """Directional derivatives of `roles` along every tangent; ``form`` makes no difference.
 
-    Sums of ``S'``, the tangent of the logits, with weights that no tangent changes.
+    They are sums of ``S'``, the tangent of the logits, with weights that do not depend on it.
     """
     direction = similarity.one_way(embeddings)
     moved = FactorTangents(direction, similarity.one_way(tangents))
@@ -113,8 +113,8 @@ def partner_tangents(
 ) -> Tensor:
     """Derivatives of the negative role of some pairs by partner, ``(K, B, n)``.
 
-    Partner ``k`` of pair ``n`` has the cells ``(k, n)`` and ``(n, k)``; ``form`` makes no
-    difference.
+    For partner ``k`` of pair ``n`` it is the sum over the cells ``(k, n)`` and ``(n, k)``. ``form``
+    makes no difference.
     """
     direction, moved = similarity.one_way(embeddings), similarity.one_way(tangents)
     flipped = direction._replace(anchors=direction.keys, keys=direction.anchors)
@@ -137,8 +137,8 @@ def group_roles(
 ) -> tuple[Tensor, Tensor]:
     """``(Pos_E, Neg_E)`` of a set ``E`` of pairs that leave the batch together.
 
-    ``Pos_E`` are the members' own cells, ``Neg_E`` all other cells in a row or a column of ``E``,
-    each counted once. Adding single-pair roles counts a cell between two members twice.
+    ``Pos_E`` is the sum of the members' own cells, ``Neg_E`` of all other cells in a row or column
+    of ``E``, each counted once. A sum of single-pair roles counts cells between members twice.
     """
     direction = similarity.one_way(embeddings)
     positive, negative = [], []
@@ -172,7 +172,7 @@ def group_role_tangents(
 def leaving_curvature(
     embeddings: Embeddings, tangents: Embeddings, same: Tensor | None = None
 ) -> Tensor:
-    """Gauss-Newton curvature of ``B L`` that leaves with each pair: of the cells it touches."""
+    """Gauss-Newton curvature of ``B L`` that leaves with each pair: that of its cells."""
     direction, rows = similarity.one_way(embeddings), slice(0, len(embeddings.text))
     moved = similarity.logits_tangent(direction, similarity.one_way(tangents), rows)
     margins = _margins(direction, rows, same)
@@ -186,7 +186,7 @@ def leaving_curvature(
 
 
 def _margins(direction: Direction, rows: slice, same: Tensor | None) -> Tensor:
-    """``y_ij S_ij`` of a block, ``(r, B)``; infinite, a term of zero, where a pair is left out."""
+    """``y_ij S_ij`` of a block, ``(r, B)``; infinite, so that its term is zero, if left out."""
     margins = -similarity.logits(direction, rows)
     similarity.own_cells(margins, rows).neg_()
     if same is None:
@@ -200,7 +200,7 @@ def _terms(direction: Direction, rows: slice, same: Tensor | None) -> Tensor:
 
 
 def _slopes(margins: Tensor, rows: slice) -> Tensor:
-    """Derivatives of the terms by their logits, ``-y_ij sigmoid(-y_ij S_ij)``, ``(r, B)``."""
+    """Derivatives of the terms, ``-y_ij sigmoid(-y_ij S_ij)``, ``(r, B)``."""
     slopes = (-margins).sigmoid()
     similarity.own_cells(slopes, rows).neg_()
     return slopes
@@ -209,7 +209,7 @@ def _slopes(margins: Tensor, rows: slice) -> Tensor:
 def _partner_tangents(
     direction: Direction, moved: Direction, rows: slice, pairs: Tensor, same: Tensor | None
 ) -> Tensor:
-    """Of the cells in the columns of the pairs and a block of rows, ``(K, r, n)``."""
+    """Derivatives of the cells in the pairs' columns and a block of rows, ``(K, r, n)``."""
     slopes = _slopes(_margins(direction, rows, same), rows)
     similarity.own_cells(slopes, rows).zero_()
     columns = direction._replace(keys=direction.keys[pairs])
@@ -222,7 +222,7 @@ def _only_way(embeddings: Embeddings) -> Sequence[Direction]:
 
 
 def _derivatives(direction: Direction, rows: slice, same: Tensor | None) -> Derivatives:
-    """Of ``L`` with respect to the logits of a block."""
+    """Derivatives of ``L`` with respect to the logits of a block."""
     count = len(direction.anchors)
     margins = _margins(direction, rows, same)
     curvature = margins.sigmoid() * (-margins).sigmoid() / count
@@ -230,5 +230,5 @@ def _derivatives(direction: Direction, rows: slice, same: Tensor | None) -> Deri
 
 
 def _touched(members: Tensor, rows: slice) -> Tensor:
-    """Booleans ``(r, B)``: cells that go when the members leave."""
+    """Booleans ``(r, B)``: cells that leave with the members."""
     return members[rows, None] | members[None, :]

@@ -1,8 +1,8 @@
-"""The logits of a contrastive batch in blocks of rows, and their tangents.
+"""Logits of a contrastive batch in blocks of rows, and their tangents, as all losses use them.
 
-What the losses share. A batch of ``B`` pairs has logits ``S = scale * U V^T + bias``, rows texts
-and columns images. A large batch is only ever seen in blocks of rows, so that memory is
-``BLOCK * B`` (per tangent, where the tangents of the logits are needed), never ``B * B``.
+A batch of ``B`` pairs has logits ``S = scale * U V^T + bias``, with texts as rows and images as
+columns. A large batch is processed in blocks of rows, so that memory is ``BLOCK * B`` (per tangent,
+if tangents of the logits are needed), never ``B * B``.
 
 Shapes: ``r`` rows in a block, ``K`` tangents, embeddings of size ``d``.
 """
@@ -18,17 +18,17 @@ from torch import Tensor
 
 RoleForm = Literal["exact", "first_order"]
 BLOCK = 1024
-CELLS = 2**20  # of tangents of the logits, made at a time: the cache of a core holds them
+CELLS = 2**20  # tangents of logits computed at a time, which fit the cache of a core
 
 
 class Embeddings(NamedTuple):
-    """A contrastive batch after the encoders; also a tangent or a cotangent of one.
+    """A contrastive batch after the encoders; also its tangents and cotangents.
 
     Attributes:
         text: ``(B, d)``, unit rows.
         image: ``(B, d)``, unit rows.
         scale: ``()``, the inverse temperature ``exp(logit_scale)``.
-        bias: ``()``, what the sigmoid loss adds to every logit; InfoNCE does not see it.
+        bias: ``()``, added to every logit by the sigmoid loss; InfoNCE ignores it.
     """
 
     text: Tensor
@@ -45,10 +45,10 @@ class Roles(NamedTuple):
 
 
 class Direction(NamedTuple):
-    """Logits read one way: a row for each of `anchors`, a column for each of `keys`.
+    """Logits in one direction: a row for each of `anchors`, a column for each of `keys`.
 
-    Also a tangent of these, with a leading ``K``, or a cotangent. Without a bias it is None: a loss
-    that compares the logits of a row does not see what is added to all of them.
+    Also their tangents, with a leading ``K``, and cotangents. The bias is None for a loss that
+    normalises rows, since it does not depend on a constant in all logits of a row.
     """
 
     anchors: Tensor
@@ -61,35 +61,35 @@ class Direction(NamedTuple):
 
 
 def one_way(embeddings: Embeddings) -> Direction:
-    """Texts as rows, with the bias: for a loss in which every cell counts once."""
+    """Text to image, with the bias, for a loss in which every cell counts once."""
     text, image, scale, bias = embeddings
     return Direction(text, image, scale, bias.to(text))
 
 
 def two_ways(embeddings: Embeddings) -> tuple[Direction, Direction]:
-    """Text to image, then image to text, without the bias: for a loss that normalises both."""
+    """Text to image and image to text, without the bias, for a loss that normalises both."""
     text, image, scale, _ = embeddings
     return Direction(text, image, scale), Direction(image, text, scale)
 
 
 def blocks(count: int, rows: range | None = None) -> Iterator[slice]:
-    """Slices of at most `BLOCK` rows that cover ``rows``, all of ``count`` if absent."""
+    """Slices of at most `BLOCK` rows that cover ``rows``; all of ``count`` rows if absent."""
     rows = range(count) if rows is None else rows
     return (slice(start, min(start + BLOCK, rows.stop)) for start in rows[::BLOCK])
 
 
 def own_cells(values: Tensor, rows: slice) -> Tensor:
-    """Where a row of the block meets its own column: a view ``(..., r)`` of ``(..., r, B)``."""
+    """View ``(..., r)`` of the cells of ``(..., r, B)`` in which a row meets its own column."""
     return values.diagonal(rows.start, -2, -1)
 
 
 def own_columns(values: Tensor, rows: slice) -> Tensor:
-    """The columns of `own_cells`, ``(r,)``, on the device of ``values``."""
+    """Columns of `own_cells`, ``(r,)``, on the device of ``values``."""
     return torch.arange(rows.start, rows.stop, device=values.device)
 
 
 def repeated(same: Tensor, rows: slice) -> Tensor:
-    """Booleans ``(r, B)``: true for another pair that agrees with the row's in ``same``."""
+    """Booleans ``(r, B)``: true for other pairs that agree with the row's in ``same``."""
     alike = agree(same[rows], same)
     own_cells(alike, rows).fill_(False)
     return alike
@@ -131,18 +131,18 @@ def logits_tangent(direction: Direction, moved: Direction, rows: slice) -> Tenso
 
 
 class FactorTangents(NamedTuple):
-    """``S'`` as its factors, ``scale (a' b + a b') + scale' a b``, of which sums are taken.
+    """Weighted sums of ``S' = scale (a' b + a b') + scale' a b``, computed from its factors.
 
-    The weights of a sum are the same for all tangents. So the rows' own movement ``a'`` only meets
-    averages of ``b``, and one matrix product is left for each tangent: ``a b'``, a cell for every
-    weight. It is made for `CELLS` cells at a time, which several sums share while they are at hand.
+    The weights of a sum are equal for all tangents. So the tangents ``a'`` of rows only meet
+    averages of ``b``, and one matrix product remains for each tangent: ``a b'``, with a cell for
+    every weight. It is computed for `CELLS` cells at a time, which all sums use while in cache.
     """
 
     direction: Direction
     moved: Direction
 
     def picked(self, rows: slice, columns: Tensor | slice) -> Tensor:
-        """One cell of each row of a block, in the columns ``(r,)`` given; ``(K, r)``."""
+        """One cell of each row of a block, in the given columns ``(r,)``; ``(K, r)``."""
         anchors, moved_anchors = self.direction.anchors[rows], self.moved.anchors[:, rows]
         keys, moved_keys = self.direction.keys[columns], self.moved.keys[:, columns]
         dot_tangent = _dots(anchors, moved_keys) + _dots(keys, moved_anchors)
@@ -153,7 +153,7 @@ class FactorTangents(NamedTuple):
         """``sum_j weights_kj S'_kj`` of every row ``k`` of a block.
 
         Args:
-            rows: of the block.
+            rows: rows of the block.
             weights: ``(..., r, B)``.
 
         Returns:
@@ -172,7 +172,7 @@ class FactorTangents(NamedTuple):
     def _weighted(
         self, own: Tensor, others: Tensor, moved_own: Tensor, moved_others: Tensor, weights: Tensor
     ) -> Tensor:
-        """Sums over the others for each of its own, by weights ``(..., own, others)``."""
+        """Sums ``(..., K, own)`` over the others, with weights ``(..., own, others)``."""
         flat = weights.reshape(-1, *weights.shape[-2:]).movedim(0, 1)  # (own, sums, others)
         mixed = flat @ others  # (own, sums, d)
         dot_tangent = mixed @ moved_own.permute(1, 2, 0) + _cell_sums(own, moved_others, flat)
@@ -181,7 +181,7 @@ class FactorTangents(NamedTuple):
         return sums.reshape(*weights.shape[:-2], *sums.shape[-2:])
 
     def _sums(self, dot_tangent: Tensor, dot: Tensor, weight: Tensor) -> Tensor:
-        """Tangents ``(..., K, r)`` of ``scale * dot + weight * bias``, of tangents of the dot."""
+        """Tangents ``(..., K, r)`` of ``scale * dot + weight * bias``, from those of the dot."""
         moved_scale, moved_bias = self.moved.scale[:, None], self.moved.bias
         sums = self.direction.scale * dot_tangent + moved_scale * dot[..., None, :]
         if moved_bias is None:
@@ -190,12 +190,12 @@ class FactorTangents(NamedTuple):
 
 
 def _dots(fixed: Tensor, moved: Tensor) -> Tensor:
-    """``(K, r)`` of ``(r, d)`` and ``(K, r, d)``."""
+    """Inner products ``(K, r)`` of ``(r, d)`` and ``(K, r, d)``."""
     return (moved.transpose(0, 1) @ fixed[..., None])[..., 0].T
 
 
 def _cell_sums(own: Tensor, moved_others: Tensor, weights: Tensor) -> Tensor:
-    """``sum_j weights_imj own_i . moved_kj``, ``(i, m, k)``; the cells ``(i, k, j)`` by parts."""
+    """``sum_j weights_imj own_i . moved_kj``, ``(i, m, k)``, some cells ``(i, k, j)`` at a time."""
     size = max(1, CELLS // (len(own) * moved_others.shape[1]))
     parts = []
     for some in moved_others.split(size):

@@ -1,4 +1,4 @@
-"""How well an attribution foretells what training on parts of the data does."""
+"""How well an attribution predicts the effect of training on parts of the data."""
 
 from __future__ import annotations
 
@@ -16,30 +16,29 @@ Floats = NDArray[np.float64]
 
 _DESCRIPTION = """
 The linear datamodeling score (LDS): Spearman's rank correlation, over random subsets of the
-training rows, of the model's output that an attribution predicts after training on a subset and of
-the output that such a training truly has. With a bootstrap confidence interval, and with the
-highest score that the noise of training leaves possible.
+training rows, between the output that an attribution predicts after training on a subset and the
+output after a real training on it. With a bootstrap confidence interval, and with the highest score
+that the noise of training allows.
 """
 
 _INPUTS = """
 Args:
-    predictions: the predicted output for every subset, in any unit. For an attribution in which a
-        row's score is the change of the output without it, that is minus the sum of the scores of
-        the subset's rows.
+    predictions: the predicted output for every subset, in any unit. If a row's score is the change
+        of the output without it, this is minus the sum of the scores of the subset's rows.
     references: the true output for every subset; a number, or a list of as many numbers as there
         are repeated trainings, which are averaged.
     resamples: bootstrap samples of the subsets; 1000 by default, 0 for none.
-    confidence: of the interval; 0.95 by default.
-    seed: of the bootstrap; 0 by default.
+    confidence: coverage of the interval; 0.95 by default.
+    seed: seed of the bootstrap; 0 by default.
 
 Returns:
-    lds: in [-1, 1]; higher is better, 0 is chance.
-    ci_low, ci_high: percentile bootstrap confidence interval of it.
-    stderr: standard deviation of it over the bootstrap samples.
-    noise_ceiling: the LDS that a perfect prediction is expected to reach, in [0, 1], from how far
-        repeated trainings agree.
-    subsets, repeats: counts.
-    undefined: reasons, by name, of the results above that are None.
+    lds: rank correlation in [-1, 1]; higher is better, 0 is chance.
+    ci_low, ci_high: percentile bootstrap confidence interval of lds.
+    stderr: standard deviation of lds over the bootstrap samples.
+    noise_ceiling: the expected LDS of a perfect prediction, in [0, 1], from the agreement of
+        repeated trainings.
+    subsets, repeats: numbers of both.
+    undefined: for every result above that is None, the reason by its name.
 
 Raises:
     ValueError: fewer than three subsets, a value that is missing or not finite, or subsets with
@@ -69,12 +68,12 @@ class LinearDatamodelingScore(evaluate.Metric):
             citation=_CITATION,
             inputs_description=_INPUTS,
             features=[
-                Features({"predictions": predictions, "references": Value("float64")}),
-                Features({"predictions": predictions, "references": List(Value("float64"))}),
+                Features(predictions=predictions, references=Value("float64")),
+                Features(predictions=predictions, references=List(Value("float64"))),
             ],
         )
 
-    def _compute(
+    def _compute(  # type: ignore[override]  # evaluate calls it with the names of the features
         self,
         predictions: Sequence[float | None],
         references: Sequence[Any],
@@ -110,7 +109,7 @@ def _check(predictions: Sequence[float | None], references: Sequence[Any]) -> tu
         if len(row) != len(rows[0]) or not row:
             raise ValueError(
                 f"references[{subset}] has {len(row)} repeats, and references[0] has "
-                f"{len(rows[0])}: every subset must have as many, one at least."
+                f"{len(rows[0])}: every subset must have equally many, at least one."
             )
     predicted, actual = np.array(predictions, np.float64), np.array(rows, np.float64)
     for name, values in (("predictions", predicted[:, None]), ("references", actual)):
@@ -133,7 +132,7 @@ def _bootstrap(
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(actual), size=(resamples, len(actual)))
     scores = _spearman(predicted[chosen], actual[chosen])
-    scores = scores[np.isfinite(scores)]  # a sample may happen to be constant
+    scores = scores[np.isfinite(scores)]  # a resample may be constant by chance
     names = ("stderr", "ci_low", "ci_high")
     if not len(scores):
         undefined |= dict.fromkeys(names, _CONSTANT if resamples else "resamples = 0")
@@ -144,14 +143,15 @@ def _bootstrap(
 
 
 def _ceiling(actual: Floats, undefined: dict[str, str]) -> float | None:
-    """By Spearman and Brown.
+    """Highest score that a perfect prediction can reach, by the Spearman-Brown formula.
 
-    Of single trainings whose ranks correlate with ``r`` on average, the mean of ``R`` has the
-    reliability ``R r / (1 + (R - 1) r)``. What is free of noise correlates with it by the root.
+    If single trainings correlate with ``r`` on average, the mean of ``R`` of them has the
+    reliability ``R r / (1 + (R - 1) r)``; its square root is the correlation of the mean with
+    values that are free of noise.
     """
     repeats = actual.shape[1]
     if repeats < 2:
-        undefined["noise_ceiling"] = "it takes repeated trainings to know their noise"
+        undefined["noise_ceiling"] = "their noise is only known from repeated trainings"
         return None
     pairs = combinations(actual.T, 2)
     agreement = float(np.mean([_spearman(one, other) for one, other in pairs]))

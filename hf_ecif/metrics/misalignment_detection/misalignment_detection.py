@@ -15,24 +15,24 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 _DESCRIPTION = """
-How well a score of suspicion finds misaligned image-text pairs: the areas under the ROC and the
-precision-recall curve, the precision among the most suspicious pairs, the best F1 that any
-threshold reaches, and what a given threshold reaches.
+How well a suspicion score finds misaligned image-text pairs: the areas under the ROC and the
+precision-recall curve, the precision among the most suspicious pairs, the best F1 over all
+thresholds, and the results at a given threshold.
 """
 
 _INPUTS = """
 Args:
     predictions: one number per pair; higher is more suspicious.
     references: whether the pair is misaligned, as booleans or as 0 and 1.
-    threshold: pairs at or above it are flagged; without it, nothing is said about flags.
-    k: number of most suspicious pairs whose precision is taken; 20 by default.
+    threshold: pairs at or above it are flagged; without it, there are no results on flags.
+    k: number of most suspicious pairs for precision_at_k; 20 by default.
 
 Returns:
     auroc, auprc, precision_at_k, best_f1: in [0, 1]; higher is better.
-    best_threshold: the threshold of best_f1; of several, the highest.
+    best_threshold: the threshold of best_f1, the highest if there are several.
     f1, precision, recall: at the given threshold, in [0, 1].
-    rows, misaligned, k: counts; k is the number of rows where there are fewer.
-    undefined: reasons, by name, of the results above that are None.
+    rows, misaligned, k: numbers of pairs; k is at most the number of rows.
+    undefined: for every result above that is None, the reason by its name.
 
 Raises:
     ValueError: a prediction is missing or not finite, or a reference is neither 0 nor 1.
@@ -49,18 +49,18 @@ _CITATION = """
 
 
 class MisalignmentDetection(evaluate.Metric):
-    """Curves, the top of the ranking, and thresholds."""
+    """Areas under curves, precision at the top of the ranking, and results at a threshold."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_INPUTS,
-            # As an integer, a reference of 0.5 would silently be 0.
-            features=Features({"predictions": Value("float64"), "references": Value("float64")}),
+            # As an integer, a reference of 0.5 would silently become 0.
+            features=Features(predictions=Value("float64"), references=Value("float64")),
         )
 
-    def _compute(
+    def _compute(  # type: ignore[override]  # evaluate calls it with the names of the features
         self,
         predictions: Sequence[float | None],
         references: Sequence[float | None],
@@ -129,12 +129,12 @@ def _best_f1(suspicion: Floats, wrong: Flags, undefined: dict[str, str]) -> dict
 
 
 def _count_from(thresholds: Floats, values: Floats) -> NDArray[np.int64]:
-    """How many values are at or above each threshold."""
+    """Number of values at or above each threshold."""
     return len(values) - np.searchsorted(np.sort(values), thresholds, side="left")
 
 
 def _precision_at(k: int, suspicion: Floats, wrong: Flags) -> float:
-    """Expected over the orders of pairs that tie at the end of the top ``k``."""
+    """Precision among the top ``k``, averaged over the orders of tied pairs at its end."""
     last = np.sort(suspicion)[-k]
     above, tied = suspicion > last, suspicion == last
     return float((wrong[above].sum() + (k - above.sum()) * wrong[tied].mean()) / k)

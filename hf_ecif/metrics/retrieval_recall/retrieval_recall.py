@@ -1,4 +1,4 @@
-"""How often captions fetch their image, and images their caption."""
+"""How often captions retrieve their image, and images their caption."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ queries with a right answer among the k nearest candidates.
 _INPUTS = """
 Args:
     text_embeddings: a list of numbers per pair, of any length but zero.
-    image_embeddings: the same of the images, row by row the partners of the texts.
-    groups: anything that can be compared, one per pair; pairs of one group are right answers for
-        each other. Equal embeddings of a group are one text, or one image, that several rows
-        repeat. Without it, every pair is on its own.
-    k: numbers of candidates that are looked at; 1, 5 and 10 by default.
-    block_size: queries whose similarities are held at a time; 1024 by default, memory only.
+    image_embeddings: a list of numbers per pair, for the image of the text in the same place.
+    groups: a comparable value per pair; pairs of one group are right answers for each other. Equal
+        embeddings in a group are one text or image, which several rows repeat. Without it, every
+        pair is a group.
+    k: numbers of nearest candidates; 1, 5 and 10 by default.
+    block_size: number of queries whose similarities are held at a time; 1024 by default. It affects
+        only memory.
 
 Returns:
     text_to_image_recall@k, image_to_text_recall@k: for every k, in [0, 1]; higher is better.
-    texts, images: counts, without repeated ones.
+    texts, images: numbers of distinct texts and images.
 
 Raises:
-    ValueError: no pairs, embeddings that are zero, not finite or not equally long, or as many
-        groups as there are pairs are not given.
+    ValueError: there are no pairs, embeddings are zero, not finite or of different lengths, or the
+        number of groups is not that of the pairs.
 """
 
 _CITATION = """
@@ -48,12 +49,12 @@ _CITATION = """
 }
 """
 
-# Equal embeddings can differ by the rounding of a sum; embeddings come in float32.
+# Equal embeddings can differ by the rounding of a sum in float32.
 _TIE = 1e-9
 
 
 class RetrievalRecall(evaluate.Metric):
-    """Both directions, block by block."""
+    """Recall in both directions, computed block by block."""
 
     def _info(self) -> evaluate.MetricInfo:
         embedding = List(Value("float32"))
@@ -61,10 +62,10 @@ class RetrievalRecall(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_INPUTS,
-            features=Features({"text_embeddings": embedding, "image_embeddings": embedding}),
+            features=Features(text_embeddings=embedding, image_embeddings=embedding),
         )
 
-    def _compute(
+    def _compute(  # type: ignore[override]  # evaluate calls it with the names of the features
         self,
         text_embeddings: Sequence[Sequence[float | None] | None],
         image_embeddings: Sequence[Sequence[float | None] | None],
@@ -100,7 +101,7 @@ class _Side:
 
     Attributes:
         vectors: ``(n, d)``, of unit length.
-        groups: ``(n,)``, numbers.
+        groups: ``(n,)``, number of each one's group.
     """
 
     vectors: Floats
@@ -114,7 +115,7 @@ class _Side:
 
 
 def _recalls(queries: _Side, candidates: _Side, k: Sequence[int], block_size: int) -> Floats:
-    """For every ``k``, the mean over the queries of the probability of a hit."""
+    """Probability of a hit for every ``k``, averaged over the queries; ``(len(k),)``."""
     hits = np.zeros(len(k))
     for higher, tied, own in _standings(queries, candidates, block_size):
         hits += [_hit_probability(count - higher, tied, own).sum() for count in k]
@@ -124,10 +125,10 @@ def _recalls(queries: _Side, candidates: _Side, k: Sequence[int], block_size: in
 def _standings(
     queries: _Side, candidates: _Side, block_size: int
 ) -> Iterator[tuple[Integers, Integers, Integers]]:
-    """Where the nearest right answer stands, for blocks of queries.
+    """Place of the nearest right answer, for blocks of queries.
 
     Yields:
-        Numbers of candidates above it, of wrong ones that tie with it, and of right ones that do,
+        Number of candidates above it, of wrong ones tied with it, and of right ones tied with it,
         itself included; ``(b,)`` each.
     """
     for start in range(0, len(queries.groups), block_size):
@@ -141,9 +142,9 @@ def _standings(
 
 
 def _hit_probability(places: Integers, wrong: Integers, right: Integers) -> Floats:
-    """That one of the right among tied candidates gets one of the places, in random order.
+    """Probability that, in random order, a right candidate among tied ones gets a place.
 
-    All of ``right`` miss with probability ``C(wrong, places) / C(wrong + right, places)``.
+    All of them miss with probability ``C(wrong, places) / C(wrong + right, places)``.
     """
     miss = np.ones(len(places))
     for n in range(1, int(right.max()) + 1):
@@ -160,7 +161,7 @@ def _unit_vectors(name: str, rows: Sequence[Sequence[float | None] | None]) -> F
         if length != lengths[0] or not length:
             raise ValueError(
                 f"{name}[{row}] has {length} numbers, and {name}[0] has {lengths[0]}: all must "
-                "have as many, one at least."
+                "have equally many, at least one."
             )
     vectors = np.array(rows, dtype=np.float64)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -173,11 +174,11 @@ def _unit_vectors(name: str, rows: Sequence[Sequence[float | None] | None]) -> F
 
 
 def _numbers(groups: Sequence[Hashable] | None, count: int) -> Integers:
-    """Groups as integers ``(n,)``."""
+    """Groups as consecutive integers, ``(n,)``."""
     if groups is None:
         return np.arange(count)
     if len(groups) != count:
         raise ValueError(f"{len(groups)} groups for {count} pairs: give one for each pair.")
-    plain = groups.tolist() if hasattr(groups, "tolist") else groups  # of an array or a tensor
+    plain = groups.tolist() if hasattr(groups, "tolist") else groups  # an array or a tensor
     seen: dict[Hashable, int] = {}
     return np.array([seen.setdefault(group, len(seen)) for group in plain])

@@ -11,8 +11,9 @@ from PIL import Image as PILImage
 from hf_ecif.data.cleaning import clean
 from hf_ecif.data.columns import COLUMNS
 from hf_ecif.data.parquet import write_shards
+from hf_ecif.data.summary import Summary
 from hf_ecif.reports.audit import write_report
-from hf_ecif.utils.files import write_json, write_text
+from hf_ecif.utils.files import write_text
 
 README = """---
 license: cc-by-4.0
@@ -115,13 +116,13 @@ def write_audit(
     result = clean(data)
     for name, part in (("scored", data), ("kept", result.kept), ("removed", result.removed)):
         write_shards(part, output / name, max_shard_bytes=2**20)
-    summary = fake_summary(source, count, len(flagged), len(unreadable))
-    assert summary["removed"] == len(result.removed)
+    summary = Summary.from_dict(fake_summary(source, count, len(flagged), len(unreadable)))
+    assert summary.removed == len(result.removed)
     if report:  # takes a second
         write_report(data, summary, output / "report.html")
     else:
         write_text(f"<p>{source}</p>", output / "report.html")
-    write_json(summary, output / "summary.json")
+    summary.save(output / "summary.json")
     return output
 
 
@@ -144,6 +145,7 @@ def _fake(
 
 
 def fake_summary(source: str, count: int, flagged: int, unreadable: int) -> dict:
+    """The values of a summary, as version 0.1 wrote them."""
     solver = {
         "purpose": "task score",
         "method": "cg",

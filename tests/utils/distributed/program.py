@@ -158,20 +158,20 @@ def model() -> Iterator[tuple[str, Tensor]]:
         plantings=1,
         tolerance=1e-6,  # a solve that stops early may stop a step earlier or later
     )
-    influence = InfluenceModel.from_pretrained(DEMO / "model", config)
+    model = InfluenceModel.from_pretrained(DEMO / "model", config)
     cells = load_rows(str(DEMO / "data"), "validation").select_columns(["image", "text"])
     texts = ["" if row == 20 else text for row, text in enumerate(cells[:]["text"])]
     dataset = cells.remove_columns("text").add_column("text", texts)
     rows, query = (
-        influence.read(dataset.select(range(41))),
-        influence.read(dataset.select(range(50, 90))),
+        model.read(dataset.select(range(41))),
+        model.read(dataset.select(range(50, 90))),
     )
     assert list(rows.reasons) == [20]
-    fitted = influence.fit(rows, query)
-    yield "theta", fitted.theta
+    influence = model.fit(rows, query)
+    yield "theta", influence.theta
     yield "positions", rows.positions
-    yield from influence.score(rows).to_state().tensors.items()
-    reference, planted = plant_pairs(influence, rows, query)
+    yield from influence.scores().to_state().tensors.items()
+    reference, planted = plant_pairs(model, influence, query)
     yield "planted", torch.from_numpy(np.concatenate(planted))
     yield "reference", torch.from_numpy(reference)
 

@@ -1,0 +1,64 @@
+"""Rows into contrastive batches, as a config asks: for training, for a query, and for scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.engine.encoder import DualEncoder
+from hf_ecif.engine.objective import Objective, random_batches
+from hf_ecif.influence.queries import ContrastiveLoss, Query, Several, Target
+from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.scoring import Pass
+
+AnyQuery = Rows | Query
+
+
+def training_objective(
+    encoder: DualEncoder, rows: Rows, config: InfluenceConfig, generator: torch.Generator
+) -> Objective:
+    """Contrastive loss of training rows, held near the model as given by the config's ``l2``."""
+    return Objective(
+        encoder,
+        rows.features,
+        random_batches(len(rows), config.batch_size, generator),
+        repeated_captions(rows, config),
+        config.l2,
+        encoder.theta,
+    )
+
+
+def query_target(
+    encoder: DualEncoder,
+    query: AnyQuery | Sequence[AnyQuery],
+    config: InfluenceConfig,
+    generator: torch.Generator,
+) -> Target:
+    """What the scores predict the change of; of rows, their contrastive loss."""
+    if isinstance(query, Query):
+        return query
+    if isinstance(query, Rows):
+        batches = random_batches(len(query), config.batch_size, generator)
+        same = repeated_captions(query, config)
+        return ContrastiveLoss(Objective(encoder, query.features, batches, same))
+    return Several([query_target(encoder, one, config, generator) for one in query])
+
+
+def scoring_pass(rows: Rows, config: InfluenceConfig) -> Pass:
+    """How rows meet in the batches that they are scored in."""
+    return Pass(
+        config.batch_size,
+        config.partitions,
+        config.seed + 1,
+        repeated_captions(rows, config),
+        config.role,
+        config.tangents,
+    )
+
+
+def repeated_captions(rows: Rows, config: InfluenceConfig) -> Tensor | None:
+    """``(n,)``, equal numbers for rows that are no negatives of each other; None if all are."""
+    return rows.siblings if config.mask_repeated else None

@@ -1,0 +1,432 @@
+"""The influence of training rows on a query, as one thing that scores, predicts and is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset, Features, Value, concatenate_datasets
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.data.columns import SCORES
+from hf_ecif.data.schema import check_columns, drop_influence_columns
+from hf_ecif.errors import UserError
+from hf_ecif.influence.batching import query_target, scoring_pass
+from hf_ecif.influence.columns import REASON, reason_column, score_columns
+from hf_ecif.influence.fitted import Fitted
+from hf_ecif.influence.loaded import AnyRows, Asked, LoadedModel
+from hf_ecif.influence.partners import Partners, strongest_partners
+from hf_ecif.influence.response import (
+    Checkpoint,
+    Response,
+    choose_contribution,
+    choose_response,
+    respond,
+    score_through,
+    share_partitions,
+)
+from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.saving import SavedFit, load_fit, load_model, save_fit
+from hf_ecif.influence.scoring import (
+    Directions,
+    GroupScore,
+    Scores,
+    join_groups,
+    score_group,
+    score_rows,
+)
+from hf_ecif.influence.training import Training, train
+from hf_ecif.utils.checkpoints import Checkpoints
+from hf_ecif.utils.files import FIT
+from hf_ecif.utils.progress import ProgressFactory, silent
+
+if TYPE_CHECKING:
+    from hf_ecif.hub.push import PushReport
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Influence:
+    """The influence of training rows on a query: of those it was fitted to, and of any others.
+
+    Signs: negative is harmful (removing the pair is predicted to lower the query's loss), positive
+    is valuable. Units: those of the query (nats of its mean loss), per pair.
+
+    Attributes:
+        model: that was fitted; its own parameters are as they were.
+        config: everything that decides a score.
+        fitted: what was found: parameters, directions, spectrum and reports.
+        training: the rows, their batches, and the way of the fit; None of a fit that was loaded.
+    """
+
+    model: LoadedModel
+    config: InfluenceConfig
+    fitted: Fitted
+    training: Training | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> Influence:
+        """Load what `save_pretrained` wrote, with its config; without its training rows.
+
+        Args:
+            name_or_path: a folder or a Hub id, as for `InfluenceModel.from_pretrained`.
+            revision: branch, tag or commit on the Hub.
+            token: of the Hub; the user's login if absent.
+            dtype: of the weights; that of accelerate's settings if absent.
+            device: of the weights; likewise.
+
+        Raises:
+            UserError: nothing there, or no fit.
+        """
+        name = str(name_or_path)
+        network, processor = load_model(
+            name, revision=revision, token=token, dtype=dtype, device=device
+        )
+        saved = load_fit(name, revision=revision, token=token)
+        if saved is None:
+            raise UserError(
+                f"{name} holds no fit. Give what Influence.save_pretrained or hf-ecif fit wrote, "
+                "or fit the model: InfluenceModel.from_pretrained(name).fit(train, query)."
+            )
+        model = LoadedModel(network, processor, saved.config, saved.model)
+        return cls(model, model.config, Fitted.from_state(saved.fitted, like=model.encoder.theta))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save the model as given, the processor, and the fit: all that scoring needs.
+
+        `from_pretrained` reads it; so does transformers' own, which sees the model alone.
+
+        Raises:
+            UserError: the model came with adapters of its own.
+        """
+        Path(folder, FIT).unlink(missing_ok=True)
+        self.model.save_pretrained(folder)
+        fit = SavedFit(self.model.name, self.config, self.fitted.to_state())
+        save_fit(Path(folder), fit)  # last: where there is a fit, the rest is whole
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:
+        """Publish what `save_pretrained` saves, with a card; `push_model` has options.
+
+        Raises:
+            UserError: not logged in, or not allowed.
+        """
+        from hf_ecif.hub.push import push_model  # with plots and templates, for few
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_model(folder, repo_id, **options)
+
+    @property
+    def theta(self) -> Tensor:
+        """Attributed parameters that were fitted, ``(P,)``."""
+        return self.fitted.theta
+
+    @property
+    def rows(self) -> Rows:
+        """The training rows.
+
+        Raises:
+            UserError: the fit was loaded without them.
+        """
+        return self.require_training().rows
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that decides a score: model, config, fit."""
+        digest = sha256(f"{self.model.encoder.fingerprint()} {self.config.fingerprint()}".encode())
+        for name, value in self.fitted.to_state().tensors.items():
+            digest.update(name.encode())
+            digest.update(value.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        """In words; the tensors would fill a screen."""
+        return repr(self.fitted).replace("Fitted", type(self).__name__, 1)
+
+    def score(
+        self, rows: AnyRows, image_column: str = "image", text_column: str = "text"
+    ) -> Dataset:
+        """A data set with its influence columns, null where a row cannot be scored.
+
+        Args:
+            rows: a data set, which keeps its other columns and loses influence columns of an
+                earlier run; of `Rows`, the influence columns alone come back.
+            image_column: name, in a data set.
+            text_column: name, in a data set.
+
+        Raises:
+            UserError: a column is missing.
+        """
+        if isinstance(rows, Rows):
+            return _with_columns(None, self.columns(self.model.rows(rows)))
+        plain = drop_influence_columns(rows)
+        checked = check_columns(plain, image_column, text_column)
+        found = self.model.read_any(checked, image_column, text_column)
+        return _with_columns(plain, self.columns(found))
+
+    def columns(self, rows: Rows) -> dict[str, list[Any]]:
+        """The influence columns of rows: scores, a value for each, and why a row has none."""
+        if len(set(rows.texts)) < 2:
+            alone = "no other caption in its batch to compare it with"
+            nothing: list[Any] = [None] * rows.total
+            return dict.fromkeys(SCORES, nothing) | {REASON: reason_column(rows, alone)}
+        scores, given = self.scores(rows), self.model.score_as_given(rows)
+        columns = score_columns(rows, scores, given, self.config.relative)
+        return {**columns, REASON: reason_column(rows)}
+
+    def scores(
+        self,
+        rows: AnyRows | None = None,
+        progress: ProgressFactory = silent,
+        checkpoints: Checkpoints | None = None,
+    ) -> Scores:
+        """Scores of every readable row, as tensors.
+
+        Args:
+            rows: to be scored; the training rows if absent.
+            progress: makes a progress bar.
+            checkpoints: where the scores of finished chunks are kept.
+        """
+        found, fitted = self._rows(rows), self.fitted
+        kept = (checkpoints or Checkpoints()).within("score")
+        if not fitted.checkpoints:
+            return self._pass(found, fitted.directions, progress, kept)
+        scores = self._pass(found, fitted.directions.without_query(), silent, kept)
+        query = self.scores_through(fitted.checkpoints, found, progress, kept)
+        return replace(
+            scores, positive=query.positive, negative=query.negative, stderr=query.stderr
+        )
+
+    def sizes(self, rows: AnyRows | None = None) -> Tensor:
+        """By how much the removal of each row moves the parameters, ``(n,)``; `Scores.size`."""
+        return self._pass(self._rows(rows), self.fitted.directions.without_query()).size
+
+    def scores_for(self, query: Asked, rows: AnyRows | None = None) -> Scores:
+        """Scores for another query than that of the fit, at the same parameters.
+
+        Sizes and self-influence do not depend on the query: they are zero here; see `scores`.
+
+        Args:
+            query: as in `InfluenceModel.fit`.
+            rows: to be scored; the training rows if absent.
+
+        Raises:
+            UserError: the fit was loaded without its training rows.
+        """
+        return self.scores_through(self._through(choose_response(self.config), query), rows)
+
+    def contributions(self, query: Asked, rows: AnyRows | None = None) -> Scores:
+        """`scores_for` of what pairs have contributed, whoever else would have in their place."""
+        return self.scores_through(self._through(choose_contribution(self.config), query), rows)
+
+    def scores_through(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        rows: AnyRows | None = None,
+        progress: ProgressFactory = silent,
+        kept: Checkpoints | None = None,
+    ) -> Scores:
+        """Scores by what `respond` or `contribute` gave.
+
+        Args:
+            checkpoints: of a response.
+            rows: to be scored; the training rows if absent.
+            progress: makes a progress bar.
+            kept: where the scores of finished chunks are kept.
+        """
+        found = self._rows(rows)
+        return score_through(
+            self.model.encoder,
+            checkpoints,
+            found.features,
+            scoring_pass(found, self.config),
+            train_count=self.fitted.train_count,
+            kept=kept,
+            advance=progress("Score", len(found) * len(checkpoints)),
+        )
+
+    def partners(
+        self, checkpoints: Sequence[Checkpoint], pairs: Tensor, rows: AnyRows | None = None
+    ) -> Partners:
+        """In whose terms some pairs act most strongly as negatives; see `strongest_partners`.
+
+        Args:
+            checkpoints: of several queries.
+            pairs: ``(Q, k)``, numbers of rows, for each query its own.
+            rows: that the numbers are of; the training rows if absent.
+        """
+        found = self._rows(rows)
+        return strongest_partners(
+            self.model.encoder,
+            checkpoints,
+            found.features,
+            pairs,
+            scoring_pass(found, self.config),
+            train_count=self.fitted.train_count,
+        )
+
+    def score_group(self, members: Tensor | ArrayLike) -> GroupScore:
+        """Predicted change of the query if some training rows were removed together.
+
+        Args:
+            members: booleans, true for rows that leave; one for each readable row, ``(n,)``, or for
+                each row of the data set.
+        """
+        rows, fitted = self.rows, self.fitted
+        chosen = rows.chosen(members)
+        passes = share_partitions(scoring_pass(rows, self.config), fitted.scored_at)
+        return join_groups(
+            score_group(
+                self.model.encoder,
+                checkpoint.theta,
+                rows.features,
+                checkpoint.directions,
+                chosen,
+                own,
+                train_count=fitted.train_count,
+            )
+            for checkpoint, own in passes
+        )
+
+    def score_without(
+        self, sets: Tensor, query: Asked, progress: ProgressFactory = silent
+    ) -> Tensor:
+        """Predicted change of the query if sets of rows were removed, each on its own; ``(K,)``.
+
+        With the curvature without the set, and the query itself at the changed parameters: where
+        a fit has memorised its pairs, `scores` and `score_group` are too small. A solve for each
+        set; for the rows that matter.
+
+        Args:
+            sets: ``(K, n)`` booleans, true for rows that leave; ``torch.eye(n)[chosen].bool()`` for
+                single ones.
+            query: what is asked.
+            progress: makes a progress bar.
+        """
+        training, advance = self.require_training(), progress("Score without", len(sets))
+        asked = self.model.asked(query)
+        before = self.model.query_value(asked, self.theta)
+        scores = []
+        for change in training.changes_without(sets):
+            scores.append(self.model.query_value(asked, self.theta + change) - before)
+            advance(1)
+        return torch.stack(scores).cpu()
+
+    def leverage(self, rank: int = 64) -> Tensor | None:
+        """Leverages ``(n,)`` of the training rows; None where the fit has not moved the parameters.
+
+        How much of what holds a row's fit is the row itself, in [0, 1): a lower bound, from the
+        subspace of the largest eigenvalues alone. Where there are many more rows than the rank, it
+        ranks them, and is several times too low: the size is told by `sample_leverage`, which takes
+        a solve for each row. The damping is the same.
+
+        Args:
+            rank: of the subspace; that many products with the curvature.
+        """
+        training = self.require_training()
+        if training.is_still:
+            return None
+        return training.leverage(self.fitted.directions.query, rank)
+
+    def sample_leverage(self, count: int = 16) -> Tensor | None:
+        """Leverages of random training rows; None where the fit has not moved the parameters.
+
+        How much of what holds a row's fit is the row itself, in [0, 1): a lower bound. The damping
+        is the `implied_penalty` of the fit, not that of the scores: `memorised` of it says whether
+        they are too small to predict.
+
+        Args:
+            count: of the rows.
+        """
+        training = self.require_training()
+        return None if training.is_still else training.sample_leverage(count)
+
+    def refit(self, members: Tensor | ArrayLike, *, seed: int | None = None) -> Tensor:
+        """Attributed parameters ``(P,)`` truly fitted again without some training rows.
+
+        Args:
+            members: booleans, true for rows that leave, as in `score_group`.
+            seed: of the batches; the config's if absent.
+        """
+        rows = self.rows
+        rest = rows.select((~rows.chosen(members)).nonzero()[:, 0])
+        generator = torch.Generator().manual_seed(self.config.seed if seed is None else seed)
+        return train(self.model.encoder, rest, self.config, generator).theta
+
+    def remove(
+        self, members: Tensor | ArrayLike, *, steps: int = 1, progress: ProgressFactory = silent
+    ) -> Any:
+        """A copy of the model, fitted, without the influence of some training rows.
+
+        Adapters are merged into its weights. `Training.remove` says how a removal went, too.
+
+        Args:
+            members: booleans, true for rows that leave, as in `score_group`.
+            steps: Newton steps, each with fresh curvature; see `hf_ecif.influence.removal`.
+            progress: makes a progress bar.
+
+        Raises:
+            UserError: nothing is to be removed, or nearly everything.
+        """
+        chosen, advance = self.rows.chosen(members), progress("Remove", steps)
+        return self.model.edited(self.require_training().remove(chosen, steps, advance)[0])
+
+    def require_training(self) -> Training:
+        """The training.
+
+        Raises:
+            UserError: the fit was loaded without it.
+        """
+        if self.training is None:
+            raise UserError(
+                "This fit was loaded without its training rows, which are needed here: call "
+                "fit(train, query)."
+            )
+        return self.training
+
+    def _rows(self, rows: AnyRows | None) -> Rows:
+        return self.rows if rows is None else self.model.rows(rows)
+
+    def _through(self, response: Response, query: Asked) -> list[Checkpoint]:
+        generator = torch.Generator().manual_seed(self.config.seed)
+        encoder = self.model.encoder
+        target = query_target(encoder, self.model.asked(query), self.config, generator)
+        return respond(response, self.require_training(), target.gradients(encoder, self.theta))
+
+    def _pass(
+        self,
+        rows: Rows,
+        directions: Directions,
+        progress: ProgressFactory = silent,
+        kept: Checkpoints | None = None,
+    ) -> Scores:
+        return score_rows(
+            self.model.encoder,
+            self.theta,
+            rows.features,
+            directions,
+            scoring_pass(rows, self.config),
+            train_count=self.fitted.train_count,
+            checkpoints=kept,
+            advance=progress("Score", len(rows)),
+        )
+
+
+def _with_columns(dataset: Dataset | None, columns: dict[str, list[Any]]) -> Dataset:
+    types = {name: Value("string" if name == REASON else "float32") for name in columns}
+    scored = Dataset.from_dict(columns, features=Features(**types))
+    return scored if dataset is None else concatenate_datasets([dataset, scored], axis=1)

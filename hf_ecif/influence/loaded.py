@@ -1,0 +1,192 @@
+"""A model with its processor and a config, from a folder or the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from hf_ecif.config import InfluenceConfig
+from hf_ecif.data.schema import check_columns
+from hf_ecif.engine.encoder import DualEncoder
+from hf_ecif.engine.inverse import require_solvable
+from hf_ecif.engine.objectives import Embeddings
+from hf_ecif.engine.parameters import add_lora, has_adapters
+from hf_ecif.errors import UserError
+from hf_ecif.influence.batching import AnyQuery, query_target, scoring_pass
+from hf_ecif.influence.queries import Query
+from hf_ecif.influence.rows import Rows, Table, read_rows, require_rows, require_same_encoder
+from hf_ecif.influence.saving import load_model, save_model
+from hf_ecif.influence.scoring import Directions, Scores, score_rows
+from hf_ecif.utils.checkpoints import Checkpoints
+
+AnyRows: TypeAlias = Rows | Dataset
+# What is asked: rows for their contrastive loss, or another function; a list is asked in one pass.
+Asked: TypeAlias = AnyRows | Query | Sequence[AnyRows | Query]
+
+
+class LoadedModel:
+    """A dual encoder with its processor and a config: it reads rows, saves itself, and is asked.
+
+    Args:
+        model: a Hugging Face dual encoder; it is put in evaluation mode, its weights stay as they
+            are.
+        processor: its processor.
+        config: everything that decides a score.
+        name: where the model came from; empty if it was given.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, config: InfluenceConfig | None = None, name: str = ""
+    ) -> None:
+        self.config = config or InfluenceConfig()
+        self.processor = processor
+        self.name = name
+        self._adapters_are_ours = self.config.parameters == "lora" and not has_adapters(model)
+        if self._adapters_are_ours:
+            model = add_lora(model, rank=self.config.lora_rank, seed=self.config.seed)
+        self.encoder = DualEncoder(model, self.config.parameters, self.config.micro_batch_size)
+        require_solvable(self.config, self.encoder.count)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        config: InfluenceConfig | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> Self:
+        """Load a model and its processor from a folder or the Hub.
+
+        Args:
+            name_or_path: a folder, or a Hub id such as ``owner/name``, ``owner/name@revision`` or
+                ``hf://owner/name``.
+            config: how influence is computed; that of `InfluenceConfig` if absent.
+            revision: branch, tag or commit on the Hub.
+            token: of the Hub; the user's login if absent.
+            dtype: of the weights, as ``"float32"``; that of accelerate's settings if absent.
+            device: of the weights, as ``"cuda:0"``; likewise.
+
+        Raises:
+            UserError: nothing there, or no contrastive dual encoder.
+        """
+        name = str(name_or_path)
+        model, processor = load_model(
+            name, revision=revision, token=token, dtype=dtype, device=device
+        )
+        return cls(model, processor, config, name)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save the model as given, and the processor; transformers' own `from_pretrained` reads it.
+
+        Raises:
+            UserError: the model came with adapters of its own.
+        """
+        model: Any = self.encoder.model
+        if has_adapters(model) and not self._adapters_are_ours:
+            raise UserError(
+                "This model has adapters of its own, which are saved without their base. Merge "
+                "them first (merge_and_unload), and attribute new ones with parameters='lora'."
+            )
+        if self._adapters_are_ours:  # as added they are zero, so that merging changes nothing
+            model = deepcopy(model).merge_and_unload()
+        save_model(model, self.processor, folder)
+
+    def read(
+        self,
+        dataset: Dataset,
+        image_column: str = "image",
+        text_column: str = "text",
+        advance: Callable[[int], None] = lambda rows: None,
+        checkpoints: Checkpoints | None = None,
+    ) -> Rows:
+        """Rows of a data set, with the frozen part of the model run on them, once.
+
+        They serve in place of the data set wherever one is taken. With several processes, each
+        reads a part.
+
+        Raises:
+            UserError: a column is missing, or no row can be read.
+        """
+        checked = check_columns(dataset, image_column, text_column)
+        rows = self.read_any(checked, image_column, text_column, advance, checkpoints)
+        return require_rows(rows)
+
+    def read_any(
+        self,
+        cells: Dataset | Table,
+        image_column: str,
+        text_column: str,
+        advance: Callable[[int], None] = lambda rows: None,
+        checkpoints: Checkpoints | None = None,
+    ) -> Rows:
+        """Rows of columns that are known to be there, readable ones or none."""
+        return read_rows(
+            cells,
+            self.encoder,
+            self.processor,
+            image_column=image_column,
+            text_column=text_column,
+            max_pixels=self.config.max_pixels,
+            memory_limit=self.config.memory_limit * 2**30,
+            workers=self.config.workers,
+            checkpoints=checkpoints,
+            advance=advance,
+        )
+
+    def rows(self, rows: AnyRows) -> Rows:
+        """Rows as they are, or those of a data set with the columns ``image`` and ``text``.
+
+        Raises:
+            UserError: they were encoded by another model, or cannot be read.
+        """
+        if isinstance(rows, Dataset):
+            return self.read(rows)
+        require_same_encoder(rows, self.encoder)
+        return rows
+
+    def query_value(self, query: Asked, theta: Tensor) -> Tensor:
+        """The query at some attributed parameters; ``()``, or ``(Q,)`` of several queries."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        target = query_target(self.encoder, self.asked(query), self.config, generator)
+        return target.values(self.encoder, theta)
+
+    def score_as_given(self, rows: AnyRows) -> Scores:
+        """Losses and cosines by the model as given; influence parts are of no query."""
+        theta, found = self.encoder.theta, self.rows(rows)
+        return score_rows(
+            self.encoder,
+            theta,
+            found.features,
+            Directions.none(theta),
+            scoring_pass(found, self.config),
+            train_count=len(found),
+        )
+
+    def embed_as_given(self, rows: AnyRows) -> Embeddings:
+        """Normalised embeddings ``(n, d)`` of rows by the model as given, made once for each."""
+        return self.encoder.embed_as_given(self.rows(rows).features)
+
+    def edited(self, theta: Tensor) -> Any:
+        """A copy of the model with other attributed parameters; adapters are merged into it."""
+        model: Any = deepcopy(self.encoder.model)
+        self.encoder.load(theta, into=model)
+        if has_adapters(model) and hasattr(model, "merge_and_unload"):
+            return model.merge_and_unload()
+        return model
+
+    def asked(self, query: Asked) -> AnyQuery | Sequence[AnyQuery]:
+        """A query with its data sets read."""
+        if isinstance(query, Query):
+            return query
+        if isinstance(query, Rows | Dataset):
+            return self.rows(query)
+        return [one if isinstance(one, Query) else self.rows(one) for one in query]
