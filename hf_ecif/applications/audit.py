@@ -47,12 +47,14 @@ from hf_ecif.data.summary import (
 )
 from hf_ecif.detection.annotate import add_columns
 from hf_ecif.detection.detect import SMALLEST_GROUP, Detection, auroc, detect
+from hf_ecif.detection.findings import Findings, find_findings, settle, tell
 from hf_ecif.detection.injection import plant_pairs
 from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
 from hf_ecif.detection.suggestions import MARGIN, Evidence, find_evidence, read_vocabulary
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.pairs import distinct_pairs, join_near_images
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.saving import find_commit
 from hf_ecif.influence.scoring import Scores
@@ -248,6 +250,7 @@ class _Found:
     beside: _Beside
     rows: Rows
     query: Rows
+    findings: Findings
     influence: Influence
     scores: Scores
     scores_as_given: Scores
@@ -288,10 +291,17 @@ def _analyse(
     """All of the computing; every process takes part."""
     model = opened.model
     with watch("embed"):
-        rows, query = opened.read(progress, known)
+        data, query = opened.read(progress, known)
+        given = model.embed_as_given(data)
+        findings = find_findings(data, given)
+        advance = progress("Compare images", len(data))
+        data = join_near_images(data, given.image, advance)
+    pairs = distinct_pairs(data)
+    rows, mute = pairs.rows, findings.mute[pairs.first]
     if len(rows) < FEWEST:
+        what = "rows" if len(rows) == len(data) else "different pairs"
         raise UserError(
-            f"{len(rows)} rows can be read, and an audit learns from the rows themselves what a "
+            f"{len(rows)} {what} can be read, and an audit learns from the rows themselves what a "
             f"wrong one looks like: it takes at least {FEWEST}. Give more rows."
         )
     with watch("fit"):
@@ -300,25 +310,31 @@ def _analyse(
         scores, as_given = influence.scores(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
         within = known.within("planting")
-        reference, planted = plant_pairs(model, influence, query, progress, within)
-        witnesses = witnesses_of(model, rows, scores)
+        reference, planted = plant_pairs(model, influence, query, progress, within, mute)
+        witnesses = witnesses_of(model, rows, scores, mute)
         detection = detect(
             witnesses.stack(),
             reference,
             planted,
             errors=witness_errors(scores),
             groups=beside.groups and [beside.groups[row] for row in rows.positions.tolist()],
+            images=rows.keys.images.numpy(),
+            mute=mute.numpy(),
         )
+    # From here on, every row counts: copies share what is known of their pair.
+    scores, as_given = pairs.spread(scores), pairs.spread(as_given)
+    witnesses = pairs.spread(witnesses)
+    detection = settle(pairs.spread(detection), findings)
     evidence = None
     if options.suggest:
         with watch("compare"):
             evidence = find_evidence(
                 model,
-                rows,
+                data,
                 detection,
                 vocabulary=beside.vocabulary,
                 margin=options.suggest_margin,
-                progress=progress,
+                mute=findings.mute,
             )
     traced = None
     if options.trace:
@@ -329,8 +345,9 @@ def _analyse(
     return _Found(
         opened,
         beside,
-        rows,
+        data,
         query,
+        findings,
         influence,
         scores,
         as_given,
@@ -362,6 +379,7 @@ def _conclude(
         found.detection,
         config.relative,
         found.evidence,
+        found.findings,
     )
     summary = _summarise(options, found, notes).replace(
         fingerprints=fingerprints | {"config": config.fingerprint()}, seconds=watch.seconds()
@@ -426,12 +444,13 @@ def _summarise(options: AuditOptions, found: _Found, notes: Sequence[str]) -> Su
             loss=fitted.query_loss,
             alignment=fitted.alignment,
         ),
+        findings=found.findings.counts(),
         unreadable_reasons=dict(Counter(rows.reasons.values())),
         flagged=flagged,
         kept=len(rows) - flagged,
         removed=flagged + len(rows.reasons),
         noise=_describe_noise(detection, found.reference, found.planted),
-        groups=_describe_groups(options, detection),
+        groups=_describe_groups(options, found),
         suggestions=_describe_suggestions(options, evidence),
         duplicates=_describe_duplicates(evidence) if evidence else None,
         fit=FitFacts(
@@ -470,14 +489,25 @@ def _describe_noise(
     )
 
 
-def _describe_groups(options: AuditOptions, detection: Detection) -> Groups | None:
+def _describe_groups(options: AuditOptions, found: _Found) -> Groups | None:
     if options.group_column is None:
         return None
+    names, detection = found.beside.groups or [], found.detection
+    of_row = np.array([names[row] for row in found.rows.positions.tolist()], dtype=object)
+    table = []
+    for group in detection.groups:
+        here = of_row == group.group
+        counts = {
+            "rows": int(here.sum()),
+            "flagged": int(detection.flag[here].sum()),
+            "borderline": int(detection.borderline[here].sum()),
+        }
+        table.append(GroupFacts(**asdict(group) | counts))
     return Groups(
         column=options.group_column,
         smallest=SMALLEST_GROUP,
-        other_rows=len(detection.flag) - sum(group.rows for group in detection.groups),
-        table=[GroupFacts(**asdict(group)) for group in detection.groups],
+        other_rows=len(detection.flag) - sum(group.rows for group in table),
+        table=table,
     )
 
 
@@ -538,6 +568,7 @@ def _warnings(summary: Summary) -> Iterator[str]:
             "The model is far from an optimum on these data (see gradient_norm): fit it longer "
             "(--fit-epochs), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
         )
+    yield from tell(summary.findings)
     yield from filter(None, (solve.warning for solve in summary.solvers))
     if summary.scored < 200:
         yield (

@@ -9,6 +9,7 @@ from datasets import Dataset
 from hf_ecif.data.columns import set_column
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.explain import explain_flags
+from hf_ecif.detection.findings import Findings
 from hf_ecif.detection.signals import Witnesses
 from hf_ecif.detection.suggestions import Evidence
 from hf_ecif.influence.columns import score_columns
@@ -25,6 +26,7 @@ def add_columns(
     detection: Detection,
     relative: RelativeForm = "deletion",
     evidence: Evidence | None = None,
+    findings: Findings | None = None,
 ) -> Dataset:
     """The data set with `COLUMNS`; its own columns are untouched.
 
@@ -37,6 +39,7 @@ def add_columns(
         detection: of the readable rows.
         relative: which relative score; over the size of the change, or within its span.
         evidence: of the readable rows; without it, suggestions and duplicates are null.
+        findings: of the readable rows; without them, their columns are null.
     """
     columns = score_columns(rows, scores, given, relative)
     probability = rows.spread(detection.probability.tolist())
@@ -47,11 +50,14 @@ def add_columns(
     for side in ("image_neighbours", "text_neighbours"):
         values = rows.spread(getattr(witnesses, side).tolist())
         dataset = set_column(dataset, f"ecif_{side}", values, "float32")
+    kinds, truncated = _finding_columns(findings, rows)
+    dataset = set_column(dataset, "ecif_finding", rows.spread(kinds), "string")
+    dataset = set_column(dataset, "caption_truncated", rows.spread(truncated), "bool")
     texts, margins, duplicates = _evidence_columns(evidence, rows)
     dataset = set_column(dataset, "ecif_suggested_text", rows.spread(texts), "string")
     dataset = set_column(dataset, "ecif_suggested_margin", rows.spread(margins), "float32")
     dataset = set_column(dataset, "ecif_duplicate_group", rows.spread(duplicates), "int64")
-    reasons = rows.spread(explain_flags(rows, scores, witnesses, detection, evidence))
+    reasons = rows.spread(explain_flags(rows, scores, witnesses, detection, evidence, findings))
     for row, reason in rows.reasons.items():
         reasons[row] = reason
     return set_column(dataset, "ecif_reason", reasons, "string")
@@ -65,3 +71,11 @@ def _evidence_columns(
         nothing: list[Any] = [None] * len(rows)
         return nothing, nothing, nothing
     return evidence.suggested_text, evidence.suggested_margin, evidence.duplicate_group
+
+
+def _finding_columns(findings: Findings | None, rows: Rows) -> tuple[list[Any], list[Any]]:
+    """Kinds of findings, and whether captions are cut off, of the readable rows."""
+    if findings is None:
+        nothing: list[Any] = [None] * len(rows)
+        return nothing, nothing
+    return list(findings.kinds), findings.truncated.tolist()

@@ -20,6 +20,7 @@ seed, and of 0.0 on another.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Literal, get_args
@@ -39,7 +40,7 @@ Kind = Literal[
     "placeholder_image", "truncated_equal", "unknown_script", "says_nothing", "stock_phrase"
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-MEANINGS: dict[Kind, str] = {
+MEANINGS: dict[str, str] = {
     "placeholder_image": "one image under many captions that have nothing in common",
     "truncated_equal": "a caption that is equal to others as far as the model reads it",
     "unknown_script": "a caption in a script that the model's tokenizer does not know",
@@ -130,6 +131,26 @@ def settle(detection: Detection, findings: Findings) -> Detection:
         flag=(detection.flag | placeholder) & ~unknown,
         borderline=detection.borderline & ~placeholder & ~unknown,
     )
+
+
+def tell(counts: Mapping[str, int]) -> Iterator[str]:
+    """A sentence for every kind that was found.
+
+    Args:
+        counts: of `Findings.counts`.
+    """
+    for kind, meaning in MEANINGS.items():
+        if counts.get(kind):
+            verdict = "flagged" if kind == "placeholder_image" else "not flagged for that"
+            yield (
+                f"Rows with {meaning}: {counts[kind]:,}. They are {verdict}, and no evidence for "
+                f"other rows; their ecif_finding is {kind}."
+            )
+    if counts.get("truncated"):
+        yield (
+            f"Captions longer than the model reads: {counts['truncated']:,}. What is beyond its "
+            "limit of tokens is not judged; see caption_truncated."
+        )
 
 
 def _stand_under(

@@ -20,11 +20,11 @@ from torch import Tensor
 from hf_ecif.data.captions import plain
 from hf_ecif.detection.detect import Detection, Floats
 from hf_ecif.engine.features import Features
-from hf_ecif.engine.neighbours import count_better, find_best, group_near, link
+from hf_ecif.engine.neighbours import count_better, find_best, link
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.errors import UserError
+from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.rows import BLANK, Preprocessor, Rows
-from hf_ecif.utils.progress import ProgressFactory, silent
 
 if TYPE_CHECKING:
     from hf_ecif.influence.loaded import LoadedModel
@@ -35,10 +35,6 @@ Numbers = NDArray[np.int64]
 # of the flagged rows at this margin, and 72 % of the suggestions are right; at 0.5 nats for 61 %
 # and 47 %, at 3 nats for 8 % and 88 %.
 MARGIN = 1.5
-# A JPEG of quality 75 or a copy of half the size is this near to its image in 99 of 100 cases of
-# the demo. Of different pictures, 5 pairs in 1,492 rows are, and look it. Captions have no such
-# cosine: different words can have the very same embedding.
-SAME_IMAGE = 0.995
 
 
 @dataclass(frozen=True)
@@ -106,32 +102,29 @@ def find_evidence(
     *,
     vocabulary: list[str] | None = None,
     margin: float = MARGIN,
-    progress: ProgressFactory = silent,
+    mute: Tensor | None = None,
 ) -> Evidence:
     """Compare the flagged rows with all others, and look for duplicates.
 
-    The time of the second grows with the square of the rows: one product of all images with all.
-
     Args:
         model: its own parameters count, not the fitted ones.
-        rows: the readable rows.
+        rows: the readable rows; which have nearly the same image, `join_near_images` finds.
         detection: of these rows.
         vocabulary: captions to suggest; those of the rows that are not flagged, if absent.
         margin: from which on a caption is suggested, in nats.
-        progress: makes a progress bar.
+        mute: ``(n,)`` booleans, true for rows whose captions are not suggested.
     """
     embeddings = model.embed_as_given(rows)
     flagged = torch.from_numpy(np.flatnonzero(detection.flag))
+    good = ~detection.flag if mute is None else ~detection.flag & ~mute.numpy()
     candidates = (
-        _captions_of_rows(rows, embeddings.text, ~detection.flag)
+        _captions_of_rows(rows, embeddings.text, good)
         if vocabulary is None
         else _captions_of_vocabulary(model, vocabulary)
     )
     better = _find_better(rows, embeddings, flagged, candidates)
     positions = rows.positions.cpu()
-    advance = progress("Compare images", len(rows))
-    same_image = group_near(embeddings.image, SAME_IMAGE, advance)
-    same_caption = _group_equal([plain(text) for text in rows.texts])
+    same_image, same_caption = map(_first_like, (rows.keys.images, rows.keys.captions))
     own = torch.arange(len(rows))
     duplicate = link(len(rows), iter([(own, same_image), (own, same_caption)]))
     return Evidence(
@@ -225,9 +218,10 @@ def _find_better(
     return better_images, better_text, better_row, margin
 
 
-def _group_equal(keys: list[str]) -> Tensor:
-    firsts: dict[str, int] = {}
-    return torch.tensor([firsts.setdefault(key, row) for row, key in enumerate(keys)])
+def _first_like(keys: Tensor) -> Tensor:
+    """``(n,)``, the first row with the key of each."""
+    first, number = firsts(keys)
+    return first[number]
 
 
 def _describe_groups(first: Numbers) -> dict[str, int]:

@@ -174,11 +174,12 @@ def choose_query(rows: Rows, encoder: DualEncoder, *, share: float = 0.1, seed: 
     rest of the data.
 
     Args:
-        rows: the data.
+        rows: the data, of which copies count once.
         encoder: embeds them, with the model's own parameters.
         share: of every cluster that is taken; two pairs at least in all.
         seed: of the clustering.
     """
+    rows = rows.select(firsts(rows.siblings)[0])
     embeddings = encoder.embed_as_given(rows.features)
     aligned = (embeddings.text * embeddings.image).sum(dim=1).cpu()  # as the clusters are
     count = max(1, round(len(rows) ** 0.5 / 4))

@@ -328,12 +328,12 @@ class Preprocessor:
         return {key: tokens[key] for key in self.tokenizer.model_input_names if key in tokens}
 
     def keys(self, pairs: list[Pair]) -> Keys:
-        """What the pairs are known by, as this tokenizer reads their captions."""
+        """What pairs with an image are known by, as this tokenizer reads their captions."""
         texts = [pair.text for pair in pairs]
         read = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         truncated = [len(ids) + self._specials > self.max_length for ids in read]
         return Keys(
-            images=torch.tensor([image_key(pair.image) for pair in pairs]),
+            images=torch.tensor([image_key(pair.image) for pair in pairs if pair.image]),
             captions=torch.tensor(
                 [
                     self._key_of_tokens(text) if cut else caption_key(text)

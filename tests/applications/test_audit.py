@@ -28,6 +28,8 @@ CONFIG = InfluenceConfig(partitions=2, plantings=1, probes=4, fit_epochs=2, batc
 TYPES = {
     "ecif_flag": "bool",
     "ecif_borderline": "bool",
+    "ecif_finding": "string",
+    "caption_truncated": "bool",
     "ecif_suggested_text": "string",
     "ecif_duplicate_group": "int64",
     "ecif_reason": "string",
