@@ -1,6 +1,8 @@
 PYTHON ?= python3.11
-BIN := .venv/bin
-STAMP := .venv/.installed
+# A folder for each version, so that one does not undo another.
+VENV ?= $(if $(filter python3.11,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
 
 # curvlinops is an oracle in the tests. It asks for torchvision by way of backpack, but does not
 # use it, and a torchvision that was built for another torch breaks `import transformers`. So these
@@ -9,16 +11,16 @@ ORACLE := curvlinops-for-pytorch backpack-for-pytorch
 ORACLE_NEEDS := einconv einops linear_operator opt-einsum scipy tqdm unfoldNd
 
 .DEFAULT_GOAL := help
-.PHONY: help install chromium run demo test notebooks lint bench speed clean
+.PHONY: help install chromium run demo test test-slow test-all notebooks lint bench speed clean
 
 help: ## show this text
 	@echo "make <target> [PYTHON=python3.11]"
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## make .venv with the package (editable) and what its tests need
+install: $(STAMP) ## make a virtual environment with the package (editable) and what its tests need
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -c constraints.txt -e '.[dev]' $(ORACLE_NEEDS)
 	$(BIN)/pip install -c constraints.txt --no-deps $(ORACLE)
 	touch $@
@@ -38,9 +40,17 @@ demo: install ## look at the demo's audit in a browser
 	$(BIN)/hf-ecif demo
 
 # Two at a time with a thread each: tiny models gain nothing from threads of their own.
-test: install chromium ## run the tests and the examples in the docstrings, and print the coverage
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --doctest-modules --cov --cov-report=term hf_ecif tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --nbmake notebooks
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+SLOW := $(PYTEST) --dist loadfile -m slow tests
+NOTEBOOKS := $(PYTEST) --nbmake notebooks
+
+test: install chromium ## run the fast tests and the examples in docstrings, in minutes; print the coverage
+	$(PYTEST) --dist loadfile -m "not slow" --doctest-modules --cov --cov-report=term hf_ecif tests
+
+test-slow: install chromium ## run the others: kills, processes, the whole app, benchmarks, notebooks
+	status=0; $(SLOW) || status=1; $(NOTEBOOKS) || status=1; exit $$status
+
+test-all: test test-slow ## run all tests
 
 notebooks: install ## run the notebooks and keep their outputs
 	OMP_NUM_THREADS=1 $(BIN)/pytest --nbmake --overwrite notebooks

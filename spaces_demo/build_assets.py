@@ -477,8 +477,9 @@ def recall(model, tokenizer, images: torch.Tensor, texts: list[str], k: int) -> 
 
 def build_audit(place: Path) -> None:
     """Audit the data as ``make run`` does, and keep the columns: the images are in the data."""
-    from hf_ecif import AuditRequest, InfluenceConfig, run_audit
     from hf_ecif.app.embedded import save_columns
+    from hf_ecif.applications.audit import AuditRequest, run_audit
+    from hf_ecif.config import InfluenceConfig
 
     with tempfile.TemporaryDirectory() as aside:
         request = AuditRequest(

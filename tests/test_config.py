@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.errors import UserError
 
 LEAST = {
@@ -29,14 +29,13 @@ def test_smallest_value_is_accepted(name: str, least: float) -> None:
         ("damping", float("nan")),
         ("damping", float("inf")),
         ("fit_learning_rate", float("inf")),
-        ("planted_share", 0.6),
         ("seed", 2**70),
         ("role", "second_order"),
         ("solver", "nonsense"),
     ],
 )
 def test_value_out_of_range_is_named(name: str, value: Any) -> None:
-    with pytest.raises(UserError, match=rf"^{name} = {value!r}: must be "):
+    with pytest.raises(UserError, match=rf"^`{name}={value}`: must be "):
         InfluenceConfig(**{name: value})
 
 
@@ -66,7 +65,7 @@ def test_json_round_trip(tmp_path: Path, config: InfluenceConfig) -> None:
     ("content", "message"),
     [
         ('{"seed": 1, "sed": 2, "dumping": 3}', "config.json: unknown fields dumping, sed"),
-        ('{"batch_size": 1}', "batch_size = 1: must be at least 2"),
+        ('{"batch_size": 1}', "`batch_size=1`: must be at least 2"),
     ],
 )
 def test_wrong_file(tmp_path: Path, content: str, message: str) -> None:
@@ -80,6 +79,21 @@ def test_file_with_some_fields_leaves_the_others_at_their_defaults(tmp_path: Pat
     path = tmp_path / "config.json"
     path.write_text('{"seed": 3}')
     assert InfluenceConfig.load(path) == InfluenceConfig(seed=3)
+
+
+@pytest.mark.parametrize("value", [0, 0.6, -0.1])
+def test_a_share_of_injections_out_of_range(value: float) -> None:
+    with pytest.raises(UserError, match=rf"^`injected_share={value}`: must be between"):
+        DetectionConfig(injected_share=value)
+
+
+def test_configs_of_version_0_1_hold_both() -> None:
+    """A file of 0.1, and the record of a run, have the fields of both configs in one."""
+    values = {"seed": 3, "plantings": 5, "planted_share": 0.2}
+    assert InfluenceConfig.from_dict(values) == InfluenceConfig(seed=3)
+    assert DetectionConfig.from_dict(values) == DetectionConfig(5, 0.2)
+    both = InfluenceConfig(seed=3).to_dict() | DetectionConfig(5, 0.2).to_dict()
+    assert DetectionConfig.from_dict(both) == DetectionConfig(5, 0.2)
 
 
 def test_memory_and_workers_decide_nothing() -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hf_ecif.app.selection import open_audit
-from hf_ecif.applications.sources import Sources, open_sources
+from hf_ecif.applications.requests import Sources
+from hf_ecif.applications.sources import open_sources
 from hf_ecif.applications.tracing import find_errors, responsibility
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.images import thumbnail
@@ -39,7 +40,7 @@ class Prepared:
     """A fitted model with its rows.
 
     Attributes:
-        influence: of the audited rows on ``query``, fitted as the audit did.
+        influence: influence of the audited rows on ``query``, fitted as in the audit.
         query: rows of the query.
         test: held-out rows, neither audited nor in the query; None if there are none.
         query_images: images of the query's data set, not decoded.
@@ -245,7 +246,7 @@ def ask(prepared: Prepared, image: bytes, text: str, others: list[str]) -> tuple
 
 
 def find_causes(prepared: Prepared, query: Query, count: int) -> list[Cause]:
-    """The training pairs most responsible for one query."""
+    """Training pairs that contributed most to one query, the largest contribution first."""
     scores = prepared.influence.contributions(query).of_query(0)
     order = responsibility(scores.task, prepared.sizes).argsort()
     return [

@@ -24,7 +24,8 @@ def audit_in_process(request: dict[str, Any], limits: Limits, events: Any) -> No
         forget_login()
     if limits.memory is not None:
         resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
-    from hf_ecif.applications.audit import AuditRequest, run_audit
+    from hf_ecif.applications.audit import run_audit
+    from hf_ecif.applications.requests import AuditRequest
     from hf_ecif.config import InfluenceConfig
     from hf_ecif.data.loading import load_rows
     from hf_ecif.errors import UserError

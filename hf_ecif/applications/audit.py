@@ -6,30 +6,32 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 from transformers import PreTrainedModel
 
 from hf_ecif.applications.given import MOST_STREAMED, Rowset, open_given
-from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.outputs import require_free, require_outside
+from hf_ecif.applications.requests import AuditOptions, AuditRequest
 from hf_ecif.applications.result import Audit, Traced
-from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
+from hf_ecif.applications.sources import Learning, Opened, describe_solves, open_sources
 from hf_ecif.applications.trace import (
     Found,
     describe_errors_and_causes,
     describe_found,
     find_and_trace,
 )
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.config import SUGGEST_MARGIN, DetectionConfig, InfluenceConfig
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
 from hf_ecif.data.columns import read_groups
-from hf_ecif.data.schema import drop_influence_columns, read_flags
+from hf_ecif.data.schema import drop_influence_columns, read_flags, read_verdicts
 from hf_ecif.data.summary import (
     DuplicateCounts,
     Duplicates,
@@ -44,17 +46,28 @@ from hf_ecif.data.summary import (
     TraceFindings,
     TraceSummary,
     Truth,
+    Verified,
 )
 from hf_ecif.detection.annotate import add_columns
-from hf_ecif.detection.detect import SMALLEST_GROUP, Detection, auroc, detect
+from hf_ecif.detection.detect import (
+    RIGHT,
+    SMALLEST_GROUP,
+    UNKNOWN,
+    WRONG,
+    Detection,
+    Verdicts,
+    auroc,
+    detect,
+)
 from hf_ecif.detection.findings import Findings, find_findings, settle, tell
-from hf_ecif.detection.injection import plant_pairs
+from hf_ecif.detection.injection import Injected, plant_pairs
 from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
-from hf_ecif.detection.suggestions import MARGIN, Evidence, find_evidence, read_vocabulary
+from hf_ecif.detection.suggestions import Evidence, find_evidence, read_vocabulary
+from hf_ecif.detection.verified import Likeness, compare, find_shift
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
-from hf_ecif.influence.pairs import distinct_pairs, join_near_images
+from hf_ecif.influence.pairs import Pairs, distinct_pairs, join_near_images
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.saving import find_commit
 from hf_ecif.influence.scoring import Scores
@@ -66,28 +79,6 @@ from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 FEWEST = 20  # rows to audit
 TRACED = "retrieval-text"  # the errors that the report shows
 SHOWN_TRACED = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditOptions:
-    """What an audit looks at beside the pairs."""
-
-    truth_column: str | None = None
-    group_column: str | None = None
-    vocabulary: Path | Sequence[str] | None = None
-    suggest: bool = True
-    suggest_margin: float = MARGIN
-    trace: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditRequest(AuditOptions, Sources):
-    """What to audit and where to put the result; the fields are the options of ``hf-ecif
-    audit``."""
-
-    output: Path
-    overwrite: bool = False
-    resume: bool = False
 
 
 def audit(
@@ -102,11 +93,13 @@ def audit(
     processor: Any = None,
     config: InfluenceConfig | None = None,
     truth_column: str | None = None,
+    verified_column: str | None = None,
     group_column: str | None = None,
     vocabulary: str | Path | Sequence[str] | None = None,
     suggest: bool = True,
-    suggest_margin: float = MARGIN,
+    suggest_margin: float = SUGGEST_MARGIN,
     trace: int = 0,
+    detection: DetectionConfig | None = None,
     max_rows: int = MOST_STREAMED,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -128,6 +121,8 @@ def audit(
         config: how influence is computed.
         truth_column: boolean, true of rows that are known to be wrong. Read after the detection
             alone, to tell how much it found.
+        verified_column: boolean, true of rows that are known to be right, false of wrong ones, null
+            of all others. The detection builds on it.
         group_column: of names, a language for instance. Groups of fifty rows or more get a noise
             rate and a threshold of their own.
         vocabulary: captions to suggest, or a file with one on each line. Those of rows that are
@@ -137,6 +132,7 @@ def audit(
         suggest_margin: a caption is suggested if its logit stands that far above the next, in
             nats.
         trace: errors of the query to trace to the pairs behind them, the worst first.
+        detection: how it is learned what a wrong pair looks like.
         max_rows: to read of an `IterableDataset`.
         output: where `Audit.save` writes the result, if anywhere.
         overwrite: whether an earlier audit in ``output`` is replaced.
@@ -154,15 +150,19 @@ def audit(
     """
     options = AuditOptions(
         truth_column=truth_column,
+        verified_column=verified_column,
         group_column=group_column,
         vocabulary=Path(vocabulary) if isinstance(vocabulary, str) else vocabulary,
         suggest=suggest,
         suggest_margin=suggest_margin,
         trace=trace,
+        detection=detection or DetectionConfig(),
     )
     folder = Path(output).expanduser() if output is not None else None
     if folder is not None:
         distributed.decide(lambda: _require_free(folder, overwrite=overwrite))
+        named = [given for given in (model, dataset, query) if isinstance(given, str | Path)]
+        require_outside(folder, named)
     watch = _Stopwatch()
     with watch("load"):
         given = open_given(
@@ -182,7 +182,7 @@ def audit(
     found = _analyse(options, given.opened, beside, Checkpoints(), watch, progress)
     result = _conclude(options, found, fingerprints, watch, given.original, given.notes)
     if folder is not None:
-        distributed.decide(lambda: result.write(AuditFolder(folder)))
+        distributed.decide(lambda: result.save(folder, overwrite=overwrite))
     return result
 
 
@@ -210,7 +210,8 @@ def run_audit(
         opened = open_sources(request, config)
         beside = _read_beside(request, opened)
         fingerprints = opened.fingerprints()
-    manifest = config.deciding() | fingerprints | {"columns": request.columns}
+    settings = config.deciding() | request.detection.deciding()
+    manifest = settings | fingerprints | {"columns": request.columns}
     known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
     try:
         found = _analyse(request, opened, beside, known, watch, progress)
@@ -233,11 +234,13 @@ class _Beside:
 
     Attributes:
         truth: ``(N,)``, which rows are wrong. The method never sees it.
+        verdicts: ``(N,)``, which rows are verified to be right or wrong; the method builds on it.
         groups: the group of every row.
         vocabulary: captions to suggest.
     """
 
     truth: NDArray[np.bool_] | None
+    verdicts: Verdicts | None
     groups: list[str | None] | None
     vocabulary: list[str] | None
 
@@ -255,8 +258,9 @@ class _Found:
     scores: Scores
     scores_as_given: Scores
     witnesses: Witnesses
-    reference: NDArray[np.float64]
-    planted: list[NDArray[np.float64]]
+    injected: Injected
+    verdicts: Verdicts
+    likeness: Likeness | None
     detection: Detection
     evidence: Evidence | None
     traced: Found | None
@@ -270,11 +274,12 @@ def _read_beside(options: AuditOptions, opened: Opened) -> _Beside:
             traced of a query that is chosen from the data.
     """
     if options.trace and opened.query_set is None:
-        raise UserError("--trace looks for errors in the query: give one (--query).")
+        raise UserError("`trace` looks for errors in the query: give one (`query`).")
     truth, group, words = options.truth_column, options.group_column, options.vocabulary
-    wrong = "is known to be wrong"
+    wrong, verified = "is known to be wrong", options.verified_column
     return _Beside(
-        read_flags(opened.dataset, truth, "--truth-column", wrong) if truth else None,
+        read_flags(opened.dataset, truth, "truth_column", wrong) if truth else None,
+        read_verdicts(opened.dataset, verified, "verified_column") if verified else None,
         read_groups(opened.dataset, group) if group else None,
         read_vocabulary(words) if isinstance(words, Path) else list(words or []) or None,
     )
@@ -291,13 +296,13 @@ def _analyse(
     """All of the computing; every process takes part."""
     model = opened.model
     with watch("embed"):
-        data, query = opened.read(progress, known)
+        data, query, learning = opened.read_with_verified(progress, known)
         given = model.embed_as_given(data)
         findings = find_findings(data, given)
         advance = progress("Compare images", len(data))
         data = join_near_images(data, given.image, advance)
     pairs = distinct_pairs(data)
-    rows, mute = pairs.rows, findings.mute[pairs.first]
+    rows = pairs.rows
     if len(rows) < FEWEST:
         what = "rows" if len(rows) == len(data) else "different pairs"
         raise UserError(
@@ -310,21 +315,41 @@ def _analyse(
         scores, as_given = influence.scores(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
         within = known.within("planting")
-        reference, planted = plant_pairs(model, influence, query, progress, within, mute)
-        witnesses = witnesses_of(model, rows, scores, mute)
+        learning = _distinct(learning, data, pairs)
+        mute = torch.zeros(len(learning.rows), dtype=torch.bool)
+        mute[: len(rows)] = findings.mute[pairs.first]
+        likeness = _compare(model, rows, learning)
+        if likeness and not likeness.is_alike:
+            learning = Learning(rows, query)
+        injected = plant_pairs(
+            model,
+            influence,
+            learning.query,
+            progress,
+            within,
+            options.detection,
+            learning.rows,
+            mute[: len(learning.rows)],
+        )
+        witnesses = witnesses_of(model, rows, scores, mute[: len(rows)])
+        verdicts = _verdicts(beside, data, pairs, learning)
         detection = detect(
             witnesses.stack(),
-            reference,
-            planted,
+            injected.reference,
+            injected.kinds,
+            verdicts=verdicts[: len(rows)],
+            reference_verdicts=verdicts[injected.rows],
             errors=witness_errors(scores),
             groups=beside.groups and [beside.groups[row] for row in rows.positions.tolist()],
             images=rows.keys.images.numpy(),
-            mute=mute.numpy(),
+            mute=mute[: len(rows)].numpy(),
         )
+        detection = _look_for_shift(detection, model, data)
     # From here on, every row counts: copies share what is known of their pair.
     scores, as_given = pairs.spread(scores), pairs.spread(as_given)
     witnesses = pairs.spread(witnesses)
-    detection = settle(pairs.spread(detection), findings)
+    of_rows = verdicts[pairs.number.numpy()]
+    detection = settle(pairs.spread(detection), findings, of_rows)
     evidence = None
     if options.suggest:
         with watch("compare"):
@@ -352,12 +377,55 @@ def _analyse(
         scores,
         as_given,
         witnesses,
-        reference,
-        planted,
+        injected,
+        verdicts,
+        likeness,
         detection,
         evidence,
         traced,
     )
+
+
+def _distinct(learning: Learning, data: Rows, pairs: Pairs) -> Learning:
+    """What a detector learns from, with distinct pairs in place of the rows of the data."""
+    more = len(learning.rows) - len(data)
+    if not more:
+        return learning._replace(rows=pairs.rows)
+    keys = learning.rows.keys.images.clone()
+    keys[: len(data)] = data.keys.images
+    chosen = torch.cat([pairs.first, torch.arange(len(data), len(learning.rows))])
+    return learning._replace(rows=learning.rows.with_images(keys).select(chosen))
+
+
+def _compare(model: InfluenceModel, rows: Rows, learning: Learning) -> Likeness | None:
+    """How like the data the verified half of the query is; None where there is no such half."""
+    if learning.rows is rows:
+        return None
+    verified = learning.rows.select(torch.arange(len(rows), len(learning.rows)))
+    return compare(model.embed_as_given(verified), model.embed_as_given(rows))
+
+
+def _verdicts(beside: _Beside, data: Rows, pairs: Pairs, learning: Learning) -> Verdicts:
+    """What is known of the pairs, and of the verified rows that are learned from after them."""
+    verdicts = np.full(len(learning.rows), RIGHT)
+    verdicts[: len(pairs.rows)] = UNKNOWN
+    if beside.verdicts is not None:
+        of_rows = beside.verdicts[data.positions.numpy()]
+        verdicts[pairs.number.numpy()[of_rows != UNKNOWN]] = of_rows[of_rows != UNKNOWN]
+    return verdicts
+
+
+def _look_for_shift(detection: Detection, model: InfluenceModel, rows: Rows) -> Detection:
+    """Where it abstains because captions and images are out of step, it says by how many rows."""
+    shift = find_shift(model.embed_as_given(rows)) if detection.abstains else 0
+    if not shift:
+        return detection
+    where = f"{abs(shift)} {'row' if abs(shift) == 1 else 'rows'} {'on' if shift > 0 else 'back'}"
+    reason = (
+        f"The captions are out of step with the images: those {where} fit far better than their "
+        "own. Line them up, and audit again."
+    )
+    return replace(detection, abstains=reason)
 
 
 def _conclude(
@@ -382,7 +450,9 @@ def _conclude(
         found.findings,
     )
     summary = _summarise(options, found, notes).replace(
-        fingerprints=fingerprints | {"config": config.fingerprint()}, seconds=watch.seconds()
+        fingerprints=fingerprints
+        | {"config": config.fingerprint(), "detection": options.detection.fingerprint()},
+        seconds=watch.seconds(),
     )
     if found.traced is None:
         return Audit(scored, summary)
@@ -409,18 +479,9 @@ def _describe_traced(found: _Found, traced: Found, summary: Summary) -> Traced:
 
 def _check_output(request: AuditRequest) -> None:
     """Refuse a folder that holds what must not be lost."""
-    output = request.output
-    _require_free(output, resume=request.resume, overwrite=request.overwrite)
-    inside = [
-        source
-        for source in (request.dataset, request.query, request.model)
-        if source and output.resolve() in (Path(source).resolve(), *Path(source).resolve().parents)
-    ]
-    if inside:
-        raise UserError(
-            f"--output {output} holds the input {inside[0]}, which the results would replace. Give "
-            "another folder."
-        )
+    _require_free(request.output, resume=request.resume, overwrite=request.overwrite)
+    named = (request.dataset, request.query, request.model)
+    require_outside(request.output, [source for source in named if source])
 
 
 def _require_free(output: Path, *, resume: bool = False, overwrite: bool) -> None:
@@ -432,24 +493,25 @@ def _require_free(output: Path, *, resume: bool = False, overwrite: bool) -> Non
 
 def _summarise(options: AuditOptions, found: _Found, notes: Sequence[str]) -> Summary:
     """What was found, without times and fingerprints."""
-    opened, rows, detection = found.opened, found.rows, found.detection
-    fitted = found.influence.fitted
-    evidence, truth = found.evidence, found.beside.truth
+    opened, rows, fitted = found.opened, found.rows, found.influence.fitted
+    detection, evidence, truth = found.detection, found.evidence, found.beside.truth
     flagged = int(detection.flag.sum())
+    provenance = opened.provenance(
+        rows,
+        found.query,
+        loss_before_fit=fitted.query_loss_before,
+        loss=fitted.query_loss,
+        alignment=fitted.alignment,
+    )
+    provenance["config"] |= options.detection.to_dict()
     summary = Summary(
-        **opened.provenance(
-            rows,
-            found.query,
-            loss_before_fit=fitted.query_loss_before,
-            loss=fitted.query_loss,
-            alignment=fitted.alignment,
-        ),
+        **provenance,
         findings=found.findings.counts(),
         unreadable_reasons=dict(Counter(rows.reasons.values())),
         flagged=flagged,
         kept=len(rows) - flagged,
         removed=flagged + len(rows.reasons),
-        noise=_describe_noise(detection, found.reference, found.planted),
+        noise=_describe_noise(found),
         groups=_describe_groups(options, found),
         suggestions=_describe_suggestions(options, evidence),
         duplicates=_describe_duplicates(evidence) if evidence else None,
@@ -464,7 +526,12 @@ def _summarise(options: AuditOptions, found: _Found, notes: Sequence[str]) -> Su
         if truth is None
         else _judge(truth[rows.positions.numpy()], str(options.truth_column), detection),
     )
-    warnings = [*_warnings(summary), *opened.warnings(rows, found.query), *notes]
+    warnings = [
+        *_warn_of_likeness(found),
+        *_warnings(summary),
+        *opened.warnings(rows, found.query),
+        *notes,
+    ]
     return summary.replace(warnings=warnings)
 
 
@@ -477,15 +544,21 @@ def _describe_loading(opened: Opened) -> Loaded:
     )
 
 
-def _describe_noise(
-    detection: Detection, reference: np.ndarray, injected: Sequence[np.ndarray]
-) -> Noise:
+def _describe_noise(found: _Found) -> Noise:
+    detection, injected = found.detection, found.injected
+    right, wrong = (int((found.verdicts == verdict).sum()) for verdict in (RIGHT, WRONG))
     return Noise(
         rate=detection.noise_rate,
         threshold=detection.threshold,
         borderline=int(detection.borderline.sum()),
-        injected_auroc=detection.planted_auroc,
-        injected_score_auroc=auroc(-np.concatenate(injected)[:, 1], -reference[:, 1]),
+        interval=detection.rate_interval,
+        rate_is_bound=detection.rate_is_bound,
+        abstains=detection.abstains,
+        verified=Verified(right=right, wrong=wrong) if right or wrong else None,
+        injected_auroc=detection.injected_auroc,
+        injected_score_auroc=auroc(
+            -np.concatenate(injected.kinds)[:, 1], -injected.reference[:, 1]
+        ),
     )
 
 
@@ -539,11 +612,11 @@ def _judge(wrong: np.ndarray, column: str, detection: Detection) -> Truth:
     found = int((wrong & detection.flag).sum())
     figures: dict[str, float] = {}
     if 0 < wrong.sum() < len(wrong):
-        probability = detection.probability
-        top = np.argsort(-probability, kind="stable")[:20]
+        suspicion = detection.suspicion
+        top = np.argsort(-suspicion, kind="stable")[:20]
         figures = {
-            "auroc": float(roc_auc_score(wrong, probability)),
-            "average_precision": float(average_precision_score(wrong, probability)),
+            "auroc": float(roc_auc_score(wrong, suspicion)),
+            "average_precision": float(average_precision_score(wrong, suspicion)),
             "precision_at_20": float(wrong[top].mean()),
         }
     return Truth(
@@ -556,6 +629,16 @@ def _judge(wrong: np.ndarray, column: str, detection: Detection) -> Truth:
     )
 
 
+def _warn_of_likeness(found: _Found) -> Iterator[str]:
+    likeness = found.likeness
+    if likeness and not likeness.is_alike:
+        yield (
+            "The pairs of the query are of another kind than the data (told apart with an AUROC of "
+            f"{likeness.image:.2f} by their images, {likeness.text:.2f} by their captions). They "
+            "do not say what right pairs look like here: the noise rate is judged without them."
+        )
+
+
 def _warnings(summary: Summary) -> Iterator[str]:
     if summary.groups and not summary.groups.table:
         yield (
@@ -566,7 +649,7 @@ def _warnings(summary: Summary) -> Iterator[str]:
         yield (
             "ecif_score is inverted here: wrong pairs made on purpose look valuable, not harmful. "
             "The model is far from an optimum on these data (see gradient_norm): fit it longer "
-            "(--fit-epochs), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
+            "(`fit_epochs`), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
         )
     yield from tell(summary.findings)
     yield from filter(None, (solve.warning for solve in summary.solvers))

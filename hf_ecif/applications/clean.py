@@ -10,9 +10,10 @@ import torch
 from datasets import Dataset
 
 from hf_ecif.applications.outputs import require_free
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.applications.requests import CleanRequest
+from hf_ecif.config import InfluenceConfig, Strategy
 from hf_ecif.data.audit_folder import AuditFolder
-from hf_ecif.data.cleaning import BEFORE, WEIGHT, CleanResult, Strategy, clean
+from hf_ecif.data.cleaning import BEFORE, WEIGHT, CleanResult, clean
 from hf_ecif.data.images import image_hashes
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns, read_flags
@@ -35,37 +36,7 @@ from hf_ecif.influence.rows import Rows
 from hf_ecif.reports.audit import write_report
 from hf_ecif.reports.outcomes import write_cleaning_page
 from hf_ecif.utils.progress import ProgressFactory, silent
-
-
-@dataclass(frozen=True, kw_only=True)
-class CleanRequest:
-    """What to clean and where to; the fields are the options of ``hf-ecif clean``.
-
-    Attributes:
-        audit: Folder of an audit, or its `scored` folder.
-        output: New folder for `kept`, `removed` and `cleaning.json`, and for the audit's summary
-            and report with the new counts, for `push`; None writes nothing.
-        strategy: As in `clean`.
-        share: As in `clean`.
-        beside: Further strategies, which are counted and compared, but not written.
-        text_column: Of the captions; the one that was audited, if absent.
-        test: Data that nothing was decided by, on which to compare models fine-tuned on the rows
-            before and after; None compares nothing.
-        test_split: Split of them.
-        repeats: Of every fine-tuning, each with its own order of batches.
-        model: What is fine-tuned; the audited one, if absent.
-    """
-
-    audit: Path
-    output: Path | None = None
-    strategy: Strategy = "drop"
-    share: float | None = None
-    beside: tuple[Strategy, ...] = ()
-    text_column: str | None = None
-    test: str | None = None
-    test_split: str = "test"
-    repeats: int = 3
-    model: str | None = None
+from hf_ecif.utils.seeds import derive
 
 
 @dataclass(frozen=True)
@@ -113,7 +84,7 @@ def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Clea
 def _open_audit(folder: Path) -> tuple[AuditFolder, Dataset, Summary | None]:
     """An audit, its scored rows, and its summary; None where there is none."""
     if not folder.is_dir():
-        raise UserError(f"There is no audit in {folder}. Name the --output of 'hf-ecif audit'.")
+        raise UserError(f"There is no audit in {folder}. Name the `output` of 'hf-ecif audit'.")
     if AuditFolder(folder).is_interrupted:
         AuditFolder(folder).read_summary()  # says so
     audit = AuditFolder.around(folder)
@@ -229,11 +200,9 @@ def compare_cleanings(
     assert request.test is not None
     if summary is None:
         raise UserError(
-            f"{request.audit} has no summary.json that names the audited model, which --test "
+            f"{request.audit} has no summary.json that names the audited model, which `test` "
             "needs. Give the folder of the audit, as hf-ecif audit wrote it."
         )
-    if request.repeats < 1:
-        raise UserError(f"--repeats {request.repeats}: must be at least 1.")
     columns = summary.columns.image, text_column
     test_set = _open_test(request.test, request.test_split, columns)
     config = InfluenceConfig.from_dict(summary.config, "summary.json")
@@ -250,9 +219,7 @@ def compare_cleanings(
     }
     versions = dict(_versions(rows, kept, request.repeats, config.seed))
     if summary.truth:
-        wrong = read_flags(scored, summary.truth.column, "The truth column", "is wrong")[
-            rows.positions
-        ]
+        wrong = read_flags(scored, summary.truth.column, "truth_column", "is wrong")[rows.positions]
         right = rows.select(torch.from_numpy(~wrong).nonzero()[:, 0])
         versions["all that are right"] = [Version(right)] * request.repeats
     source = f"{request.test}, split {request.test_split}"
@@ -269,7 +236,7 @@ def _open_test(source: str, split: str, columns: tuple[str, str]) -> Dataset:
     for column in columns:
         if column not in dataset.column_names:
             raise UserError(
-                f"--test {source} has no column {column!r}, which the audited data have. Its "
+                f"`test={source}` has no column {column!r}, which the audited data have. Its "
                 f"columns are: {', '.join(dataset.column_names)}. Rename the one that is meant."
             )
     return check_columns(dataset, *columns)
@@ -290,7 +257,7 @@ def _versions(
         yield strategy, [version] * repeats
         count = len(version.rows)
         if count < len(rows):
-            drawn = [random_subset(rows, count, seed + repeat) for repeat in range(repeats)]
+            drawn = [random_subset(rows, count, derive(seed, "subsets", n)) for n in range(repeats)]
             yield f"random, as many as {strategy}", [Version(subset) for subset in drawn]
 
 

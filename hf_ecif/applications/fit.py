@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from hf_ecif.applications.outputs import require_free
-from hf_ecif.applications.sources import Sources, open_sources
+from hf_ecif.applications.requests import FitRequest
+from hf_ecif.applications.sources import open_sources
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.influence.influence import Influence
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.files import CHECKPOINTS, FIT, sweep
 from hf_ecif.utils.progress import ProgressFactory, silent
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitRequest(Sources):
-    """What to fit; the fields are the options of ``hf-ecif fit``."""
-
-    output: Path
-    overwrite: bool = False
-    resume: bool = False
 
 
 def run_fit(

@@ -1,4 +1,4 @@
-"""What a caller in Python gives: models and data sets that are loaded, or their names."""
+"""Inputs from Python: loaded models and data sets, or their names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from hf_ecif.applications.sources import Opened, Sources
+from hf_ecif.applications.requests import Sources
+from hf_ecif.applications.sources import Opened
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.loading import load_rows, read_stream
 from hf_ecif.data.schema import check_columns, find_columns
@@ -19,17 +20,17 @@ from hf_ecif.influence.saving import check_processor
 
 Rowset: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict | str | Path
 IN_MEMORY = "a Dataset in memory"
-MOST_STREAMED = 10_000  # rows of a stream
+MOST_STREAMED = 10_000  # largest number of rows of a stream
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a caller gave, opened.
+    """Inputs from a caller, opened.
 
     Attributes:
         opened: model, data and query.
-        original: the data as they came, in their own format.
-        notes: what the reader of any figures must know of how they were read.
+        original: the data as given, in their own format.
+        notes: warnings on how the data were read.
     """
 
     opened: Opened
@@ -50,22 +51,22 @@ def open_given(
     config: InfluenceConfig | None = None,
     max_rows: int = MOST_STREAMED,
 ) -> Given:
-    """Open a model, data and a query, whatever form they come in.
+    """Model, data and query, opened from any form in which they are given.
 
     Args:
         model: a name on the Hub, a folder, a loaded dual encoder, or an `InfluenceModel`.
         dataset: rows, splits of rows, a stream, a name on the Hub, or a folder.
-        query: likewise; chosen from the data if absent.
-        split: of ``dataset``, where it has several: ``train`` if absent.
-        query_split: of ``query``: ``validation`` if absent.
-        image_column: name; found by its type if absent.
-        text_column: likewise.
-        processor: of a loaded dual encoder.
+        query: in any of these forms, too; chosen from the data if absent.
+        split: split of ``dataset``, if it has several; ``train`` if absent.
+        query_split: split of ``query``; ``validation`` if absent.
+        image_column: column of images; found by its type if absent.
+        text_column: column of captions; found by its type if absent.
+        processor: processor of a loaded dual encoder.
         config: how influence is computed; an `InfluenceModel` has its own.
-        max_rows: to read of a stream.
+        max_rows: largest number of rows to read of a stream.
 
     Raises:
-        UserError: one of them cannot be read, or it cannot be told what is meant.
+        UserError: an argument cannot be read, or is ambiguous.
     """
     opened_model, name = _open_model(model, processor, config)
     rows = _open_rows(dataset, "dataset", split, "train", max_rows)
@@ -90,7 +91,7 @@ def open_given(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows with the names that a summary tells of them by."""
+    """Rows with their names in a summary."""
 
     dataset: Dataset
     name: str
@@ -108,7 +109,7 @@ class _Rows:
 def _open_model(
     model: Any, processor: Any, config: InfluenceConfig | None
 ) -> tuple[InfluenceModel, str]:
-    """The model, and what a summary calls it."""
+    """Model, and its name in a summary."""
     if isinstance(model, InfluenceModel):
         if config is not None or processor is not None:
             raise UserError(
@@ -140,16 +141,15 @@ def _open_rows(given: Rowset, argument: str, split: str | None, usual: str, most
         chosen = split or usual
         return _Rows(load_rows(str(given), chosen), str(given), chosen)
     if isinstance(given, DatasetDict | IterableDatasetDict):
-        split = _choose_split([str(name) for name in given], argument, split, usual)
+        split = _choose_split([*map(str, given)], argument, split, usual)
         given = given[split]
     elif split is not None:
         raise UserError(
             f"`{argument}` is one split already, so there is no {split!r} to choose of it."
         )
-    name = str(given.split or usual) if split is None else split
     if isinstance(given, IterableDataset):
         rows, is_cut = read_stream(given, most)
-        return _Rows(rows, "a stream", name, is_cut)
+        return _Rows(rows, "a stream", split or usual, is_cut)
     if not isinstance(given, Dataset):
         raise UserError(
             f"`{argument}` must be a Dataset, a DatasetDict, a stream, a folder or a Hub id, but "
@@ -157,7 +157,7 @@ def _open_rows(given: Rowset, argument: str, split: str | None, usual: str, most
         )
     if not len(given):
         raise UserError(f"`{argument}` has no rows.")
-    return _Rows(given, IN_MEMORY, name)
+    return _Rows(given, IN_MEMORY, split or str(given.split or usual))
 
 
 def _choose_split(names: list[str], argument: str, split: str | None, usual: str) -> str:

@@ -1,8 +1,8 @@
-"""What may become of a folder that a run is to write into."""
+"""Rules for the folder of a run's output."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from hf_ecif.errors import UserError
@@ -23,20 +23,20 @@ def require_free(
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Refuse a folder that holds what must not be lost.
+    """Refuse an output folder with content that must not be lost.
 
-    A run may go into a folder that is new or empty, go on with an interrupted one of its own kind,
-    or replace one; nothing else is ever touched.
+    A run may write into a new or empty folder, resume an interrupted run of its own kind, or
+    replace an earlier one; nothing else is ever touched.
 
     Args:
-        output: where the run is to write.
-        finished: name of the file that it writes last; none of a run that replaces nothing.
-        others: names of all that it writes, where they are known.
-        resume: whether it goes on with an interrupted run.
-        overwrite: whether it replaces an earlier one.
+        output: folder of the run.
+        finished: name of the file that it writes last; empty for a run that replaces nothing.
+        others: names of all that it writes, if they are known.
+        resume: whether it resumes an interrupted run.
+        overwrite: whether it replaces an earlier run.
 
     Raises:
-        UserError: it may not, or cannot.
+        UserError: the folder has other content, or is not writable.
     """
     require_writable(output)
     names = sorted(path.name for path in output.iterdir()) if output.exists() else []
@@ -45,14 +45,34 @@ def require_free(
     foreign = [name for name in present if name not in ours]
     if foreign and (others or not ours.intersection(present)):
         raise UserError(
-            f"--output {output} is not empty: it holds other files ({', '.join(foreign[:3])}). "
+            f"`output={output}` is not empty: it holds other files ({', '.join(foreign[:3])}). "
             "Give a new folder."
         )
     is_interrupted = not INTERRUPTED.isdisjoint(present)
     if finished in present and not is_interrupted and not overwrite:
-        raise UserError(f"The run in --output {output} is finished. --overwrite replaces it.")
+        raise UserError(f"The run in `output={output}` is finished. `overwrite` replaces it.")
     if present and not (resume or overwrite):
         raise UserError(
-            f"--output {output} holds an interrupted run: --resume goes on with it, --overwrite "
+            f"`output={output}` holds an interrupted run: `resume` goes on with it, `overwrite` "
             "starts anew."
         )
+
+
+def require_outside(output: Path, sources: Iterable[str | Path]) -> None:
+    """Refuse a folder that holds what is read, which the results would replace.
+
+    Args:
+        output: where the run is to write.
+        sources: files and folders; names on the Hub are nowhere.
+
+    Raises:
+        UserError: one of them is the folder, or lies in it.
+    """
+    place = output.resolve()
+    for source in sources:
+        path = Path(source).expanduser().resolve()
+        if place in (path, *path.parents):
+            raise UserError(
+                f"`output={output}` holds the input {source}, which the results would replace. "
+                "Give another folder."
+            )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 from datasets import Dataset
 from torch import Tensor
 
 from hf_ecif.applications.outputs import require_free
-from hf_ecif.applications.sources import Opened, Sources, open_sources
+from hf_ecif.applications.requests import RemoveRequest
+from hf_ecif.applications.sources import Opened, open_sources
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns, read_flags
@@ -30,18 +30,6 @@ LEAST_CHANGE = 0.01  # nats of the query's loss that are worth a word
 APART = 0.8  # of the larger change; short fits are predicted a third as large as they are
 
 
-@dataclass(frozen=True, kw_only=True)
-class RemoveRequest(Sources):
-    """What to remove; the fields are the options of ``hf-ecif remove``."""
-
-    where: str
-    output: Path
-    steps: int = 2
-    retrain: bool = False
-    test: str | None = None
-    test_split: str = "test"
-
-
 def run_remove(
     request: RemoveRequest, config: InfluenceConfig, progress: ProgressFactory = silent
 ) -> RemovalSummary:
@@ -56,21 +44,21 @@ def run_remove(
         UserError: something in the request cannot be.
     """
     if request.retrain and config.fit_epochs == 0:
-        raise UserError("--fit-epochs 0 trains nothing, so there is no --retrain.")
+        raise UserError("`fit_epochs=0` trains nothing, so there is no `retrain`.")
     distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     model = opened.model
-    wanted = read_flags(opened.dataset, request.where, "--where", "is to be removed")
+    wanted = read_flags(opened.dataset, request.where, "where", "is to be removed")
     test_set = _open_test(request)
     rows, query = opened.read(progress)
     judges = {"query": query}
     if test_set is not None:
-        judges["test"] = require_pairs("--test", model.read(test_set, *request.columns))
+        judges["test"] = require_pairs("`test`", model.read(test_set, *request.columns))
     members = rows.chosen(wanted)
     influence = model.fit(rows, query, progress)
     predicted = influence.score_group(members).task.item()
     start = time.perf_counter()
-    training, advance = influence.require_training(), progress("Remove", request.steps)
+    training, advance = influence.training, progress("Remove", request.steps)
     theta, report = training.remove(members, request.steps, advance)
     seconds = {"remove": time.perf_counter() - start}
     states = {"before": influence.theta, "after": theta}
@@ -135,5 +123,5 @@ def _against_the_scores(query: dict[str, dict[str, float]], predicted: float) ->
         return None
     return (
         f"The query's loss changed by {change:+.4f}, where the scores predicted {predicted:+.4f}. "
-        "One of the two is wrong: compare with --retrain before you use the edited model."
+        "One of the two is wrong: compare with `retrain` before you use the edited model."
     )

@@ -1,4 +1,4 @@
-"""What an audit gives: rows with their influence, what was found, and the ways on from there."""
+"""Result of an audit: rows with their influence, a summary, and the next steps."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.outputs import require_free, require_outside
+from hf_ecif.config import Strategy
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
-from hf_ecif.data.cleaning import CleanResult, Strategy, clean
+from hf_ecif.data.cleaning import CleanResult, clean
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns
 from hf_ecif.data.summary import CleaningFacts, Summary, TracedError, TraceSummary
@@ -25,17 +26,17 @@ from hf_ecif.utils.files import write_text
 from hf_ecif.utils.formatting import share
 from hf_ecif.utils.progress import ProgressFactory, tqdm_bars
 
-HEIGHT = 720  # of a report in a notebook, in pixels
+HEIGHT = 720  # height of a report in a notebook, in pixels
 
 
 @dataclass(frozen=True)
 class Traced:
-    """Errors of the query, traced to the pairs behind them, with what their page shows.
+    """Errors of the query, traced to the pairs behind them.
 
     Attributes:
-        errors: the worst first.
-        summary: of the trace.
-        query_rows: the data set that the query's rows are of, images undecoded.
+        errors: the errors, the worst first.
+        summary: summary of the trace.
+        query_rows: data set of the query's rows, images undecoded.
     """
 
     errors: Sequence[TracedError]
@@ -45,12 +46,12 @@ class Traced:
 
 @dataclass(frozen=True, repr=False)
 class Audit:
-    """A data set with what was found in it.
+    """An audited data set with its results.
 
     Attributes:
-        dataset: all rows in their order, with the influence columns; all else is untouched.
-        summary: what was found, in figures, and how.
-        traced: errors of the query, where they were traced; or the folder that they are in.
+        dataset: all rows in their order, with influence columns; everything else is unchanged.
+        summary: results in figures, and how they were computed.
+        traced: traced errors of the query, or their folder; None if none were traced.
     """
 
     dataset: Dataset
@@ -58,26 +59,26 @@ class Audit:
     traced: Traced | AuditFolder | None = field(default=None, compare=False)
 
     def clean(self, strategy: Strategy = "drop", *, share: float | None = None) -> Cleaned:
-        """The rows to go on with, and the others, each with its `ecif_reason`.
+        """Kept rows and removed rows, the latter with their `ecif_reason`.
 
         Args:
-            strategy: what becomes of suspicious rows: ``drop``, ``worst``, ``weight`` or
-                ``relabel``, as `hf_ecif.clean` explains.
-            share: of the rows that ``worst`` removes.
+            strategy: what to do with suspicious rows: ``drop``, ``worst``, ``weight`` or
+                ``relabel``, see `hf_ecif.clean`.
+            share: share of the rows that ``worst`` removes.
 
         Raises:
-            UserError: the strategy is none, or lacks what it needs.
+            UserError: there is no such strategy, or its share is missing.
         """
         text = self.summary.columns.text
         result = clean(self.dataset, strategy, share=share, text_column=text)
         return Cleaned(result.kept, result.removed, audit=self, strategy=strategy, share=share)
 
     def report(self) -> Report:
-        """The figures and galleries of pairs, as a page to look at in a notebook or to save."""
+        """Page with figures and galleries of pairs, to show in a notebook or to save."""
         return Report(render_report(self._checked(self.dataset), self.summary))
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write rows, summary and report into a folder, the same as ``hf-ecif audit`` writes.
+        """Write rows, summary and report into a folder, as ``hf-ecif audit`` does.
 
         Args:
             folder: new or empty.
@@ -88,10 +89,11 @@ class Audit:
         """
         path = Path(folder).expanduser()
         require_free(path, finished=SUMMARY, others=RESULTS, overwrite=overwrite)
+        require_outside(path, [file["filename"] for file in self.dataset.cache_files])
         self.write(AuditFolder(path))
 
     def write(self, folder: AuditFolder) -> None:
-        """Write into a folder of which it is known what may become of it."""
+        """Write into a folder that has been checked before."""
         scored, traced = self._checked(self.dataset), self.traced
         files = [traced.traces, traced.trace_page] if isinstance(traced, AuditFolder) else []
         contents = {file.name: file.read_bytes() for file in files}  # before they are cleared
@@ -115,15 +117,15 @@ class Audit:
         progress: ProgressFactory = tqdm_bars,
         **options: Any,
     ) -> PushReport:
-        """Publish the rows that are not flagged, and beside them the others with their reasons.
+        """Publish the unflagged rows, and the flagged ones with their reasons beside them.
 
         Args:
             repo_id: ``owner/name``; made if it is missing.
-            private: whether others see it.
-            token: with write access; the user's login if absent.
+            private: whether the repository is private.
+            token: token with write access; the user's login if absent.
             progress: makes progress bars.
-            options: further ones of `hf_ecif.push`. The other splits of the source come along
-                only where asked for (``other_splits=True``), and where the source has a name.
+            options: further arguments of `hf_ecif.push`. Other splits of the source are published
+                only with ``other_splits=True``, and only if the source has a name.
 
         Raises:
             UserError: not logged in, or not allowed.
@@ -133,7 +135,7 @@ class Audit:
         )
 
     def _checked(self, rows: Dataset) -> Dataset:
-        """Rows as files hold them: images undecoded."""
+        """Rows with undecoded images, as in files."""
         columns = self.summary.columns
         return check_columns(rows.with_format(None), columns.image, columns.text)
 
@@ -160,11 +162,11 @@ class Cleaned(CleanResult):
     """The rows of an audit in two parts, which together are all of them.
 
     Attributes:
-        kept: rows to go on with.
-        removed: the others, each with its `ecif_reason`.
-        audit: where they are from.
-        strategy: by which they were parted.
-        share: of the rows that were removed, for ``worst``.
+        kept: the kept rows.
+        removed: the removed rows, each with its `ecif_reason`.
+        audit: audit of the rows.
+        strategy: strategy by which they were split.
+        share: share of removed rows, for ``worst``.
     """
 
     audit: Audit
@@ -207,7 +209,7 @@ class Cleaned(CleanResult):
         progress: ProgressFactory = tqdm_bars,
         **options: Any,
     ) -> PushReport:
-        """Publish the rows kept, and the removed ones beside them; see `Audit.push_to_hub`.
+        """Publish the kept rows, and the removed ones beside them; see `Audit.push_to_hub`.
 
         Raises:
             UserError: not logged in, or not allowed.
@@ -225,20 +227,20 @@ class Cleaned(CleanResult):
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """A page that needs nothing but a browser.
+    """A page that needs only a browser.
 
     Attributes:
-        html: all of it.
+        html: the whole page.
     """
 
     html: str
 
     def save(self, path: str | Path) -> None:
-        """Write it to a file."""
+        """Write the page to a file."""
         write_text(self.html, Path(path).expanduser())
 
     def _repr_html_(self) -> str:
-        """In a frame of its own, so that its style and the notebook's do not meet."""
+        """The page in a frame, which separates its style from the notebook's."""
         page = html.escape(self.html)
         return (
             f'<iframe srcdoc="{page}" style="width: 100%; height: {HEIGHT}px; border: 0" '
@@ -250,10 +252,10 @@ class Report:
 
 
 def load_audit(folder: str | Path) -> Audit:
-    """An audit that `Audit.save` or ``hf-ecif audit`` wrote, of this version or an earlier one.
+    """Audit that `Audit.save` or ``hf-ecif audit`` wrote, in this or an earlier version.
 
     Raises:
-        UserError: there is none, or its rows are not those that its summary tells of.
+        UserError: there is no audit, or its rows do not match its summary.
     """
     place = AuditFolder(Path(folder).expanduser())
     summary = place.read_summary()

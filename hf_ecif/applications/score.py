@@ -1,4 +1,4 @@
-"""Any number of rows scored with a saved fit, in flat memory."""
+"""Scoring of any number of rows with a saved fit, in constant memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +17,7 @@ from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.requests import ScoreRequest
 from hf_ecif.data.loading import fingerprint_source, load_rows, stream_rows
 from hf_ecif.data.parquet import write_rows
 from hf_ecif.data.schema import check_columns
@@ -31,35 +31,20 @@ from hf_ecif.utils.progress import ProgressFactory, silent
 T = TypeVar("T")
 
 
-SHARDS, SCORING = "scored", "scoring.json"  # the latter of a finished run
+SHARDS, SCORING = "scored", "scoring.json"  # the second in a finished run
 
 
-BATCHES = 4  # contrastive batches of a block: its rows can meet in many ways
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreRequest:
-    """What to score; the fields are the options of ``hf-ecif score``."""
-
-    influence: str
-    dataset: str
-    output: Path
-    split: str = "train"
-    image_column: str = "image"
-    text_column: str = "text"
-    streaming: bool = False
-    overwrite: bool = False
-    resume: bool = False
+BATCHES = 4  # contrastive batches in a block, so that its rows meet in many ways
 
 
 def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict[str, Any]:
-    """Score all rows with a saved fit; writes shards of parquet and ``scoring.json``.
+    """Score all rows with a saved fit; write shards of parquet and ``scoring.json``.
 
     Returns:
-        The content of ``scoring.json``.
+        Content of ``scoring.json``.
 
     Raises:
-        UserError: something in the request cannot be.
+        UserError: the request cannot be carried out.
     """
     distributed.decide(
         lambda: require_free(
@@ -107,8 +92,8 @@ class _Block(NamedTuple):
     """Rows that are scored together.
 
     Attributes:
-        shard: name of its file.
-        load: reads the rows.
+        shard: name of the file.
+        load: function that reads the rows.
     """
 
     shard: str
@@ -122,7 +107,7 @@ def _score_blocks(
     size: int,
     progress: ProgressFactory,
 ) -> Counter[str]:
-    """Score this process's blocks; rows, those without a score, and shards."""
+    """Score this process's blocks; returns numbers of rows, unscored rows and shards."""
     folder, names = request.output / SHARDS, (request.image_column, request.text_column)
     counts: Counter[str] = Counter()
     if isinstance(dataset, IterableDataset):
@@ -143,7 +128,7 @@ def _score_blocks(
 
 
 def _my_ranges(count: int, size: int) -> list[range]:
-    """Rows of this process's blocks; the last rows join a block if they make none of their own."""
+    """Rows of this process's blocks; too few last rows join the block before them."""
     starts = list(range(0, max(count - size // 2, 1), size))
     ranges = [range(*bounds) for bounds in zip(starts, [*starts[1:], count], strict=True)]
     return ranges[distributed.rank() :: distributed.count()]
@@ -155,7 +140,7 @@ def _blocks_of(dataset: Dataset, size: int) -> Iterator[_Block]:
 
 
 def _blocks_of_stream(dataset: IterableDataset, size: int, folder: Path) -> Iterator[_Block]:
-    """Blocks that are done already, then those still to be read; one is read ahead."""
+    """Blocks that are done already, then those still to be read, one of them ahead."""
     rank = distributed.rank()
     mine = split_dataset_by_node(dataset, rank, distributed.count())
     done = [*takewhile(_is_whole, sorted(folder.glob(f"part-{rank:04d}-*.parquet")))]
@@ -169,7 +154,7 @@ def _blocks_of_stream(dataset: IterableDataset, size: int, folder: Path) -> Iter
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, the next one fetched while the last one is worked on."""
+    """Items, each read while the one before it is processed."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, None)
         while (item := coming.result()) is not None:
@@ -180,7 +165,7 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
 def _with_tail(
     batches: Iterator[dict[str, list[Any]]], size: int
 ) -> Iterator[dict[str, list[Any]]]:
-    """The same batches, but a last one of few rows joins the one before it."""
+    """Batches; a last batch with few rows is joined to the one before it."""
     held: dict[str, list[Any]] | None = None
     for batch in batches:
         few = len(next(iter(batch.values()))) <= size // 2
@@ -199,7 +184,7 @@ def _never() -> Dataset:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a shard is there; its last bytes tell."""
+    """Whether a shard is complete, by its last bytes."""
     try:
         pq.read_metadata(path)
     except (OSError, pa.ArrowInvalid):
@@ -208,7 +193,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _count(path: Path) -> Counter[str]:
-    """What is in a shard."""
+    """Numbers of rows and of unscored rows in a shard."""
     scores = pq.read_table(path, columns=["ecif_score"]).column(0)
     return Counter(rows=len(scores), unscored=scores.null_count, shards=1)
 
@@ -222,7 +207,7 @@ def _open(request: ScoreRequest) -> Dataset | IterableDataset:
 
 
 def _begin(request: ScoreRequest, manifest: dict[str, Any]) -> None:
-    """Go on with a run of the same manifest, or start anew."""
+    """Resume a run with an equal manifest, or start anew."""
     path = request.output / MANIFEST
     before = read_manifest(path) if request.resume and path.exists() else {}
     if before:

@@ -1,4 +1,4 @@
-"""What a command works on: a model, the rows to be valued, and a query."""
+"""Inputs of a command: a model, the rows to be valued, and a query."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 
+from hf_ecif.applications.requests import Sources
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.images import fingerprint_rows, image_hashes
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns, drop_influence_columns, is_influence_column
 from hf_ecif.data.summary import Columns, QueryFacts, Solve
+from hf_ecif.detection.verified import FEWEST_HALVED, halve_query
 from hf_ecif.influence.fitted import Fitted
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.queries import choose_query
-from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.rows import Chain, Rows, require_rows
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
@@ -28,22 +30,16 @@ from hf_ecif.version import __version__
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "pillow")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """Where model and data come from; the fields are options of the commands."""
+class Learning(NamedTuple):
+    """What a detector learns from.
 
-    model: str
-    dataset: str
-    split: str = "train"
-    query: str | None = None
-    query_split: str = "validation"
-    image_column: str = "image"
-    text_column: str = "text"
+    Attributes:
+        rows: those of the data, and after them rows that are verified to be right.
+        query: the query of the runs that it learns from.
+    """
 
-    @property
-    def columns(self) -> tuple[str, str]:
-        """Names of the image and the text column."""
-        return self.image_column, self.text_column
+    rows: Rows
+    query: Rows
 
 
 @dataclass(frozen=True)
@@ -51,9 +47,9 @@ class Opened:
     """Model and data, loaded.
 
     Attributes:
-        model: with the config of the run.
-        dataset: all rows, with the columns they came with.
-        query_set: the query; None where it is chosen from the data.
+        model: the model, with the config of the run.
+        dataset: all rows, with their original columns.
+        query_set: the query; None if it is chosen from the data.
     """
 
     sources: Sources
@@ -63,7 +59,7 @@ class Opened:
 
     @property
     def query_rows(self) -> Dataset:
-        """The data set that the query's rows are of."""
+        """Data set of the query's rows."""
         return self.dataset if self.query_set is None else self.query_set
 
     @property
@@ -86,12 +82,33 @@ class Opened:
             return rows, choose_query(rows, self.model.encoder, seed=self.model.config.seed)
         return rows, read("query", self.query_set)
 
+    def read_with_verified(
+        self, progress: ProgressFactory = silent, checkpoints: Checkpoints | None = None
+    ) -> tuple[Rows, Rows, Learning]:
+        """Rows and query, and what a detector learns from: both, or with half of the query."""
+        known, model = checkpoints or Checkpoints(), self.model
+        if self.query_set is None:
+            rows, query = self.read(progress, known)
+            return rows, query, Learning(rows, query)
+
+        def read(name: str, cells: Dataset | Chain) -> Rows:
+            advance = progress(f"Read {name}", len(distributed.share(len(cells))))
+            return model.read_any(cells, *self.sources.columns, advance, known.within(name))
+
+        query = require_rows(read("query", self.query_set))
+        if len(query) < FEWEST_HALVED:
+            rows = require_rows(read("rows", self.dataset))
+            return rows, query, Learning(rows, query)
+        verified, left = halve_query(query, model.config.seed)
+        together = read("rows", Chain(self.dataset, self.query_set.select(verified.positions)))
+        return require_rows(together.first(len(self.dataset))), query, Learning(together, left)
+
     def provenance(self, rows: Rows, query: Rows, **of_query: Any) -> dict[str, Any]:
-        """Fields of a `Provenance`; warnings are apart.
+        """Fields of a `Provenance`, except warnings.
 
         Args:
-            rows: those of the data.
-            query: those of the query.
+            rows: rows of the data.
+            query: rows of the query.
             of_query: further fields of `QueryFacts`.
         """
         sources, config = self.sources, self.model.config
@@ -122,13 +139,13 @@ class Opened:
 
     @cached_property
     def _overlap(self) -> int:
-        """Images of the query that are in the data, too."""
+        """Number of images of the query that are also in the data."""
         assert self.query_set is not None
         column = self.sources.image_column
         return len(image_hashes(self.dataset, column) & image_hashes(self.query_set, column))
 
     def warnings(self, rows: Rows, query: Rows) -> Iterator[str]:
-        """What a reader of any figures must know about the rows and the query."""
+        """Warnings about rows and query that a reader of the results must know."""
         if self.query_set is None:
             yield (
                 f"No query was given: {len(query)} pairs were chosen from the data, those best "
@@ -141,7 +158,7 @@ class Opened:
                 "these rows: give a query of other images."
             )
         replaced = [name for name in self.dataset.column_names if is_influence_column(name)]
-        if replaced and "ecif_score" not in replaced:  # with a score, they are an earlier run's
+        if replaced and "ecif_score" not in replaced:  # with a score, they are from an earlier run
             yield (
                 f"{', '.join(replaced)}: columns of these names are ours, and those of the data "
                 "are left out. Rename them to keep them."
@@ -150,7 +167,7 @@ class Opened:
         if len(rows) <= size:
             yield (
                 f"All {len(rows)} rows fit into one batch of {size}, so scores have no error over "
-                "random batches. That does not make them sure: a smaller --batch-size shows how "
+                "random batches. That does not make them sure: a smaller `batch_size` shows how "
                 "much they depend on the company of a pair."
             )
 
@@ -169,7 +186,7 @@ class Opened:
 
 
 def describe_solves(fitted: Fitted) -> list[Solve]:
-    """The solves of a fit, as a summary tells of them."""
+    """Solves of a fit, as fields of a summary."""
     return [Solve(purpose=purpose, **asdict(solve)) for purpose, solve in fitted.solvers.items()]
 
 

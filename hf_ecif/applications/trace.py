@@ -1,19 +1,21 @@
-"""Why did it get these wrong? Mispredictions to the training pairs behind them, to files."""
+"""Trace of mispredictions to the training pairs behind them, from sources to files."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
+from hf_ecif.applications import tracing
 from hf_ecif.applications.outputs import require_free
-from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
-from hf_ecif.applications.tracing import Errors, Task, Traces, describe_errors, find_errors, trace
+from hf_ecif.applications.requests import TraceRequest
+from hf_ecif.applications.sources import Opened, describe_solves, open_sources
+from hf_ecif.applications.tracing import Errors, Task, Traces, describe_errors, find_errors
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.summary import (
     Cause,
@@ -25,10 +27,11 @@ from hf_ecif.data.summary import (
 )
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
+from hf_ecif.influence.loaded import AnyRows
 from hf_ecif.influence.rows import Rows
-from hf_ecif.reports.trace import write_trace_page, write_traces
+from hf_ecif.reports.trace import tabulate, write_trace_page, write_traces
 from hf_ecif.utils import distributed
-from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 
 TASKS: dict[str, Task] = {
     "retrieval-text": "text_to_image",
@@ -40,27 +43,15 @@ TASKS: dict[str, Task] = {
 SHOWN_OFTEN = 12
 
 
-@dataclass(frozen=True, kw_only=True)
-class TraceRequest(Sources):
-    """What to trace; the fields are the options of ``hf-ecif trace``."""
-
-    output: Path
-    errors: str = "retrieval-text"
-    rows: list[int] | None = None
-    top_k: int = 10
-    most: int = 100
-    candidates: int = 0
-
-
 @dataclass(frozen=True)
 class Found:
     """Errors of a query, traced.
 
     Attributes:
-        kind: of the errors, a key of `TASKS`.
-        errors: those that are traced, the worst first.
-        traces: the pairs behind each.
-        wrong: how many there are in all; None where they were given.
+        kind: kind of the errors, a key of `TASKS`.
+        errors: the traced errors, the worst first.
+        traces: the pairs behind each error.
+        wrong: number of all errors; None if rows were given.
     """
 
     kind: str
@@ -69,19 +60,69 @@ class Found:
     wrong: int | None
 
 
+def trace(
+    influence: Influence,
+    query: AnyRows,
+    *,
+    errors: str = "retrieval-text",
+    rows: Sequence[int] | None = None,
+    top_k: int = 10,
+    most: int = 100,
+    candidates: int = 0,
+    progress: ProgressFactory = tqdm_bars,
+) -> Dataset:
+    """Training pairs behind a model's errors.
+
+    Args:
+        influence: influence, with its training rows.
+        query: pairs among which errors are found.
+        errors: ``retrieval-text`` for captions that retrieve the wrong image, ``retrieval-image``
+            for images that retrieve the wrong caption, or ``zero-shot`` for images with the wrong
+            class, where the captions are the classes.
+        rows: numbers of rows to trace instead of the errors, right or wrong.
+        top_k: number of pairs for each error.
+        most: largest number of errors, the worst first.
+        candidates: number of pairs that an index proposes for each error, which are then scored
+            exactly; 0 scores all pairs.
+        progress: makes progress bars.
+
+    Returns:
+        A row for each error and each pair behind it, with the most responsible pair of the worst
+        error first: the prediction and the right answer, the margin in nats, and for the pair its
+        row number, score (negative: the error would be smaller without its contribution), both
+        parts of the score, and its main role.
+
+    Raises:
+        UserError: the kind of errors or a row does not exist.
+    """
+    _check(errors, top_k, most, candidates)
+    asked = influence.model.rows(query)
+    found = find_and_trace(
+        influence,
+        asked,
+        kind=errors,
+        chosen=_find_rows(rows, asked) if rows else None,
+        most=most,
+        top_k=top_k,
+        candidates=candidates,
+        progress=progress,
+    )
+    return tabulate(list(describe_errors_and_causes(found, influence.rows, asked)))
+
+
 def run_trace(
     request: TraceRequest, config: InfluenceConfig, progress: ProgressFactory = silent
 ) -> TraceSummary:
-    """Trace errors of the query; writes ``trace.parquet``, ``summary.json`` and ``trace.html``.
+    """Trace errors of the query; write ``trace.parquet``, ``summary.json`` and ``trace.html``.
 
     Returns:
-        What ``summary.json`` holds.
+        Content of ``summary.json``.
 
     Raises:
-        UserError: something in the request cannot be.
+        UserError: the request cannot be carried out.
     """
     start = time.perf_counter()
-    _check(request)
+    _check(request.errors, request.top_k, request.most, request.candidates)
     distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     rows, query = opened.read(progress)
@@ -124,16 +165,16 @@ def find_and_trace(
     candidates: int = 0,
     progress: ProgressFactory = silent,
 ) -> Found:
-    """The worst errors of a query, or chosen rows of it, with the pairs behind them.
+    """Worst errors of a query, or given rows of it, with the pairs behind them.
 
     Args:
-        influence: with its training rows.
-        query: where the errors are looked for.
+        influence: influence, with its training rows.
+        query: pairs among which errors are found.
         kind: a key of `TASKS`.
-        most: errors at most.
-        chosen: numbers of rows of the query, right or wrong, in place of its errors.
-        top_k: pairs for each.
-        candidates: as in `trace`.
+        most: largest number of errors.
+        chosen: numbers of rows of the query to trace instead of its errors, right or wrong.
+        top_k: number of pairs for each error.
+        candidates: see `trace`.
         progress: makes a progress bar.
     """
     task = TASKS[kind]
@@ -142,7 +183,7 @@ def find_and_trace(
         wrong, errors = len(all_errors.rows), all_errors.worst(most)
     else:
         wrong, errors = None, describe_errors(influence, query, chosen, task)
-    traces = trace(
+    traces = tracing.trace(
         influence,
         query,
         errors.rows,
@@ -154,35 +195,34 @@ def find_and_trace(
     return Found(kind, errors, traces, wrong)
 
 
-def _check(request: TraceRequest) -> None:
-    if request.errors not in TASKS:
-        raise UserError(f"--errors {request.errors!r}: must be one of {', '.join(TASKS)}.")
-    if 0 < request.candidates < request.top_k:
+def _check(errors: str, top_k: int, most: int, candidates: int) -> None:
+    if errors not in TASKS:
+        raise UserError(f"`errors={errors!r}`: must be one of {', '.join(TASKS)}.")
+    if 0 < candidates < top_k:
         raise UserError(
-            f"--candidates {request.candidates}: fewer than the --top-k {request.top_k} that are "
-            "chosen among them."
+            f"`candidates={candidates}`: fewer than the `top_k={top_k}` that are chosen among them."
         )
-    for name in ("top_k", "most"):
-        if getattr(request, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
+    for name, value in (("top_k", top_k), ("most", most)):
+        if value < 1:
+            raise UserError(f"`{name}={value}`: must be at least 1.")
 
 
-def _find_rows(wanted: list[int], query: Rows) -> Tensor:
-    """Numbers of the readable rows that have these row numbers.
+def _find_rows(wanted: Sequence[int], query: Rows) -> Tensor:
+    """Places among the readable rows of the given row numbers.
 
     Raises:
-        UserError: one of them is not there, or cannot be read.
+        UserError: a row does not exist, or cannot be read.
     """
     places = {position: number for number, position in enumerate(query.positions.tolist())}
     for row in wanted:
         if row not in places:
             why = query.reasons.get(row, f"the query has rows 0 to {query.total - 1}")
-            raise UserError(f"--rows {row}: {why}.")
+            raise UserError(f"`rows={row}`: {why}.")
     return torch.tensor([places[row] for row in dict.fromkeys(wanted)])
 
 
 def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterator[TracedError]:
-    """Every error with its causes."""
+    """Errors with their causes, one by one."""
     errors, traces = found.errors, found.traces
     columns = {name: value.tolist() for name, value in vars(traces).items()}
     negative = traces.is_negative.tolist()
@@ -217,7 +257,7 @@ def describe_errors_and_causes(found: Found, rows: Rows, query: Rows) -> Iterato
 def _summarise(
     request: TraceRequest, opened: Opened, influence: Influence, query: Rows, found: Found
 ) -> TraceSummary:
-    """What was traced, without the time."""
+    """Summary of the trace, without times."""
     rows = influence.rows
     return TraceSummary(
         **opened.provenance(rows, query),
@@ -229,7 +269,7 @@ def _summarise(
 
 
 def describe_found(found: Found, rows: Rows, query: Rows) -> TraceFacts:
-    """What was asked and found, in counts, with the pairs that are behind several errors."""
+    """Counts of the trace, with the pairs that are behind several errors."""
     traces = found.traces
     guilty = traces.pairs[traces.score + 2 * traces.stderr < 0]
     often = Counter(guilty.tolist()).most_common(SHOWN_OFTEN)
@@ -249,10 +289,10 @@ def describe_found(found: Found, rows: Rows, query: Rows) -> TraceFacts:
 
 def _warnings(found: Found) -> Iterator[str]:
     if found.wrong == 0:
-        yield "There is no error of this kind. Try another --errors, or give rows with --rows."
+        yield "There is no error of this kind. Try another `errors`, or give rows with `rows`."
     traces = found.traces
     if len(traces.pairs) and (traces.score + 2 * traces.stderr >= 0).float().mean() > 0.5:
         yield (
             "Most of the scores are within two standard errors of zero: these errors have no few "
-            "pairs behind them, or more --partitions are needed to see them."
+            "pairs behind them, or more `partitions` are needed to see them."
         )

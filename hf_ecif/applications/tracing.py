@@ -33,6 +33,7 @@ from hf_ecif.influence.queries import (
 from hf_ecif.influence.response import Checkpoint, choose_contribution, respond
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import stream
 
 CHUNK = 32  # errors whose tangents are pushed together
 # Of the index that proposes candidates. For 362 errors of the demo, 200 candidates of 1,492 rows
@@ -189,7 +190,7 @@ def trace(
     for chunk, query in chunks:
         gradients = query.gradients(influence.model.encoder, influence.theta)
         among = _propose(index, gradients, sizes, max(candidates, top_k), influence.config.seed)
-        checkpoints = respond(contribution, influence.require_training(), gradients)
+        checkpoints = respond(contribution, influence.training, gradients)
         parts.append(_trace_chunk(influence, checkpoints, sizes, among, top_k))
         advance(len(chunk))
     return Traces(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -240,7 +241,7 @@ def _propose(
     others = torch.ones(rows, dtype=torch.bool).index_fill(0, proposed, False).nonzero()[:, 0]
     if len(others) <= CONTEXT * len(proposed):
         return None
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed, "contexts")
     drawn = torch.randperm(len(others), generator=generator)[: CONTEXT * len(proposed)]
     return proposed, others[drawn]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from hf_ecif.applications.outputs import require_free
-from hf_ecif.applications.sources import Sources, open_sources
+from hf_ecif.applications.requests import ValidateRequest
+from hf_ecif.applications.sources import open_sources
 from hf_ecif.applications.validation import Validation, validate
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.summary import ValidationSummary
@@ -17,16 +18,6 @@ from hf_ecif.reports.figures import validation_scatter
 from hf_ecif.reports.outcomes import write_validation_page
 from hf_ecif.utils import distributed
 from hf_ecif.utils.progress import ProgressFactory, silent
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValidateRequest(Sources):
-    """What to validate; the fields are the options of ``hf-ecif validate``."""
-
-    output: Path
-    subsets: int = 64
-    removed_share: float = 0.5
-    repeats: int = 2
 
 
 def run_validate(
@@ -40,12 +31,10 @@ def run_validate(
     Raises:
         UserError: something in the request cannot be.
     """
-    if request.subsets < 4:
-        raise UserError(f"--subsets {request.subsets}: a rank correlation needs at least 4.")
     if not 0 < request.removed_share < 1:
-        raise UserError(f"--removed-share {request.removed_share}: must be between 0 and 1.")
+        raise UserError(f"`removed_share={request.removed_share}`: must be between 0 and 1.")
     if config.fit_epochs == 0:
-        raise UserError("--fit-epochs 0 retrains nothing, so there is nothing to compare with.")
+        raise UserError("`fit_epochs=0` retrains nothing, so there is nothing to compare with.")
     distributed.decide(lambda: require_free(request.output))
     opened = open_sources(request, config)
     rows, query = opened.read(progress)

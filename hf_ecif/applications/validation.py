@@ -1,13 +1,12 @@
-"""Does it hold on these data? Predicted changes of the query beside those of true retrainings.
+"""Validation of scores: predicted changes of the query beside those of true retrainings.
 
-Random subsets of the training rows are retrained on, with the recipe that the model itself was
-fitted with. The correlation of their true query losses with the predicted ones is the *linear
-datamodeling score* (Park et al., 2023) where the subsets are halves, and says the same of smaller
-removals where they are larger.
+The model is retrained on random subsets of the training rows, with the settings of its fit. The
+correlation of true and predicted query losses is the *linear datamodeling score* (Park et al.,
+2023) if the subsets are halves, and its counterpart for smaller removals if they are larger.
 
-Two retrainings on the same rows differ, too, by the order of their batches. What is so random
-cannot be predicted, and holds every correlation down: the *ceiling* is what a perfect prediction
-would be expected to reach, from how far repeated retrainings agree.
+Retrainings on the same rows differ by the order of their batches. This noise cannot be predicted
+and lowers every correlation: the *ceiling* is the expected correlation of a perfect prediction,
+from the agreement of repeated retrainings.
 """
 
 from __future__ import annotations
@@ -24,11 +23,12 @@ from torch import Tensor
 from hf_ecif import metrics
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
-from hf_ecif.influence.rows import Rows
+from hf_ecif.influence.loaded import AnyRows
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import derive, stream
 
 Floats = NDArray[np.float64]
-# An interval that reaches from one to the other leaves open whether the scores are worth anything.
+# An interval that contains both does not show whether the scores are worth anything.
 UNDECIDED = (0.3, 0.8)
 
 
@@ -37,17 +37,17 @@ class Validation:
     """Predicted and true changes of the query over ``M`` retrainings, in the query's units.
 
     Attributes:
-        removed_share: share of the rows that every subset goes without.
-        predicted: sum of the scores of the rows that are gone, ``(M,)``.
+        removed_share: share of the rows that are removed for every retraining.
+        predicted: sum of the scores of the removed rows, ``(M,)``.
         actual: query after retraining without them minus that after retraining on all, ``(M,)``,
-            the mean over the repeats.
-        spearman: rank correlation of the two; nan where either is constant.
-        low: 2.5th percentile of it over resampled subsets.
-        high: 97.5th percentile.
-        ceiling: of `spearman`, that of a perfect prediction; None of single retrainings.
-        slope: of actual on predicted changes, one where their size is right.
-        sign_agreement: share of the pairs of subsets whose order is predicted right.
-        seconds: of one retraining.
+            averaged over the repeats.
+        spearman: rank correlation of both; nan if either is constant.
+        low: 2.5th percentile of `spearman` over resampled subsets.
+        high: 97.5th percentile of `spearman` over resampled subsets.
+        ceiling: `spearman` expected of a perfect prediction; None without repeats.
+        slope: slope of actual on predicted changes; one if their size is right.
+        sign_agreement: share of the pairs of subsets whose order is predicted correctly.
+        seconds: time of one retraining.
     """
 
     removed_share: float
@@ -63,18 +63,18 @@ class Validation:
 
     @property
     def verdict(self) -> str:
-        """What the correlation means, in words, given what can be reached."""
+        """Meaning of the correlation in words, given its ceiling."""
         if not math.isfinite(self.spearman):
-            return "Neither side varies, so there is nothing to rank: try a larger --removed-share."
+            return "Neither side varies, so there is nothing to rank: try a larger `removed_share`."
         if self.ceiling == 0:
             return (
                 "Retrainings on the same rows differ as much as those on different ones, which "
-                "nothing can predict: try more --repeats or a larger --removed-share."
+                "nothing can predict: try more `repeats` or a larger `removed_share`."
             )
         ceiling = self.ceiling or 1
         reached = self.low / ceiling
         if reached < UNDECIDED[0] and self.high / ceiling > UNDECIDED[1]:
-            return "These are too few subsets to tell: try more --subsets."
+            return "These are too few subsets to tell: try more `subsets`."
         if reached >= 0.8:
             return "The scores predict retrainings on these data."
         if reached >= 0.5:
@@ -83,27 +83,27 @@ class Validation:
             return "The scores point the right way on these data, but do not measure."
         return (
             "The scores do not predict retrainings on these data: use them to find candidates, "
-            "not to predict. A larger query may help, a gentler fit (--fit-learning-rate), or the "
+            "not to predict. A larger query may help, a gentler fit (`fit_learning_rate`), or the "
             "unrolled response, if this was the stationary one."
         )
 
 
 def validate(
     influence: Influence,
-    query: Rows,
+    query: AnyRows,
     *,
     subsets: int = 64,
     removed_share: float = 0.5,
     repeats: int = 2,
     progress: ProgressFactory = silent,
 ) -> Validation:
-    """Retrain the attributed parameters on random subsets and compare with the scores.
+    """Comparison of scores with retrainings of the attributed parameters on random subsets.
 
     Args:
-        influence: of a fit for ``query``, with its training rows.
+        influence: influence of the training rows on ``query``.
         query: the query.
-        subsets: number of retrained subsets.
-        removed_share: of the rows that each goes without: 0.5 for the linear datamodeling score.
+        subsets: number of subsets.
+        removed_share: share of the rows removed from each; 0.5 for the linear datamodeling score.
         repeats: retrainings of each subset that are averaged, each with its own order of batches.
         progress: makes a progress bar.
 
@@ -111,12 +111,13 @@ def validate(
         UserError: a subset would have fewer than two rows.
     """
     seed, count = influence.config.seed, len(influence.rows)
-    generator = torch.Generator().manual_seed(seed + 3)
+    asked = influence.model.rows(query)
+    generator = stream(seed, "subsets")
     scores = influence.scores().task
     if not 0 < math.ceil(removed_share * count) <= count - 2:
         raise UserError(
             f"Without {removed_share:.1%} of the {count} rows, fewer than two are left to train "
-            "on: give a smaller --removed-share, or more rows."
+            "on: give a smaller `removed_share`, or more rows."
         )
     gone = torch.stack(
         [torch.randperm(count, generator=generator) < removed_share * count for _ in range(subsets)]
@@ -126,8 +127,8 @@ def validate(
     def retrain(members: Tensor) -> Floats:
         losses = []
         for number in range(repeats):
-            theta = influence.refit(members, seed=seed + 100 + number)
-            losses.append(influence.model.query_value(query, theta).mean().item())
+            theta = influence.refit(members, seed=derive(seed, "retraining", number))
+            losses.append(influence.model.query_value(asked, theta).mean().item())
             advance(1)
         return np.array(losses)
 
@@ -139,7 +140,7 @@ def validate(
 
 
 def compare(predicted: Floats, actual: Floats, removed_share: float, seconds: float) -> Validation:
-    """The statistics of predicted ``(M,)`` and repeated true changes ``(M, R)``."""
+    """Statistics of predicted changes ``(M,)`` and repeated true ones ``(M, R)``."""
     metric = metrics.load("linear_datamodeling_score")
     found = metric.compute(predictions=predicted, references=actual.tolist())
     low, score, high = (

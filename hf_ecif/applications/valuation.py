@@ -11,15 +11,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple
 
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from hf_ecif.engine.features import Features
-from hf_ecif.engine.objectives import Embeddings, RoleForm, Roles, sigmoid, similarity
-from hf_ecif.engine.objectives.similarity import Direction, FactorTangents
+from hf_ecif.engine.objectives.joining import Pushed
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.response import Checkpoint
@@ -29,11 +27,11 @@ from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
 from hf_ecif.utils import distributed
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import derive, stream
 
 WHOLE = "all"
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 CHUNK = 1024  # rows that are compared with all others at a time
-EVERY = slice(None)
 
 
 @dataclass(frozen=True)
@@ -207,7 +205,7 @@ def removal_orders(scores: Tensor, repeats: int, seed: int = 0) -> dict[str, lis
         repeats: orders of each kind; only those at random differ.
         seed: of the random orders.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed, "subsets")
     shuffled = [torch.randperm(len(scores), generator=generator) for _ in range(repeats)]
     return {
         "most harmful": [scores.argsort()] * repeats,
@@ -242,7 +240,7 @@ def removal_curves(
     advance = progress("Refit", repeats + sum(map(len, orders.values())) * len(shares))
 
     def measure(rows: Rows, repeat: int) -> tuple[float, float]:
-        seed = config.seed + 100 + repeat
+        seed = derive(config.seed, "retraining", repeat)
         theta = fine_tune(model, Version(rows), steps=steps, batch_size=batch_size, seed=seed)
         advance(1)
         return model.query_value(judge, theta).item(), recall_at_1(model, theta, judge)
@@ -293,7 +291,7 @@ def value_additions(
     """
     config, train = influence.config, influence.rows
     size = min(config.batch_size - 1, len(train))  # with the candidate, a batch as in training
-    generator = torch.Generator().manual_seed(config.seed + 4)
+    generator = stream(config.seed, "contexts")
     contexts = [
         torch.randperm(len(train), generator=generator)[:size] for _ in range(config.partitions)
     ]
@@ -337,7 +335,6 @@ def _value_at(
     def push(features: Features) -> Pushed:
         return Pushed(*encoder.push(theta, vectors, features, config.tangents))
 
-    join = join_sigmoid if encoder.contrastive is sigmoid else join_softmax
     shape = (len(contexts), 2, len(vectors), len(candidates))
     parts = torch.zeros(shape, dtype=torch.float64)
     size = min(CHUNK, encoder.rows_that_fit(candidates.features, len(vectors)))
@@ -350,7 +347,9 @@ def _value_at(
                 if config.mask_repeated:
                     there, new = train.siblings[context], candidates.siblings[chunk]
                     alike = there.to(theta.device), new.to(theta.device)
-                along = join(others, newcomers, config.role, alike)
+                along = encoder.contrastive.joining_tangents(
+                    others, newcomers, form=config.role, same=alike
+                )
                 parts[number, :, :, chunk] = torch.stack(along).cpu().double()
         advance(len(chunk))
     return parts
@@ -376,116 +375,11 @@ def _slices(query: Rows, names: Sequence[str | None]) -> tuple[dict[str, Tensor]
     return members, skipped
 
 
-# ------------------------------------------------------------------------------- a pair joins
-
-
-class Pushed(NamedTuple):
-    """Embeddings of ``n`` rows, and their ``K`` tangents."""
-
-    here: Embeddings
-    moved: Embeddings
-
-
-Alike = tuple[Tensor, Tensor]
-
-
-def join_softmax(
-    company: Pushed, new: Pushed, form: RoleForm = "exact", same: Alike | None = None
-) -> Roles:
-    """Directional derivatives ``(K, C)`` of the roles of newcomers under InfoNCE.
-
-    Each joins the company of ``B`` rows without the others. With ``Z_k`` the normaliser of row
-    ``k`` of the company, newcomer ``c`` has there the probability ``p_kc = exp(S_kc) / (Z_k +
-    exp(S_kc)) = sigmoid(S_kc - log Z_k)``. Its negative role, ``-sum_k log(1 - p_kc)``, moves by
-    ``sum_k p_kc (S'_kc - m_k)``, with ``m_k`` the mean of ``S'`` under the softmax of the company
-    alone; in first order each term has a factor ``1 - p_kc``. Its own term moves by
-    ``(1 - p_cc) (m_c - S'_cc)``. Both are free of cancellation.
-
-    Args:
-        company: rows that are there.
-        new: ``C`` rows that come.
-        form: of the negative role.
-        same: ``(B, L)`` of the company and ``(C, L)`` of the newcomers; rows that agree in a
-            column are no negatives of each other.
-    """
-    hidden = None if same is None else similarity.agree(*same)
-    positive, negative = [], []
-    for of_company, of_new in zip(_two_ways(company), _two_ways(new), strict=True):
-        (there, there_moved), (own, own_moved) = of_company, of_new
-        totals, means = _company_rows(there, there_moved, None if same is None else same[0])
-
-        row, row_moved = _across(own, there), _across(own_moved, there_moved)
-        logits = _masked(similarity.logits(row, EVERY), None if hidden is None else hidden.T)
-        mean = FactorTangents(row, row_moved).row_sums(EVERY, logits.softmax(1).nan_to_num())
-        cell, cell_moved = _own_cells(own, own_moved)
-        positive.append((logits.logsumexp(dim=1) - cell).sigmoid() * (mean - cell_moved))
-
-        column, column_moved = _across(there, own), _across(there_moved, own_moved)
-        weights = (_masked(similarity.logits(column, EVERY), hidden) - totals[:, None]).sigmoid()
-        if form == "first_order":
-            weights = weights * (1 - weights)
-        change = FactorTangents(column, column_moved).column_sums(EVERY, weights)
-        negative.append(change - means @ weights)
-    return Roles(similarity.total(positive), similarity.total(negative))
-
-
-def join_sigmoid(
-    company: Pushed, new: Pushed, form: RoleForm = "exact", same: Alike | None = None
-) -> Roles:
-    """The same under the sigmoid loss, where every cell is a term and ``form`` changes nothing."""
-    hidden = None if same is None else similarity.agree(*same)
-    (there, there_moved), (own, own_moved) = map(_one_way, (company, new))
-    column, row = _across(there, own), _across(own, there)
-    column_moved, row_moved = _across(there_moved, own_moved), _across(own_moved, there_moved)
-    down = _masked(similarity.logits(column, EVERY), hidden).sigmoid()
-    along = _masked(similarity.logits(row, EVERY), None if hidden is None else hidden.T).sigmoid()
-    cell, cell_moved = _own_cells(own, own_moved)
-    return Roles(
-        -(-cell).sigmoid() * cell_moved,
-        FactorTangents(column, column_moved).column_sums(EVERY, down)
-        + FactorTangents(row, row_moved).row_sums(EVERY, along),
-    )
-
-
-def _two_ways(pushed: Pushed) -> list[tuple[Direction, Direction]]:
-    """Text to image and image to text, each with its tangent."""
-    return list(zip(*map(similarity.two_ways, pushed), strict=True))
-
-
-def _one_way(pushed: Pushed) -> tuple[Direction, Direction]:
-    return similarity.one_way(pushed.here), similarity.one_way(pushed.moved)
-
-
-def _across(anchors: Direction, keys: Direction) -> Direction:
-    """The anchors of one side, the keys of the other."""
-    return anchors._replace(keys=keys.keys)
-
-
-def _own_cells(own: Direction, moved: Direction) -> tuple[Tensor, Tensor]:
-    """Logits ``(C,)`` of each row with itself, and their tangents ``(K, C)``."""
-    cells = own.scale * (own.anchors * own.keys).sum(dim=1)
-    columns = torch.arange(len(cells), device=cells.device)
-    own_moved = FactorTangents(own, moved).picked(EVERY, columns)
-    return cells if own.bias is None else cells + own.bias, own_moved
-
-
-def _company_rows(there: Direction, moved: Direction, same: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``log Z_k``, ``(B,)``, and the mean of ``S'`` under each row's softmax, ``(K, B)``."""
-    totals, means = [], []
-    for rows in similarity.blocks(len(there.anchors)):
-        hidden = None if same is None else similarity.repeated(same, rows)
-        logits = _masked(similarity.logits(there, rows), hidden)
-        totals.append(logits.logsumexp(dim=1))
-        means.append(FactorTangents(there, moved).row_sums(rows, logits.softmax(dim=1)))
-    return torch.cat(totals), torch.cat(means, dim=-1)
-
-
-def _masked(logits: Tensor, hidden: Tensor | None) -> Tensor:
-    return logits if hidden is None else logits.masked_fill(hidden, -torch.inf)
+# ---------------------------------------------------------------------------- a pair joins
 
 
 def _average(parts: Tensor, query: Tensor) -> Additions:
-    """Over companies; ``(M, 2, Q, C)``. Of a single one nothing is known about the spread."""
+    """Over contexts; ``(M, 2, Q, C)``. Of a single one nothing is known about the spread."""
     task = parts.sum(dim=1)
     stderr = (
         task.std(dim=0) / len(task) ** 0.5 if len(task) > 1 else torch.full_like(task[0], torch.inf)

@@ -1,4 +1,4 @@
-"""Which pairs help, which hurt, for whom, and what would new ones bring? From sources to files."""
+"""Valuation, from sources to files: which pairs help or hurt which slice, and which to add."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from hf_ecif.applications.given import MOST_STREAMED, Rowset, open_given
 from hf_ecif.applications.outputs import require_free
-from hf_ecif.applications.sources import Opened, Sources, describe_solves, open_sources
+from hf_ecif.applications.requests import ValueRequest
+from hf_ecif.applications.sources import Opened, describe_solves, open_sources
 from hf_ecif.applications.valuation import (
     Additions,
     Curve,
@@ -26,7 +29,7 @@ from hf_ecif.applications.valuation import (
     value_by_slice,
 )
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data.columns import read_groups
+from hf_ecif.data.columns import read_groups, set_column
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.parquet import write_rows
 from hf_ecif.data.schema import check_columns, drop_influence_columns
@@ -45,35 +48,21 @@ from hf_ecif.data.summary import (
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.leverage import memorised
+from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows, require_pairs
 from hf_ecif.influence.scoring import Scores
 from hf_ecif.reports.value import write_value_page
 from hf_ecif.utils import distributed
-from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 
-TOP, TOP_OF_SLICE = 12, 6  # pairs of a ranking that are named and shown
+TOP, TOP_OF_SLICE = 12, 6  # pairs shown of each ranking
 SMALL_SLICE = 20
 ADDED = "ecif_added"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ValueRequest(Sources):
-    """What to value; the fields are the options of ``hf-ecif value``."""
-
-    output: Path
-    slice_column: str | None = None
-    curves: bool = False
-    repeats: int = 3
-    test: str | None = None
-    test_split: str = "test"
-    candidates: str | None = None
-    candidates_split: str = "train"
-    leverage: bool = False
-
-
 @dataclass(frozen=True)
 class _Given:
-    """What is read beside the model, the rows and the query."""
+    """Inputs other than the model, the rows and the query."""
 
     names: list[str | None] | None
     test: Dataset | None
@@ -82,7 +71,7 @@ class _Given:
 
 @dataclass(frozen=True)
 class _Found:
-    """Everything that is written."""
+    """Results that are written."""
 
     request: ValueRequest
     opened: Opened
@@ -98,25 +87,90 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Leverage:
-    """Of all rows, and whether a sample says that the fit is memorised."""
+    """Leverages of all rows, and a warning if a sample shows that the fit has memorised them."""
 
     of_rows: Tensor
     sample_median: float
     warning: str | None
 
 
+def value(
+    model: InfluenceModel | PreTrainedModel | str | Path,
+    dataset: Rowset,
+    query: Rowset | None = None,
+    *,
+    slice_column: str | None = None,
+    split: str | None = None,
+    query_split: str | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    processor: Any = None,
+    config: InfluenceConfig | None = None,
+    max_rows: int = MOST_STREAMED,
+    progress: ProgressFactory = tqdm_bars,
+) -> Dataset:
+    """Rows with the effect of each pair on a query, and on slices of it.
+
+    Args:
+        model: see `audit`.
+        dataset: the pairs to be valued.
+        query: pairs of the task that the model is for.
+        slice_column: column of the query, such as a language or a category. Pairs are also valued
+            for each of its values.
+        split: split of ``dataset``.
+        query_split: split of ``query``.
+        image_column: column of images.
+        text_column: column of captions.
+        processor: processor of a loaded model.
+        config: how influence is computed; by default with the unrolled response, which predicts
+            removals best.
+        max_rows: largest number of rows to read of a stream.
+        progress: makes progress bars.
+
+    Returns:
+        The rows with `ecif_score` (predicted change of the query's loss without the pair, in nats;
+        negative is harmful), its two parts and its standard error; these columns for every slice,
+        with ``:name`` appended; and `ecif_reason` for rows without a score.
+
+    Raises:
+        UserError: an argument cannot be used.
+    """
+    if config is None and not isinstance(model, InfluenceModel):
+        config = InfluenceConfig(response="unrolled")
+    given = open_given(
+        model,
+        dataset,
+        query,
+        split=split,
+        query_split=query_split,
+        image_column=image_column,
+        text_column=text_column,
+        processor=processor,
+        config=config,
+        max_rows=max_rows,
+    )
+    names = _read_slices(slice_column, given.opened)
+    rows, asked = given.opened.read(progress)
+    valuation = value_by_slice(given.opened.model, rows, asked, _of_rows(names, asked), progress)
+    valued = drop_influence_columns(given.original)
+    columns = _columns("ecif", rows, valuation.scores, _suffixes(valuation))
+    for name, values in columns.items():
+        valued = set_column(valued, name, values, "float32")
+    return set_column(valued, "ecif_reason", _reasons(rows), "string")
+
+
 def run_value(
     request: ValueRequest, config: InfluenceConfig, progress: ProgressFactory = silent
 ) -> ValueSummary:
-    """Value all rows; writes ``value.parquet``, ``summary.json`` and ``value.html``.
+    """Value all rows; write ``value.parquet``, ``summary.json`` and ``value.html``.
 
-    Given candidates, ``candidates.parquet``, too.
+    With candidates, also ``candidates.parquet``.
 
     Returns:
-        What ``summary.json`` holds.
+        Content of ``summary.json``.
 
     Raises:
-        UserError: something in the request cannot be.
+        UserError: the request cannot be carried out.
     """
     start = time.perf_counter()
     _check(request, config)
@@ -139,44 +193,40 @@ def run_value(
 
 def _check(request: ValueRequest, config: InfluenceConfig) -> None:
     if request.test and not request.curves:
-        raise UserError("--test is what removal curves are judged by: give --curves, too.")
-    if request.curves and request.repeats < 1:
-        raise UserError(f"--repeats {request.repeats}: a curve needs at least one refit per point.")
+        raise UserError("`test` is what removal curves are judged by: give `curves`, too.")
     if request.curves and config.fit_epochs == 0:
-        raise UserError("--fit-epochs 0 refits nothing, so there are no --curves.")
+        raise UserError("`fit_epochs=0` refits nothing, so there are no `curves`.")
     if request.leverage and config.fit_epochs == 0:
-        raise UserError("--leverage is of a fit, and --fit-epochs 0 does none.")
+        raise UserError("`leverage` is of a fit, and `fit_epochs=0` does none.")
 
 
 def _read_given(request: ValueRequest, opened: Opened) -> _Given:
-    """Before anything is computed, so that a typo shows early."""
+    """Inputs, read before anything is computed, so that a typo shows early."""
 
     def load(source: str | None, split: str) -> Dataset | None:
         return check_columns(load_rows(source, split), *request.columns) if source else None
 
     return _Given(
-        _read_slices(request, opened),
+        _read_slices(request.slice_column, opened),
         load(request.test, request.test_split),
         load(request.candidates, request.candidates_split),
     )
 
 
-def _read_slices(request: ValueRequest, opened: Opened) -> list[str | None] | None:
-    """The slice of every row that the query is of, or is chosen from."""
-    if request.slice_column is None:
+def _read_slices(column: str | None, opened: Opened) -> list[str | None] | None:
+    """Slice of every row of the query's data set; None without a column of slices."""
+    if column is None:
         return None
-    source = opened.dataset if opened.query_set is None else opened.query_set
     try:
-        return read_groups(source, request.slice_column)
+        return read_groups(opened.query_rows, column, "slice_column")
     except UserError as error:
-        message = str(error).replace("--group-column", "--slice-column")
-        raise UserError(message.replace("the data set", "the query")) from error
+        raise UserError(str(error).replace("the data set", "the query")) from error
 
 
 def _analyse(
     request: ValueRequest, opened: Opened, given: _Given, progress: ProgressFactory
 ) -> _Found:
-    """All of the computing; every process takes part."""
+    """Results of all computations, in which every process takes part."""
     model = opened.model
 
     def read(name: str, dataset: Dataset) -> Rows:
@@ -184,10 +234,9 @@ def _analyse(
         return model.read(dataset, *request.columns, advance)
 
     rows, query = opened.read(progress)
-    test = require_pairs("--test", read("test rows", given.test)) if given.test else None
+    test = require_pairs("`test`", read("test rows", given.test)) if given.test else None
     candidates = read("candidates", given.candidates) if given.candidates else None
-    names = given.names and [given.names[row] for row in query.positions.tolist()]
-    valuation = value_by_slice(model, rows, query, names, progress)
+    valuation = value_by_slice(model, rows, query, _of_rows(given.names, query), progress)
     curves: list[Curve] = []
     if request.curves:
         whole = valuation.scores.task[0]
@@ -209,6 +258,11 @@ def _analyse(
     )
 
 
+def _of_rows(names: list[str | None] | None, rows: Rows) -> list[str | None] | None:
+    """Slices of the readable rows."""
+    return names and [names[row] for row in rows.positions.tolist()]
+
+
 def _measure_leverage(influence: Influence) -> _Leverage | None:
     of_rows, sample = influence.leverage(), influence.sample_leverage()
     if of_rows is None or sample is None:
@@ -220,8 +274,7 @@ def _measure_leverage(influence: Influence) -> _Leverage | None:
 
 
 def _write_rows(found: _Found) -> None:
-    output, slices = found.request.output, found.valuation.slices
-    suffixes = ["", *(f":{one.name}" for one in slices[1:])]
+    output, suffixes = found.request.output, _suffixes(found.valuation)
     columns = _columns("ecif", found.rows, found.valuation.scores, suffixes)
     if found.leverage:
         columns["ecif_leverage"] = found.rows.spread(found.leverage.of_rows.tolist())
@@ -233,10 +286,20 @@ def _write_rows(found: _Found) -> None:
         write_rows(rows, output / "candidates.parquet")
 
 
+def _suffixes(valuation: Valuation) -> list[str]:
+    """Suffixes of columns, for the whole query and every slice."""
+    return ["", *(f":{one.name}" for one in valuation.slices[1:])]
+
+
+def _reasons(rows: Rows) -> list[str | None]:
+    """Reason of every row without a score; None for the others."""
+    return [rows.reasons.get(row) for row in range(rows.total)]
+
+
 def _columns(
     prefix: str, rows: Rows, scores: Scores | Additions, suffixes: Sequence[str]
 ) -> dict[str, list[float | None]]:
-    """Scores with their parts for the whole query and every slice."""
+    """Columns of scores and their parts, for the whole query and every slice."""
     parts = {
         "_score": scores.task,
         "_positive": scores.positive,
@@ -251,10 +314,10 @@ def _columns(
 
 
 def _named_rows(dataset: Dataset, rows: Rows, columns: dict[str, list[float | None]]) -> Dataset:
-    """All rows without their images, numbered, with new columns."""
+    """All rows without images, numbered, with new columns."""
     images = [name for name, kind in dataset.features.items() if isinstance(kind, Image)]
     new: dict[str, list[Any]] = {"ecif_row": list(range(len(dataset))), **columns}
-    new["ecif_reason"] = [rows.reasons.get(row) for row in range(len(dataset))]
+    new["ecif_reason"] = _reasons(rows)
     kinds = {name: Value("float32") for name in columns}
     kinds = {"ecif_row": Value("int64"), **kinds, "ecif_reason": Value("string")}
     values = Dataset.from_dict(new, features=Features(**kinds))
@@ -266,7 +329,7 @@ def _named_rows(dataset: Dataset, rows: Rows, columns: dict[str, list[float | No
 
 
 def _summarise(found: _Found) -> ValueSummary:
-    """What was found, without the time."""
+    """Summary of the results, without times."""
     request, opened, valuation = found.request, found.opened, found.valuation
     rows, scores = found.rows, valuation.scores
     summary = ValueSummary(
@@ -294,7 +357,7 @@ def _summarise(found: _Found) -> ValueSummary:
 
 
 def _rankings(scores: Scores | Additions, number: int, rows: Rows) -> Rankings:
-    """Of the pairs for one slice; for the whole, more."""
+    """Rankings of the pairs for one slice, or longer ones for the whole query."""
     count = TOP_OF_SLICE if number else TOP
 
     def rank(values: Tensor) -> list[Entry]:
@@ -351,8 +414,8 @@ def _describe_curves(found: _Found) -> Curves | None:
 
 
 def _judge_curves(curves: list[Curve]) -> str:
-    """At how many of the shares the mean losses are in the order that the ranking predicts."""
-    # Not at the first share, where nobody is removed.
+    """Number of shares at which mean losses have the predicted order, in words."""
+    # Not at the first share, where no pair is removed.
     harmful, random, valuable = (np.mean(curve.losses, axis=1)[1:] for curve in curves)
     return (
         f"The loss without the most harmful pairs is below that without random ones at "
@@ -380,7 +443,7 @@ def _describe_candidates(found: _Found) -> Candidates | None:
 
 
 def _count_clear(scores: Scores | Additions) -> int:
-    """Pairs whose value for the whole query is below zero by two standard errors or more."""
+    """Number of pairs whose value for the query is two standard errors or more below zero."""
     return int((scores.task[0] + 2 * scores.stderr[0] < 0).sum())
 
 
@@ -388,7 +451,7 @@ def _warnings(summary: ValueSummary) -> Iterator[str]:
     if summary.curves and not summary.curves.held_out:
         yield (
             "The removal curves are judged by the query itself, which the scores were made for. "
-            "Give held-out pairs (--test) to see what is gained beyond it."
+            "Give held-out pairs (`test`) to see what is gained beyond it."
         )
     small = [one.name for one in summary.slices[1:] if one.rows < SMALL_SLICE]
     if small:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hf_ecif.cli.options import app, quieten_libraries
+from hf_ecif.cli.options import app
+from hf_ecif.cli.screen import quieten_libraries
 from hf_ecif.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -27,6 +27,7 @@ from hf_ecif.cli import (  # noqa: F401
     validate,
     value,
 )
+from hf_ecif.cli.flags import name_flags
 from hf_ecif.cli.options import app
 from hf_ecif.errors import UserError
 from hf_ecif.version import __version__
@@ -77,7 +78,7 @@ def _message(error: Exception) -> str | None:
         return f"{error}. Make room; a run that was interrupted goes on with --resume."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
         return f"{error}. Give another folder."
-    return str(error) if isinstance(error, UserError) else None
+    return name_flags(str(error)) if isinstance(error, UserError) else None
 
 
 def _version(wanted: bool) -> None:

@@ -1,158 +1,154 @@
-"""What the commands have in common: the application, shared options, bars on the console."""
+"""Commands made of dataclasses: their fields are the options, with help, defaults and checks."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from hf_ecif.config import InfluenceConfig
-
-if TYPE_CHECKING:
-    from hf_ecif.utils.progress import ProgressFactory
+from hf_ecif.cli.flags import flag_of, name_flags
+from hf_ecif.cli.screen import Result, screen, warn
+from hf_ecif.config import DetectionConfig, InfluenceConfig, Options
 
 app = typer.Typer(
-    help="Which image-text pairs help a CLIP-like model, and which hurt it.",
+    help="Which image-text pairs help a CLIP-like model, which hurt it, and which are wrong.",
     epilog="The usual way is `audit`, then `clean` and `push`. `hf-ecif COMMAND --help` explains a "
     "command and all of its options.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-
-
-def _option(name: str, kind: Any, default: Any, help: str, panel: str | None = None) -> Parameter:
-    option = typer.Option(help=help, rich_help_panel=panel)
-    return Parameter(
-        name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
-    )
-
-
-# The fields of `hf_ecif.applications.sources.Sources`, which would take seconds to import.
-SOURCES = [
-    _option("model", str, Parameter.empty, "Folder of a saved CLIP-like model, or a Hub id."),
-    _option(
-        "dataset",
-        str,
-        Parameter.empty,
-        "A folder of save_to_disk, parquet files or an image folder with metadata, or a Hub id.",
-    ),
-    _option("split", str, "train", "Split of the data."),
-    _option(
-        "query",
-        str | None,
-        None,
-        "Clean pairs like those that the model is for. Their loss is what a pair is judged by. "
-        "Chosen from the data if not given.",
-    ),
-    _option("query_split", str, "validation", "Split of the query."),
-    _option("image_column", str, "image", "Column of the images."),
-    _option("text_column", str, "text", "Column of the captions."),
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+_COMMON = [
+    Parameter("quiet", Parameter.KEYWORD_ONLY, default=False, annotation=Quiet),
+    Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=_Json),
 ]
-Quiet = Annotated[bool, typer.Option(help="No progress bars.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
-Overwrite = Annotated[bool, typer.Option(help="Replace an earlier run in OUTPUT.")]
-Resume = Annotated[
-    bool, typer.Option(help="Go on with an interrupted run in OUTPUT, where it was.")
-]
+_PASSED = ("request", "config", "progress")  # to the work of a command
 
 
-def command(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command with the options that all have in common, beside its own.
+def command(
+    request: type[Options],
+    config: type[InfluenceConfig] | None = None,
+    *,
+    without: Sequence[str] = (),
+    **defaults: Any,
+) -> Callable[[Callable[..., Result]], Callable[..., None]]:
+    """A command whose options are the fields of a request, and of a config if it takes one.
 
-    It gets the `SOURCES` as a dictionary ``sources``, and an option for every field of
-    `InfluenceConfig` as a ``config``.
+    What does its work gets ``request``, ``config`` and ``progress``, which makes progress bars.
+    Parameters of its own are options, too, in place of fields of the same name. Its docstring is
+    the help of the command, and its result is shown, or printed as JSON.
 
     Args:
-        defaults: of fields of the config, where those of the library do not suit the command.
+        request: the class of the request.
+        config: `InfluenceConfig`, or nothing.
+        without: fields of the config that do nothing here.
+        defaults: of fields, where those of the library do not suit the command.
     """
-    settings = _settings(defaults)
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        @wraps(function)
-        def command(**values: Any) -> None:
-            named = {setting.name: values.pop(setting.name) for setting in settings}
-            sources = {source.name: values.pop(source.name) for source in SOURCES}
-            function(sources=sources, config=InfluenceConfig(**named), **values)
+    def decorate(work: Callable[..., Result]) -> Callable[..., None]:
+        own = _own_parameters(work)
+        hidden = {*own, *without}
+        asked = [one for one in _parameters(request, defaults) if one.name not in hidden]
+        settings = list(_parameters(config, defaults)) if config else []
+        shown = [*asked, *own.values(), *(one for one in settings if one.name not in hidden)]
+        shown.sort(key=lambda one: one.default is not Parameter.empty)  # the required ones first
+        retired = list(_retired(shown)) if config else []
 
-        own = signature(function, eval_str=True).parameters.values()
-        kept = [parameter for parameter in own if parameter.name not in ("sources", "config")]
-        command.__signature__ = Signature([*SOURCES, *kept, *settings])  # type: ignore[attr-defined]
-        return app.command()(command)
+        @wraps(work)
+        def run(quiet: bool, as_json: bool, **values: Any) -> None:
+            _warn_of_retired(work.__name__, retired, values)
+            passed = {name: values.pop(name) for name in own}
+            passed["request"] = _make(request, values)
+            if config:
+                passed["config"] = _make(config, values)
+            with screen(quiet, as_json, resumes="resume" in values) as shows:
+                result = work(progress=shows.progress, **passed)
+            shows.result(result)
+
+        run.__signature__ = Signature([*shown, *_COMMON, *retired])  # type: ignore[attr-defined]
+        return app.command()(run)
 
     return decorate
 
 
-def _settings(defaults: Mapping[str, Any]) -> list[Parameter]:
-    hints = get_type_hints(InfluenceConfig)
-    return [
-        _option(
-            field.name,
-            # The config checks choices itself, so that the library and the command say the same.
-            str if get_origin(hints[field.name]) is Literal else hints[field.name],
-            defaults.get(field.name, field.default),
-            InfluenceConfig.help(field.name),
-            "How it is computed",
-        )
-        for field in fields(InfluenceConfig)
-    ]
+def _own_parameters(work: Callable[..., Result]) -> dict[str, Parameter]:
+    known = signature(work, eval_str=True).parameters
+    return {
+        name: one.replace(kind=Parameter.KEYWORD_ONLY)
+        for name, one in known.items()
+        if name not in _PASSED
+    }
 
 
-@contextmanager
-def bars(quiet: bool, as_json: bool = False) -> Iterator[tuple[Console, ProgressFactory]]:
-    """A console, and what makes progress bars on it; of several processes, one talks."""
-    from hf_ecif.utils import distributed
-    from hf_ecif.utils.progress import progress_bars, silent
-
-    quieten_libraries()
-    console = Console(quiet=as_json or not distributed.is_main())
-    with nullcontext(silent) if quiet or console.quiet else progress_bars(console) as progress:
-        yield console, progress
-    distributed.leave()
+def _parameters(kind: type[Options], defaults: Mapping[str, Any]) -> Iterator[Parameter]:
+    """Options for the fields of a dataclass, and of those inside it."""
+    hints = get_type_hints(kind)
+    for one in fields(kind):
+        if _is_options(hints[one.name]):
+            yield from _parameters(hints[one.name], defaults)
+        elif "help" in one.metadata:
+            yield _parameter(one, hints[one.name], defaults.get(one.name, one.default))
 
 
-@contextmanager
-def resumable() -> Iterator[None]:
-    """Say how to go on with what Ctrl-C has stopped."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        text = "Stopped. The same command with --resume goes on where it was."
-        Console(stderr=True).print(text, highlight=False)
-        raise
+def _parameter(field: Field[Any], hint: Any, default: Any) -> Parameter:
+    is_choice = get_origin(hint) is Literal  # checked by the field, as in the library
+    about: dict[str, Any] = {"help": name_flags(field.metadata["help"])}
+    about["metavar"] = "<choice>" if is_choice else None
+    if field.metadata["is_argument"]:
+        made = typer.Argument(**about)
+    else:
+        # Without names, typer would give each boolean a --no- form; few need one.
+        names = () if default is True else (flag_of(field),)
+        panel = "Advanced" if field.metadata["is_advanced"] else None
+        made = typer.Option(*names, **about, rich_help_panel=panel)
+    return Parameter(
+        field.name,
+        Parameter.KEYWORD_ONLY,
+        default=Parameter.empty if default is MISSING else default,
+        annotation=Annotated[str if is_choice else hint, made],
+    )
 
 
-def print_json(wanted: bool, values: dict[str, Any]) -> None:
-    from hf_ecif.utils import distributed
-    from hf_ecif.utils.files import to_json
+def _retired(shown: Sequence[Parameter]) -> Iterator[Parameter]:
+    """Settings that version 0.1 took without any effect: they are still taken, with a warning."""
+    names = {one.name for one in shown}
+    for kind in (InfluenceConfig, DetectionConfig):
+        for one in fields(kind):
+            if one.name not in names:
+                made = typer.Option(flag_of(one), hidden=True)
+                yield Parameter(
+                    one.name,
+                    Parameter.KEYWORD_ONLY,
+                    default=None,
+                    annotation=Annotated[str | None, made],
+                )
 
-    if wanted and distributed.is_main():
-        print(to_json(values))
+
+def _warn_of_retired(name: str, retired: Sequence[Parameter], values: dict[str, Any]) -> None:
+    for one in retired:
+        if values.pop(one.name) is not None:
+            flag = name_flags(f"`{one.name}`")
+            warn(f"{flag} has no effect on {name}, and the next version will refuse it.")
 
 
-def print_warnings(console: Console, warnings: Sequence[str], name: str = "Note") -> None:
-    """What a reader of the figures must know."""
-    for warning in warnings:
-        console.print(f"[yellow]{name}:[/] {escape(warning)}", highlight=False)
+def _make(kind: type[Options], values: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(kind)
+    return kind(
+        **{
+            one.name: _make(hints[one.name], values)
+            if _is_options(hints[one.name])
+            else values[one.name]
+            for one in fields(kind)
+            if _is_options(hints[one.name]) or one.name in values
+        }
+    )
 
 
-def quieten_libraries() -> None:
-    """Their bars and notices would drown our own."""
-    import datasets
-    import transformers
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    datasets.disable_progress_bars()
-    disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    for name in ("datasets", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+def _is_options(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Options)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hf_ecif.cli.options import Quiet, app, bars
+from hf_ecif.cli.options import Quiet, app
+from hf_ecif.cli.screen import screen
 
 
 @app.command()
@@ -20,9 +21,11 @@ def push(
     ],
     repo_id: Annotated[str, typer.Argument(help="Where to: owner/name.")],
     *,
-    private: Annotated[bool, typer.Option(help="Make the repository private.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private.")
+    ] = False,
     create_pr: Annotated[
-        bool, typer.Option(help="Open a pull request and change nothing else.")
+        bool, typer.Option("--create-pr", help="Open a pull request and change nothing else.")
     ] = False,
     revision: Annotated[
         str | None, typer.Option(help="Branch to push to; made if it is missing.")
@@ -31,7 +34,9 @@ def push(
     other_splits: Annotated[
         bool, typer.Option(help="Bring the other splits of the source along.")
     ] = True,
-    dry_run: Annotated[bool, typer.Option(help="Say what would be done, and do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Publish a result on the Hub, with a card and the evidence, in one commit.
@@ -42,7 +47,7 @@ def push(
     """
     from hf_ecif.hub.push import push as push_to_hub
 
-    with bars(quiet) as (console, progress):
+    with screen(quiet) as shows:
         report = push_to_hub(
             output,
             repo_id,
@@ -52,6 +57,6 @@ def push(
             removed=removed,
             other_splits=other_splits,
             dry_run=dry_run,
-            progress=progress,
+            progress=shows.progress,
         )
-    console.print(str(report), highlight=False, soft_wrap=True, markup=False)
+    shows.console.print(str(report), highlight=False, soft_wrap=True, markup=False)

@@ -91,7 +91,7 @@ class AuditFolder:
     @property
     def is_interrupted(self) -> bool:
         """Whether an audit was begun here, and is to be gone on with."""
-        return (self.path / CHECKPOINTS).is_dir() and not self.has_summary
+        return (self.path / CHECKPOINTS).is_dir() and not (self.has_summary and self.has_rows)
 
     @property
     def is_cleaning(self) -> bool:
@@ -118,13 +118,12 @@ class AuditFolder:
         """
         if self.is_interrupted:
             raise UserError(
-                f"The audit in {self.path} was interrupted. Finish it first: hf-ecif audit "
-                "--resume."
+                f"The audit in {self.path} was interrupted. Finish it first, with `resume`."
             )
         if not self.has_summary:
             raise UserError(
                 f"{self.path} holds no finished audit ({SUMMARY} and scored/). Run hf-ecif audit "
-                "first, and give its --output."
+                "first, and give its `output`."
             )
         return Summary.load(self.summary)
 

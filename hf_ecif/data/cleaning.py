@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from hf_ecif.config import Strategy
 from hf_ecif.data.columns import set_column
 from hf_ecif.data.schema import require_text
 from hf_ecif.errors import UserError
@@ -28,9 +29,6 @@ NEEDED = {
     "weight": ("ecif_noise_probability",),
     "relabel": ("ecif_suggested_text",),
 }
-
-
-Strategy = Literal["drop", "worst", "weight", "relabel"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,8 @@ def clean(
     `ecif_noise_probability`, of equal ones those with the lowest `ecif_score`. ``relabel`` gives
     flagged rows their `ecif_suggested_text`, keeps the old caption as `ecif_original_text`, and
     removes those without a suggestion. All three remove what could not be scored. ``weight``
-    removes nothing: `ecif_weight` is 1 - `ecif_noise_probability`, and 0 of what could not be
-    scored.
+    removes nothing: `ecif_weight` is 1 - `ecif_noise_probability`, 0 of what could not be scored,
+    and 1 where the model cannot tell.
 
     Args:
         scored: Rows with the influence columns; null in `ecif_flag` where a row could not be
@@ -103,7 +101,7 @@ def clean(
 
 def _check(scored: Dataset, strategy: str, share: float | None, text_column: str) -> None:
     if strategy not in get_args(Strategy):
-        raise UserError(f"strategy = {strategy!r}: must be one of {', '.join(get_args(Strategy))}.")
+        raise UserError(f"`strategy={strategy}`: must be one of {', '.join(get_args(Strategy))}.")
     for column in ("ecif_flag", "ecif_reason", *NEEDED.get(strategy, ())):
         if column not in scored.column_names:
             raise UserError(
@@ -112,7 +110,7 @@ def _check(scored: Dataset, strategy: str, share: float | None, text_column: str
     if strategy == "relabel" and text_column not in scored.column_names:
         raise UserError(
             f"There is no text column {text_column!r} to relabel. The columns are: "
-            f"{', '.join(scored.column_names)}. Name the right one with --text-column."
+            f"{', '.join(scored.column_names)}. Name the right one with `text_column`."
         )
     if strategy == "relabel":
         require_text(scored.features, text_column)
@@ -147,7 +145,12 @@ def _mark_worst(scored: Dataset, share: float) -> tuple[Dataset, Bools]:
         np.array(_column(scored, name), dtype=float)  # null becomes not-a-number
         for name in ("ecif_noise_probability", "ecif_score")
     )
-    remove = np.isnan(probability)
+    remove = np.array([flag is None for flag in _column(scored, "ecif_flag")], dtype=bool)
+    if np.isnan(probability[~remove]).any():
+        raise UserError(
+            "The model cannot tell right from wrong pairs here, so the audit gives no "
+            "probabilities, and there are no worst rows to remove. Its report says what to do."
+        )
     order = np.lexsort((score, -probability))  # not-a-number comes last
     worst = order[: round(share * int((~remove).sum()))]
     remove[worst] = True
@@ -160,8 +163,11 @@ def _mark_worst(scored: Dataset, share: float) -> tuple[Dataset, Bools]:
 
 
 def _add_weight(scored: Dataset) -> Dataset:
-    probability = _column(scored, "ecif_noise_probability")
-    weights = [0.0 if value is None else 1.0 - value for value in probability]
+    """Rows that the audit has no probability of, though it could read them, keep their weight."""
+    cells = zip(
+        _column(scored, "ecif_flag"), _column(scored, "ecif_noise_probability"), strict=True
+    )
+    weights = [0.0 if flag is None else 1.0 - (value or 0.0) for flag, value in cells]
     return set_column(scored, WEIGHT, weights, "float32")
 
 

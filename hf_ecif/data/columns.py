@@ -21,7 +21,10 @@ COLUMNS = {
     "ecif_loo_loss": "the loss that the pair would have, had it not been trained on, in nats",
     "clip_score": "cosine of image and caption under the model as given",
     "neg_clip_loss": "the negated loss per term over the logit scale, as given; higher is better",
-    "ecif_noise_probability": "probability that the pair is misaligned",
+    "ecif_noise_probability": "probability that the pair is misaligned; null where the model "
+    "cannot tell",
+    "ecif_suspicion": "logarithm of how much likelier the pair's signals are among misaligned "
+    "pairs than among right ones: it ranks the pairs even where no probability can be given",
     "ecif_flag": "whether that probability is above the threshold",
     "ecif_borderline": "whether the threshold is within two standard errors of that probability",
     "ecif_image_neighbours": "how far the caption is from those of the most similar images: their "
@@ -43,7 +46,7 @@ COLUMNS = {
 
 
 ADDED_LATER = {
-    "ecif_weight": "1 - ecif_noise_probability, for a weighted loss; 0 where a row has none",
+    "ecif_weight": "1 - ecif_noise_probability, for a weighted loss; 0 of an unreadable row",
     "ecif_original_text": "the caption before it was replaced; null where it was not",
     "ecif_decision": "what a person decided in a review: keep, remove or recaption",
 }
@@ -77,15 +80,20 @@ def set_column(dataset: Dataset, name: str, values: Sequence[Any], dtype: str = 
     return changed.select_columns(order)
 
 
-def read_groups(dataset: Dataset, column: str) -> list[str | None]:
+def read_groups(dataset: Dataset, column: str, option: str = "group_column") -> list[str | None]:
     """The group of every row as text; None where it has none.
+
+    Args:
+        dataset: All rows.
+        column: Its name.
+        option: The argument that named it, for the error.
 
     Raises:
         UserError: the column is missing, or its values are no names.
     """
     if column not in dataset.column_names:
         raise UserError(
-            f"--group-column {column!r} is not in the data set. It has: "
+            f"`{option}={column!r}` is not in the data set. It has: "
             f"{', '.join(dataset.column_names)}."
         )
     feature = dataset.features[column]
@@ -94,7 +102,7 @@ def read_groups(dataset: Dataset, column: str) -> list[str | None]:
         return [None if value is None else str(feature.int2str(value)) for value in values]
     if not isinstance(feature, Value) or feature.dtype not in NAMES:
         raise UserError(
-            f"--group-column {column!r} must hold strings, integers or booleans, but it is "
+            f"`{option}={column!r}` must hold strings, integers or booleans, but it is "
             f"{feature}. Name another column."
         )
     return [None if value is None else str(value) for value in values]

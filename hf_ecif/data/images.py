@@ -1,7 +1,7 @@
 """Images in a data set's cells: decoded, hashed, and shown small.
 
-Everything here treats a data set as a stranger's: nothing in it is executed, no image is decoded
-before its header has been judged, and images that are passed on keep their bytes.
+All data are untrusted here: nothing in them is executed, no image is decoded before its header has
+been checked, and images that are passed on keep their bytes.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Pair:
     """One row, decoded.
 
     Attributes:
-        image: The image as RGB, or None if the row cannot be scored.
-        text: The caption; empty if there is none.
-        reason: Why the row cannot be scored, in plain words; None if it can.
+        image: the image as RGB; None if the row cannot be scored.
+        text: the caption; empty if there is none.
+        reason: why the row cannot be scored; None if it can.
     """
 
     image: PILImage.Image | None
@@ -48,10 +48,10 @@ class Pair:
 def read_pair(
     image_cell: dict[str, Any] | PILImage.Image | None, text: str | None, max_pixels: int
 ) -> Pair:
-    """Decode one row, whatever is in it.
+    """Decoded image and text of a row, or the reason why there is none.
 
-    The image comes upright, on white where it was transparent, and as its first frame where it was
-    animated. Its size is judged by its header, before any pixel is decoded.
+    The image is upright, on white if it was transparent, and the first frame if it was animated.
+    Its size is checked in the header, before any pixel is decoded.
 
     Args:
         image_cell: The cell of an `Image(decode=False)` column (`bytes`, `path` or both), or an
@@ -78,10 +78,10 @@ def read_pair(
 
 
 def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
-    """The undecoded bytes of an image cell, from its local file where only a path is stored.
+    """Undecoded bytes of an image cell, read from its local file if only a path is stored.
 
-    A table can name any file of this machine. Only files that open as images are read, so that
-    no other file is carried off into a result.
+    A table can name any file of this machine. Only files that open as images are read, so that no
+    other file can end up in a result.
 
     Returns:
         The bytes, or None if there are none to be had.
@@ -100,16 +100,16 @@ def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
 
 
 def image_hashes(dataset: Dataset, image_column: str) -> set[bytes]:
-    """Of the images that can be read, by which equal ones of two data sets are known."""
+    """Hashes of the readable images, by which equal images of two data sets are found."""
     contents = (image_bytes(cell) for cell in dataset[image_column])
     return {xxhash.xxh3_128_digest(content) for content in contents if content}
 
 
 def fingerprint_rows(dataset: Dataset) -> str:
-    """A hash of what is in the rows, for provenance.
+    """Hash of the content of the rows, for provenance.
 
     It depends on the names and contents of the columns and on the order of the rows, not on the
-    file format, the process or the place on disk: images count by their bytes, wherever they lie.
+    file format, the process or the place on disk: images count by their bytes.
 
     Args:
         dataset: Rows as returned by `check_columns`.

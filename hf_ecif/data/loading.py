@@ -1,17 +1,17 @@
-"""Rows in: where data sets come from, and what is read of them."""
+"""Input of rows: data sets from disk and from the Hub."""
 
 from __future__ import annotations
 
 import atexit
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, TypeVar, cast
@@ -44,14 +44,14 @@ def load_rows(source: str, split: str) -> Dataset:
     """Load one split of a data set from disk or from the Hub.
 
     Args:
-        source: A folder written by `save_to_disk`, a folder or a file of parquet, an image folder
+        source: a folder written by `save_to_disk`, a folder or a file of parquet, an image folder
             with `metadata.csv` or `metadata.jsonl`, a Hub id, optionally `owner/name@revision`, or
             a folder or a parquet file there, `hf://datasets/owner/name@revision/path`. Private
             ones are read with the user's own login.
-        split: Name of the split, such as `train`. Data without named splits is `train`.
+        split: name of the split, such as `train`. Data without named splits are `train`.
 
     Raises:
-        UserError: If the source or the split does not exist, cannot be read or has no rows.
+        UserError: the source or the split does not exist, cannot be read or has no rows.
     """
 
     def read() -> Dataset:
@@ -87,14 +87,14 @@ def read_stream(stream: IterableDataset, most: int) -> tuple[Dataset, bool]:
     """The first rows of a stream, kept on disk until the program ends.
 
     Args:
-        stream: of rows.
-        most: rows to read at most.
+        stream: a stream of rows.
+        most: largest number of rows to read.
 
     Returns:
         The rows, and whether the stream has more of them.
 
     Raises:
-        UserError: it has none.
+        UserError: the stream has no rows.
     """
     features = stream.features
     for name, kind in (features or {}).items():
@@ -102,11 +102,12 @@ def read_stream(stream: IterableDataset, most: int) -> tuple[Dataset, bool]:
             stream = stream.cast_column(name, Image(decode=False))
     rows, folder = iter(stream), Path(mkdtemp(dir=_folder_of_streams()))
     parts = iter(lambda: list(islice(rows, ROWS_PER_GROUP)), [])
-    files: list[str | bytes | os.PathLike[Any]] = []
+    files: list[str | bytes | PathLike[Any]] = []
     count = 0
     while count < most and (part := next(parts, None)) is not None:
-        files.append(folder / f"{count}.parquet")
-        Dataset.from_list(part[: most - count], features=stream.features).to_parquet(files[-1])
+        file = str(folder / f"{count}.parquet")
+        Dataset.from_list(part[: most - count], features=stream.features).to_parquet(file)
+        files.append(file)
         count += len(part)
     if not files:
         raise UserError("The stream has no rows.")
@@ -126,11 +127,11 @@ def load_scored(audit: AuditFolder, columns: Columns) -> Dataset:
     """The rows of an audit with their influence columns, images undecoded.
 
     Args:
-        audit: its folder.
-        columns: those of images and captions.
+        audit: folder of the audit.
+        columns: names of the columns of images and captions.
 
     Raises:
-        UserError: they are not there, or damaged.
+        UserError: the rows are missing or damaged.
     """
     return check_columns(load_rows(str(audit.scored), "train"), columns.image, columns.text)
 
@@ -216,7 +217,7 @@ def _is_saved(path: Path) -> bool:
 
 
 def _loader_of(source: str) -> _Loader:
-    """What `load_dataset` is to be asked for."""
+    """Arguments of `load_dataset` for a source."""
     path, place = Path(source).expanduser(), parse_hub_path(source)
     if place is not None:
         return _loader_on_hub(place)
@@ -228,7 +229,7 @@ def _loader_of(source: str) -> _Loader:
 
 
 def _rows_in(folder: Path) -> Path:
-    """The rows of an audit lie in it thrice, once scored, and once as kept and removed."""
+    """Folder to read; of an audit its scored rows, which it also holds as kept and removed."""
     audit = AuditFolder(folder)
     if audit.has_rows and audit.has_summary:
         return audit.scored
@@ -238,7 +239,7 @@ def _rows_in(folder: Path) -> Path:
 
 
 def _loader_on_hub(place: HubPath) -> _Loader:
-    """All of a repository, a folder in it, or one parquet file."""
+    """Arguments of `load_dataset` for a repository, a folder in it, or a parquet file."""
     options: dict[str, Any] = {"revision": place.revision}
     if not _ask_hub(place) and not place.path:
         options |= _default_of_copy(place)
@@ -250,7 +251,7 @@ def _loader_on_hub(place: HubPath) -> _Loader:
 
 
 def _ask_hub(place: HubPath) -> bool:
-    """Whether the Hub answers; tell the user where the copy of an earlier run must do."""
+    """Whether the Hub answers; warns if a copy from an earlier run is used instead."""
     try:
         HfApi().dataset_info(place.repo_id, revision=place.revision)
         return True
@@ -276,7 +277,7 @@ def _default_of_copy(place: HubPath) -> dict[str, str]:
 
 
 def _prepare(name: str, options: dict[str, Any]) -> _Splits:
-    """What `load_dataset` does, but it fails as a whole where any split is empty."""
+    """Splits as from `load_dataset`, which itself fails if any split is empty."""
     builder = load_dataset_builder(name, **options)
     builder.download_and_prepare()
     sizes = {info.name: info.num_examples for info in (builder.info.splits or {}).values()}
@@ -284,18 +285,21 @@ def _prepare(name: str, options: dict[str, Any]) -> _Splits:
 
 
 def _find_saved(path: Path) -> _Splits:
-    """What `load_from_disk` does, but it fails as a whole where any split is empty."""
+    """Splits as from `load_from_disk`, which itself fails if any split is empty."""
     if (path / "dataset_dict.json").exists():
         names = json.loads((path / "dataset_dict.json").read_text())["splits"]
         folders = {name: path / name for name in names}
     else:
-        folders = {_saved_state(path)["_split"] or "train": path}
-    files = {name: len(_saved_state(folder)["_data_files"]) for name, folder in folders.items()}
+        folders = {_saved_split(path): path}
+    files = {name: len([*folder.glob("*.arrow")]) for name, folder in folders.items()}
     return _Splits(files, lambda split: cast(Dataset, load_from_disk(str(folders[split]))))
 
 
-def _saved_state(folder: Path) -> dict[str, Any]:
-    return cast(dict[str, Any], json.loads((folder / "state.json").read_text()))
+def _saved_split(folder: Path) -> str:
+    """The split that a saved data set knows it is, if it does."""
+    has_rows = any(folder.glob("*.arrow"))
+    split = cast(Dataset, load_from_disk(str(folder))).split if has_rows else None
+    return str(split or "train")
 
 
 def _check_split(split: str, sizes: dict[str, int]) -> None:
@@ -306,7 +310,7 @@ def _check_split(split: str, sizes: dict[str, int]) -> None:
 
 
 def _split_of(path: Path) -> str:
-    """The split that a file name tells, by the same words that count in a folder of files."""
+    """Split named by a file name, by the words that count in a folder of files."""
     if path.suffix != ".parquet":
         raise UserError(f"a single file must be parquet. {SOURCES}")
     words = set(re.split(r"[^a-z]+", path.stem.lower()))
@@ -314,7 +318,7 @@ def _split_of(path: Path) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """The line that tells most: the general error of a failed build hides the particular one."""
+    """Most specific line of an error, which the general error of a failed build hides."""
     if isinstance(error, DatasetGenerationError) and error.__cause__:
         error = error.__cause__
     line = next(iter(str(error).splitlines()), "").strip() or type(error).__name__

@@ -1,4 +1,4 @@
-"""Rows out, as parquet files."""
+"""Output of rows as parquet files."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ ROWS_PER_GROUP = 50  # bounds memory: images of this many rows are held at a tim
 def write_shards(dataset: Dataset, folder: Path, max_shard_bytes: int = 256 * 2**20) -> None:
     """Write parquet files that `datasets.load_dataset(str(folder))` opens.
 
-    Images keep their bytes; those that are only paths are read into the files. The folder appears
-    when it is whole, and not before. No rows make one file of the schema alone, which
-    `load_dataset` opens with `streaming=True`; without, it refuses whatever has no rows.
+    Images keep their bytes; images stored as paths are read into the files. The folder appears only
+    when it is complete. Without rows, one file holds the schema alone, which `load_dataset` opens
+    only with `streaming=True`.
 
     Args:
-        dataset: The rows.
-        folder: A folder that does not exist yet, or is empty.
-        max_shard_bytes: A file is closed before it would grow beyond this, uncompressed.
+        dataset: the rows.
+        folder: a folder that does not exist yet, or is empty.
+        max_shard_bytes: largest uncompressed size of a file.
 
     Raises:
-        UserError: If the folder already has something in it.
+        UserError: the folder is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists. Remove it, or choose another folder.")
@@ -49,7 +49,7 @@ def write_shards(dataset: Dataset, folder: Path, max_shard_bytes: int = 256 * 2*
 
 
 def write_rows(dataset: Dataset, path: Path) -> None:
-    """Write one parquet file, in one step, as `write_shards` does."""
+    """Write one parquet file atomically, with images as in `write_shards`."""
     features = _decodable(dataset.features)
     with aside(path) as partial, pq.ParquetWriter(partial, features.arrow_schema) as writer:
         for group in _row_groups(dataset, features):
@@ -57,12 +57,12 @@ def write_rows(dataset: Dataset, path: Path) -> None:
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """Files of a folder that `write_shards` wrote, in order."""
+    """Parquet files in a folder from `write_shards`, in order."""
     return sorted(folder.glob("*.parquet"))
 
 
 def count_rows_of(files: Iterable[Path]) -> int:
-    """Rows in parquet files."""
+    """Number of rows in parquet files."""
     return sum(pq.read_metadata(file).num_rows for file in files)
 
 
@@ -93,7 +93,7 @@ def _row_groups(dataset: Dataset, features: Features) -> Iterator[pa.Table]:
 
 
 def _embedded(column: pa.ChunkedArray) -> pa.Array:
-    """The same images by their bytes. Where there are none, the path stays to tell which it was."""
+    """Images as bytes; without bytes, the path remains, to say which image it was."""
     cells = []
     for cell in column.to_pylist():
         content = image_bytes(cell)
@@ -104,7 +104,7 @@ def _embedded(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _decodable(features: Features) -> Features:
-    """Image columns as images again, for whoever opens the files."""
+    """Types in which image columns are decoded for readers of the files."""
     return Features(
         **{
             name: Image(mode=feature.mode) if isinstance(feature, Image) else feature

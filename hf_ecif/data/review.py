@@ -1,4 +1,4 @@
-"""A person's decisions on an audit: which pairs stay, which go, which get another caption.
+"""A person's decisions on an audit: pairs to keep, to remove and to recaption.
 
 A `Review` is a log of decisions and a threshold, both to be undone and saved. `apply_review` parts
 an audit's rows anew by it, into a folder that is an audit again: it can be opened, reported on and
@@ -30,12 +30,12 @@ MAX_CAPTION = 10_000
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to become of a row.
+    """Decision on a row.
 
     Attributes:
-        row: its number.
+        row: number of the row.
         action: keep it, remove it, or keep it with another caption.
-        text: the other caption; None for the other actions.
+        text: the new caption; None for the other actions.
     """
 
     row: int
@@ -63,7 +63,7 @@ class Review:
 
     Attributes:
         log: all decisions.
-        threshold: of the probability, from which a row is flagged; the audit's own if None.
+        threshold: probability from which a row is flagged; the audit's if None.
     """
 
     log: tuple[Decision, ...] = ()
@@ -71,32 +71,32 @@ class Review:
 
     @property
     def current(self) -> dict[int, Decision]:
-        """The decision on every row that has one."""
+        """Valid decision on every row that has one."""
         return {decision.row: decision for decision in self.log}
 
     def decide(self, decision: Decision) -> Review:
-        """With one more decision."""
+        """Review with one more decision."""
         return replace(self, log=(*self.log, decision))
 
     def undo(self) -> Review:
-        """Without the last decision."""
+        """Review without the last decision."""
         return replace(self, log=self.log[:-1])
 
     def counts(self) -> dict[str, int]:
-        """Rows by the decision on them."""
+        """Number of rows by decision."""
         found = Counter(decision.action for decision in self.current.values())
         return {action: found[action] for action in get_args(Action)}
 
     def to_json(self) -> str:
-        """`from_json` reads it."""
+        """JSON text, which `from_json` reads."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Review:
-        """Read what `to_json` wrote, wherever it has been since.
+        """Review from JSON text, which may have come through a browser.
 
         Raises:
-            UserError: it is something else.
+            UserError: the text is not a review.
         """
         try:
             values = json.loads(text)
@@ -110,18 +110,18 @@ class Review:
 def part_by_review(
     scored: Dataset, review: Review, *, threshold: float, text_column: str = "text"
 ) -> tuple[Dataset, CleanResult]:
-    """The rows of an audit with the decisions on them, and what of them is kept and removed.
+    """All rows of an audit with the decisions on them, and the kept and removed rows.
 
-    Without a decision, a row goes if it is flagged or was not scored.
+    A row without a decision is removed if it is flagged or was not scored.
 
     Args:
         scored: rows with influence columns.
-        review: the decisions; of its threshold, the flags.
-        threshold: of the audit, where the review has none.
-        text_column: name.
+        review: the decisions; its threshold sets the flags.
+        threshold: threshold of the audit, used if the review has none.
+        text_column: column of captions.
 
     Raises:
-        UserError: a decision is on a row that is not there.
+        UserError: a decision is on a row that does not exist.
     """
     decisions = review.current
     beyond = [row for row in decisions if row >= len(scored)]
@@ -148,7 +148,7 @@ def part_by_review(
 def _flags(
     scored: Dataset, chosen: float | None, threshold: float
 ) -> tuple[list[bool | None], list[str | None]]:
-    """Flags by a threshold, null where a row has no score, and a reason for each that is set."""
+    """Flags at a threshold, null for rows without score, and the reason of each set flag."""
     plain = scored.with_format(None)
     flags, reasons = list(plain["ecif_flag"][:]), list(plain["ecif_reason"][:])
     if chosen is None or chosen == threshold:
@@ -165,7 +165,7 @@ def _flags(
 
 
 def _recaption(scored: Dataset, decisions: dict[int, Decision], text_column: str) -> Dataset:
-    """With new captions; the old ones stay beside them."""
+    """Rows with the new captions, and the old ones in a column of their own."""
     new = {row: d.text for row, d in decisions.items() if d.action == "recaption"}
     if not new:
         return scored

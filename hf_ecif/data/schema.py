@@ -30,7 +30,7 @@ def check_columns(dataset: AnyDataset, image_column: str, text_column: str) -> A
     """
     if image_column == text_column:
         raise UserError(
-            f"--image-column and --text-column are both {text_column!r}. Name a column of images "
+            f"`image_column` and `text_column` are both {text_column!r}. Name a column of images "
             "and one of captions."
         )
     types: Mapping[str, Any] = dataset.features or {}
@@ -38,14 +38,14 @@ def check_columns(dataset: AnyDataset, image_column: str, text_column: str) -> A
         if column not in types:
             raise UserError(
                 f"There is no {role} column {column!r}. The columns are: "
-                f"{', '.join(types)}. Name the right one with --{role}-column."
+                f"{', '.join(types)}. Name the right one with `{role}_column`."
             )
     require_text(types, text_column)
     image_type = types[image_column]
     if not _is_image_like(image_type):
         raise UserError(
             f"The image column {image_column!r} must hold images, their bytes or their paths, but "
-            f"it is {image_type}. Name another one with --image-column."
+            f"it is {image_type}. Name another one with `image_column`."
         )
     return dataset.cast_column(image_column, Image(decode=False))
 
@@ -90,7 +90,7 @@ def require_text(types: Mapping[str, Any], column: str) -> None:
     if not _is_value(types[column], "string"):
         raise UserError(
             f"The text column {column!r} must hold strings, but it is {types[column]}. Name "
-            "another one with --text-column."
+            "another one with `text_column`."
         )
 
 
@@ -114,7 +114,7 @@ def read_flags(dataset: Dataset, column: str, option: str, meaning: str) -> NDAr
     Args:
         dataset: All rows.
         column: Its name.
-        option: What the user named it by, for the error.
+        option: The argument that named it, for the error.
         meaning: Of true, said of a row, for the error.
 
     Raises:
@@ -122,15 +122,37 @@ def read_flags(dataset: Dataset, column: str, option: str, meaning: str) -> NDAr
     """
     if column not in dataset.column_names:
         raise UserError(
-            f"{option} {column!r} is not in the data set. It has: "
+            f"`{option}={column!r}` is not in the data set. It has: "
             f"{', '.join(dataset.column_names)}."
         )
     kind = dataset.features[column].dtype
     if kind != "bool":
         raise UserError(
-            f"{option} {column!r} must be boolean, true where a row {meaning}, but it is {kind}."
+            f"`{option}={column!r}` must be boolean, true where a row {meaning}, but it is {kind}."
         )
     return np.array(dataset[column][:], dtype=bool)
+
+
+def read_verdicts(dataset: Dataset, column: str, option: str) -> NDArray[np.int8]:
+    """Verdicts ``(N,)`` from a boolean column: 1 is right, -1 wrong, and 0, of a missing value,
+    unknown.
+
+    Args:
+        dataset: All rows.
+        column: Its name.
+        option: What the user named it by, for the error.
+
+    Raises:
+        UserError: The column is missing, not boolean, or has a verdict for every row.
+    """
+    flags = read_flags(dataset, column, option, "is verified to be right")
+    missing = np.array([value is None for value in dataset[column][:]])
+    if len(missing) and not missing.any():
+        raise UserError(
+            f"`{option}={column!r}` has a verdict for every row, so that none is left to judge. It "
+            "must be null where nobody has looked."
+        )
+    return np.where(missing, 0, np.where(flags, 1, -1)).astype(np.int8)
 
 
 def _is_value(feature: Any, kind: str) -> bool:

@@ -247,7 +247,8 @@ class Noise(Record):
         threshold: of the probability, above which a row is flagged.
         borderline: rows whose error reaches across it.
         interval: 95 % interval of the rate; None where it is not known.
-        rate_is_bound: whether the rate is no estimate but an upper bound.
+        rate_is_bound: whether no row is known to be right, so that only the upper end of the
+            interval is to be relied on.
         abstains: why nothing is flagged, where the model cannot tell right from wrong.
         verified: rows with a person's verdict that the rate was estimated with.
         injected_auroc: how well mismatches made on purpose are told from the rest, by probability.
@@ -267,9 +268,17 @@ class Noise(Record):
     @property
     def told(self) -> str:
         """The rate with its interval, where that is known, in words."""
-        bound = "at most " if self.rate_is_bound else ""
-        interval = " ({} to {})".format(*map(share, self.interval)) if self.interval else ""
-        return f"{bound}{share(self.rate)}{interval}"
+        if self.abstains:
+            return "unknown"
+        return f"{share(self.rate)} ({self.interval_told})" if self.interval else share(self.rate)
+
+    @property
+    def interval_told(self) -> str:
+        """The interval in words, its upper end alone for a bound; empty where it is not known."""
+        if self.interval is None:
+            return ""
+        low, high = map(share, self.interval)
+        return f"at most {high}" if self.rate_is_bound else f"{low} to {high}"
 
 
 class GroupFacts(Record):

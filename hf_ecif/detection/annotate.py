@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from hf_ecif.data.columns import set_column
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.explain import explain_flags
 from hf_ecif.detection.findings import Findings
+from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.signals import Witnesses
 from hf_ecif.detection.suggestions import Evidence
 from hf_ecif.influence.columns import score_columns
@@ -42,8 +44,11 @@ def add_columns(
         findings: of the readable rows; without them, their columns are null.
     """
     columns = score_columns(rows, scores, given, relative)
-    probability = rows.spread(detection.probability.tolist())
-    for name, values in (columns | {"ecif_noise_probability": probability}).items():
+    columns |= {
+        "ecif_noise_probability": rows.spread(_null_if_nan(detection.probability)),
+        "ecif_suspicion": rows.spread(detection.suspicion.tolist()),
+    }
+    for name, values in columns.items():
         dataset = set_column(dataset, name, values, "float32")
     for name, marks in (("ecif_flag", detection.flag), ("ecif_borderline", detection.borderline)):
         dataset = set_column(dataset, name, rows.spread(marks.tolist()), "bool")
@@ -61,6 +66,10 @@ def add_columns(
     for row, reason in rows.reasons.items():
         reasons[row] = reason
     return set_column(dataset, "ecif_reason", reasons, "string")
+
+
+def _null_if_nan(values: Floats) -> list[float | None]:
+    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def _evidence_columns(

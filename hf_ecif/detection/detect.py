@@ -1,22 +1,20 @@
-"""Which rows are misaligned: probability, threshold and noise rate, from columns and no labels.
+"""Which rows are misaligned: probability, threshold and noise rate, or that it cannot be told.
 
-No threshold holds for every model and data set, and no row says whether it is wrong. But wrong
-pairs can be *made*: `planted` rows are rows of the same data whose captions were exchanged on
+No threshold holds for every model and data set, and few rows say whether they are wrong. But wrong
+pairs can be *made*: injected mismatches are rows of the same data whose captions were exchanged on
 purpose, put through the same fit and the same scoring. They are what misaligned rows look like to
 this model. There are kinds of them, harder and easier to find, as the captions were taken from
-like rows or from any. The data are a mixture of all these and of good ones, in unknown proportions:
+like rows or from any. The data are a mixture of all these and of right ones, in unknown
+proportions; see `hf_ecif.detection.mixture`. Its likeliest rate and density ratio make the
+probability of every row, and the threshold is where the expected F1 is highest.
 
-1. a logistic regression tells every kind from the others; its odds give the density ratio
-   ``f_kind(x) / f_clean(x)``. The others hold wrong rows, too, so it is fitted again and again
-   with each of them weighted by its probability of being clean;
-2. that takes a noise rate, for which the largest share of planted rows that fits under the data
-   serves: best-bin estimation (Garg et al., 2021), an upper bound;
-3. the final proportions are the likeliest under the ratios (Saerens et al., 2002). They make one
-   ratio ``r(x) = f_wrong(x) / f_clean(x)`` of all kinds. A row is wrong with probability
-   ``rate r / (rate r + 1 - rate)``, and the threshold is where the expected F1 is highest.
+What right rows look like is told best by rows that are *verified*: the half of a clean query,
+or rows that a person has judged. Without any, it is taken from the data by the form of the
+densities alone. The rate is then an upper bound: right pairs that the model does not understand
+look like wrong ones.
 
-With one kind for all, the rate of noise that is harder to find than what was planted comes out too
-low, and that of easier noise too high.
+Where injected mismatches are hardly told from right rows, the model cannot tell at all. Nothing is
+flagged then, no probability is given, and `Detection.abstains` says why.
 """
 
 from __future__ import annotations
@@ -26,34 +24,41 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit, logsumexp
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from scipy.special import expit, logit
 
+from hf_ecif.detection.mixture import (
+    SMALLEST_RATE,
+    Floats,
+    Mixture,
+    Sample,
+    Samples,
+    fit_mixture,
+    largest_rate,
+    rate_interval,
+)
 from hf_ecif.detection.siblings import pool_captions
 
-Floats = NDArray[np.float64]
+Verdicts = NDArray[np.integer]
 
-# Of weighting the rows that stayed by their probability of being clean. It settles within ten:
-# thirty more change rates by a few thousandths.
-ROUNDS = 10
-# Of the squared weights of the witnesses, as scikit-learn has it. Of 200 rows, where little is
-# known of each, an AUPRC of 0.902 in place of 0.893 at 1; of 1,492 no difference.
-INVERSE_PENALTY = 0.3
-SMALLEST_RATE = 1e-6
-# Every kind counts as if so many wrong rows had been seen of it, so that none vanishes for good on
-# the way. The likeliest answer is often one kind alone, and to draw it towards equal parts by more
-# rows than this spoils the noise rate: with six, 10 % are overrated by 2.1 points in place of 1.1.
-ROWS_OF_A_KIND = 0.5
-# By how many standard errors, at the most that they can be, a share is taken to be larger than it
-# looks when the best bin is chosen. More of them choose larger bins: with 2.7, 0.7 % of the rows
-# are flagged where nothing is wrong, in place of 0.3 %; with fewer, noise that is hard to find is
-# underrated.
-BIN_ERRORS = 1.6
+# What is known of a row.
+RIGHT, UNKNOWN, WRONG = 1, 0, -1
 # Where hardly anything is wrong, the best F1 would flag the least unlikely rows. Nothing is flagged
 # that is more than twice as likely to be right as wrong.
 LEAST_THRESHOLD = 1 / 3
+# Injected mismatches are told from right rows at least so well, or nothing is flagged.
+LEAST_POWER = 0.75
+# And at least so well from the data as they are, unless some of these are known to be right.
+LEAST_POWER_IN_DATA = 0.65
+# Of verified right rows that describe right rows by themselves.
+FEWEST_RIGHT = 10
+REMEDIES = (
+    "Fine-tune it on pairs of this kind first, or take a model that knows them; or give pairs that "
+    "are known to be right, as a query or by a column of verdicts; or judge some rows by hand."
+)
+# Where no row is known to be right, the rate rests on the form of the densities, and on a bound,
+# which counts as much as so many injected rows. Without it, the rate of 120 to 600 rows comes out
+# too low by a tenth of itself and more.
+ROWS_OF_BOUND = 50
 # A row is borderline if its log-odds are within so many standard errors of the threshold's. On the
 # embedded data that is every fiftieth row, and a third to a half of these are wrong. Their flags
 # stay: without them the F1 is 0.875 in place of 0.877.
@@ -90,43 +95,65 @@ class Detection:
     """Result of `detect`.
 
     Attributes:
-        probability: ``(N,)``, of being misaligned, in [0, 1].
-        flag: ``(N,)``, whether the probability is above the threshold.
+        probability: ``(N,)``, of being misaligned, in [0, 1]; of a verified row 0 or 1. NaN where
+            it abstains.
+        suspicion: ``(N,)``, log density ratio of wrong and right rows, in nats. It ranks the rows,
+            even where it abstains.
+        flag: ``(N,)``, whether the probability is above the threshold. Where it abstains, of rows
+            that are known to be wrong alone.
         borderline: ``(N,)``, whether the standard errors of the signals reach across the threshold,
             from either side. Borderline rows keep their flags.
         threshold: the cut that maximises the expected F1, at least `LEAST_THRESHOLD`.
-        noise_rate: estimated share of misaligned rows.
-        planted_auroc: how well the signals tell planted rows from the data, without labels: 0.5 is
-            not at all. Misaligned rows among the data hold it below 1.
+        noise_rate: estimated share of misaligned rows among those that are not verified. Where it
+            abstains, the upper end of the interval.
+        rate_interval: rates that the data do not contradict, at 95 % confidence.
+        rate_is_bound: whether no row is known to be right, or it abstains: right pairs that the
+            model does not understand may then count as wrong, and only the upper end of the
+            interval is to be relied on.
+        injected_auroc: how well the signals tell injected mismatches from rows, each as likely to
+            be right as it is found to be; from verified ones alone, where there are enough. 0.5 is
+            not at all.
+        abstains: why nothing is flagged; None where the model can tell.
         groups: those with a rate and a threshold of their own, the largest first.
     """
 
     probability: Floats
+    suspicion: Floats
     flag: NDArray[np.bool_]
     borderline: NDArray[np.bool_]
     threshold: float
     noise_rate: float
-    planted_auroc: float
+    rate_interval: tuple[float, float]
+    rate_is_bound: bool
+    injected_auroc: float
+    abstains: str | None = None
     groups: tuple[GroupNoise, ...] = ()
 
 
 def detect(
     signals: Floats,
     reference: Floats,
-    planted: Sequence[Floats],
+    injected: Sequence[Floats],
     *,
+    verdicts: Verdicts | None = None,
+    reference_verdicts: Verdicts | None = None,
     errors: Floats | None = None,
     groups: Sequence[str | None] | None = None,
     images: NDArray[np.int64] | None = None,
     mute: NDArray[np.bool_] | None = None,
 ) -> Detection:
-    """Probability, threshold and noise rate from signals of the data and of planted rows.
+    """Probability, threshold and noise rate from signals of the data and of injected mismatches.
 
     Args:
         signals: ``(N, S)``, of the data, to be judged.
-        reference: ``(R, S)``, of the rows that were left as they are in the runs with planted rows.
-        planted: ``(M, S)`` for each kind of rows whose captions were exchanged on purpose in these
+        reference: ``(R, S)``, of the rows that were left as they are in the runs with injected
+            mismatches.
+        injected: ``(M, S)`` for each kind of rows whose captions were exchanged on purpose in these
             runs. Where a kind has fewer than two rows, all are taken to be of one.
+        verdicts: ``(N,)``, `RIGHT`, `WRONG` or `UNKNOWN` for every row; all unknown if absent.
+            Verified rows need not be a random sample, but right ones should be like the right rows
+            of the data; see `hf_ecif.detection.verified`.
+        reference_verdicts: ``(R,)``, likewise; some may be of verified rows beyond the data.
         errors: ``(N, S)``, standard errors of ``signals``; infinite where unknown. Without them, no
             row is borderline.
         groups: a name for every row, or None. A group of `SMALLEST_GROUP` rows or more gets a noise
@@ -136,34 +163,45 @@ def detect(
         mute: ``(N,)``, true for rows that are judged, but from which nothing is learned.
 
     Raises:
-        ValueError: fewer than two planted rows, or signals that are not finite.
+        ValueError: fewer than two injected rows, no row without a verdict, or signals that are not
+            finite.
     """
-    together = np.concatenate(planted)
-    if len(together) < 2:
-        raise ValueError("It takes at least two planted rows to learn what wrong looks like.")
-    kinds = planted if min(map(len, planted)) > 1 else [together]
+    verdicts = np.zeros(len(signals), int) if verdicts is None else verdicts
+    known = np.zeros(len(reference), int) if reference_verdicts is None else reference_verdicts
     heard = np.ones(len(signals), dtype=bool) if mute is None else ~mute
-    log_ratio, rate = _learn_ratio(signals[heard], reference, kinds)
-    ratio = log_ratio(signals)
+    samples = _samples(reference, known, injected, verdicts[heard])
+    mixture = fit_mixture(samples)
+    suspicion = mixture.log_ratio(signals)
     if images is not None:
-        ratio = pool_captions(ratio, images)
-    threshold = _threshold(_probability(ratio[heard], rate))
-    rates, thresholds = np.full(len(ratio), rate), np.full(len(ratio), threshold)
-    members = _large_groups(groups or [])
-    for rows in members.values():
-        rates[rows], _ = _likeliest(ratio[rows, None], prior=rate, weight=SMALLEST_GROUP)
-        thresholds[rows] = _threshold(_probability(ratio[rows], rates[rows]))
-    probability = _probability(ratio, rates)
+        suspicion = pool_captions(suspicion, images)
+    power = _power(mixture, samples)
+    interval = rate_interval(samples, mixture)
+    unverified = samples.right.rows == 0
+    if unverified:
+        mixture, interval = _drawn_to_bound(mixture, samples, interval)
+    reason = _why_abstain(mixture, samples, power)
+    if reason is not None:
+        return _abstain(suspicion, verdicts, interval[1], power, reason)
+
+    judged = (verdicts == UNKNOWN) & heard
+    rates, thresholds, members = _rates(suspicion, judged, mixture.rate, groups or [])
+    probability = _with_verdicts(_probability(suspicion, rates), verdicts)
     flag = probability > thresholds
-    error = np.zeros(len(ratio)) if errors is None else _propagated(log_ratio, signals, errors)
-    borderline = np.abs(ratio + logit(rates) - logit(thresholds)) < BORDERLINE_ERRORS * error
+    error = np.zeros(len(signals))
+    if errors is not None:
+        error = _propagated(mixture.log_ratio, signals, errors)
+    distance = np.abs(suspicion + logit(rates) - logit(thresholds))
+    borderline = (distance < BORDERLINE_ERRORS * error) & (verdicts == UNKNOWN)
     return Detection(
         probability=probability,
+        suspicion=suspicion,
         flag=flag,
         borderline=borderline,
-        threshold=threshold,
-        noise_rate=rate,
-        planted_auroc=auroc(log_ratio(together), log_ratio(reference)),
+        threshold=_threshold(_probability(suspicion, mixture.rate)[judged]),
+        noise_rate=mixture.rate,
+        rate_interval=interval,
+        rate_is_bound=unverified,
+        injected_auroc=power,
         groups=tuple(
             GroupNoise(
                 group=group,
@@ -178,42 +216,131 @@ def detect(
     )
 
 
-@dataclass(frozen=True)
-class _Ratio:
-    """``x -> log f_wrong(x) / f_clean(x)``, with shares of the kinds of wrong rows.
+def _samples(
+    reference: Floats, known: Verdicts, injected: Sequence[Floats], verdicts: Verdicts
+) -> Samples:
+    """What the mixture is learned from; rows of several runs count once."""
+    together = np.concatenate(injected)
+    if len(together) < 2:
+        raise ValueError("It takes at least two injected rows to learn what wrong looks like.")
+    if not (verdicts == UNKNOWN).any():
+        raise ValueError("Every row is verified: there is none left to judge.")
+    kinds = injected if min(map(len, injected)) > 1 else [together]
+    # Rows of every verdict are there as often as they were left alone, all with the same chance.
+    each = (verdicts == UNKNOWN).sum() / max((known == UNKNOWN).sum(), 1)
+    unknown, right, wrong = (
+        Sample(reference[known == verdict], float(each * (known == verdict).sum()))
+        for verdict in (UNKNOWN, RIGHT, WRONG)
+    )
+    return Samples(unknown, right, wrong, [Sample(kind, len(kind)) for kind in kinds])
 
-    Attributes:
-        classifier: tells good rows, the first class, from every kind.
-        sizes: of the classes in the data that it was fitted to, ``(1 + K,)``.
-        shares: of the kinds among the wrong rows, ``(K,)``.
+
+def _drawn_to_bound(
+    mixture: Mixture, samples: Samples, interval: tuple[float, float]
+) -> tuple[Mixture, tuple[float, float]]:
+    """What the form of the densities says of the rate, and what holds whatever their form is."""
+    bound = largest_rate(samples, mixture)
+    rows = sum(kind.rows for kind in samples.injected)
+    drawn = (rows * mixture.rate + ROWS_OF_BOUND * bound) / (rows + ROWS_OF_BOUND)
+    return replace(mixture, rate=drawn), (interval[0], max(interval[1], bound))
+
+
+def _power(mixture: Mixture, samples: Samples) -> float:
+    """AUROC of injected mismatches against right rows."""
+    right = samples.right.signals
+    enough = round(samples.right.rows) >= FEWEST_RIGHT
+    other = mixture.log_ratio(right if enough else samples.unknown.signals)
+    weights = np.ones(len(other)) if enough else 1 - _probability(other, mixture.rate)
+    return auroc(_of_injected(mixture, samples), other, weights)
+
+
+def _of_injected(mixture: Mixture, samples: Samples) -> Floats:
+    return mixture.log_ratio(np.concatenate([kind.signals for kind in samples.injected]))
+
+
+def _why_abstain(mixture: Mixture, samples: Samples, power: float) -> str | None:
+    """Why the model cannot tell; None where it can."""
+    if power < LEAST_POWER:
+        return (
+            "This model cannot tell right from wrong pairs here: it ranks a pair that was mixed up "
+            f"on purpose above a right one in {power:.0%} of cases; chance has 50 %. {REMEDIES}"
+        )
+    in_data = auroc(_of_injected(mixture, samples), mixture.log_ratio(samples.unknown.signals))
+    verified = round(samples.right.rows) >= FEWEST_RIGHT
+    if mixture.rate > 0.5 if verified else in_data < LEAST_POWER_IN_DATA:
+        return (
+            "Most pairs look like pairs that were mixed up on purpose. Either the model does not "
+            f"understand them, or captions and images are out of step, row by row. {REMEDIES}"
+        )
+    return None
+
+
+def _abstain(
+    suspicion: Floats,
+    verdicts: Verdicts,
+    bound: float,
+    power: float,
+    reason: str,
+) -> Detection:
+    """Nothing but the order, and what is known."""
+    return Detection(
+        probability=_with_verdicts(np.full(len(suspicion), np.nan), verdicts),
+        suspicion=suspicion,
+        flag=verdicts == WRONG,
+        borderline=np.zeros(len(suspicion), dtype=bool),
+        threshold=1.0,
+        noise_rate=bound,
+        rate_interval=(0.0, bound),
+        rate_is_bound=True,
+        injected_auroc=power,
+        abstains=reason,
+    )
+
+
+def _rates(
+    suspicion: Floats, judged: NDArray[np.bool_], rate: float, groups: Sequence[str | None]
+) -> tuple[Floats, Floats, dict[str, NDArray[np.intp]]]:
+    """Noise rate and threshold of every row, ``(N,)`` each, and the groups with their own."""
+    common = _threshold(_probability(suspicion, rate)[judged])
+    rates, thresholds = np.full(len(suspicion), rate), np.full(len(suspicion), common)
+    members = {group: rows for group, rows in _large_groups(groups).items() if judged[rows].any()}
+    for rows in members.values():
+        own = suspicion[rows[judged[rows]]]
+        rates[rows] = _likeliest(own, prior=rate)
+        thresholds[rows] = _threshold(_probability(own, rates[rows[0]]))
+    return rates, thresholds, members
+
+
+def _likeliest(log_ratio: Floats, prior: float) -> float:
+    """Likeliest noise rate of rows, by expectation maximisation (Saerens et al., 2002).
+
+    Args:
+        log_ratio: ``(n,)``.
+        prior: what it is drawn to, with the weight of `SMALLEST_GROUP` rows.
     """
-
-    classifier: Pipeline
-    sizes: Floats
-    shares: Floats
-
-    def __call__(self, x: Floats) -> Floats:
-        return logsumexp(self.by_kind(x) + np.log(self.shares), axis=1)
-
-    def by_kind(self, x: Floats) -> Floats:
-        """``log f_kind(x) / f_clean(x)``, ``(N, K)``."""
-        odds = self.classifier.predict_log_proba(x) - np.log(self.sizes)
-        return odds[:, 1:] - odds[:, :1]
+    rate = prior
+    for _ in range(1000):
+        expected = _probability(log_ratio, rate).sum()
+        previous, rate = (
+            rate,
+            (expected + SMALLEST_GROUP * prior) / (len(log_ratio) + SMALLEST_GROUP),
+        )
+        if abs(rate - previous) < 1e-6:
+            break
+    return float(rate)
 
 
-def _learn_ratio(
-    signals: Floats, reference: Floats, planted: Sequence[Floats]
-) -> tuple[_Ratio, float]:
-    """The ratio for the data, with the wrong rows of the reference weighted down; and its rate."""
-    clean, shares = np.ones(len(reference)), np.full(len(planted), 1 / len(planted))
-    for _ in range(ROUNDS):
-        ratio = _tell_apart(reference, planted, clean, shares)
-        bound = _largest_share(ratio(signals), [ratio(kind) for kind in planted], shares)
-        _, shares = _likeliest(ratio.by_kind(signals), rate=bound)
-        clean = 1 - _probability(replace(ratio, shares=shares)(reference), bound)
-    ratio = _tell_apart(reference, planted, clean, shares)
-    rate, shares = _likeliest(ratio.by_kind(signals))
-    return replace(ratio, shares=shares), rate
+def _with_verdicts(probability: Floats, verdicts: Verdicts) -> Floats:
+    return np.select([verdicts == RIGHT, verdicts == WRONG], [0.0, 1.0], probability)
+
+
+def _probability(log_ratio: Floats, rate: float | Floats) -> Floats:
+    """Probability of being wrong, at a noise rate."""
+    return np.asarray(expit(log_ratio + logit(np.clip(rate, SMALLEST_RATE, 1 - SMALLEST_RATE))))
+
+
+def _threshold(probability: Floats) -> float:
+    return max(_best_expected_f1(probability), LEAST_THRESHOLD)
 
 
 def _large_groups(groups: Sequence[str | None]) -> dict[str, NDArray[np.intp]]:
@@ -237,87 +364,6 @@ def _propagated(log_ratio: Callable[[Floats], Floats], signals: Floats, errors: 
     return np.sqrt(variance)
 
 
-def _tell_apart(
-    reference: Floats, planted: Sequence[Floats], clean: Floats, shares: Floats
-) -> _Ratio:
-    """A logistic regression's ratio.
-
-    Influence has heavy tails; the inverse hyperbolic sine draws them in.
-    """
-    classifier = make_pipeline(
-        StandardScaler(),
-        FunctionTransformer(np.arcsinh),
-        LogisticRegression(C=INVERSE_PENALTY),
-    )
-    counts = [len(reference), *map(len, planted)]
-    classifier.fit(
-        np.concatenate([reference, *planted]),
-        np.repeat(np.arange(len(counts)), counts),
-        logisticregression__sample_weight=np.concatenate([clean, np.ones(sum(counts[1:]))]),
-    )
-    return _Ratio(classifier, np.array([clean.sum(), *counts[1:]]), shares)
-
-
-def _probability(log_ratio: Floats, rate: float | Floats) -> Floats:
-    """Of being wrong, at a noise rate."""
-    return expit(log_ratio + logit(rate))
-
-
-def _largest_share(data: Floats, planted: Sequence[Floats], shares: Floats) -> float:
-    """Largest share of the planted distribution that fits under the data's.
-
-    For a cut ``c``, ``P(data > c) >= share * P(planted > c)``. The quotient bounds the share from
-    above, tightest where only wrong rows are above the cut; the cut is chosen where the quotient
-    with its sampling error is smallest.
-
-    Args:
-        data: ``(N,)``.
-        planted: of every kind.
-        shares: of the kinds.
-    """
-    values, counts = np.concatenate(planted), [len(kind) for kind in planted]
-    weights = np.repeat(shares / counts, counts)
-    order = np.argsort(values)
-    # The last is above all planted rows.
-    cuts, above_planted = values[order][:-1], 1 - np.cumsum(weights[order])[:-1]
-    above_data = 1 - np.searchsorted(np.sort(data), cuts, side="right") / len(data)
-    error = BIN_ERRORS / 2 * (len(data) ** -0.5 + np.linalg.norm(weights))
-    best = np.argmin((above_data + error) / above_planted)
-    share = above_data[best] / above_planted[best]
-    return float(np.clip(share, SMALLEST_RATE, 1 - SMALLEST_RATE))
-
-
-def _likeliest(
-    log_ratios: Floats, rate: float | None = None, *, prior: float = 0.5, weight: float = 0.0
-) -> tuple[float, Floats]:
-    """Maximum-likelihood noise rate, and shares ``(K,)`` of the kinds, by expectation maximisation.
-
-    Args:
-        log_ratios: of the rows and kinds, ``(N, K)``.
-        rate: where it is known.
-        prior: where the rate starts otherwise, and what it is drawn to.
-        weight: of the prior, in rows.
-    """
-    rows, kinds = log_ratios.shape
-    wrong, shares = rate or prior, np.full(kinds, 1 / kinds)
-    for _ in range(1000):
-        log_odds = log_ratios + np.log(shares) + logit(wrong)
-        expected = np.exp(log_odds - np.logaddexp(0, logsumexp(log_odds, axis=1, keepdims=True)))
-        previous = np.append(shares, wrong)
-        shares = expected.sum(axis=0) + ROWS_OF_A_KIND
-        shares /= shares.sum()
-        if rate is None:
-            drawn = (expected.sum() + weight * prior) / (rows + weight)
-            wrong = float(np.clip(drawn, SMALLEST_RATE, 1 - SMALLEST_RATE))
-        if np.abs(np.append(shares, wrong) - previous).max() < 1e-6:
-            break
-    return wrong, shares
-
-
-def _threshold(probability: Floats) -> float:
-    return max(_best_expected_f1(probability), LEAST_THRESHOLD)
-
-
 def _best_expected_f1(probability: Floats) -> float:
     """Cut that maximises the expected F1 when the probabilities are true.
 
@@ -331,12 +377,19 @@ def _best_expected_f1(probability: Floats) -> float:
     return float(f1.max() / 2)
 
 
-def auroc(wrong: Floats, other: Floats) -> float:
+def auroc(wrong: Floats, other: Floats, weights: Floats | None = None) -> float:
     """Probability that a wrong row has the higher signal; ties count half.
+
+    Args:
+        wrong: ``(n,)``.
+        other: ``(m,)``.
+        weights: of the other rows; equal if absent.
 
     >>> auroc(np.array([3.0, 2.0]), np.array([1.0, 2.0]))
     0.875
     """
-    order = np.sort(other)
-    below = np.searchsorted(order, wrong, side="left") + np.searchsorted(order, wrong, side="right")
-    return float(below.mean() / (2 * len(other)))
+    order = np.argsort(other)
+    weights = np.ones(len(other)) if weights is None else weights
+    below = np.concatenate([[0], np.cumsum(weights[order])])
+    left, right = (np.searchsorted(other[order], wrong, side=side) for side in ("left", "right"))
+    return float((below[left] + below[right]).mean() / (2 * below[-1]))

@@ -8,8 +8,9 @@ from textwrap import shorten
 import numpy as np
 from torch import Tensor
 
-from hf_ecif.detection.detect import Detection, Floats
+from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.findings import Findings
+from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.signals import Witnesses
 from hf_ecif.detection.suggestions import Evidence, Numbers
 from hf_ecif.influence.rows import Rows

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_ecif.data.captions import plain, says_nothing
-from hf_ecif.detection.detect import Detection
+from hf_ecif.detection.detect import UNKNOWN, Detection, Verdicts
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.rows import Rows
@@ -110,16 +110,22 @@ def find_findings(rows: Rows, given: Embeddings) -> Findings:
     return Findings(kinds, images, captions, keys.truncated)
 
 
-def settle(detection: Detection, findings: Findings) -> Detection:
-    """The same verdicts, with those on rows that have a finding as the module's docstring says.
+def settle(detection: Detection, findings: Findings, verdicts: Verdicts | None = None) -> Detection:
+    """The detection with what is said of rows that have a finding; see the module's docstring.
+
+    Nothing changes where the detection abstains.
 
     Args:
         detection: of the rows.
-        findings: of the same rows.
+        findings: of these rows.
+        verdicts: ``(n,)``, of a person, which count more; none if absent.
     """
-    placeholder = findings.are("placeholder_image").numpy()
-    empty = findings.are("says_nothing", "stock_phrase").numpy()
-    unread = findings.are("truncated_equal", "unknown_script").numpy()
+    if detection.abstains:
+        return detection
+    judged = np.ones(len(detection.flag), dtype=bool) if verdicts is None else verdicts == UNKNOWN
+    placeholder = findings.are("placeholder_image").numpy() & judged
+    empty = findings.are("says_nothing", "stock_phrase").numpy() & judged
+    unread = findings.are("truncated_equal", "unknown_script").numpy() & judged
     unknown = empty | unread
     at_least = np.where(placeholder, 1 - 1 / findings.captions.numpy(), 0)
     probability = np.maximum(detection.probability, at_least)

@@ -9,12 +9,15 @@ a list of files and one of captions got out of step: such captions agree with ea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_ecif.detection.detect import Floats
+from hf_ecif.config import DetectionConfig
+from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.signals import find_witnesses
 from hf_ecif.engine.neighbours import cluster
 from hf_ecif.engine.objectives.similarity import agree
@@ -24,6 +27,7 @@ from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import stream
 
 
 @dataclass(frozen=True)
@@ -161,41 +165,57 @@ class _Exchange:
         return int(pool[torch.randint(len(pool), (1,), generator=self._generator)])
 
 
+class Injected(NamedTuple):
+    """Signals from runs in which some captions were exchanged on purpose; see `find_witnesses`.
+
+    Attributes:
+        reference: ``(R, S)`` of the rows that stayed as they are, run by run.
+        kinds: ``(M, S)`` of every kind of those exchanged: for the caption of an image unlike their
+            own, and of one like it.
+        rows: ``(R,)``, row numbers of the reference.
+    """
+
+    reference: Floats
+    kinds: list[Floats]
+    rows: NDArray[np.int64]
+
+
 def plant_pairs(
     model: InfluenceModel,
     influence: Influence,
     query: Rows,
     progress: ProgressFactory = silent,
     checkpoints: Checkpoints | None = None,
+    detection: DetectionConfig | None = None,
+    rows: Rows | None = None,
     mute: Tensor | None = None,
-) -> tuple[Floats, list[Floats]]:
-    """What tells misaligned rows, in runs in which some captions were exchanged on purpose.
+) -> Injected:
+    """What tells misaligned rows, learned from mismatches that are injected on purpose.
 
     Args:
-        model: that was fitted.
-        influence: the fit; its rows are the data, and curvatures are damped as its own is.
-        query: what is asked.
+        model: not fitted.
+        influence: a fit to the rows.
+        query: of the fits to rows with mismatches.
         progress: makes a progress bar.
-        checkpoints: where every run is kept.
+        checkpoints: keep what was done.
+        detection: how many runs, and how much is exchanged in each.
+        rows: into which mismatches are injected, verified rows after those of the fit; the latter
+            alone if absent.
         mute: ``(n,)`` booleans, true for rows that are no evidence: they get and give no captions,
-            are nobody's neighbours, and not among those that stayed.
-
-    Returns:
-        ``(R, S)`` of the rows that stayed as they are, and ``(M, S)`` of every kind of those
-        exchanged; see `Planting.kinds`, `find_witnesses`.
+            are nobody's neighbours, and not among those that stayed; none if absent.
     """
-    train, config = influence.rows, model.config
+    train, config = rows or influence.rows, detection or DetectionConfig()
     known = checkpoints or Checkpoints()
-    generator = torch.Generator().manual_seed(config.seed + 2)
+    generator = stream(model.config.seed, "injection")
     given = model.embed_as_given(train)
-    advance = progress("Plant wrong pairs", config.plantings)
-    reference, exchanged = [], []
-    heard = None if mute is None else ~mute
-    for number in range(config.plantings):
+    advance = progress("Plant wrong pairs", config.injections)
+    heard = torch.ones(len(train), dtype=torch.bool) if mute is None else ~mute
+    reference, exchanged, kept = [], [], []
+    for number in range(config.injections):
         planting = plant(
             train,
             given.image,
-            share=config.planted_share,
+            share=config.injected_share,
             clusters=10,
             generator=generator,
             among=heard,
@@ -206,10 +226,11 @@ def plant_pairs(
         other = model.fit(planting.rows, query, checkpoints=within, spectrum=spectrum)
         scores = other.scores(checkpoints=within)
         embedded = given._replace(text=given.text[planting.donors.to(given.text.device)])
-        found = find_witnesses(scores, embedded, planting.rows.siblings, mute).stack()
-        stayed = ~planting.planted if heard is None else heard & ~planting.planted
-        reference.append(found[stayed.numpy()])
+        found = find_witnesses(scores, embedded, planting.rows.siblings, ~heard).stack()
+        stayed = (heard & ~planting.planted).numpy()
+        reference.append(found[stayed])
+        kept.append(np.flatnonzero(stayed))
         exchanged.append([found[kind.numpy()] for kind in planting.kinds])
         advance(1)
-    kinds = map(np.concatenate, zip(*exchanged, strict=True))
-    return np.concatenate(reference), [kind for kind in kinds if len(kind)]
+    kinds = [kind for kind in map(np.concatenate, zip(*exchanged, strict=True)) if len(kind)]
+    return Injected(np.concatenate(reference), kinds, np.concatenate(kept))

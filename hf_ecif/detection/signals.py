@@ -17,7 +17,7 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
-from hf_ecif.detection.detect import Floats
+from hf_ecif.detection.mixture import Floats
 from hf_ecif.engine.neighbours import average_distance
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.influence.loaded import LoadedModel

@@ -17,8 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_ecif.config import SUGGEST_MARGIN
 from hf_ecif.data.captions import plain
-from hf_ecif.detection.detect import Detection, Floats
+from hf_ecif.detection.detect import Detection
+from hf_ecif.detection.mixture import Floats
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.neighbours import count_better, find_best, link
 from hf_ecif.engine.objectives import Embeddings
@@ -30,11 +32,6 @@ if TYPE_CHECKING:
     from hf_ecif.influence.loaded import LoadedModel
 
 Numbers = NDArray[np.int64]
-
-# Where the vocabulary holds the right caption of every image of the demo, it is suggested for 28 %
-# of the flagged rows at this margin, and 72 % of the suggestions are right; at 0.5 nats for 61 %
-# and 47 %, at 3 nats for 8 % and 88 %.
-MARGIN = 1.5
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def find_evidence(
     detection: Detection,
     *,
     vocabulary: list[str] | None = None,
-    margin: float = MARGIN,
+    margin: float = SUGGEST_MARGIN,
     mute: Tensor | None = None,
 ) -> Evidence:
     """Compare the flagged rows with all others, and look for duplicates.
@@ -146,12 +143,12 @@ def read_vocabulary(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"--vocabulary {path} cannot be read as UTF-8 text: {error}. Give a text file with one "
+            f"`vocabulary={path}` cannot be read as UTF-8 text: {error}. Give a text file with one "
             "caption a line."
         ) from error
     captions = [line.strip() for line in lines if line.strip()]
     if not captions:
-        raise UserError(f"--vocabulary {path} has no captions. Write one on every line.")
+        raise UserError(f"`vocabulary={path}` has no captions. Write one on every line.")
     return captions
 
 

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_ecif.engine.features import Features, Side
 from hf_ecif.engine.forward_mode import Derivative, FrozenLinears
-from hf_ecif.engine.objectives import Contrastive, Embeddings, infonce, sigmoid
+from hf_ecif.engine.objectives import Contrastive, Embeddings, loss_of
 from hf_ecif.engine.parameters import TEMPERATURE, select_parameters
 from hf_ecif.engine.towers import Inputs, Tower
 from hf_ecif.errors import UserError
@@ -49,8 +49,7 @@ class DualEncoder:
     Attributes:
         names: names of the attributed parameters, in the order of the flat vector.
         count: number of their scalars, ``P``.
-        contrastive: the loss that the model is trained with: sigmoid if it has a logit bias, else
-            InfoNCE.
+        contrastive: the loss that the model is trained with, from `loss_of`.
 
     Example:
         >>> from transformers import CLIPConfig, CLIPModel
@@ -66,7 +65,7 @@ class DualEncoder:
         self.model = model.eval().requires_grad_(False)
         self.micro_batch_size = micro_batch_size
         self.names = select_parameters(model, parameters)
-        self.contrastive: Contrastive = sigmoid if hasattr(model, "logit_bias") else infonce
+        self.contrastive: Contrastive = loss_of(model)
         values = [model.get_parameter(name) for name in self.names]
         self.count = sum(value.numel() for value in values)
         self.dtype = torch.promote_types(values[0].dtype, torch.float32)
@@ -115,14 +114,14 @@ class DualEncoder:
         return float(self._logit_scale.exp())
 
     def fingerprint(self) -> str:
-        """A hash of the model's weights, for provenance."""
+        """Hash of the model's weights, for provenance."""
         return _hash(sorted(self.model.state_dict().items()))
 
     @cached_property
     def boundary(self) -> str:
-        """A hash of what rows go through once: the frozen weights, and which ones are attributed.
+        """Hash of the frozen weights and the names of the attributed ones.
 
-        Rows with the features of one boundary serve all encoders with that boundary.
+        Features that one encoder has frozen serve all encoders with an equal boundary.
         """
         chosen = {*self.names}
         frozen = (item for item in self.model.named_parameters() if item[0] not in chosen)
@@ -289,7 +288,7 @@ class DualEncoder:
             self._as_given.clear()
 
     def embed_as_given(self, features: Features) -> Embeddings:
-        """`embed` with the model's own parameters, done once for as long as the rows are held."""
+        """Embeddings by the model as given, computed once for as long as the rows are in use."""
         if features not in self._as_given:
             self._as_given[features] = self.embed(self.theta, features)
         return self._as_given[features]

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
-import torch
 from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.engine.low_rank import LowRank, nystrom, ritz_pairs
 from hf_ecif.engine.objective import Objective, random_batches
 from hf_ecif.engine.solvers import (
     LOW_RANK,
+    ConjugateGradients,
+    Exact,
+    Identity,
+    Lissa,
+    LowRankInverse,
+    Solver,
     SolveReport,
-    Spectrum,
-    estimate_spectrum,
     require_small,
     solve,
 )
+from hf_ecif.engine.system import Spectrum, System, estimate_spectrum
+from hf_ecif.utils.seeds import derive, stream
 
 
 class InverseCurvature:
@@ -32,10 +34,8 @@ class InverseCurvature:
         spectrum: what is known of ``H``; estimated if absent.
 
     Attributes:
-        objective: as given.
-        theta: as given.
-        product: maps rows ``v``, ``(K, P)``, to ``H v``.
-        spectrum: what is known of ``H``.
+        product: ``H v`` for every row ``v``, ``(K, P)``.
+        spectrum: of ``H``.
     """
 
     def __init__(
@@ -45,12 +45,22 @@ class InverseCurvature:
         config: InfluenceConfig,
         spectrum: Spectrum | None = None,
     ) -> None:
-        self.objective = objective
-        self.theta = theta
-        self._config = config
-        self._generator = torch.Generator().manual_seed(config.seed)
         self.product = objective.operator(config.curvature, theta)
-        self.spectrum = spectrum or estimate_spectrum(self.product, theta, seed=config.seed)
+        self.spectrum = spectrum or estimate_spectrum(
+            self.product, theta, seed=derive(config.seed, "spectrum")
+        )
+        self._solver = choose_solver(config)
+        generator = stream(config.seed, "noisy products")
+
+        def product_of_a_batch(vectors: Tensor) -> Tensor:
+            """Over one random batch, a fresh one at every call."""
+            batch = random_batches(len(objective.features), config.batch_size, generator)[:1]
+            return objective.over(batch).operator(config.curvature, theta)(vectors)
+
+        seed = derive(config.seed, "preconditioner")
+        self._system = System(
+            self.product, self.spectrum, config.damping, product_of_a_batch, seed=seed
+        )
 
     def solve(self, b: Tensor) -> tuple[Tensor, SolveReport]:
         """``(H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and a report.
@@ -58,39 +68,19 @@ class InverseCurvature:
         Raises:
             DivergenceError: the curvature is negative along the way, or not finite.
         """
-        config = self._config
-        return solve(
-            self.product,
-            b,
-            self.spectrum,
-            relative_damping=config.damping,
-            method=config.solver,
-            tolerance=config.tolerance,
-            max_iterations=config.max_iterations,
-            preconditioner=self._preconditioner,
-            stochastic_matvec=self._product_of_a_batch,
-            repeats=config.lissa_repeats,
-            pairs=self._pairs,
-        )
+        return solve(self._system, b, self._solver)
 
-    @cached_property
-    def _preconditioner(self) -> LowRank | None:
-        rank, seed = self._config.rank, self._config.seed
-        if self._config.solver != "cg" or not rank:
-            return None
-        return nystrom(self.product, self.theta, rank=rank, seed=seed)
 
-    @cached_property
-    def _pairs(self) -> LowRank | None:
-        if self._config.solver != "low_rank":
-            return None
-        return ritz_pairs(self.product, self.theta, self._config.rank or LOW_RANK)
-
-    def _product_of_a_batch(self, vectors: Tensor) -> Tensor:
-        """``H v`` for every row ``v``, estimated on a random batch drawn anew at every call."""
-        count = len(self.objective.features)
-        batch = random_batches(count, self._config.batch_size, self._generator)[:1]
-        return self.objective.over(batch).operator(self._config.curvature, self.theta)(vectors)
+def choose_solver(config: InfluenceConfig) -> Solver:
+    """The solver that a config names, with its options."""
+    tolerance, most = config.tolerance, config.max_iterations
+    if config.solver == "cg":
+        return ConjugateGradients(tolerance, most, preconditioner_rank=config.rank)
+    if config.solver == "lissa":
+        return Lissa(tolerance, most, config.lissa_repeats)
+    if config.solver == "low_rank":
+        return LowRankInverse(config.rank or LOW_RANK, tolerance)
+    return Exact(tolerance) if config.solver == "exact" else Identity(tolerance)
 
 
 def require_solvable(config: InfluenceConfig, parameters: int) -> None:

@@ -151,7 +151,7 @@ def link(count: int, links: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
 
 def cluster(embeddings: Tensor, clusters: int, seed: int) -> Tensor:
     """Number of every row's k-means cluster, ``(n,)``."""
-    means = KMeans(min(clusters, len(embeddings)), n_init=1, random_state=seed)
+    means = KMeans(min(clusters, len(embeddings)), n_init=1, random_state=seed % 2**32)
     return torch.from_numpy(means.fit_predict(embeddings.double().cpu().numpy())).long()
 
 

@@ -38,7 +38,7 @@ def select_parameters(model: nn.Module, parameters: str) -> list[str]:
     chosen = set(_select(model, names, parameters))
     if not chosen:
         raise UserError(
-            f"--parameters {parameters!r} selects none of the model's {len(names)} parameters. "
+            f"`parameters={parameters!r}` selects none of the model's {len(names)} parameters. "
             f"Use {SUBSETS}, or a regular expression that matches names such as "
             f"{', '.join(names[-3:])}."
         )
@@ -67,12 +67,12 @@ def add_lora(model: nn.Module, *, rank: int = 8, seed: int = 0) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError(
-            "--parameters lora needs the package peft: pip install 'hf_ecif[lora]'."
+            "`parameters=lora` needs the package peft: pip install 'hf_ecif[lora]'."
         ) from error
     targets = sorted({name.rsplit(".", 1)[-1] for name, _ in model.named_modules()} & {*ADAPTED})
     if not targets:
         raise UserError(
-            f"--parameters lora: {type(model).__name__} has no attention layers called "
+            f"`parameters=lora`: {type(model).__name__} has no attention layers called "
             f"{', '.join(ADAPTED)}. Add adapters with peft yourself and pass the adapted model."
         )
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
@@ -99,7 +99,7 @@ def _select(model: nn.Module, names: list[str], parameters: str) -> Iterable[str
         return filter(re.compile(parameters).search, names)
     except re.error as error:
         raise UserError(
-            f"--parameters {parameters!r} is not a valid regular expression: {error}."
+            f"`parameters={parameters!r}` is not a valid regular expression: {error}."
         ) from error
 
 

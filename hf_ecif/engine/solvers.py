@@ -1,43 +1,65 @@
-"""Solvers for ``(H + damping I) x = b`` that know ``H`` only through its products.
+"""Solvers of a damped linear system: small objects with their options and one method.
 
-``matvec`` maps ``(K, P)`` to ``(K, P)``, one product per row; right-hand sides are rows, too, so
-that many solves share every pass over the data. Nothing here knows what ``H`` is.
+`solve` runs one of them and reports how it went.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-# Imported under its own name for other modules that look for it here.
-from hf_ecif.engine.low_rank import DivergenceError as DivergenceError
-from hf_ecif.engine.low_rank import LowRank, lanczos, require_finite, ritz_pairs
-from hf_ecif.engine.low_rank import Matvec as Matvec
-from hf_ecif.engine.low_rank import random_signs as random_signs
+from hf_ecif.engine.low_rank import DivergenceError, LowRank, require_finite
+from hf_ecif.engine.system import System, estimate_largest_eigenvalue, indefinite
 from hf_ecif.errors import UserError
-
-Method = Literal["cg", "lissa", "low_rank", "exact", "identity"]
 
 EXACT_LIMIT = 8192
 LOW_RANK = 64
-LANCZOS_STEPS = 10  # to find the largest eigenvalue
+CHECK_EVERY = 20  # steps of LiSSA between two checks of the residual
+ROUNDING = "rounding is in the way: use float64, or raise the damping"
+
+
+class Solver(Protocol):
+    """Solver of ``(H + damping I) x = b``, with its options.
+
+    Attributes:
+        name: its name in `InfluenceConfig.solver`.
+        tolerance: relative residual at which to stop, or below which the result has converged.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tolerance(self) -> float: ...
+
+    def solve(self, system: System, b: Tensor) -> Solution:
+        """Solution for every row of ``b``, ``(K, P)``, converged or not.
+
+        Raises:
+            DivergenceError: the iteration grew without bound, or ``H + damping I`` is not positive
+                definite; the message names the remedy.
+        """
+
+    def remedy(self, iterations: int) -> str:
+        """Advice on a solve that did not converge within so many iterations."""
 
 
 @dataclass(frozen=True)
-class Spectrum:
-    """What is known of ``H`` before a solve.
+class Solution:
+    """Result of a solver.
 
     Attributes:
-        mean_eigenvalue: ``trace(H) / P``, by Hutchinson's estimator; negative for some Hessians
-            that are not positive semi-definite.
-        largest_eigenvalue: if it is known; otherwise LiSSA, which alone needs it, estimates it.
+        x: ``(K, P)``.
+        iterations: number of products with ``H``.
+        largest_eigenvalue: largest eigenvalue of ``H``, if the solver knows it.
     """
 
-    mean_eigenvalue: float
+    x: Tensor
+    iterations: int
     largest_eigenvalue: float | None = None
 
 
@@ -71,36 +93,37 @@ class SolveReport:
     advice: str = ""
 
 
-def estimate_spectrum(matvec: Matvec, like: Tensor, *, probes: int = 8, seed: int = 0) -> Spectrum:
-    """Mean eigenvalue of ``H``, which is all that most solvers need.
+def solve(system: System, b: Tensor, solver: Solver) -> tuple[Tensor, SolveReport]:
+    """``x = (H + damping I)^-1 b`` for every row of ``b``, ``(K, P)``, and a report.
 
-    Args:
-        matvec: products with ``H``.
-        like: ``(P,)``, gives size, dtype and device.
-        probes: number of random sign vectors of Hutchinson's trace estimator.
-        seed: seed of the random vectors.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    signs = random_signs((probes, len(like)), generator).to(like)
-    return Spectrum((signs * matvec(signs)).sum(dim=1).mean().item() / len(like))
-
-
-def estimate_largest_eigenvalue(
-    matvec: Matvec, like: Tensor, *, steps: int = LANCZOS_STEPS, seed: int = 0
-) -> float:
-    """Largest eigenvalue of ``H`` by Lanczos, with its residual added: an upper estimate.
-
-    Args:
-        matvec: products with ``H``.
-        like: ``(P,)``, gives size, dtype and device.
-        steps: largest number of products.
-        seed: seed of the random start.
+    A solve that did not converge is returned, too, with advice in its report.
 
     Raises:
-        DivergenceError: a product is not finite.
+        DivergenceError: the iteration grew without bound, or ``H + damping I`` is not positive
+            definite; the message names the remedy.
     """
-    pairs, residuals = lanczos(matvec, like, steps, seed=seed)
-    return (pairs.values[0] + residuals[0]).item()
+    # Squares of small gradients leave the range of float32, so each is scaled to one first.
+    scale = b.abs().amax(dim=1, keepdim=True)
+    scale = torch.where(scale == 0, 1.0, scale)
+    b = b / scale
+    found = solver.solve(system, b)
+    residual = system.relative_residual(found.x, b)
+    if not math.isfinite(residual):
+        raise _diverged(solver.name, residual)
+    converged = residual <= solver.tolerance
+    report = SolveReport(
+        method=solver.name,
+        iterations=found.iterations,
+        relative_residual=residual,
+        tolerance=solver.tolerance,
+        converged=converged,
+        damping=system.damping,
+        relative_damping=system.relative_damping,
+        mean_eigenvalue=system.spectrum.mean_eigenvalue,
+        largest_eigenvalue=found.largest_eigenvalue or system.spectrum.largest_eigenvalue,
+        advice="" if converged else solver.remedy(found.iterations),
+    )
+    return found.x * scale, report
 
 
 def require_small(parameters: int) -> None:
@@ -116,144 +139,42 @@ def require_small(parameters: int) -> None:
         )
 
 
-def solve(
-    matvec: Matvec,
-    b: Tensor,
-    spectrum: Spectrum,
-    *,
-    relative_damping: float,
-    method: Method = "cg",
-    tolerance: float = 1e-3,
-    max_iterations: int = 200,
-    preconditioner: LowRank | None = None,
-    one_matrix: bool = True,
-    stochastic_matvec: Matvec | None = None,
-    repeats: int = 1,
-    rank: int = LOW_RANK,
-    pairs: LowRank | None = None,
-) -> tuple[Tensor, SolveReport]:
-    """``x = (H + damping I)^-1 b`` for every row of ``b``.
-
-    Args:
-        matvec: products with ``H``, which must be positive definite once damped.
-        b: ``(K, P)``.
-        spectrum: eigenvalues of ``H``; set the damping, and LiSSA's scale if the largest is known.
-        relative_damping: ``damping / mean_eigenvalue``.
-        method: ``cg`` (conjugate gradients, the reference), ``lissa`` (stochastic recursion),
-            ``low_rank`` (Ritz pairs of ``H``, for many right-hand sides at the cost of one basis),
-            ``exact`` (dense Cholesky, for at most `EXACT_LIMIT` parameters) or ``identity``
-            (``H`` replaced by its mean eigenvalue: no curvature, as TracIn).
-        tolerance: relative residual at which to stop.
-        max_iterations: largest number of products, for ``cg`` and for each run of ``lissa``.
-        preconditioner: for ``cg``, from `nystrom`; it changes the number of iterations, neither the
-            solution nor the residual at which to stop.
-        one_matrix: for ``cg``: whether all rows have the same ``H`` and can share a Krylov space.
-            If ``matvec`` has an ``H`` for each row, every row is solved by itself.
-        stochastic_matvec: for ``lissa``: products over a fresh random part of the data at every
-            call; ``matvec`` if absent.
-        repeats: number of independent runs of ``lissa`` that are averaged, the ``r`` of Koh & Liang
-            (2017): the variance due to random batches falls by this factor.
-        rank: number of eigenpairs for ``low_rank``; each takes a product.
-        pairs: Ritz pairs for ``low_rank``, if `ritz_pairs` has made them already.
-
-    Returns:
-        ``x``, ``(K, P)``, and the report. A solve that did not converge is returned, too, with
-        advice in its report.
-
-    Raises:
-        DivergenceError: the iteration grew without bound, or ``H + damping I`` is not positive
-            definite; the message names the remedy.
-        ValueError: ``exact`` with too many parameters, a damping that is not positive, or an
-            argument out of range.
-    """
-    damping = _absolute_damping(relative_damping, spectrum)
-    damped, largest = _Damped(matvec, damping), spectrum.largest_eigenvalue
-    # Squares of small gradients leave the range of float32, so each is scaled to one first.
-    scale = b.abs().amax(dim=1, keepdim=True)
-    scale = torch.where(scale == 0, 1.0, scale)
-    b = b / scale
-    if method == "cg":
-        cg = _block_conjugate_gradients if one_matrix else _conjugate_gradients
-        x, iterations = cg(damped, b, preconditioner, tolerance, max_iterations)
-    elif method == "lissa":
-        noisy = _Damped(stochastic_matvec or matvec, damping)
-        if largest is None:
-            largest = estimate_largest_eigenvalue(matvec, b[0])
-        sigma = 1.1 * (largest + damping)
-        x, iterations = _repeated_lissa(repeats, damped, noisy, b, sigma, tolerance, max_iterations)
-    elif method == "low_rank":
-        x, iterations = _low_rank(damped, b, pairs or ritz_pairs(matvec, b[0], rank))
-    elif method == "exact":
-        x, iterations = _cholesky(damped, b), b.shape[1]
-    elif method == "identity":
-        x, iterations = b / (spectrum.mean_eigenvalue + damping), 0
-    else:
-        methods = "cg, lissa, low_rank, exact or identity"
-        raise ValueError(f"Unknown solver {method!r}: use {methods}.")
-
-    residual = _relative_residual(damped, x, b)
-    if not math.isfinite(residual):
-        raise DivergenceError(_diverged(method, residual))
-    converged = residual <= tolerance
-    report = SolveReport(
-        method=method,
-        iterations=iterations,
-        relative_residual=residual,
-        tolerance=tolerance,
-        converged=converged,
-        damping=damping,
-        relative_damping=relative_damping,
-        mean_eigenvalue=spectrum.mean_eigenvalue,
-        largest_eigenvalue=largest,
-        advice="" if converged else _advice(method, spent=iterations >= max_iterations),
-    )
-    return x * scale, report
-
-
-# -------------------------------------------------------------------------------- the solvers
+# -------------------------------------------------------------------------- conjugate gradients
 
 
 @dataclass(frozen=True)
-class _Damped:
-    matvec: Matvec
-    damping: float
+class ConjugateGradients:
+    """Conjugate gradients, the reference among the solvers.
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.matvec(x) + self.damping * x
+    Attributes:
+        tolerance: relative residual at which to stop.
+        max_iterations: largest number of products.
+        preconditioner_rank: eigenpairs of a Nyström preconditioner, 0 for none. It changes the
+            number of iterations, neither the solution nor the residual at which to stop.
+    """
 
-    def require_positive(self, direction: Tensor, product: Tensor) -> None:
-        """Raise `DivergenceError` unless ``H + damping I`` is positive along every direction.
+    tolerance: float = 1e-3
+    max_iterations: int = 200
+    preconditioner_rank: int = 0
+    name = "cg"
 
-        Args:
-            direction: ``(K, P)``.
-            product: ``(K, P)``, its product with ``H + damping I``.
-        """
-        curvature = (direction * product).sum(dim=1) / direction.square().sum(dim=1)
-        if (curvature <= 0).any():
-            lowest = curvature[curvature <= 0].min().item() - self.damping
-            raise DivergenceError(_indefinite(lowest, self.damping))
+    def solve(self, system: System, b: Tensor) -> Solution:
+        """Solution in one Krylov space for all rows, or in one per row if matrices differ."""
+        rank = self.preconditioner_rank
+        preconditioner = system.nystrom(b[0], rank) if rank else None
+        cg = _block_conjugate_gradients if system.one_matrix else _conjugate_gradients
+        x, iterations = cg(system, b, preconditioner, self.tolerance, self.max_iterations)
+        return Solution(x, iterations)
 
-
-def _absolute_damping(relative_damping: float, spectrum: Spectrum) -> float:
-    mean = spectrum.mean_eigenvalue
-    damping = relative_damping * mean
-    if mean < 0:
-        raise ValueError(
-            f"The damping must be positive, but is in units of the mean eigenvalue, {mean:.3g}. "
-            "One below zero means a Hessian far from positive semi-definite: use the generalised "
-            "Gauss-Newton matrix."
-        )
-    if not damping > 0:
-        raise ValueError(
-            f"The damping must be positive, but is {damping:.3g} (relative damping "
-            f"{relative_damping:g} x mean eigenvalue {mean:.3g}). A mean eigenvalue of zero means "
-            "that the loss does not depend on the attributed parameters."
-        )
-    return damping
+    def remedy(self, iterations: int) -> str:
+        """Advice to allow more iterations, if all were used."""
+        if iterations < self.max_iterations:
+            return _short(ROUNDING)
+        return _short("raise max_iterations, raise the damping, or use a preconditioner")
 
 
 def _conjugate_gradients(
-    matvec: _Damped,
+    system: System,
     b: Tensor,
     preconditioner: LowRank | None,
     tolerance: float,
@@ -266,7 +187,7 @@ def _conjugate_gradients(
     """
 
     def precondition(residual: Tensor) -> Tensor:
-        return preconditioner.precondition(residual, matvec.damping) if preconditioner else residual
+        return preconditioner.precondition(residual, system.damping) if preconditioner else residual
 
     x, residual = torch.zeros_like(b), b
     direction = precondition(residual)
@@ -276,8 +197,8 @@ def _conjugate_gradients(
         unsolved = residual.norm(dim=1) > goal
         if not unsolved.any() and residual.isfinite().all():
             return x, iteration
-        product = matvec(direction)
-        matvec.require_positive(direction[unsolved], product[unsolved])
+        product = system(direction)
+        system.require_positive(direction[unsolved], product[unsolved])
         # After an exact solution the direction is zero; the step is then zero, not 0 / 0.
         curvature = (direction * product).sum(dim=1, keepdim=True)
         step = torch.where(curvature > 0, inner / curvature, 0.0)
@@ -286,13 +207,13 @@ def _conjugate_gradients(
         preconditioned = precondition(residual)
         previous, inner = inner, (residual * preconditioned).sum(dim=1, keepdim=True)
         if not inner.isfinite().all():
-            raise DivergenceError(_diverged("cg", float("nan")))
+            raise _diverged("cg", float("nan"))
         direction = preconditioned + torch.where(previous > 0, inner / previous, 0.0) * direction
     return x, max_iterations
 
 
 def _block_conjugate_gradients(
-    matvec: _Damped,
+    system: System,
     b: Tensor,
     preconditioner: LowRank | None,
     tolerance: float,
@@ -307,7 +228,7 @@ def _block_conjugate_gradients(
     """
 
     def scale(x: Tensor, power: float) -> Tensor:
-        return preconditioner.precondition(x, matvec.damping, power) if preconditioner else x
+        return preconditioner.precondition(x, system.damping, power) if preconditioner else x
 
     basis, weights = _orthonormalise(scale(b, 0.5))
     direction, x = basis, torch.zeros_like(b)
@@ -316,14 +237,14 @@ def _block_conjugate_gradients(
         if ((weights.T @ scale(basis, -0.5)).norm(dim=1) <= goal).all():
             return scale(x, 0.5), iteration
         taken = scale(direction, 0.5)
-        moved = matvec(taken)
+        moved = system(taken)
         require_finite(moved)
         product = scale(moved, 0.5)
         curvature = direction @ product.T
         factor, failed = torch.linalg.cholesky_ex(curvature)
         if failed:
             lowest = torch.linalg.eigh(curvature)[1][:, :1].T
-            matvec.require_positive(lowest @ taken, lowest @ moved)
+            system.require_positive(lowest @ taken, lowest @ moved)
             return scale(x, 0.5), iteration  # positive up to rounding: no further progress
         x = x + torch.cholesky_solve(weights, factor).T @ direction
         basis, change = _orthonormalise(basis - torch.cholesky_solve(product, factor))
@@ -338,119 +259,169 @@ def _orthonormalise(rows: Tensor) -> tuple[Tensor, Tensor]:
     return q.T, r
 
 
-def _repeated_lissa(
-    repeats: int,
-    matvec: _Damped,
-    stochastic_matvec: _Damped,
-    b: Tensor,
-    sigma: float,
-    tolerance: float,
-    max_iterations: int,
-) -> tuple[Tensor, int]:
-    """Mean of runs that share only the right-hand side, and their total of iterations."""
-    if repeats < 1:
-        raise ValueError(f"LiSSA takes at least 1 run, not {repeats}.")
-    total, iterations = torch.zeros_like(b), 0
-    for _ in range(repeats):
-        x, spent = _lissa(matvec, stochastic_matvec, b, sigma, tolerance, max_iterations)
-        total, iterations = total + x, iterations + spent
-    return total / repeats, iterations
+# ---------------------------------------------------------------------------------------- LiSSA
 
 
-def _lissa(
-    matvec: _Damped,
-    stochastic_matvec: _Damped,
-    b: Tensor,
-    sigma: float,
-    tolerance: float,
-    max_iterations: int,
-    check_every: int = 20,
-) -> tuple[Tensor, int]:
-    """``x <- x + (b - (H + damping) x) / sigma`` with a fresh random batch in every step.
+@dataclass(frozen=True)
+class Lissa:
+    """LiSSA, a stochastic recursion with products over random batches.
 
-    The recursion of Agarwal et al. (2017), written for ``x`` itself. It contracts only while
-    ``sigma`` exceeds the largest eigenvalue of every batch; if ``x`` grows beyond
-    ``|b| / damping``, the bound of every solution, sigma is doubled and the recursion restarts.
-    Iterates since the last power of two are averaged, to reduce the noise of the batches; the
-    residual is checked on all data.
+    Attributes:
+        tolerance: relative residual at which to stop.
+        max_iterations: largest number of products in each run.
+        repeats: number of independent runs that are averaged, the ``r`` of Koh & Liang (2017): the
+            variance due to random batches falls by this factor.
     """
-    bound = 10 * b.norm() / matvec.damping
-    x = b / sigma
-    average, averaged = torch.zeros_like(b), 0
-    for iteration in range(1, max_iterations + 1):
-        x = x + (b - stochastic_matvec(x)) / sigma
-        if not x.norm() <= bound:
-            # The grown direction shows the cause: an eigenvalue above sigma, or one below zero.
-            matvec.require_positive(x, matvec(x))
-            sigma, x = 2 * sigma, b / (2 * sigma)
-            average, averaged = torch.zeros_like(b), 0
-            continue
-        if iteration & (iteration - 1) == 0:
-            average, averaged = torch.zeros_like(b), 0
-        average, averaged = average + x, averaged + 1
-        if iteration % check_every == 0:
-            if _relative_residual(matvec, x, b) <= tolerance:
-                return x, iteration
-            if _relative_residual(matvec, average / averaged, b) <= tolerance:
-                return average / averaged, iteration
-    matvec.require_positive(x, matvec(x))
-    candidates = [x, average / max(averaged, 1)]
-    return min(candidates, key=lambda c: _relative_residual(matvec, c, b)), max_iterations
+
+    tolerance: float = 1e-3
+    max_iterations: int = 200
+    repeats: int = 1
+    name = "lissa"
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ValueError(f"LiSSA takes at least 1 run, not {self.repeats}.")
+
+    def solve(self, system: System, b: Tensor) -> Solution:
+        """Mean of the solutions of runs that share only the right-hand side."""
+        largest = system.spectrum.largest_eigenvalue
+        if largest is None:
+            largest = estimate_largest_eigenvalue(system.product, b[0])
+        sigma = 1.1 * (largest + system.damping)
+        total, iterations = torch.zeros_like(b), 0
+        for _ in range(self.repeats):
+            x, spent = self._run(system, b, sigma)
+            total, iterations = total + x, iterations + spent
+        return Solution(total / self.repeats, iterations, largest)
+
+    def remedy(self, iterations: int) -> str:
+        """Advice to allow more iterations, or to take another solver."""
+        return _short(
+            "raise max_iterations, raise the damping, or use cg, which takes fewer passes"
+        )
+
+    def _run(self, system: System, b: Tensor, sigma: float) -> tuple[Tensor, int]:
+        """``x <- x + (b - (H + damping) x) / sigma`` with a fresh random batch in every step.
+
+        The recursion of Agarwal et al. (2017), written for ``x`` itself. It contracts only while
+        ``sigma`` exceeds the largest eigenvalue of every batch; if ``x`` grows beyond
+        ``|b| / damping``, the bound of every solution, sigma is doubled and the recursion restarts.
+        Iterates since the last power of two are averaged, to reduce the noise of the batches; the
+        residual is checked on all data.
+        """
+        bound = 10 * b.norm() / system.damping
+        x = b / sigma
+        average, averaged = torch.zeros_like(b), 0
+        for iteration in range(1, self.max_iterations + 1):
+            x = x + (b - system.noisy(x)) / sigma
+            if not x.norm() <= bound:
+                # The grown direction shows the cause: an eigenvalue above sigma, or one below zero.
+                system.require_positive(x, system(x))
+                sigma, x = 2 * sigma, b / (2 * sigma)
+                average, averaged = torch.zeros_like(b), 0
+                continue
+            if iteration & (iteration - 1) == 0:
+                average, averaged = torch.zeros_like(b), 0
+            average, averaged = average + x, averaged + 1
+            if iteration % CHECK_EVERY == 0:
+                if system.relative_residual(x, b) <= self.tolerance:
+                    return x, iteration
+                if system.relative_residual(average / averaged, b) <= self.tolerance:
+                    return average / averaged, iteration
+        system.require_positive(x, system(x))
+        candidates = [x, average / max(averaged, 1)]
+        return min(candidates, key=lambda c: system.relative_residual(c, b)), self.max_iterations
 
 
-def _low_rank(matvec: _Damped, b: Tensor, pairs: LowRank) -> tuple[Tensor, int]:
-    lowest = pairs.values[-1].item()
-    if lowest + matvec.damping <= 0:
-        raise DivergenceError(_indefinite(lowest, matvec.damping))
-    # All probes of the rest share one product.
-    return pairs.inverse(b, matvec.damping), len(pairs.values) + 1
+# ------------------------------------------------------------------------------ without iterations
 
 
-def _cholesky(matvec: _Damped, b: Tensor) -> Tensor:
-    size = b.shape[1]
-    require_small(size)
-    rows = [matvec(part) for part in torch.eye(size).to(b).split(256)]
-    dense = torch.cat(rows)
-    require_finite(dense)
-    dense = (dense + dense.T) / 2
-    factor, failed = torch.linalg.cholesky_ex(dense)
-    if failed:
-        lowest = torch.linalg.eigvalsh(dense)[0].item() - matvec.damping
-        raise DivergenceError(_indefinite(lowest, matvec.damping))
-    return torch.cholesky_solve(b.T, factor).T
+@dataclass(frozen=True)
+class LowRankInverse:
+    """Inverse from Ritz pairs of ``H``: many right-hand sides at the cost of one basis.
+
+    Attributes:
+        rank: number of eigenpairs; each takes a product.
+        tolerance: relative residual below which the result has converged.
+    """
+
+    rank: int = LOW_RANK
+    tolerance: float = 1e-3
+    name = "low_rank"
+
+    def solve(self, system: System, b: Tensor) -> Solution:
+        """Solution with ``H`` replaced by the pairs and one eigenvalue for all others."""
+        pairs = system.ritz_pairs(b[0], self.rank)
+        lowest = pairs.values[-1].item()
+        if lowest + system.damping <= 0:
+            raise indefinite(lowest, system.damping)
+        # All probes of the rest share one product.
+        return Solution(pairs.inverse(b, system.damping), len(pairs.values) + 1)
+
+    def remedy(self, iterations: int) -> str:
+        """Advice to take more pairs, or another solver."""
+        return _short("raise the rank, raise the damping, or use cg")
 
 
-def _relative_residual(matvec: Matvec, x: Tensor, b: Tensor) -> float:
-    # Zero solves a right-hand side of zero, with residual zero.
-    norms = b.norm(dim=1).clamp_min(torch.finfo(b.dtype).tiny)
-    return ((b - matvec(x)).norm(dim=1) / norms).max().item()
+@dataclass(frozen=True)
+class Exact:
+    """Dense Cholesky factorisation, for at most `EXACT_LIMIT` parameters.
+
+    Attributes:
+        tolerance: relative residual below which the result has converged.
+    """
+
+    tolerance: float = 1e-3
+    name = "exact"
+
+    def solve(self, system: System, b: Tensor) -> Solution:
+        """Solution from the dense matrix.
+
+        Raises:
+            UserError: there are more than `EXACT_LIMIT` parameters.
+        """
+        size = b.shape[1]
+        require_small(size)
+        dense = torch.cat([system(part) for part in torch.eye(size).to(b).split(256)])
+        require_finite(dense)
+        dense = (dense + dense.T) / 2
+        factor, failed = torch.linalg.cholesky_ex(dense)
+        if failed:
+            lowest = torch.linalg.eigvalsh(dense)[0].item() - system.damping
+            raise indefinite(lowest, system.damping)
+        return Solution(torch.cholesky_solve(b.T, factor).T, size)
+
+    def remedy(self, iterations: int) -> str:
+        """Advice to compute with more digits."""
+        return _short(ROUNDING)
 
 
-def _advice(method: str, spent: bool) -> str:
-    if method == "identity":
+@dataclass(frozen=True)
+class Identity:
+    """Inverse with ``H`` replaced by its mean eigenvalue: no curvature, as in TracIn.
+
+    Attributes:
+        tolerance: relative residual below which the result has converged.
+    """
+
+    tolerance: float = 1e-3
+    name = "identity"
+
+    def solve(self, system: System, b: Tensor) -> Solution:
+        """Solution, which is a multiple of the right-hand side."""
+        return Solution(b / (system.spectrum.mean_eigenvalue + system.damping), 0)
+
+    def remedy(self, iterations: int) -> str:
+        """No advice, since this solver has no options."""
         return "identity ignores the curvature; its residual is for information"
-    if method == "low_rank":
-        remedy = "raise the rank, raise the damping, or use cg"
-    elif method == "lissa":
-        remedy = "raise max_iterations, raise the damping, or use cg, which takes fewer passes"
-    elif method == "cg" and spent:
-        remedy = "raise max_iterations, raise the damping, or use a preconditioner"
-    else:
-        remedy = "rounding is in the way: use float64, or raise the damping"
+
+
+def _short(remedy: str) -> str:
     return f"the solve stopped short of its tolerance: {remedy}; or accept the residual"
 
 
-def _diverged(method: str, residual: float) -> str:
-    return (
-        f"The {method} solve diverged (residual {residual}). Raise the damping, use float64, or "
+def _diverged(name: str, residual: float) -> DivergenceError:
+    return DivergenceError(
+        f"The {name} solve diverged (residual {residual}). Raise the damping, use float64, or "
         "look for rows with infinite embeddings."
-    )
-
-
-def _indefinite(lowest: float, damping: float) -> str:
-    return (
-        f"The curvature is negative along some direction: {lowest:.3g}, more than the damping of "
-        f"{damping:.3g} makes up for. Raise the damping above the most negative eigenvalue, or use "
-        "the generalised Gauss-Newton matrix, which has none. (A value that is tiny next to the "
-        "largest eigenvalue is rounding: use float64.)"
     )

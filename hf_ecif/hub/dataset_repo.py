@@ -128,15 +128,15 @@ class DatasetRepo:
             splits = load_splits(source)
         except UserError as error:
             raise UserError(
-                f"The other splits of the source cannot be brought along: {error} Or leave them "
-                "out with --no-other-splits."
+                f"The other splits of the source cannot be published: {error} Or leave them "
+                "out with `other_splits=False`."
             ) from error
         found = len(splits[self.split]) if self.split in splits else 0
         if found != self.summary.rows:
             raise UserError(
                 f"{source} has changed since the audit: its split {self.split!r} has {found:,} "
                 f"rows, and had {self.summary.rows:,}. Audit it again, or leave the other "
-                "splits out with --no-other-splits."
+                "splits out with `other_splits=False`."
             )
         others = {name: rows for name, rows in splits.items() if name != self.split}
         advance = progress("Write other splits", len(others))
@@ -157,7 +157,7 @@ class DatasetRepo:
             raise UserError(
                 f"The split {name!r} has other columns than {self.split!r} ({', '.join(odd)}), and "
                 "both cannot be in one configuration. Leave the other splits out with "
-                "--no-other-splits."
+                "`other_splits=False`."
             )
         rows = rows.select_columns(list(own))
         if rows.features != Features(**own):

@@ -106,7 +106,7 @@ def push(
     """
     folder = Path(output).expanduser()
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}. Name the --output of an earlier command.")
+        raise UserError(f"There is no folder {folder}. Name the `output` of an earlier command.")
     audit = AuditFolder(folder)
     if audit.is_cleaning and not audit.has_summary:
         raise UserError(
@@ -231,8 +231,8 @@ def _target(
 ) -> Target:
     if create_pr and revision is not None:
         raise UserError(
-            "A pull request is opened against the main branch: give either --create-pr or "
-            "--revision."
+            "A pull request is opened against the main branch: give either `create_pr` or "
+            "`revision`."
         )
     try:
         validate_repo_id(repo_id)

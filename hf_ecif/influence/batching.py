@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
@@ -13,18 +12,19 @@ from hf_ecif.engine.objective import Objective, random_batches
 from hf_ecif.influence.queries import ContrastiveLoss, Query, Several, Target
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Pass
+from hf_ecif.utils.seeds import derive, stream
 
 AnyQuery = Rows | Query
 
 
 def training_objective(
-    encoder: DualEncoder, rows: Rows, config: InfluenceConfig, generator: torch.Generator
+    encoder: DualEncoder, rows: Rows, config: InfluenceConfig, seed: int
 ) -> Objective:
     """Contrastive loss of training rows, held near the model as given by the config's ``l2``."""
     return Objective(
         encoder,
         rows.features,
-        random_batches(len(rows), config.batch_size, generator),
+        random_batches(len(rows), config.batch_size, stream(seed, "training batches")),
         repeated_captions(rows, config),
         config.l2,
         encoder.theta,
@@ -35,16 +35,18 @@ def query_target(
     encoder: DualEncoder,
     query: AnyQuery | Sequence[AnyQuery],
     config: InfluenceConfig,
-    generator: torch.Generator,
 ) -> Target:
-    """What the scores predict the change of; of rows, their contrastive loss."""
+    """Target of the scores: the quantity whose change they predict; of rows, their loss.
+
+    Its batches do not depend on what else is asked.
+    """
     if isinstance(query, Query):
         return query
     if isinstance(query, Rows):
-        batches = random_batches(len(query), config.batch_size, generator)
+        batches = random_batches(len(query), config.batch_size, stream(config.seed, "query"))
         same = repeated_captions(query, config)
         return ContrastiveLoss(Objective(encoder, query.features, batches, same))
-    return Several([query_target(encoder, one, config, generator) for one in query])
+    return Several([query_target(encoder, one, config) for one in query])
 
 
 def scoring_pass(rows: Rows, config: InfluenceConfig) -> Pass:
@@ -52,7 +54,7 @@ def scoring_pass(rows: Rows, config: InfluenceConfig) -> Pass:
     return Pass(
         config.batch_size,
         config.partitions,
-        config.seed + 1,
+        derive(config.seed, "scoring"),
         repeated_captions(rows, config),
         config.role,
         config.tangents,

@@ -15,8 +15,8 @@ def score_columns(
 
     Args:
         rows: the readable ones.
-        scores: of the readable rows, at the fitted parameters.
-        given: of the readable rows, at the model's own parameters.
+        scores: scores of the readable rows, at the fitted parameters.
+        given: scores of the readable rows, at the model's own parameters.
         relative: which relative score.
     """
     columns = {

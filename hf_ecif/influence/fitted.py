@@ -1,4 +1,4 @@
-"""What a fit finds, as one thing that can be kept, sent and scored with elsewhere."""
+"""Result of a fit, as one thing that can be kept, sent and scored with elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ecif.engine.solvers import SolveReport, Spectrum
+from hf_ecif.engine.solvers import SolveReport
+from hf_ecif.engine.system import Spectrum
 from hf_ecif.influence.fitting import FitReport
 from hf_ecif.influence.response import Checkpoint
 from hf_ecif.influence.scoring import Directions
@@ -18,20 +19,20 @@ from hf_ecif.utils.checkpoints import State
 
 @dataclass(frozen=True, repr=False)
 class Fitted:
-    """What a fit has found, apart from the rows that it was made with.
+    """Result of a fit, without the rows that it was made with.
 
     Attributes:
         theta: attributed parameters at which everything is linearised, ``(P,)``.
         directions: tangents of the scoring pass at ``theta``.
-        spectrum: of the curvature there.
+        spectrum: spectrum of the curvature there.
         train_count: rows fitted on, the ``N`` of every score.
         fit: how the parameters were fitted.
         solvers: reports by purpose.
         query_loss_before: loss of the query at the model's own parameters, in nats.
         query_loss: loss of the query at ``theta``.
         alignment: cosine of the query's gradient and the training gradient.
-        checkpoints: of an unrolled response, by which the query is scored in place of its direction
-            at ``theta``; none of a stationary one.
+        checkpoints: checkpoints of an unrolled response, which score the query in place of its
+            direction at ``theta``; none for a stationary one.
     """
 
     theta: Tensor
@@ -51,7 +52,7 @@ class Fitted:
         return self.checkpoints or [Checkpoint(self.theta, self.directions.query)]
 
     def __repr__(self) -> str:
-        """In words; the tensors would fill a screen."""
+        """One line of text: the tensors would fill a screen."""
         open_ends = [purpose for purpose, report in self.solvers.items() if not report.converged]
         return (
             f"Fitted({self.train_count} rows, {len(self.theta)} parameters, query loss "

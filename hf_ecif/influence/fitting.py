@@ -22,7 +22,7 @@ DECAYS, EPSILON = (0.9, 0.999), 1e-8  # of Adam's moments, and below its root
 
 @dataclass(frozen=True)
 class FitReport:
-    """What fitting the attributed parameters did.
+    """Outcome of fitting the attributed parameters.
 
     Attributes:
         epochs: passes over the data.
@@ -44,9 +44,9 @@ class Epoch(NamedTuple):
         theta: parameters before its first step, ``(P,)``.
         first: Adam's mean of the gradients there, ``(P,)``.
         second: and of their squares.
-        steps: of the fit that were done before.
-        learning_rate: of the epoch.
-        batches: of its steps.
+        steps: number of steps of the fit before it.
+        learning_rate: learning rate of the epoch.
+        batches: rows of the batch of each step.
     """
 
     theta: Tensor
@@ -74,11 +74,11 @@ def fit_parameters(
     Args:
         objective: its batches serve to report the loss; those of training are drawn anew.
         theta: ``(P,)``, the start.
-        batch_size: of the contrastive batches.
+        batch_size: pairs of a contrastive batch.
         epochs: zero leaves the parameters as they are.
         learning_rate: at the start; it falls to zero along a cosine.
-        generator: of the batches.
-        checkpoints: where the state after the last epoch is kept.
+        generator: generator of the batches.
+        checkpoints: store of the state after the last epoch.
         trajectory: takes up every epoch that is not known from the checkpoints.
         advance: called after every epoch, for a progress bar.
 
@@ -124,7 +124,7 @@ def run_epoch(
         objective: what is minimised; its own batches are not used.
         current: parameters ``(P,)``.
         optimizer: from `adam`.
-        learning_rate: of all steps.
+        learning_rate: learning rate of all steps.
         batches: rows of each.
     """
     optimizer.param_groups[0]["lr"] = learning_rate

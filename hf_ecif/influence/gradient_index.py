@@ -21,6 +21,7 @@ from hf_ecif.engine.low_rank import CHUNK
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.queries import Query
 from hf_ecif.influence.response import choose_contribution, respond
+from hf_ecif.utils.seeds import stream
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Index:
         As far as the basis reaches.
 
         Args:
-            gradients: of the queries, ``(Q, P)``.
+            gradients: gradients of the queries, ``(Q, P)``.
         """
         return (gradients @ self.basis.T).to(self.sketch) @ self.sketch
 
@@ -60,7 +61,7 @@ def build_index(
         rank: vectors of the basis. With as many as there are queries nothing is lost.
         advance: called with the number of queries done.
     """
-    generator = torch.Generator().manual_seed(influence.config.seed + 5)
+    generator = stream(influence.config.seed, "index")
     mixed = torch.zeros(rank, len(influence.theta)).to(influence.theta)
     for query in queries:
         # Every query counts alike, however steep it is.
@@ -69,7 +70,7 @@ def build_index(
         mixed += weights @ gradients
         advance(len(gradients))
     basis = torch.linalg.qr(mixed.T).Q.T.contiguous()
-    training, response = influence.require_training(), choose_contribution(influence.config)
+    training, response = influence.training, choose_contribution(influence.config)
     scores = [influence.scores_through(respond(response, training, c)) for c in basis.split(CHUNK)]
     parts = [torch.stack([some.positive, some.negative]) for some in scores]
     return Index(basis, torch.cat(parts, dim=1))

@@ -59,16 +59,15 @@ class Influence:
     is valuable. Units: those of the query (nats of its mean loss), per pair.
 
     Attributes:
-        model: that was fitted; its own parameters are as they were.
+        model: model that was fitted; its own parameters are unchanged.
         config: everything that decides a score.
         fitted: what was found: parameters, directions, spectrum and reports.
-        training: the rows, their batches, and the way of the fit; None of a fit that was loaded.
     """
 
     model: LoadedModel
     config: InfluenceConfig
     fitted: Fitted
-    training: Training | None = None
+    _training: Training | None = None
 
     @classmethod
     def from_pretrained(
@@ -85,9 +84,9 @@ class Influence:
         Args:
             name_or_path: a folder or a Hub id, as for `InfluenceModel.from_pretrained`.
             revision: branch, tag or commit on the Hub.
-            token: of the Hub; the user's login if absent.
-            dtype: of the weights; that of accelerate's settings if absent.
-            device: of the weights; likewise.
+            token: access token of the Hub; the user's login if absent.
+            dtype: dtype of the weights; that of accelerate's settings if absent.
+            device: device of the weights; accelerate's if absent.
 
         Raises:
             UserError: nothing there, or no fit.
@@ -131,6 +130,20 @@ class Influence:
             return push_model(folder, repo_id, **options)
 
     @property
+    def training(self) -> Training:
+        """The training rows, their batches, and the way of the fit.
+
+        Raises:
+            UserError: the fit was loaded without them.
+        """
+        if self._training is None:
+            raise UserError(
+                "This fit was loaded without its training rows, which are needed here: call "
+                "fit(train, query)."
+            )
+        return self._training
+
+    @property
     def theta(self) -> Tensor:
         """Attributed parameters that were fitted, ``(P,)``."""
         return self.fitted.theta
@@ -142,7 +155,7 @@ class Influence:
         Raises:
             UserError: the fit was loaded without them.
         """
-        return self.require_training().rows
+        return self.training.rows
 
     @property
     def fingerprint(self) -> str:
@@ -154,7 +167,7 @@ class Influence:
         return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:
-        """In words; the tensors would fill a screen."""
+        """One line of text: the tensors would fill a screen."""
         return repr(self.fitted).replace("Fitted", type(self).__name__, 1)
 
     def score(
@@ -172,21 +185,11 @@ class Influence:
             UserError: a column is missing.
         """
         if isinstance(rows, Rows):
-            return _with_columns(None, self.columns(self.model.rows(rows)))
+            return _with_columns(None, influence_columns(self, self.model.rows(rows)))
         plain = drop_influence_columns(rows)
         checked = check_columns(plain, image_column, text_column)
         found = self.model.read_any(checked, image_column, text_column)
-        return _with_columns(plain, self.columns(found))
-
-    def columns(self, rows: Rows) -> dict[str, list[Any]]:
-        """The influence columns of rows: scores, a value for each, and why a row has none."""
-        if len(set(rows.texts)) < 2:
-            alone = "no other caption in its batch to compare it with"
-            nothing: list[Any] = [None] * rows.total
-            return dict.fromkeys(SCORES, nothing) | {REASON: reason_column(rows, alone)}
-        scores, given = self.scores(rows), self.model.score_as_given(rows)
-        columns = score_columns(rows, scores, given, self.config.relative)
-        return {**columns, REASON: reason_column(rows)}
+        return _with_columns(plain, influence_columns(self, found))
 
     def scores(
         self,
@@ -199,21 +202,21 @@ class Influence:
         Args:
             rows: to be scored; the training rows if absent.
             progress: makes a progress bar.
-            checkpoints: where the scores of finished chunks are kept.
+            checkpoints: store of the scores of finished chunks.
         """
         found, fitted = self._rows(rows), self.fitted
         kept = (checkpoints or Checkpoints()).within("score")
         if not fitted.checkpoints:
-            return self._pass(found, fitted.directions, progress, kept)
-        scores = self._pass(found, fitted.directions.without_query(), silent, kept)
+            return _score_along(self, found, fitted.directions, progress, kept)
+        scores = _score_along(self, found, fitted.directions.without_query(), silent, kept)
         query = self.scores_through(fitted.checkpoints, found, progress, kept)
         return replace(
             scores, positive=query.positive, negative=query.negative, stderr=query.stderr
         )
 
     def sizes(self, rows: AnyRows | None = None) -> Tensor:
-        """By how much the removal of each row moves the parameters, ``(n,)``; `Scores.size`."""
-        return self._pass(self._rows(rows), self.fitted.directions.without_query()).size
+        """Norms of the changes of the parameters without each row, ``(n,)``; `Scores.size`."""
+        return _score_along(self, self._rows(rows), self.fitted.directions.without_query()).size
 
     def scores_for(self, query: Asked, rows: AnyRows | None = None) -> Scores:
         """Scores for another query than that of the fit, at the same parameters.
@@ -227,11 +230,14 @@ class Influence:
         Raises:
             UserError: the fit was loaded without its training rows.
         """
-        return self.scores_through(self._through(choose_response(self.config), query), rows)
+        response = choose_response(self.config)
+        return self.scores_through(_checkpoints(self, response, query), rows)
 
     def contributions(self, query: Asked, rows: AnyRows | None = None) -> Scores:
         """`scores_for` of what pairs have contributed, whoever else would have in their place."""
-        return self.scores_through(self._through(choose_contribution(self.config), query), rows)
+        return self.scores_through(
+            _checkpoints(self, choose_contribution(self.config), query), rows
+        )
 
     def scores_through(
         self,
@@ -243,10 +249,10 @@ class Influence:
         """Scores by what `respond` or `contribute` gave.
 
         Args:
-            checkpoints: of a response.
+            checkpoints: checkpoints of a response.
             rows: to be scored; the training rows if absent.
             progress: makes a progress bar.
-            kept: where the scores of finished chunks are kept.
+            kept: store of the scores of finished chunks.
         """
         found = self._rows(rows)
         return score_through(
@@ -262,10 +268,10 @@ class Influence:
     def partners(
         self, checkpoints: Sequence[Checkpoint], pairs: Tensor, rows: AnyRows | None = None
     ) -> Partners:
-        """In whose terms some pairs act most strongly as negatives; see `strongest_partners`.
+        """Pairs in whose terms others act most strongly as negatives; see `strongest_partners`.
 
         Args:
-            checkpoints: of several queries.
+            checkpoints: checkpoints of several queries.
             pairs: ``(Q, k)``, numbers of rows, for each query its own.
             rows: that the numbers are of; the training rows if absent.
         """
@@ -317,7 +323,7 @@ class Influence:
             query: what is asked.
             progress: makes a progress bar.
         """
-        training, advance = self.require_training(), progress("Score without", len(sets))
+        training, advance = self.training, progress("Score without", len(sets))
         asked = self.model.asked(query)
         before = self.model.query_value(asked, self.theta)
         scores = []
@@ -331,13 +337,13 @@ class Influence:
 
         How much of what holds a row's fit is the row itself, in [0, 1): a lower bound, from the
         subspace of the largest eigenvalues alone. Where there are many more rows than the rank, it
-        ranks them, and is several times too low: the size is told by `sample_leverage`, which takes
+        ranks them, but is several times too low: `sample_leverage` gives the size, and takes
         a solve for each row. The damping is the same.
 
         Args:
-            rank: of the subspace; that many products with the curvature.
+            rank: dimension of the subspace, and number of products with the curvature.
         """
-        training = self.require_training()
+        training = self.training
         if training.is_still:
             return None
         return training.leverage(self.fitted.directions.query, rank)
@@ -350,9 +356,9 @@ class Influence:
         they are too small to predict.
 
         Args:
-            count: of the rows.
+            count: number of rows.
         """
-        training = self.require_training()
+        training = self.training
         return None if training.is_still else training.sample_leverage(count)
 
     def refit(self, members: Tensor | ArrayLike, *, seed: int | None = None) -> Tensor:
@@ -360,12 +366,12 @@ class Influence:
 
         Args:
             members: booleans, true for rows that leave, as in `score_group`.
-            seed: of the batches; the config's if absent.
+            seed: seed of the batches; the config's if absent.
         """
         rows = self.rows
         rest = rows.select((~rows.chosen(members)).nonzero()[:, 0])
-        generator = torch.Generator().manual_seed(self.config.seed if seed is None else seed)
-        return train(self.model.encoder, rest, self.config, generator).theta
+        seed = self.config.seed if seed is None else seed
+        return train(self.model.encoder, rest, self.config, seed).theta
 
     def remove(
         self, members: Tensor | ArrayLike, *, steps: int = 1, progress: ProgressFactory = silent
@@ -383,47 +389,48 @@ class Influence:
             UserError: nothing is to be removed, or nearly everything.
         """
         chosen, advance = self.rows.chosen(members), progress("Remove", steps)
-        return self.model.edited(self.require_training().remove(chosen, steps, advance)[0])
-
-    def require_training(self) -> Training:
-        """The training.
-
-        Raises:
-            UserError: the fit was loaded without it.
-        """
-        if self.training is None:
-            raise UserError(
-                "This fit was loaded without its training rows, which are needed here: call "
-                "fit(train, query)."
-            )
-        return self.training
+        return self.model.edited(self.training.remove(chosen, steps, advance)[0])
 
     def _rows(self, rows: AnyRows | None) -> Rows:
         return self.rows if rows is None else self.model.rows(rows)
 
-    def _through(self, response: Response, query: Asked) -> list[Checkpoint]:
-        generator = torch.Generator().manual_seed(self.config.seed)
-        encoder = self.model.encoder
-        target = query_target(encoder, self.model.asked(query), self.config, generator)
-        return respond(response, self.require_training(), target.gradients(encoder, self.theta))
 
-    def _pass(
-        self,
-        rows: Rows,
-        directions: Directions,
-        progress: ProgressFactory = silent,
-        kept: Checkpoints | None = None,
-    ) -> Scores:
-        return score_rows(
-            self.model.encoder,
-            self.theta,
-            rows.features,
-            directions,
-            scoring_pass(rows, self.config),
-            train_count=self.fitted.train_count,
-            checkpoints=kept,
-            advance=progress("Score", len(rows)),
-        )
+def influence_columns(influence: Influence, rows: Rows) -> dict[str, list[Any]]:
+    """Influence columns of rows: scores, a value for every row, and why a row has none."""
+    if len(set(rows.texts)) < 2:
+        alone = "no other caption in its batch to compare it with"
+        nothing: list[Any] = [None] * rows.total
+        return dict.fromkeys(SCORES, nothing) | {REASON: reason_column(rows, alone)}
+    scores, given = influence.scores(rows), influence.model.score_as_given(rows)
+    columns = score_columns(rows, scores, given, influence.config.relative)
+    return {**columns, REASON: reason_column(rows)}
+
+
+def _checkpoints(influence: Influence, response: Response, query: Asked) -> list[Checkpoint]:
+    """Where and along which directions a response scores a query."""
+    model, theta = influence.model, influence.theta
+    target = query_target(model.encoder, model.asked(query), influence.config)
+    return respond(response, influence.training, target.gradients(model.encoder, theta))
+
+
+def _score_along(
+    influence: Influence,
+    rows: Rows,
+    directions: Directions,
+    progress: ProgressFactory = silent,
+    kept: Checkpoints | None = None,
+) -> Scores:
+    """Scores of rows at the fitted parameters."""
+    return score_rows(
+        influence.model.encoder,
+        influence.theta,
+        rows.features,
+        directions,
+        scoring_pass(rows, influence.config),
+        train_count=influence.fitted.train_count,
+        checkpoints=kept,
+        advance=progress("Score", len(rows)),
+    )
 
 
 def _with_columns(dataset: Dataset | None, columns: dict[str, list[Any]]) -> Dataset:

@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hf_ecif.engine.low_rank import CHUNK, DivergenceError, LowRank, Matvec, require_finite
+from hf_ecif.engine.low_rank import CHUNK, DivergenceError, Matvec, require_finite
 from hf_ecif.engine.objective import Curvature, Objective
 from hf_ecif.engine.objectives import RoleForm
-from hf_ecif.engine.solvers import SolveReport, Spectrum, solve
+from hf_ecif.engine.solvers import ConjugateGradients, SolveReport, solve
+from hf_ecif.engine.system import Spectrum, System
 
 LARGE = 0.5
 
@@ -50,7 +51,6 @@ def leverage(
     damping: float,
     vectors: Tensor,
     *,
-    query_products: Sequence[Matvec] | None = None,
     form: RoleForm = "exact",
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Leverage:
@@ -73,17 +73,14 @@ def leverage(
     is in two of them leaves both.
 
     Args:
-        objective: that the model was trained on, ``N`` rows.
+        objective: training objective, over ``N`` rows.
         theta: ``(P,)``, the trained parameters.
-        gradient: of the query at ``theta``; ``(P,)`` or ``(Q, P)``.
+        gradient: gradient of the query at ``theta``; ``(P,)`` or ``(Q, P)``.
         directions: ``(H + damping I)^-1`` of it, of the same shape.
-        damping: absolute, and positive.
+        damping: absolute damping, positive.
         vectors: ``(R, P)``, of the largest eigenvalues of ``H``, as `nystrom`
             finds them. Dependent ones do no harm.
-        query_products: products with the curvature of each of the ``Q`` queries at ``theta``. With
-            them the change of the query is predicted to second order; a pair that is held up by
-            itself alone moves the parameters too far for its gradient alone.
-        form: of the negative role.
+        form: form of the negative role.
         advance: called with the number of rows done, for a progress bar.
 
     Raises:
@@ -92,7 +89,6 @@ def leverage(
     """
     basis = _whitened(objective, theta, torch.cat([_rows(directions), vectors]), damping)
     slopes = _rows(gradient) @ basis.T
-    bends = [basis @ _products(product, basis).T for product in query_products or []]
     count = len(objective.features)
     scores, shares = theta.new_zeros(len(slopes), count), theta.new_zeros(count)
     for part in _leaving(objective, theta, basis, form):
@@ -100,8 +96,6 @@ def leverage(
         remaining = torch.eye(len(basis)).to(basis) - part.curvature
         change = torch.linalg.solve(remaining, part.gradient)
         scores[:, part.rows] = slopes @ change.T
-        for query, bend in enumerate(bends):
-            scores[query, part.rows] += ((change @ bend) * change).sum(dim=1) / 2
         shares[part.rows] = torch.linalg.eigvalsh(part.curvature)[:, -1].clamp_min(0)
         advance(len(part.rows))
     return Leverage(scores.reshape(*gradient.shape[:-1], count).cpu(), shares.cpu())
@@ -117,7 +111,6 @@ def change_without(
     relative_damping: float = 0.01,
     tolerance: float = 1e-3,
     max_iterations: int = 200,
-    preconditioner: LowRank | None = None,
 ) -> tuple[Tensor, SolveReport]:
     """Predicted change of the parameters if sets of pairs were removed, each set on its own.
 
@@ -127,15 +120,14 @@ def change_without(
     it is the better prediction where the step is long.
 
     Args:
-        objective: that the model was trained on, ``N`` rows.
+        objective: training objective, over ``N`` rows.
         theta: ``(P,)``, the trained parameters.
         members: ``(K, N)`` booleans, true for the pairs of a set.
-        spectrum: of the objective's curvature; sets the damping.
-        curvature: of the step.
-        relative_damping: in units of the mean eigenvalue.
+        spectrum: spectrum of the objective's curvature; sets the damping.
+        curvature: kind of curvature of the step.
+        relative_damping: damping in units of the mean eigenvalue.
         tolerance: relative residual of the solve.
-        max_iterations: of the solve.
-        preconditioner: of the solve, of the curvature of all pairs.
+        max_iterations: largest number of products with the curvature.
 
     Returns:
         ``(K, P)``, and the report of the solve.
@@ -149,16 +141,9 @@ def change_without(
     def product(vectors: Tensor) -> Tensor:
         return whole(vectors) - _leaving_products(touched, theta, members, vectors, curvature)
 
-    return solve(
-        product,
-        _leaving_gradients(touched, theta, members),
-        spectrum,
-        relative_damping=relative_damping,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        preconditioner=preconditioner,
-        one_matrix=False,
-    )
+    system = System(product, spectrum, relative_damping, one_matrix=False)
+    gradients = _leaving_gradients(touched, theta, members)
+    return solve(system, gradients, ConjugateGradients(tolerance, max_iterations))
 
 
 def leverage_along(
@@ -171,11 +156,11 @@ def leverage_along(
     For two curvature products per set it tells from a few rows whether a fit is `memorised`.
 
     Args:
-        objective: that the model was trained on, ``N`` rows.
+        objective: training objective, over ``N`` rows.
         theta: ``(P,)``, the trained parameters.
         members: ``(K, N)`` booleans, true for the pairs of a set.
         changes: ``(K, P)``, not zero.
-        damping: absolute.
+        damping: absolute damping.
 
     Returns:
         ``(K,)``.
@@ -194,7 +179,7 @@ def implied_penalty(objective: Objective, theta: Tensor, start: Tensor) -> float
     the slope is zero, and there is no penalty but that of ``J``.
 
     Args:
-        objective: that was fitted.
+        objective: objective that was minimised.
         theta: ``(P,)``, where the fit stopped.
         start: ``(P,)``, where it began; another point.
     """
@@ -214,28 +199,24 @@ def sample_leverage(
 ) -> Tensor:
     """Leverages of some pairs ``(n,)``, each along its own plain influence; lower bounds.
 
-    Dear, a solve for each, but far above the bounds of the subspace that `leverage` takes for all
-    rows: what a pair holds up is off the large eigenvalues that all pairs share.
+    Expensive, a solve for each, but far above the bounds from the subspace of `leverage`: what a
+    pair holds up is off the large eigenvalues that all pairs share.
 
     Args:
-        objective: that the model was trained on, ``N`` rows.
+        objective: training objective, over ``N`` rows.
         theta: ``(P,)``, the trained parameters.
-        spectrum: of the objective's curvature.
+        spectrum: spectrum of the objective's curvature.
         rows: ``(n,)``, their numbers.
-        damping: absolute; `implied_penalty` for what is true of the fit itself.
+        damping: absolute damping; `implied_penalty` gives that of the fit itself.
         tolerance: relative residual of the solve. Any direction gives a bound, so it may be large.
-        max_iterations: of the solve.
+        max_iterations: largest number of products with the curvature.
     """
     members = torch.zeros(len(rows), len(objective.features), dtype=torch.bool)
     members[torch.arange(len(rows)), rows] = True
-    changes, _ = solve(
-        objective.operator("ggn", theta),
-        _leaving_gradients(_touched_batches(objective, members), theta, members),
-        spectrum,
-        relative_damping=damping / spectrum.mean_eigenvalue,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-    )
+    relative_damping = damping / spectrum.mean_eigenvalue
+    system = System(objective.operator("ggn", theta), spectrum, relative_damping)
+    gradients = _leaving_gradients(_touched_batches(objective, members), theta, members)
+    changes, _ = solve(system, gradients, ConjugateGradients(tolerance, max_iterations))
     return leverage_along(objective, theta, members, changes, damping)
 
 
@@ -262,7 +243,7 @@ def memorised(leverage: Tensor) -> str | None:
 
 @dataclass(frozen=True)
 class _Leaving:
-    """What some rows take along when they leave, in the coordinates of a basis.
+    """Gradient and curvature that leave with some rows, in the coordinates of a basis.
 
     Attributes:
         rows: ``(n,)``.
@@ -294,7 +275,7 @@ def _whitened(objective: Objective, theta: Tensor, vectors: Tensor, damping: flo
 
 
 def _products(product: Matvec, vectors: Tensor) -> Tensor:
-    """Of every row, `CHUNK` at a time."""
+    """Products with every row, `CHUNK` at a time."""
     products = torch.cat([product(part) for part in vectors.split(CHUNK)])
     require_finite(products)
     return products
@@ -388,7 +369,7 @@ def _leaving_products(
 
 
 def _remaining(batch: Objective, members: Tensor) -> list[Objective]:
-    """What is left of a batch: of fewer than two pairs, nothing that has a loss."""
+    """Rest of a batch; nothing where it has fewer than two pairs, which have no loss."""
     left = (~members[batch.batches[0]]).sum()
     return [batch.without(members)] if left > 1 else []
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data.schema import check_columns
+from hf_ecif.data.schema import check_columns, find_columns
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.inverse import require_solvable
 from hf_ecif.engine.objectives import Embeddings
@@ -20,10 +20,11 @@ from hf_ecif.engine.parameters import add_lora, has_adapters
 from hf_ecif.errors import UserError
 from hf_ecif.influence.batching import AnyQuery, query_target, scoring_pass
 from hf_ecif.influence.queries import Query
-from hf_ecif.influence.rows import Rows, Table, read_rows, require_rows, require_same_encoder
+from hf_ecif.influence.rows import Chain, Rows, Table, read_rows, require_rows, require_same_encoder
 from hf_ecif.influence.saving import load_model, save_model
-from hf_ecif.influence.scoring import Directions, Scores, score_rows
+from hf_ecif.influence.scoring import Scores, score_embedded
 from hf_ecif.utils.checkpoints import Checkpoints
+from hf_ecif.utils.seeds import derive
 
 AnyRows: TypeAlias = Rows | Dataset
 # What is asked: rows for their contrastive loss, or another function; a list is asked in one pass.
@@ -49,7 +50,8 @@ class LoadedModel:
         self.name = name
         self._adapters_are_ours = self.config.parameters == "lora" and not has_adapters(model)
         if self._adapters_are_ours:
-            model = add_lora(model, rank=self.config.lora_rank, seed=self.config.seed)
+            seed = derive(self.config.seed, "adapters")
+            model = add_lora(model, rank=self.config.lora_rank, seed=seed)
         self.encoder = DualEncoder(model, self.config.parameters, self.config.micro_batch_size)
         require_solvable(self.config, self.encoder.count)
 
@@ -71,9 +73,9 @@ class LoadedModel:
                 ``hf://owner/name``.
             config: how influence is computed; that of `InfluenceConfig` if absent.
             revision: branch, tag or commit on the Hub.
-            token: of the Hub; the user's login if absent.
-            dtype: of the weights, as ``"float32"``; that of accelerate's settings if absent.
-            device: of the weights, as ``"cuda:0"``; likewise.
+            token: access token of the Hub; the user's login if absent.
+            dtype: dtype of the weights, as ``"float32"``; that of accelerate's settings if absent.
+            device: device of the weights, as ``"cuda:0"``; accelerate's if absent.
 
         Raises:
             UserError: nothing there, or no contrastive dual encoder.
@@ -122,7 +124,7 @@ class LoadedModel:
 
     def read_any(
         self,
-        cells: Dataset | Table,
+        cells: Dataset | Table | Chain,
         image_column: str,
         text_column: str,
         advance: Callable[[int], None] = lambda rows: None,
@@ -143,33 +145,28 @@ class LoadedModel:
         )
 
     def rows(self, rows: AnyRows) -> Rows:
-        """Rows as they are, or those of a data set with the columns ``image`` and ``text``.
+        """Rows as they are, or those of a data set, whose columns are found by their types.
 
         Raises:
-            UserError: they were encoded by another model, or cannot be read.
+            UserError: they were encoded by another model, or cannot be read; or it cannot be told
+                which columns are meant: give `read` their names.
         """
         if isinstance(rows, Dataset):
-            return self.read(rows)
+            return self.read(rows, *find_columns(rows))
         require_same_encoder(rows, self.encoder)
         return rows
 
     def query_value(self, query: Asked, theta: Tensor) -> Tensor:
         """The query at some attributed parameters; ``()``, or ``(Q,)`` of several queries."""
-        generator = torch.Generator().manual_seed(self.config.seed)
-        target = query_target(self.encoder, self.asked(query), self.config, generator)
+        target = query_target(self.encoder, self.asked(query), self.config)
         return target.values(self.encoder, theta)
 
     def score_as_given(self, rows: AnyRows) -> Scores:
         """Losses and cosines by the model as given; influence parts are of no query."""
-        theta, found = self.encoder.theta, self.rows(rows)
-        return score_rows(
-            self.encoder,
-            theta,
-            found.features,
-            Directions.none(theta),
-            scoring_pass(found, self.config),
-            train_count=len(found),
-        )
+        found = self.rows(rows)
+        embeddings = self.encoder.embed_as_given(found.features)
+        how = scoring_pass(found, self.config)
+        return score_embedded(self.encoder, found.features, embeddings, how)
 
     def embed_as_given(self, rows: AnyRows) -> Embeddings:
         """Normalised embeddings ``(n, d)`` of rows by the model as given, made once for each."""

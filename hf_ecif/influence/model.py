@@ -21,7 +21,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hf_ecif.engine.solvers import Spectrum, random_signs
+from hf_ecif.engine.low_rank import random_signs
+from hf_ecif.engine.system import Spectrum
 from hf_ecif.influence.batching import AnyQuery, query_target
 from hf_ecif.influence.fitted import Fitted
 from hf_ecif.influence.influence import Influence
@@ -32,6 +33,7 @@ from hf_ecif.influence.rows import Rows, require_distinct
 from hf_ecif.influence.training import Training, train
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import stream
 
 
 class InfluenceModel(LoadedModel):
@@ -55,8 +57,9 @@ class InfluenceModel(LoadedModel):
             query: what is asked. Rows mean their contrastive loss, better clean than many; a
                 `Query` is any other function; a list is several queries, scored in one pass.
             progress: makes a progress bar of a name and a number of steps.
-            checkpoints: where every epoch and the result are kept.
-            spectrum: of the curvature, where that of like rows is known: both are damped alike.
+            checkpoints: store of the last epoch and the result.
+            spectrum: spectrum of the curvature, where that of similar rows is known: both are then
+                damped alike.
 
         Raises:
             UserError: fewer than two rows or distinct captions on either side.
@@ -67,15 +70,14 @@ class InfluenceModel(LoadedModel):
         for one in [asked] if isinstance(asked, Rows | Query) else asked:
             if isinstance(one, Rows):
                 require_distinct("query", one)
-        generator = torch.Generator().manual_seed(self.config.seed)
-        training = self._train(rows, generator, progress, known, spectrum)
+        training = self._train(rows, self.config.seed, progress, known, spectrum)
         state = known.load("direction")
         if state is not None:
             fitted = Fitted.from_state(state, like=training.theta)
             return Influence(
                 self, self.config, fitted, replace(training, known_spectrum=fitted.spectrum)
             )
-        fitted = _answer(self, training, asked, generator, progress)
+        fitted = _answer(self, training, asked, progress)
         known.save("direction", fitted.to_state())
         return Influence(self, self.config, fitted, training)
 
@@ -84,15 +86,14 @@ class InfluenceModel(LoadedModel):
 
         Args:
             rows: the training rows.
-            seed: of the batches; the config's if absent.
+            seed: seed of the batches; the config's if absent.
         """
-        generator = torch.Generator().manual_seed(self.config.seed if seed is None else seed)
-        return self._train(self.rows(rows), generator).theta
+        return self._train(self.rows(rows), self.config.seed if seed is None else seed).theta
 
     def _train(
         self,
         rows: Rows,
-        generator: torch.Generator,
+        seed: int,
         progress: ProgressFactory = silent,
         checkpoints: Checkpoints | None = None,
         spectrum: Spectrum | None = None,
@@ -101,7 +102,7 @@ class InfluenceModel(LoadedModel):
             self.encoder,
             rows,
             self.config,
-            generator,
+            seed,
             record=choose_response(self.config).needs_trajectory,
             spectrum=spectrum,
             checkpoints=checkpoints,
@@ -113,14 +114,14 @@ def _answer(
     model: InfluenceModel,
     training: Training,
     query: AnyQuery | Sequence[AnyQuery],
-    generator: torch.Generator,
     progress: ProgressFactory,
 ) -> Fitted:
-    """What the response of the config finds for a query."""
+    """Result of the fit: the answer of the config's response to a query."""
     config, encoder, theta = model.config, model.encoder, training.theta
-    target = query_target(encoder, query, config, generator)
+    target = query_target(encoder, query, config)
     gradients = target.gradients(encoder, theta)
-    probes = random_signs((config.probes, len(theta)), generator).to(theta)
+    signs = random_signs((config.probes, len(theta)), stream(config.seed, "probes"))
+    probes = signs.to(theta)
     answer = choose_response(config).answer(training, gradients, probes, progress)
     mean = gradients.reshape(-1, len(theta)).mean(dim=0)
     slope = training.objective.gradient(theta)

@@ -1,4 +1,4 @@
-"""As a hard negative, but of which other pair? The partner in whose terms a pair acts most."""
+"""Partners of a hard negative: the pairs in whose terms it acts most strongly."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def strongest_partners(
     *,
     train_count: int,
 ) -> Partners:
-    """In whose terms some pairs act most strongly as negatives.
+    """Pairs in whose terms some pairs act most strongly as negatives.
 
     Of one meeting at one checkpoint, since two pairs seldom meet twice; by absolute value.
 
     Args:
-        encoder: of the attributed parameters.
-        checkpoints: of several queries, ``(Q, P)`` each.
+        encoder: encoder with the attributed parameters.
+        checkpoints: checkpoints of several queries, ``(Q, P)`` each.
         features: ``N`` rows.
         pairs: ``(Q, k)``, numbers of rows, for each query its own.
         how: they are pushed, and meet; as in `score_through`, the very same batches.

@@ -23,6 +23,7 @@ from hf_ecif.engine.objective import Objective
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.rows import Rows
+from hf_ecif.utils.seeds import derive
 
 Direction = Literal["text_to_image", "image_to_text"]
 CHUNK = 64  # queries whose cotangents are held at a time
@@ -57,7 +58,7 @@ class Query:
 
 
 class Target(Protocol):
-    """What the scores predict the change of: one value, or several."""
+    """Quantities whose change the scores predict: one, or several."""
 
     def values(self, encoder: DualEncoder, theta: Tensor) -> Tensor: ...
 
@@ -66,7 +67,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class ContrastiveLoss:
-    """Of any number of rows, batch by batch."""
+    """Contrastive loss of any number of rows, batch by batch."""
 
     objective: Objective
 
@@ -109,7 +110,7 @@ def zero_shot(rows: Rows, *, each: bool = False) -> Query:
 
 
 def zero_shot_margin(rows: Rows, images: Sequence[int]) -> Query:
-    """By how much the other classes together beat the right one; one query per image.
+    """Margin of the other classes together over the right one; one query per image.
 
     ``logsumexp_{c != label} S_c - S_label``, in nats: the logarithm of the odds against the class.
 
@@ -139,7 +140,7 @@ def retrieval_margin(
     pairs: Sequence[int],
     direction: Direction = "text_to_image",
 ) -> Query:
-    """By how much the candidates together beat the right answer; one query per pair.
+    """Margin of the candidates together over the right answer; one query per pair.
 
     ``logsumexp_{j != n} S_nj - S_nn``, in nats: the logarithm of the odds against pair ``n``.
 
@@ -162,7 +163,7 @@ def retrieval_margin(
 
 
 def anchors_and_keys(embeddings: Embeddings, direction: Direction) -> tuple[Tensor, Tensor]:
-    """What is looked for with, and what among."""
+    """Embeddings that search, and those that are searched."""
     text, image = embeddings[:2]
     return (text, image) if direction == "text_to_image" else (image, text)
 
@@ -176,14 +177,14 @@ def choose_query(rows: Rows, encoder: DualEncoder, *, share: float = 0.1, seed: 
     Args:
         rows: the data, of which copies count once.
         encoder: embeds them, with the model's own parameters.
-        share: of every cluster that is taken; two pairs at least in all.
-        seed: of the clustering.
+        share: share of every cluster that is chosen; two pairs at least in all.
+        seed: seed of the clustering.
     """
     rows = rows.select(firsts(rows.siblings)[0])
     embeddings = encoder.embed_as_given(rows.features)
     aligned = (embeddings.text * embeddings.image).sum(dim=1).cpu()  # as the clusters are
     count = max(1, round(len(rows) ** 0.5 / 4))
-    clusters = cluster(embeddings.image, count, seed)
+    clusters = cluster(embeddings.image, count, derive(seed, "clusters"))
     chosen = [_best(aligned, (clusters == c).nonzero()[:, 0], share) for c in range(count)]
     return rows.select(torch.cat(chosen))
 

@@ -24,13 +24,14 @@ so in all directions. A step that does not go down is therefore taken again with
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
 
 from hf_ecif.engine.objective import Curvature, Objective
-from hf_ecif.engine.solvers import SolveReport, Spectrum, solve
+from hf_ecif.engine.solvers import ConjugateGradients, SolveReport, solve
+from hf_ecif.engine.system import Spectrum, System
 
 # Of the decrease that the gradient promises, how much a step must bring (Armijo).
 SUFFICIENT = 0.1
@@ -74,17 +75,17 @@ def remove(
     """The attributed parameters ``(P,)`` without the influence of some pairs, and a report.
 
     Args:
-        objective: that the model was trained on, members included.
+        objective: training objective, members included.
         theta: ``(P,)``, the trained parameters.
         members: ``(N,)`` booleans, true for pairs that leave.
-        spectrum: of the objective's curvature; sets the damping.
+        spectrum: spectrum of the objective's curvature; sets the damping.
         steps: Newton steps at most.
         rescale: whether the remaining pairs are to count as much as all did, as in a retraining,
             whose loss is a mean over them; else, as in influence functions, each counts as before.
-        curvature: of the steps.
-        relative_damping: of the penalty, in units of the mean eigenvalue.
+        curvature: kind of curvature of the steps.
+        relative_damping: weight of the penalty, in units of the mean eigenvalue.
         tolerance: relative residual of every solve, and of ``|r|`` at which to stop.
-        max_iterations: of every solve.
+        max_iterations: largest number of products with the curvature in every solve.
         advance: called after every step, for a progress bar.
     """
     remaining = objective.without(members, rescale=rescale)
@@ -95,16 +96,11 @@ def remove(
 
     current, residual = theta, residual_at(theta)
     norms, reports, trials = [residual.norm().item()], [], 0
+    solver = ConjugateGradients(tolerance, max_iterations)
     for _ in range(steps):
-        newton = partial(
-            solve,
-            partial(remaining.curvature, curvature, current),
-            residual[None],
-            spectrum,
-            tolerance=tolerance,
-            max_iterations=max_iterations,
-        )
-        step = _step_down(newton, residual_at, current, residual, spectrum, relative_damping)
+        product = partial(remaining.curvature, curvature, current)
+        system = System(product, spectrum, relative_damping)
+        step = _step_down(system, solver, residual_at, current, residual)
         trials += step.trials
         advance(1)
         if step.solver is None:
@@ -134,12 +130,11 @@ class _Step:
 
 
 def _step_down(
-    newton: Callable[..., tuple[Tensor, SolveReport]],
+    system: System,
+    solver: ConjugateGradients,
     residual_at: Callable[[Tensor], Tensor],
     theta: Tensor,
     residual: Tensor,
-    spectrum: Spectrum,
-    relative_damping: float,
 ) -> _Step:
     """A Newton step with the least damping, of some, that leads down.
 
@@ -148,12 +143,13 @@ def _step_down(
     damping is a few times the curvature, damping included, that was found along it.
     """
     for trial in range(1, MOST_TRIALS + 1):
-        solution, report = newton(relative_damping=relative_damping)
+        solution, report = solve(system, residual[None], solver)
         there = theta - solution[0]
         moved = residual_at(there)
         slope, slope_there = residual @ solution[0], moved @ solution[0]
         if (slope + slope_there) / 2 > SUFFICIENT * slope:
             return _Step(there, moved, report, trial)
         along = (slope / solution.square().sum()).item()
-        relative_damping = MORE_DAMPING * along / spectrum.mean_eigenvalue
+        more = MORE_DAMPING * along / system.spectrum.mean_eigenvalue
+        system = replace(system, relative_damping=more)
     return _Step(theta, residual, None, MOST_TRIALS)

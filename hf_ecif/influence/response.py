@@ -48,6 +48,7 @@ from hf_ecif.influence.scoring import Directions, Pass, Scores, score_rows
 from hf_ecif.influence.training import Training
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import derive
 
 
 class Checkpoint(NamedTuple):
@@ -99,8 +100,8 @@ class Response(Protocol):
         """Directions for queries with some gradients at the end of the training.
 
         Args:
-            training: that is asked about.
-            gradients: of the queries, ``(P,)`` or ``(Q, P)``.
+            training: training in question.
+            gradients: gradients of the queries, ``(P,)`` or ``(Q, P)``.
             probes: ``(K, P)``, solved for along the way; none is fine.
             progress: makes a progress bar.
         """
@@ -108,7 +109,7 @@ class Response(Protocol):
 
 @dataclass(frozen=True)
 class Stationary:
-    """As a minimum does: the inverse curvature at the end of the training."""
+    """Response of a minimum: the inverse curvature at the end of the training."""
 
     needs_trajectory = False
 
@@ -129,7 +130,7 @@ class Stationary:
 
 @dataclass(frozen=True)
 class Unrolled:
-    """As the fit did, step by step: a checkpoint for every epoch.
+    """Response of the fit itself, step by step: a checkpoint for every epoch.
 
     Attributes:
         curvature: by which later steps make up for the change of earlier ones; None where they do
@@ -168,7 +169,7 @@ def choose_response(config: InfluenceConfig) -> Response:
 def choose_contribution(config: InfluenceConfig) -> Response:
     """The response that tells what pairs have contributed, whoever else would have.
 
-    A model that was not fitted here has moved nowhere; its pairs are told by the inverse curvature.
+    A model that was not fitted here has moved nowhere; the inverse curvature answers for its pairs.
     """
     return Unrolled(None) if config.fit_epochs else Stationary()
 
@@ -178,8 +179,8 @@ def respond(response: Response, training: Training, gradients: Tensor) -> list[C
 
     Args:
         response: to a removal, or of a contribution.
-        training: that is asked about.
-        gradients: of the queries at its end, ``(P,)`` or ``(Q, P)``.
+        training: training in question.
+        gradients: gradients of the queries at its end, ``(P,)`` or ``(Q, P)``.
     """
     no_probes = training.theta.new_zeros(0, len(training.theta))
     return response.answer(training, gradients, no_probes).scored_at(training.theta)
@@ -200,8 +201,8 @@ def unroll(
 
     Args:
         objective: that of the fit; its own batches are not used.
-        trajectory: of the fit.
-        gradients: of the queries at its end, ``(P,)`` or ``(Q, P)``.
+        trajectory: trajectory of the fit.
+        gradients: gradients of the queries at its end, ``(P,)`` or ``(Q, P)``.
         curvature: by which later steps answer; None for contributions.
         advance: called after every epoch, for a progress bar.
     """
@@ -240,12 +241,12 @@ def score_through(
     zero.
 
     Args:
-        encoder: of the attributed parameters.
-        checkpoints: of a response.
+        encoder: encoder with the attributed parameters.
+        checkpoints: checkpoints of a response.
         features: ``N`` rows.
         how: they are pushed, and meet.
         train_count: rows of the training set, the ``N`` of ``1 / 2N``.
-        kept: where the scores of finished chunks are kept.
+        kept: store of the scores of finished chunks.
         advance: called with the number of rows done at a checkpoint, for a progress bar.
     """
     known = kept or Checkpoints()
@@ -273,12 +274,14 @@ def score_through(
 def share_partitions(how: Pass, checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, Pass]]:
     """Every checkpoint with partitions of its own, together about as many as there were to be.
 
-    Two each at least, which a standard error takes, unless only one was to be.
+    Two each at least, which a standard error takes, unless only one was to be. The first one has
+    the seed that was given, so that one alone is scored as by a pass of its own.
     """
     each = max(min(2, how.partitions), -(-how.partitions // len(checkpoints)))
+    seeds = [how.seed, *(derive(how.seed, "checkpoints", n) for n in range(1, len(checkpoints)))]
     return [
-        (checkpoint, replace(how, partitions=each, seed=how.seed + number))
-        for number, checkpoint in enumerate(checkpoints)
+        (checkpoint, replace(how, partitions=each, seed=seed))
+        for checkpoint, seed in zip(checkpoints, seeds, strict=True)
     ]
 
 
@@ -286,13 +289,13 @@ class _Step(NamedTuple):
     """A step of Adam.
 
     Attributes:
-        number: from one.
-        learning_rate: of its epoch.
-        batch: of its gradient.
+        number: number of the step, from one.
+        learning_rate: learning rate of its epoch.
+        batch: rows of its batch.
         theta: before it.
         gradient: there.
         first: moment after the gradient was taken in.
-        second: likewise.
+        second: second moment, likewise.
     """
 
     number: int

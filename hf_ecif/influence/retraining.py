@@ -25,6 +25,7 @@ from hf_ecif.influence.fitting import adam, cosine_fall, run_epoch
 from hf_ecif.influence.loaded import LoadedModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.progress import ProgressFactory, silent
+from hf_ecif.utils.seeds import derive, stream
 
 RECALLS = tuple(
     f"{direction}_recall@{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 10)
@@ -64,13 +65,13 @@ class Version:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training on a version led to.
+    """Result of training on a version.
 
     Attributes:
         version: its name.
-        rows: of an epoch, as a mean over the repeats.
-        values: of each of `MEASURES`, one for each repeat, and a single one of the model as given.
-            Recalls and accuracy are shares in [0, 1], higher is better; the loss is the mean
+        rows: number of rows of an epoch, as a mean over the repeats.
+        values: values of each of `MEASURES`, one for each repeat, and a single one for the model as
+            given. Recalls and accuracy are shares in [0, 1], higher is better; the loss is the mean
             contrastive loss in nats.
     """
 
@@ -79,15 +80,15 @@ class Outcome:
     values: Mapping[str, list[float]]
 
     def mean(self, measure: str) -> float:
-        """Over the repeats."""
+        """Mean over the repeats."""
         return float(np.mean(self.values[measure]))
 
     def stderr(self, measure: str) -> float | None:
-        """Of the mean, over the repeats; None of one. Another test would differ by more."""
+        """Standard error of `mean` over the repeats, for this test; None for a single repeat."""
         return _stderr(self.values[measure])
 
     def gain(self, other: Outcome, measure: str) -> tuple[float, float | None]:
-        """By how much it is above another, repeat by repeat: mean and standard error."""
+        """Difference to another, repeat by repeat: mean and standard error."""
         differences = np.subtract(self.values[measure], other.values[measure])
         return float(differences.mean()), _stderr(differences.tolist())
 
@@ -108,7 +109,7 @@ def compare(
         versions: by name; of each as many as there are repeats, the same or not. In a repeat, all
             versions share the seed of their batches.
         test: rows that no version has, and that nothing has been decided by.
-        seed: of the first repeat; the others count on.
+        seed: seed of the run; every repeat has one of its own.
         progress: makes a progress bar.
 
     Returns:
@@ -125,7 +126,13 @@ def compare(
     advance = progress("Fine-tune", len(sizes))
 
     def run(version: Version, repeat: int) -> dict[str, float]:
-        theta = train(model, version, steps=steps, batch_size=batch_size, seed=seed + repeat)
+        theta = train(
+            model,
+            version,
+            steps=steps,
+            batch_size=batch_size,
+            seed=derive(seed, "retraining", repeat),
+        )
         advance(1)
         return measure(model, theta, test)
 
@@ -145,17 +152,17 @@ def train(
     Args:
         model: its config says how, its own parameters are the start.
         version: what is trained on.
-        steps: of an epoch, however many rows the version has. The rate falls from epoch to epoch,
-            as that of a fit does.
-        batch_size: of the contrastive batches.
-        seed: of the batches.
+        steps: number of steps of an epoch, however many rows the version has. The rate falls from
+            epoch to epoch, as that of a fit does.
+        batch_size: pairs of a contrastive batch.
+        seed: seed of the batches.
     """
     config, rows, start = model.config, version.rows, model.encoder.theta
     same = rows.siblings if config.mask_repeated else None
     objective = Objective(model.encoder, rows.features, [], same, config.l2, start)
     current = start.clone()
     optimizer = adam(current)
-    batches = _endless(version, batch_size, torch.Generator().manual_seed(seed))
+    batches = _endless(version, batch_size, stream(seed, "fit"))
     for epoch in range(config.fit_epochs):
         rate = config.learning_rate * cosine_fall(epoch, config.fit_epochs)
         run_epoch(objective, current, optimizer, rate, islice(batches, steps))
@@ -188,13 +195,13 @@ def measure(model: LoadedModel, theta: Tensor, test: Rows) -> dict[str, float]:
 
 def random_subset(rows: Rows, count: int, seed: int) -> Rows:
     """Some of the rows, the control for versions of as many rows."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed, "subsets")
     return rows.select(torch.randperm(len(rows), generator=generator)[:count])
 
 
 def _check(model: LoadedModel, versions: Mapping[str, Sequence[Version]], test: Rows) -> None:
     if model.config.fit_epochs == 0:
-        raise UserError("--fit-epochs 0 trains nothing, so there is nothing to compare.")
+        raise UserError("`fit_epochs=0` trains nothing, so there is nothing to compare.")
     counts = {name: min(map(len, repeats)) for name, repeats in versions.items()}
     for name, count in (counts | {"test": len(test)}).items():
         if count < 2:

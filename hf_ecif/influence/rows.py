@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 from hf_ecif.data.images import Pair, read_pair
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.features import Features, Side
-from hf_ecif.engine.objectives import sigmoid
 from hf_ecif.engine.towers import Inputs
 from hf_ecif.errors import UserError
 from hf_ecif.influence.keys import Keys, caption_key, content_key, firsts, image_key
@@ -42,9 +41,9 @@ class Rows:
     """The readable rows of a data set, at the frozen boundary.
 
     Attributes:
-        features: of the ``n`` readable rows.
+        features: features of the ``n`` readable rows.
         positions: ``(n,)``, their row numbers in the data set.
-        texts: their captions.
+        texts: captions of the rows.
         reasons: why a row could not be read, by row number.
         total: rows of the data set, readable or not.
         boundary: fingerprint of what the features went through, `DualEncoder.boundary`; empty where
@@ -74,6 +73,12 @@ class Rows:
             boundary=self.boundary,
             known_keys=self.keys[chosen],
         )
+
+    def first(self, total: int) -> Rows:
+        """The readable ones of the first ``total`` rows of the data set, as if it ended there."""
+        here = self.select((self.positions < total).nonzero()[:, 0])
+        reasons = {row: reason for row, reason in self.reasons.items() if row < total}
+        return replace(here, reasons=reasons, total=total)
 
     def with_texts_of(self, donors: Tensor) -> Rows:
         """These images, each with the caption of another row."""
@@ -152,8 +157,30 @@ class Table:
         return Table({name: self.columns[name] for name in names})
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Two data sets, the rows of one after those of the other; their types may differ."""
+
+    first: Dataset
+    second: Dataset
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, rows: slice) -> dict[str, list[Any]]:
+        start, stop, _ = rows.indices(len(self))
+        border = len(self.first)
+        here = self.first[min(start, border) : min(stop, border)]
+        there = self.second[max(start - border, 0) : max(stop - border, 0)]
+        return {name: [*here[name], *there[name]] for name in self.first.column_names}
+
+    def select_columns(self, names: list[str]) -> Chain:
+        """Some of the columns."""
+        return Chain(self.first.select_columns(names), self.second.select_columns(names))
+
+
 def read_rows(
-    dataset: Dataset | Table,
+    dataset: Dataset | Table | Chain,
     encoder: DualEncoder,
     processor: Any,
     *,
@@ -169,14 +196,14 @@ def read_rows(
 
     Args:
         dataset: with an image column. If it is not decoded, images are judged before they are.
-        encoder: its frozen part is run.
+        encoder: encoder whose frozen part is run.
         processor: the model's processor.
         image_column: name.
         text_column: name.
         max_pixels: larger images are refused before they are decoded.
         memory_limit: bytes; larger activations are kept in a temporary file, mapped into memory.
         workers: processes that decode and tokenise ahead; 0 does it in between.
-        checkpoints: where what was read is kept.
+        checkpoints: store of what was read.
         advance: called with the number of rows done, for a progress bar.
     """
     known = checkpoints or Checkpoints()
@@ -227,7 +254,7 @@ def require_pairs(name: str, rows: Rows) -> Rows:
     """Rows, unless there is one alone, of which there is no contrastive loss.
 
     Args:
-        name: of the rows, for the error.
+        name: name of the rows, for the error.
         rows: one at least, as from `require_rows`.
 
     Raises:
@@ -245,7 +272,7 @@ def require_distinct(name: str, rows: Rows) -> None:
     """Refuse rows without anything to tell apart.
 
     Args:
-        name: of the rows, for the error.
+        name: name of the rows, for the error.
         rows: one at least.
 
     Raises:
@@ -254,7 +281,7 @@ def require_distinct(name: str, rows: Rows) -> None:
     require_pairs(f"The {name}", rows)
     keys, start = rows.keys, rows.texts[0][:40]
     if len(keys.captions.unique()) < 2:
-        equal, remedy = "equal", "Look at --text-column."
+        equal, remedy = "equal", "Look at `text_column`."
         if keys.truncated.all():
             equal = "equal within the number of tokens that the model reads"
             remedy = "Take off what they begin with, or use a model that reads longer ones."
@@ -265,7 +292,7 @@ def require_distinct(name: str, rows: Rows) -> None:
     if len(keys.images.unique()) < 2:
         raise UserError(
             f"All images of the {name} are the same, so there is nothing to tell apart. Look at "
-            "--image-column."
+            "`image_column`."
         )
 
 
@@ -300,7 +327,7 @@ class Preprocessor:
         self.max_length = min(self.tokenizer.model_max_length, encoder.max_text_length)
         self.dtype = encoder.input_dtype
         self.length: int | None = None
-        if encoder.contrastive is sigmoid:  # trained on captions padded to the full length
+        if encoder.contrastive.FULL_LENGTH:
             self.length = self.max_length
         elif encoder.keeps_tokens(self.tokens(["a"])):
             longest = max((self._longest(texts) for texts in all_texts()), default=0)
@@ -393,9 +420,9 @@ class _Read:
 
     Attributes:
         features: inputs of the readable rows; None if there is none.
-        keys: what these are known by, likewise.
-        positions: their row numbers.
-        texts: their captions.
+        keys: keys of these rows; None likewise.
+        positions: row numbers in the data set.
+        texts: captions of the rows.
         reasons: why the others cannot be read, by row number.
         count: rows in all.
     """
@@ -410,9 +437,9 @@ class _Read:
 
 @dataclass(frozen=True)
 class _MicroBatches:
-    """What workers take from: a micro-batch by its number."""
+    """Micro-batches by their number, for the workers."""
 
-    cells: Dataset | Table
+    cells: Dataset | Table | Chain
     columns: tuple[str, str]
     rows: list[range]
     preprocess: Preprocessor
@@ -481,9 +508,9 @@ class _Store:
 
     Attributes:
         rows: readable ones so far.
-        positions: their row numbers.
-        texts: their captions.
-        keys: what they are known by, part by part.
+        positions: row numbers in the data set.
+        texts: captions of the rows.
+        keys: keys of the rows, part by part.
         reasons: why others cannot be read, by row number.
     """
 
@@ -566,6 +593,6 @@ def _map_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return flat.view(shape)
 
 
-def _chunks(cells: Dataset | Table, rows: range, column: str) -> Iterator[list[Any]]:
+def _chunks(cells: Dataset | Table | Chain, rows: range, column: str) -> Iterator[list[Any]]:
     texts = cells.select_columns([column])
     return (texts[part.start : part.stop][column] for part in _split(rows, 1000))

@@ -39,7 +39,7 @@ class SavedFit(NamedTuple):
 
     Attributes:
         model: name of the model that was fitted; empty if it had none.
-        config: of the fit.
+        config: config of the fit.
         fitted: what `Fitted.from_state` reads.
     """
 
@@ -54,7 +54,7 @@ class _Place(NamedTuple):
     Attributes:
         path: a folder, or ``owner/name``.
         revision: on the Hub; None for its main branch, and of a folder.
-        token: of the Hub.
+        token: access token of the Hub.
     """
 
     path: str
@@ -81,9 +81,9 @@ def load_model(
     Args:
         name: folder or Hub id.
         revision: branch, tag or commit on the Hub.
-        token: of the Hub; the user's login if absent.
-        dtype: of the weights; that of accelerate's settings if absent.
-        device: of the weights; likewise.
+        token: access token of the Hub; the user's login if absent.
+        dtype: dtype of the weights; that of accelerate's settings if absent.
+        device: device of the weights; accelerate's if absent.
 
     Raises:
         UserError: nothing there, or not loadable.
@@ -103,10 +103,10 @@ def load_model(
             on_hub = explain_hub_error(error) or reason
             reason = f"no such folder, and the Hub does not give it. {on_hub}"
         raise UserError(
-            f"--model {name!r} cannot be loaded: {reason} Give a folder written by save_pretrained "
+            f"`model={name!r}` cannot be loaded: {reason} Give a folder written by save_pretrained "
             "(model and processor) or a Hub id, such as openai/clip-vit-base-patch32."
         ) from error
-    check_processor(processor, f"The processor of --model {name!r}")
+    check_processor(processor, f"The processor of `model={name!r}`")
     return model, processor
 
 
@@ -132,7 +132,7 @@ def load_fit(
     Args:
         name: folder or Hub id.
         revision: branch, tag or commit on the Hub.
-        token: of the Hub; the user's login if absent.
+        token: access token of the Hub; the user's login if absent.
     """
     place = _locate(name, revision, token)
     config, fit = (_find_file(place, file) for file in (CONFIG, FIT))

@@ -35,7 +35,7 @@ from PIL import Image
 from hf_ecif.data.columns import SCORES
 from hf_ecif.errors import UserError
 from hf_ecif.influence.columns import REASON
-from hf_ecif.influence.influence import Influence
+from hf_ecif.influence.influence import Influence, influence_columns
 from hf_ecif.influence.rows import Table
 from hf_ecif.utils import distributed
 
@@ -51,7 +51,7 @@ class Scorer:
 
     Attributes:
         source: folder or Hub id of what `Influence.save_pretrained` wrote.
-        fingerprint: of the fit; another fit in its place is refused.
+        fingerprint: fingerprint of the fit; another fit in its place is refused.
         rows: rows of a batch that are well used: several contrastive batches.
         image_column: name; its cells may be undecoded, or images.
         text_column: name.
@@ -75,7 +75,7 @@ class Scorer:
         """The scorer of a fit.
 
         Args:
-            influence: of the fit.
+            influence: the fit.
             folder: where `Influence.save_pretrained` puts what the function loads, for other
                 machines a shared one; in the cache of Hugging Face if absent, by its fingerprint.
             image_column: name.
@@ -123,7 +123,7 @@ class Scorer:
         texts = [None if text is None else str(text) for text in batch[self.text_column]]
         table = Table({self.image_column: images, self.text_column: texts})
         rows = influence.model.read_any(table, self.image_column, self.text_column)
-        return influence.columns(rows)
+        return influence_columns(influence, rows)
 
 
 def _cache(influence: Influence, folder: Path) -> None:

@@ -14,7 +14,7 @@ from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.inverse import InverseCurvature
 from hf_ecif.engine.low_rank import CHUNK, nystrom
 from hf_ecif.engine.objective import Objective
-from hf_ecif.engine.solvers import Spectrum
+from hf_ecif.engine.system import Spectrum
 from hf_ecif.errors import UserError
 from hf_ecif.influence.batching import training_objective
 from hf_ecif.influence.fitting import Epoch, FitReport, fit_parameters
@@ -22,6 +22,7 @@ from hf_ecif.influence.leverage import change_without, implied_penalty, leverage
 from hf_ecif.influence.removal import RemovalReport, remove
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.checkpoints import Checkpoints
+from hf_ecif.utils.seeds import stream
 
 ROUGH = 0.1  # residual of a solve whose answer is a step to a place, not a number
 LEAST_DAMPING = 1e-3  # in units of the mean eigenvalue
@@ -32,13 +33,14 @@ class Training:
     """The attributed parameters trained on some rows, and all that a question about it needs.
 
     Attributes:
-        rows: that were trained on.
-        config: of the training.
-        objective: that was minimised, with the batches that its value and curvature are taken in.
+        rows: training rows.
+        config: config of the training.
+        objective: training objective, with the batches of its value and its curvature.
         start: ``(P,)``, the model's own parameters.
         theta: ``(P,)``, where the training ended.
         report: how it went.
-        known_spectrum: of the curvature, where it need not be estimated.
+        seed: seed of the batches.
+        known_spectrum: spectrum of the curvature, where it need not be estimated.
     """
 
     rows: Rows
@@ -47,9 +49,9 @@ class Training:
     start: Tensor
     theta: Tensor
     report: FitReport
+    seed: int = 0
     known_spectrum: Spectrum | None = None
     _recorded: list[Epoch] = field(default_factory=list)
-    _random_state: Tensor = field(default_factory=lambda: torch.Generator().get_state())
 
     @cached_property
     def inverse(self) -> InverseCurvature:
@@ -58,7 +60,7 @@ class Training:
 
     @property
     def spectrum(self) -> Spectrum:
-        """Of the curvature at the end."""
+        """Spectrum of the curvature at the end."""
         return self.inverse.spectrum
 
     @cached_property
@@ -71,9 +73,7 @@ class Training:
         if len(self._recorded) == self.report.epochs:
             return self._recorded
         trajectory: list[Epoch] = []
-        generator = torch.Generator()
-        generator.set_state(self._random_state)
-        _minimise(self.objective, self.config, generator, trajectory=trajectory)
+        _minimise(self.objective, self.config, self.seed, trajectory=trajectory)
         return trajectory
 
     @property
@@ -118,7 +118,7 @@ class Training:
 
     def sample_leverage(self, count: int) -> Tensor:
         """Lower bounds of the leverages of ``count`` random rows, a solve for each."""
-        generator = torch.Generator().manual_seed(self.config.seed + 4)
+        generator = stream(self.config.seed, "leverage")
         rows = torch.randperm(len(self.rows), generator=generator)[:count]
         damping = self._damping_of_fit()
         return sample_leverage(self.objective, self.theta, self.spectrum, rows, damping)
@@ -167,7 +167,7 @@ class Training:
         )
 
     def _damping_of_fit(self) -> float:
-        """What holds the parameters where the training stopped, absolute."""
+        """Absolute damping that would hold the parameters where the training stopped."""
         penalty = implied_penalty(self.objective, self.theta, self.start)
         return max(penalty, LEAST_DAMPING * self.spectrum.mean_eigenvalue)
 
@@ -176,7 +176,7 @@ def train(
     encoder: DualEncoder,
     rows: Rows,
     config: InfluenceConfig,
-    generator: torch.Generator,
+    seed: int,
     *,
     record: bool = False,
     spectrum: Spectrum | None = None,
@@ -186,33 +186,32 @@ def train(
     """Train the attributed parameters on rows, from the model's own, as a config says.
 
     Args:
-        encoder: of the attributed parameters.
+        encoder: encoder with the attributed parameters.
         rows: to train on.
         config: how.
-        generator: of the batches.
+        seed: seed of the batches.
         record: whether the trajectory is kept.
-        spectrum: of the curvature at the end, where it is known.
-        checkpoints: where the state after the last epoch is kept.
+        spectrum: spectrum of the curvature at the end, where it is known.
+        checkpoints: store of the state after the last epoch.
         advance: called after every epoch, for a progress bar.
     """
-    objective = training_objective(encoder, rows, config, generator)
-    begin, trajectory = generator.get_state(), list[Epoch]()
+    objective, trajectory = training_objective(encoder, rows, config, seed), list[Epoch]()
     theta, report = _minimise(
         objective,
         config,
-        generator,
+        seed,
         checkpoints=checkpoints,
         trajectory=trajectory if record else None,
         advance=advance,
     )
     start = encoder.theta
-    return Training(rows, config, objective, start, theta, report, spectrum, trajectory, begin)
+    return Training(rows, config, objective, start, theta, report, seed, spectrum, trajectory)
 
 
 def _minimise(
     objective: Objective,
     config: InfluenceConfig,
-    generator: torch.Generator,
+    seed: int,
     *,
     checkpoints: Checkpoints | None = None,
     trajectory: list[Epoch] | None = None,
@@ -224,7 +223,7 @@ def _minimise(
         batch_size=config.batch_size,
         epochs=config.fit_epochs,
         learning_rate=config.learning_rate,
-        generator=generator,
+        generator=stream(seed, "fit"),
         checkpoints=checkpoints,
         trajectory=trajectory,
         advance=advance,

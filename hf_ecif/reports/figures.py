@@ -1,7 +1,7 @@
-"""Figures of influence: how scores are spread, and how well they foretell a retraining.
+"""Figures of influence: distributions of scores, and how well they predict a retraining.
 
-They are drawn in the colours of a light theme on nothing; `hf_ecif.reports.html` puts them
-into pages that have a dark theme, too.
+They have the colours of a light theme on a transparent ground; `hf_ecif.reports.html` puts them
+into pages that also have a dark theme.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hf_ecif.utils.formatting import Bools, Floats, number, superscript
 
 INK, MUTED, RULE, KEPT, FLAGGED = "#1d2329", "#5c6671", "#e1ddd3", "#4a7a96", "#c1501b"
 
-# Told apart without colours, too.
+# Distinguishable without colours, too.
 CURVE_STYLES: tuple[dict[str, Any], ...] = (
     {"color": FLAGGED, "marker": "o", "linestyle": "-"},
     {"color": MUTED, "marker": "s", "linestyle": "--"},
@@ -30,12 +30,12 @@ CURVE_STYLES: tuple[dict[str, Any], ...] = (
 
 
 def probability_histogram(probability: Floats, flag: Bools, threshold: float | None) -> Figure:
-    """Draws how the detector's probabilities are spread, and where its threshold lies.
+    """Histogram of the detector's probabilities, with its threshold.
 
     Args:
-        probability: Probability that a pair is misaligned, one value for each scored pair.
-        flag: Whether the pair was flagged.
-        threshold: Probability from which a pair is flagged; None draws no line.
+        probability: probability of being misaligned, for each scored pair.
+        flag: whether the pair was flagged.
+        threshold: probability from which a pair is flagged; None draws no line.
     """
     figure, axes = _blank_figure()
     _stacked(axes, probability, flag, np.linspace(0.0, 1.0, 41))
@@ -59,15 +59,15 @@ def probability_histogram(probability: Floats, flag: Bools, threshold: float | N
 
 
 def score_histogram(score: Floats, flag: Bools, exponent: int = 0) -> Figure:
-    """Draws how the influence scores are spread, flagged and kept pairs stacked.
+    """Histogram of the influence scores, flagged and kept pairs stacked.
 
     Scores have long tails. The axis covers the middle 99 %, and its two outermost bars hold
     everything beyond, so that no pair is missing from the figure.
 
     Args:
-        score: Influence score, one value for each scored pair.
-        flag: Whether the pair was flagged.
-        exponent: The axis is labelled in units of ten to this power.
+        score: influence score of each scored pair.
+        flag: whether the pair was flagged.
+        exponent: the axis is labelled in units of ten to this power.
     """
     figure, axes = _blank_figure()
     values = score / 10.0**exponent
@@ -80,15 +80,15 @@ def score_histogram(score: Floats, flag: Bools, exponent: int = 0) -> Figure:
 
 
 def role_scatter(positive: Floats, negative: Floats, flag: Bools, exponent: int = 0) -> Figure:
-    """Draws the two parts of every score against each other, flagged pairs coloured.
+    """Scatter plot of the two parts of every score, flagged pairs coloured.
 
     Pairs beyond the middle 99 % of either part are drawn at the border.
 
     Args:
-        positive: Influence of the pair as a positive, a match to be learnt.
-        negative: Influence of the pair as a negative, a contrast for the other pairs.
-        flag: Whether the pair was flagged.
-        exponent: The axes are labelled in units of ten to this power.
+        positive: influence of each pair as a positive, a match to be learnt.
+        negative: influence of each pair as a negative, a contrast for the other pairs.
+        flag: whether the pair was flagged.
+        exponent: the axes are labelled in units of ten to this power.
     """
     figure, axes = _blank_figure(height=4.6)
     horizontal, vertical = positive / 10.0**exponent, negative / 10.0**exponent
@@ -102,7 +102,7 @@ def role_scatter(positive: Floats, negative: Floats, flag: Bools, exponent: int 
             alpha=0.85,
             linewidths=0,
             label=name,
-            rasterized=True,  # a picture of fixed size, whether there are ten pairs or a million
+            rasterized=True,  # of fixed size, for ten pairs or a million
         )
     axes.axhline(0.0, color=INK, linewidth=0.8)
     axes.axvline(0.0, color=INK, linewidth=0.8)
@@ -117,10 +117,10 @@ def role_scatter(positive: Floats, negative: Floats, flag: Bools, exponent: int 
 
 
 def seconds_bars(seconds: dict[str, float]) -> Figure:
-    """Draws the time spent in each stage, in the order of the stages.
+    """Bar chart of the time spent in each stage, in their order.
 
     Args:
-        seconds: Seconds by stage. A stage "total" is left out: it is the sum of the others.
+        seconds: seconds by stage. A stage "total" is left out, since it is the sum of the others.
     """
     stages = {name: spent for name, spent in seconds.items() if name != "total"}
     figure, axes = _blank_figure(width=4.0, height=0.35 + 0.3 * len(stages))
@@ -136,12 +136,12 @@ def bars_figure(
     errors: Sequence[float] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Figure:
-    """Draws a bar for each name, from top to bottom, with its value.
+    """Bar chart with a bar and a value for each name, from top to bottom.
 
     Args:
-        values: By name.
-        errors: Half of the whiskers; none if absent.
-        labels: The values as they are to be read.
+        values: values by name.
+        errors: half lengths of the whiskers; none if absent.
+        labels: texts of the values.
     """
     figure, axes = _blank_figure(height=0.5 + 0.5 * len(values))
     heights = list(values.values())
@@ -155,12 +155,12 @@ def bars_figure(
 
 
 def validation_scatter(predicted: Floats, actual: Floats, caption: str) -> Figure:
-    """Draws true against predicted changes of the query, a point per retraining.
+    """Scatter plot of true and predicted changes of the query, a point per retraining.
 
     Args:
-        predicted: By the scores.
-        actual: By retraining.
-        caption: Above the plot.
+        predicted: changes predicted by the scores.
+        actual: changes by retraining.
+        caption: text above the plot.
     """
     figure, axes = _blank_figure(height=4.2)
     axes.scatter(predicted, actual, s=22, color=KEPT, alpha=0.8, linewidths=0)
@@ -174,13 +174,13 @@ def validation_scatter(predicted: Floats, actual: Floats, caption: str) -> Figur
 
 
 def removal_figure(shares: Sequence[float], curves: Mapping[str, Floats], label: str) -> Figure:
-    """Draws what becomes of a measure when more and more pairs are removed.
+    """Curves of a measure as more and more pairs are removed.
 
     Args:
-        shares: Of the pairs that are removed, `M` of them.
-        curves: The measure by the name of the order of removal, `(M, R)` with `R` refits; bars
-            are the standard error of their mean.
-        label: Of the measure.
+        shares: ``M`` shares of removed pairs.
+        curves: the measure by order of removal, ``(M, R)`` with ``R`` refits; bars are the standard
+            error of their mean.
+        label: name of the measure.
     """
     figure, axes = _blank_figure(height=4.0)
     for (name, values), style in zip(curves.items(), cycle(CURVE_STYLES)):
@@ -200,7 +200,7 @@ def removal_figure(shares: Sequence[float], curves: Mapping[str, Floats], label:
 
 
 def _blank_figure(width: float = 6.0, height: float = 3.3) -> tuple[Figure, Axes]:
-    """A small figure, so that its letters stay readable on a telephone's width."""
+    """A figure small enough to be readable at a phone's width, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0.0)
     axes = figure.subplots()
@@ -229,7 +229,7 @@ def _stacked(axes: Axes, values: Floats, flag: Bools, edges: Floats) -> None:
 
 
 def _leave_bars_alone(axes: Axes, room: float) -> None:
-    """No scale and no frame beside horizontal bars that carry their values; the first on top."""
+    """Remove scale and frame around horizontal bars with values; the first bar is on top."""
     axes.invert_yaxis()
     axes.margins(x=room)
     axes.grid(visible=False)
@@ -276,7 +276,7 @@ def _name_quadrants(axes: Axes) -> None:
 
 
 def _span(values: Floats) -> tuple[float, float]:
-    """The range of the middle 99 %, with zero inside and never empty."""
+    """Range of the middle 99 % of the values, which contains zero and is never empty."""
     low, high = np.quantile(values, (0.005, 0.995))
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     return (low, high) if high > low else (-1.0, 1.0)

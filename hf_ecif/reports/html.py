@@ -1,8 +1,8 @@
-"""What every page has in common: one HTML file that needs nothing but a browser.
+"""Base of all pages: one HTML file that needs only a browser.
 
-A page carries its style, its figures (inlined SVG) and its thumbnails (data URIs), runs no script,
-and forbids itself any request by a content security policy. It can be mailed, archived next to the
-scores, and opened offline.
+A page contains its style, figures (inline SVG) and thumbnails (data URIs), runs no script, and has
+a content security policy that forbids all requests. It can be mailed, archived with the scores, and
+opened offline.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from hf_ecif.utils.files import write_text
 from hf_ecif.utils.formatting import estimate, number, percent, share, superscript
 from hf_ecif.version import __version__
 
-# In a page each colour of a figure is replaced by the style sheet's variable of that name, so that
-# the same drawing follows the reader's theme.
+# In a page, each colour of a figure is replaced by the style sheet's variable of that name, so that
+# the figure follows the reader's theme.
 THEME = {INK: "ink", MUTED: "muted", RULE: "rule", KEPT: "kept", FLAGGED: "flagged"}
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Render a page in full, write it aside and rename it: ``path`` never holds half a page."""
+    """Render a page and write it atomically: ``path`` never holds half a page."""
     write_text(render_page(template, **values), Path(path))
 
 
 def render_page(template: str, **values: Any) -> str:
-    """A page, or a piece of one, as HTML."""
+    """HTML of a page, or of a piece of one."""
     return environment().get_template(template).render(**values).strip() + "\n"
 
 
 def about(summary: Provenance) -> dict[str, str]:
-    """What was run on what, for the head of a page."""
+    """Model, data set and split, for the head of a page."""
     return {"Model": summary.model, "Data set": summary.dataset, "Split": summary.split}
 
 
 def inline_svg(figure: Figure, name: str) -> Markup:
-    """Turns a figure into an SVG element which may stand in a page beside others."""
+    """SVG element of a figure, with names that are unique among the figures of a page."""
     stream = io.StringIO()
     # Text stays text: it takes the page's fonts, can be searched, and is small.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -56,7 +56,7 @@ def inline_svg(figure: Figure, name: str) -> Markup:
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     for colour, variable in THEME.items():
         svg = svg.replace(colour, f"var(--{variable})")
-    # Its neighbour, the caption, and a label in the template say what the figure shows.
+    # The caption beside it and a label in the template say what the figure shows.
     return Markup(svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1))
 
 
@@ -64,11 +64,12 @@ def environment(package: str = __package__) -> jinja2.Environment:
     """A Jinja environment that escapes all values.
 
     Args:
-        package: in whose folder ``templates`` the templates lie.
+        package: package with a folder ``templates``; the templates of `reports` are found, too.
     """
+    packages = dict.fromkeys((package, __package__))
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(package),
-        autoescape=True,  # captions and column names come from strangers
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in packages]),
+        autoescape=True,  # captions and column names are untrusted
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,4 +1,4 @@
-"""The pages of a removal, a validation and a cleaning: what was asked, the figures, a verdict."""
+"""Pages of a removal, a validation and a cleaning: the question, figures and a verdict."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class _Table:
-    """Cells as they are to be read; the first of a row names it."""
+    """Cells as shown; the first cell of a row is its name."""
 
     title: str
     heading: list[str]
@@ -50,11 +50,11 @@ class _Plot:
 
 
 def write_removal_page(summary: RemovalSummary, path: Path) -> None:
-    """What became of the query and of the test set.
+    """Write a page on the query and the test set before and after a removal.
 
     Args:
-        summary: of `hf_ecif.applications.remove.run_remove`.
-        path: where the page goes.
+        summary: summary from `hf_ecif.applications.remove.run_remove`.
+        path: file of the page.
     """
     query = summary.measures["query"]
     change = query["after"]["loss"] - query["before"]["loss"]
@@ -104,7 +104,7 @@ def write_removal_page(summary: RemovalSummary, path: Path) -> None:
         solvers=summary.removal.solvers,
         limits=[
             "A retraining with another order of the batches would come out somewhat different, "
-            "too; --retrain shows one.",
+            "too; `retrain` shows one.",
             "The attributed parameters alone are edited. What the rest of the model learnt of the "
             "rows, if it ever saw them, stays.",
         ],
@@ -112,11 +112,11 @@ def write_removal_page(summary: RemovalSummary, path: Path) -> None:
 
 
 def write_validation_page(summary: ValidationSummary, path: Path) -> None:
-    """Predicted beside true retrainings.
+    """Write a page on predicted changes beside those of true retrainings.
 
     Args:
         summary: content of ``validation.json``.
-        path: where the page goes.
+        path: file of the page.
     """
     predicted, actual = map(np.array, (summary.predicted, summary.actual))
     interval = f"{summary.low:.2f} to {summary.high:.2f}".replace("-", "−")
@@ -167,12 +167,12 @@ def write_validation_page(summary: ValidationSummary, path: Path) -> None:
 
 
 def write_cleaning_page(cleaning: CleaningFacts, compared: ComparisonFacts, path: Path) -> None:
-    """Retrieval and zero-shot accuracy after fine-tuning on the rows before and after.
+    """Write a page on models fine-tuned on the rows before and after a cleaning.
 
     Args:
-        cleaning: what became of the rows.
-        compared: the models before and after.
-        path: where the page goes.
+        cleaning: number of rows by outcome.
+        compared: results of the models before and after.
+        path: file of the page.
     """
     accuracy = {one.version: one.measures[ACCURACY] for one in compared.outcomes}
     gain, error = accuracy[cleaning.strategy].gain(accuracy[BEFORE])
@@ -245,7 +245,7 @@ def _cell(measure: str, value: float) -> str:
 
 
 def _version(name: str) -> str:
-    """What a model was fine-tuned on."""
+    """Name of the rows on which a model was fine-tuned."""
     if name == UNTRAINED:
         return "nothing (as given)"
     if name.startswith("random"):
@@ -254,14 +254,14 @@ def _version(name: str) -> str:
 
 
 def _counted(name: str, count: int) -> tuple[str, str, str]:
-    """The tile of a count of rows, such as ``removed``, or ``removed_flagged`` of these."""
+    """Tile for a count of rows, such as ``removed``, or ``removed_flagged`` among them."""
     whole, _, part = name.partition("_")
     title = (part or whole).replace("_", " ").capitalize()
     return title, number(count), f"of the {whole} rows" if part else "rows"
 
 
 def _estimated(measure: str, outcome: OutcomeFacts) -> str:
-    """A mean with its error; shares in per cent."""
+    """A mean with its error; shares in percent."""
     mean, error = outcome.measures[measure].mean, outcome.measures[measure].stderr
     if measure == "loss":
         return f"{mean:.3f}" + (f" ± {error:.3f}" if error else "")
@@ -269,13 +269,13 @@ def _estimated(measure: str, outcome: OutcomeFacts) -> str:
 
 
 def _cleaning_verdict(gain: float, error: float | None, test_rows: int) -> str:
-    """Clear is what neither the order of the batches nor the choice of the test would explain.
+    """Verdict on a gain, clear if neither batch order nor the choice of test rows explains it.
 
-    For a gain ``g``, a share ``g`` of the test changed sides at least: by which rows happen to be
-    in the test, its variance is ``g (1 - g) / n`` or more.
+    For a gain ``g``, at least a share ``g`` of the test rows changed from wrong to right, so the
+    choice of test rows alone gives it a variance of at least ``g (1 - g) / n``.
     """
     sampling = abs(gain) * (1 - abs(gain)) / test_rows
-    # The error of a single fine-tuning is not known, so that nothing is clear.
+    # The error of a single fine-tuning is unknown, so no verdict is clear.
     whole_error = nan if error is None else (error**2 + sampling) ** 0.5
     points = f"{estimate(abs(gain), whole_error, exponent=-2)} points of zero-shot accuracy"
     side = f"{points} {'above' if gain > 0 else 'below'} one fine-tuned on all rows"

@@ -1,4 +1,4 @@
-"""The page of a trace: errors beside what was predicted instead, and the pairs behind them."""
+"""Page of a trace: errors beside the predictions, and the pairs behind them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,18 @@ COLUMNS = {
 }
 
 
-def write_traces(errors: Sequence[TracedError], path: Path) -> None:
-    """Write parquet, a row for every error and cause; rows are numbered as in the data sets."""
+def tabulate(errors: Sequence[TracedError]) -> Dataset:
+    """Table with a row for every error and cause; row numbers are those of the data sets."""
     pairs = [dict(error) | dict(cause) for error in errors for cause in error.causes]
     columns = {name: [pair[name] for pair in pairs] for name in COLUMNS}
     features = Features(**{name: Value(kind) for name, kind in COLUMNS.items()})
+    return Dataset.from_dict(columns, features=features)
+
+
+def write_traces(errors: Sequence[TracedError], path: Path) -> None:
+    """Write the table from `tabulate` as parquet, atomically."""
     with aside(path) as partial:
-        Dataset.from_dict(columns, features=features).to_parquet(str(partial))
+        tabulate(errors).to_parquet(str(partial))
 
 
 def write_trace_page(
@@ -59,11 +64,11 @@ def write_trace_page(
     """Write one self-contained HTML file: errors beside what was predicted, and their causes.
 
     Args:
-        errors: with their causes, the worst first, as `describe_errors_and_causes` has them.
-        summary: of the trace.
+        errors: errors with their causes, the worst first, from `describe_errors_and_causes`.
+        summary: summary of the trace.
         train: the training rows, images undecoded.
-        query: the rows that the errors are of, likewise.
-        path: where the page goes.
+        query: the query's rows, images undecoded.
+        path: file of the page.
     """
     pictures = _Pictures(train, query, summary.columns.image)
     shown = [_show(error, pictures) for error in errors[:SHOWN_ERRORS]]
@@ -91,11 +96,11 @@ class _Pictures:
         self._known: dict[tuple[int, int], dict[str, Any]] = {}
 
     def train(self, row: int) -> dict[str, Any]:
-        """Of a training row."""
+        """Picture of a training row, for the template."""
         return self._picture(0, row)
 
     def query(self, row: int) -> dict[str, Any]:
-        """Of a row of the query."""
+        """Picture of a row of the query, for the template."""
         return self._picture(1, row)
 
     def _picture(self, which: int, row: int) -> dict[str, Any]:
@@ -106,7 +111,7 @@ class _Pictures:
 
 
 def _show(error: TracedError, pictures: _Pictures) -> dict[str, Any]:
-    """An error as the page shows it; causes are pairs without which it would shrink."""
+    """An error as shown; causes are pairs without which it would be smaller."""
     causes = [cause for cause in error.causes if cause.score < 0][:SHOWN_CAUSES]
     parts = [abs(part) for cause in causes for part in (cause.positive, cause.negative)]
     return {

@@ -1,4 +1,4 @@
-"""The page of a valuation: the pairs that help and hurt, slice by slice, and those to get."""
+"""Page of a valuation: pairs that help and hurt, by slice, and candidates to add."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_ecif.reports.html import about, inline_svg, write_page
 from hf_ecif.utils.formatting import readable_exponent, shorten
 
 CAPTION_LENGTH = 280
-SHOWN_SLICES = 12  # slices whose rankings are shown
+SHOWN_SLICES = 12  # largest number of slices whose rankings are shown
 HARM = ("Most harmful", "Most valuable")
 WORTH = ("Most worth having", "Better left out")
 MEASURES = (("losses", "Loss", "loss, in nats"), ("recalls", "Recall at 1", "recall at 1"))
@@ -29,10 +29,10 @@ def write_value_page(
     """Write one self-contained HTML file.
 
     Args:
-        summary: of `hf_ecif.applications.value.run_value`.
+        summary: summary from `hf_ecif.applications.value.run_value`.
         dataset: the valued rows, images undecoded.
-        candidates: likewise; None where there are none.
-        path: where the page goes.
+        candidates: the candidates, images undecoded; None if there are none.
+        path: file of the page.
     """
     cards = _Cards(dataset, summary.columns)
     slices = [
@@ -88,13 +88,13 @@ class _Gallery:
 
     @property
     def reach(self) -> float:
-        """The largest part of any card: the bars of one gallery share a scale."""
+        """Largest part of any card, which is the scale of all bars in the gallery."""
         parts = (abs(part) for card in self.cards for part in (card.positive, card.negative))
         return max(parts, default=0.0) or 1.0
 
 
 class _Cards:
-    """Makes cards of entries; a picture is made once."""
+    """Makes cards from entries, and every picture only once."""
 
     def __init__(self, dataset: Dataset, columns: Columns) -> None:
         self._dataset, self._columns = dataset, columns
@@ -124,7 +124,7 @@ def _galleries(
 
 
 def _conflicts(cards: _Cards, conflicts: list[ConflictFacts]) -> _Gallery:
-    """Each pair with the two slices that it helps and hurts; its bars are of the one it helps."""
+    """Pairs with the slices that they help and hurt; bars belong to the slice they help."""
     sides = [(one.helps, one.hurts) for one in conflicts]
     made = [
         cards.card(pair[0], [_Effect(side.slice, side.score, side.stderr) for side in pair])
@@ -139,7 +139,7 @@ def _exponent(values: Iterable[float]) -> int:
 
 
 def _plots(curves: Curves | None) -> Iterator[tuple[str, Markup]]:
-    """Title and drawing of every measure of the removal curves."""
+    """Title and figure for every measure of the removal curves."""
     if curves is None:
         return
     shares = curves.curves[0].shares

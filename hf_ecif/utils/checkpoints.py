@@ -171,7 +171,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(
             f"It is not known what the interrupted run in {path.parent} belongs to: {error} "
-            "Start anew with --overwrite."
+            "Start anew with `overwrite`."
         ) from error
 
 
@@ -192,5 +192,5 @@ def require_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> N
     if changed:
         raise UserError(
             f"The interrupted run in {folder} was another one: {'; '.join(changed)}. "
-            "Run it with the same options and data, or start anew with --overwrite."
+            "Run it with the same options and data, or start anew with `overwrite`."
         )

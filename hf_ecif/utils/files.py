@@ -26,9 +26,9 @@ def require_writable(output: Path) -> None:
     """
     there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise UserError(f"--output {output}: {there} is a file. Give a folder.")
+        raise UserError(f"`output={output}`: {there} is a file. Give a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--output {output}: {there} may not be written to. Give another folder.")
+        raise UserError(f"`output={output}`: {there} may not be written to. Give another folder.")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def silent(name: str, steps: int) -> Advance:
 
 
 def tqdm_bars(name: str, steps: int) -> Advance:
-    """A bar as `datasets` shows them: in a notebook or a terminal, unless these are disabled."""
+    """Progress bar of `datasets`, in a notebook or a terminal; none if these bars are disabled."""
     from datasets.utils import tqdm  # for the commands' help, which shows no bar
 
     bar = tqdm(desc=name, total=steps or None)

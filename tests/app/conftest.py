@@ -6,7 +6,7 @@ import pytest
 from datasets import load_dataset
 
 from hf_ecif.applications.audit import AuditRequest, run_audit
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.config import DetectionConfig, InfluenceConfig
 from tests.support import DEMO
 from tests.support.hub.audits import rows, write_audit, write_source
 
@@ -35,8 +35,9 @@ def real(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         query=str(data),
         truth_column="is_misaligned",
         output=output,
+        detection=DetectionConfig(injections=1),
     )
-    config = InfluenceConfig(batch_size=40, partitions=2, probes=2, plantings=1, fit_epochs=4)
+    config = InfluenceConfig(batch_size=40, partitions=2, probes=2, fit_epochs=4)
     run_audit(request, config)
     return str(output)
 

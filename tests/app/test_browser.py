@@ -15,11 +15,11 @@ from hf_ecif.app.app import launch, make_app
 from hf_ecif.app.limits import HOME, SPACE, Limits
 from hf_ecif.app.session import STORAGE_KEY
 from tests.app.conftest import HTML
-from tests.app.test_model_tabs import bomb
 from tests.app.visitor import CHROMIUM, FLAGS, PHONE, WAIT, Visitor, visit
 from tests.support.hub import server
 from tests.support.hub.calls import User
 from tests.support.hub.server import HubServer
+from tests.support.images import bomb
 
 MOCK = "mock-oauth-token-for-local-dev"  # what Gradio's login hands out away from a Space
 SMALL = replace(SPACE, login=False, rows=100, upload=2**20)
@@ -74,6 +74,7 @@ def set_threshold(visitor: Visitor, value: str) -> None:
     field.press("Enter")
 
 
+@pytest.mark.slow
 class TestOverview:
     def test_counts_and_gallery_follow_the_threshold(self, visitor: Visitor):
         visitor.sees("#overview-tiles .accent", "1,000")
@@ -207,6 +208,7 @@ class TestReview:
         stranger.sees("#review-detail", f"row {row}")
 
 
+@pytest.mark.slow
 class TestTrace:
     def test_an_error_is_traced_to_pairs(self, stranger: Visitor):
         stranger.tab("Trace")
@@ -237,6 +239,7 @@ class TestTrace:
         stranger.shot("trace-own")
 
 
+@pytest.mark.slow
 class TestWhatIf:
     def test_drag_predict_and_measure(self, stranger: Visitor):
         stranger.tab("What if")
@@ -252,6 +255,7 @@ class TestWhatIf:
         stranger.shot("what-if")
 
 
+@pytest.mark.slow
 class TestRun:
     def test_cancel_and_result(self, stranger: Visitor, data: Path):
         stranger.tab("Run")
@@ -301,6 +305,7 @@ class TestRun:
             context.close()
 
 
+@pytest.mark.slow
 class TestPublish:
     @pytest.fixture
     def shared_url(self, hub: HubServer, many: str, monkeypatch) -> Iterator[str]:
@@ -344,6 +349,7 @@ class TestPublish:
         assert {seen.user for seen in hub.requests if seen.route != "lfs_put"} == {"bob"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone(browser: Browser, many_url: str, scheme: str):
     with visit(browser, many_url, PHONE, scheme) as visitor:
@@ -352,6 +358,7 @@ def test_it_fits_a_phone(browser: Browser, many_url: str, scheme: str):
             visitor.shot(f"phone-{scheme}-{tab.replace(' ', '-').lower()}")
 
 
+@pytest.mark.slow
 def test_it_is_dark_at_night(browser: Browser, many_url: str):
     with visit(browser, many_url, scheme="dark") as visitor:
         for tab in ("Overview", "Review", "What if", "Run", "Publish"):

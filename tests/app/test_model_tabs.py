@@ -1,7 +1,6 @@
 """Neighbours, traces and retrainings: what the tabs say, and that it is what the model says."""
 
 import io
-import zlib
 from pathlib import Path
 
 import gradio as gr
@@ -21,6 +20,7 @@ from hf_ecif.applications.tracing import find_errors, trace
 from hf_ecif.errors import UserError
 from hf_ecif.influence.queries import retrieval_margin
 from hf_ecif.utils.files import read_json, write_json
+from tests.support.images import bomb
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +37,6 @@ def picture(data: Path, tmp_path: Path) -> str:
     cell = load_dataset("parquet", data_files=str(data / "validation.parquet"))["train"][0]["image"]
     cell.save(tmp_path / "own.png")
     return str(tmp_path / "own.png")
-
-
-def bomb(side: int) -> bytes:
-    """A PNG of one colour: a few kilobytes that would be gigabytes of pixels."""
-    row = b"\0" + bytes(side // 8)
-    squeezed = zlib.compressobj()
-    body = b"".join(squeezed.compress(row) for _ in range(side)) + squeezed.flush()
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        crc = zlib.crc32(name + content).to_bytes(4, "big")
-        return len(content).to_bytes(4, "big") + name + content + crc
-
-    size = side.to_bytes(4, "big") * 2
-    header = chunk(b"IHDR", size + b"\1\0\0\0\0")
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 class TestPrepare:

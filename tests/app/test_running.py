@@ -188,7 +188,7 @@ class TestRun:
                 pass
 
         events = Queue(
-            [("done", SimpleNamespace(rows=1, flagged=0, noise=SimpleNamespace(rate=0.0)))]
+            [("done", SimpleNamespace(rows=1, flagged=0, noise=SimpleNamespace(told="0.0 %")))]
         )
         for shared in (True, False):
             folders = [tmp_path / f"{shared}-{n}" for n in (0, 1)]
@@ -197,7 +197,7 @@ class TestRun:
                 (folder / "audit" / "summary.json").touch()
             earlier, found = (Run(Ended(), events, folder) for folder in folders)
             events.put(
-                ("done", SimpleNamespace(rows=1, flagged=0, noise=SimpleNamespace(rate=0.0)))
+                ("done", SimpleNamespace(rows=1, flagged=0, noise=SimpleNamespace(told="0.0 %")))
             )
             limits = replace(SMALL, shared=shared)
             *_, last = running._follow(found, earlier, limits)

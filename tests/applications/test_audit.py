@@ -16,14 +16,16 @@ from datasets import Dataset, Image, load_dataset
 from PIL import Image as PILImage
 
 from hf_ecif.applications.audit import AuditRequest, run_audit
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.data.columns import COLUMNS
 from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
 from tests.support import DEMO
+from tests.support.rows import read
 
 ROWS = 150
-CONFIG = InfluenceConfig(partitions=2, plantings=1, probes=4, fit_epochs=2, batch_size=64)
+ONCE = DetectionConfig(injections=3)
+CONFIG = InfluenceConfig(partitions=2, probes=4, fit_epochs=2, batch_size=64)
 # Columns that are no float32, and those of them that a readable row may lack.
 TYPES = {
     "ecif_flag": "bool",
@@ -58,13 +60,6 @@ DAMAGE: list[tuple[int, str, Any, str]] = [
 ]
 DAMAGED = [row for row, *_ in DAMAGE]
 REPEATED = slice(50, 54)
-
-
-def read(path: Path) -> Dataset:
-    """A parquet file, or a folder of them, with images as bytes."""
-    files = str(path) if path.is_file() else [str(file) for file in sorted(path.glob("*.parquet"))]
-    rows = load_dataset("parquet", data_files=files, split="train")
-    return rows.cast_column("image", Image(decode=False))
 
 
 def write(columns: dict[str, list[Any]], like: Dataset, path: Path) -> None:
@@ -112,6 +107,7 @@ def request_(folder: Path) -> AuditRequest:
         truth_column="is_misaligned",
         group_column="noise",
         suggest_margin=0.0,
+        detection=ONCE,
     )
 
 
@@ -228,7 +224,7 @@ def test_summary_counts_what_is_in_the_files(
         "largest": max(shared.values()),
     }
     assert summary.query.rows == 60
-    assert summary.config == CONFIG.to_dict()
+    assert summary.config == CONFIG.to_dict() | ONCE.to_dict()
 
 
 def test_groups_in_the_summary_are_those_of_the_files(summary: Summary, scored: Dataset) -> None:
@@ -315,6 +311,7 @@ def small(folder: Path, before: Dataset) -> Callable[..., Summary]:
             dataset=str(root),
             output=root / "out",
             query=query,
+            detection=ONCE,
             **(options or {}),
         )
         return run_audit(request, replace(CONFIG, fit_epochs=1, batch_size=32))

@@ -14,17 +14,16 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_ecif.applications import audit as audit_module
+from hf_ecif.applications import result
 from hf_ecif.applications.audit import CHECKPOINTS, AuditRequest, run_audit
 from hf_ecif.applications.fit import FitRequest, run_fit
 from hf_ecif.applications.score import ScoreRequest, run_score
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.errors import UserError
 from hf_ecif.influence import rows as features
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.saving import save_model
 from hf_ecif.utils.checkpoints import MANIFEST, Checkpoints
-from hf_ecif.utils.files import write_text
 from tests.support import DEMO, kills
 
 ROWS, PART = 60, 16
@@ -34,7 +33,6 @@ CONFIG = InfluenceConfig(
     micro_batch_size=32,
     fit_epochs=3,
     partitions=2,
-    plantings=1,
     probes=1,
     max_iterations=2,
 )
@@ -62,7 +60,7 @@ class Job:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(features, "PART", PART)
             patch.setattr("hf_ecif.engine.encoder.CHUNK_BYTES", 1)  # chunks of four batches
-            patch.setattr(audit_module, "write_report", write_little)
+            patch.setattr(result, "render_report", render_little)
             return self.run(self.request, *([self.config] if self.config else []))
 
     @property
@@ -78,9 +76,9 @@ class Job:
         return self.into(self.output, **options)
 
 
-def write_little(scored: Dataset, summary: dict[str, Any], path: Path) -> None:
+def render_little(scored: Dataset, summary: Any) -> str:
     """In place of the report, whose figures take longer than all the rest."""
-    write_text(f"{len(scored)} rows", path)
+    return f"{len(scored)} rows"
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -140,7 +138,11 @@ def jobs(folder: Path, finish: Callable[[Job], Job]) -> dict[str, Job]:
         "query_split": "train",
     }
     audit = AuditRequest(
-        **sources, output=folder / "audit", truth_column="is_misaligned", suggest=False
+        **sources,
+        output=folder / "audit",
+        truth_column="is_misaligned",
+        suggest=False,
+        detection=DetectionConfig(injections=1),
     )
     fit = FitRequest(**sources, output=folder / "fit")
     scoring = replace(fit, output=folder / "scoring fit")
@@ -157,6 +159,7 @@ def jobs(folder: Path, finish: Callable[[Job], Job]) -> dict[str, Job]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KILLS)
 def test_killed_at_random(
     jobs: dict[str, Job], folder: Path, finish: Callable[[Job], Job], name: str
@@ -208,6 +211,7 @@ def dying(job: Job, event: int) -> None:
         job()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audit", "fit", "score", "stream"])
 def test_killed_before_every_change_of_the_output(
     jobs: dict[str, Job], folder: Path, name: str
@@ -220,6 +224,7 @@ def test_killed_before_every_change_of_the_output(
     assert_same(job, jobs[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audit", "fit", "score"])
 def test_overwriting_run_that_was_killed_goes_on(
     jobs: dict[str, Job], folder: Path, name: str

@@ -28,7 +28,7 @@ from hf_ecif.influence.queries import first_rows
 from hf_ecif.influence.response import Checkpoint
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
-from tests.cli.test_main import DEMO
+from tests.support import DEMO
 
 TRAIN, QUERY, PLANTED, VICTIMS = 300, 60, 8, 3
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from hf_ecif.applications.validation import compare, validate
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.influence.model import InfluenceModel
-from tests.cli.test_main import DEMO
+from tests.support import DEMO
 
 Floats = NDArray[np.float64]
 RNG = np.random.default_rng(0)

@@ -1,8 +1,6 @@
 """Values of pairs that are there, of pairs that might come, and curves that check them."""
 
 import math
-from collections.abc import Callable
-from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -14,11 +12,8 @@ from torch.func import grad, hessian
 from hf_ecif.applications import valuation
 from hf_ecif.applications.valuation import (
     WHOLE,
-    Pushed,
     Valuation,
     find_conflicts,
-    join_sigmoid,
-    join_softmax,
     recall_at_1,
     removal_curves,
     removal_orders,
@@ -29,8 +24,7 @@ from hf_ecif.applications.valuation import (
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objective import Objective
-from hf_ecif.engine.objectives import Embeddings, infonce, sigmoid
-from hf_ecif.engine.solvers import Spectrum
+from hf_ecif.engine.system import Spectrum
 from hf_ecif.influence.fitted import Fitted
 from hf_ecif.influence.fitting import FitReport
 from hf_ecif.influence.influence import Influence
@@ -39,8 +33,9 @@ from hf_ecif.influence.retraining import Version, train
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Directions, Scores
 from hf_ecif.influence.training import Training
-from tests.cli.test_main import DEMO
-from tests.influence.test_fidelity import (
+from hf_ecif.utils.seeds import derive
+from tests.support import DEMO
+from tests.support.retraining import (
     BATCHES,
     L2,
     PAIRS,
@@ -51,62 +46,6 @@ from tests.influence.test_fidelity import (
     linear_clip,
     spearman,
 )
-
-COMPANY, NEW = 7, 3
-
-
-# ------------------------------------------------------------------------- a pair joins a batch
-
-
-def pushed(seed: int, count: int, make_batch: Callable[..., Embeddings], scale: float) -> Pushed:
-    here = make_batch(count, scale=scale, seed=seed)._replace(bias=torch.tensor(-2.0).double())
-    generator = torch.Generator().manual_seed(seed + 50)
-
-    def tangent(part: Tensor) -> Tensor:
-        return torch.randn(2, *part.shape, generator=generator, dtype=torch.float64)
-
-    return Pushed(here, Embeddings(*map(tangent, here)))
-
-
-def enlarge(company: Embeddings, new: Embeddings, row: int) -> Embeddings:
-    """A company, or its tangents, with one newcomer at its end."""
-    parts = zip(company[:2], new[:2], strict=True)
-    text, image = (torch.cat([a, b[..., [row], :]], dim=-2) for a, b in parts)
-    return company._replace(text=text, image=image)
-
-
-@pytest.mark.parametrize("scale", [3.0, 60.0])
-@pytest.mark.parametrize("form", ["exact", "first_order"])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("loss", "join"), [(infonce, join_softmax), (sigmoid, join_sigmoid)])
-def test_a_newcomer_has_the_roles_of_the_enlarged_batch(
-    make_batch: Callable[..., Embeddings],
-    loss: ModuleType,
-    join: Callable[..., infonce.Roles],
-    masked: bool,
-    form: str,
-    scale: float,
-) -> None:
-    company, new = pushed(1, COMPANY, make_batch, scale), pushed(2, NEW, make_batch, scale)
-    new = Pushed(new.here, new.moved._replace(scale=company.moved.scale, bias=company.moved.bias))
-    same = (torch.tensor([0, 1, 0, 2, 3, 4, 5]), torch.tensor([0, 9, 4])) if masked else None
-    along = join(company, new, form, same)
-    for row in range(NEW):
-        alike = torch.cat([same[0], same[1][[row]]]) if same else None
-        batch = [enlarge(a, b, row) for a, b in zip(company, new, strict=True)]
-        oracle = loss.role_tangents(*batch, form=form, same=alike)
-        for found, expected in zip(along, oracle, strict=True):
-            torch.testing.assert_close(found[:, row], expected[:, -1], rtol=1e-9, atol=1e-11)
-
-
-def test_a_newcomer_whose_caption_all_others_have_changes_nothing(
-    make_batch: Callable[..., Embeddings],
-) -> None:
-    company, new = pushed(1, COMPANY, make_batch, 3.0), pushed(2, NEW, make_batch, 3.0)
-    same = torch.zeros(COMPANY, dtype=torch.long), torch.zeros(NEW, dtype=torch.long)
-    for role in join_softmax(company, new, "exact", same):
-        assert torch.equal(role, torch.zeros(2, NEW).double())
-
 
 # ----------------------------------------------------------------- additions against true refits
 
@@ -379,7 +318,11 @@ def test_curves_are_equally_long_fits_without_the_first_rows(demo: Demo) -> None
     for repeat in range(2):
         rows = demo.train.select(torch.arange(150).flip(0))
         theta = train(
-            demo.model, Version(rows), steps=steps, batch_size=batch_size, seed=100 + repeat
+            demo.model,
+            Version(rows),
+            steps=steps,
+            batch_size=batch_size,
+            seed=derive(0, "retraining", repeat),
         )
         assert whole.losses[1][repeat] == demo.model.query_value(demo.query, theta).item()
         assert whole.recalls[1][repeat] == recall_at_1(demo.model, theta, demo.query)

@@ -9,15 +9,15 @@ from datasets import Dataset, Image, load_dataset
 
 from hf_ecif.data.summary import ValueSummary
 from hf_ecif.reports.value import write_value_page
-from tests.cli.test_main import MODEL, Run, data, own_cache, run  # noqa: F401
-from tests.reports.test_audit import Page
+from tests.support.commands import MODEL, Run
+from tests.support.pages import Page
 
 QUICK = ["--batch-size", 16, "--probes", 1, "--partitions", 2, "--fit-epochs", 2, "--quiet"]
 SLICES = ["faces", "hands"]
 
 
 @pytest.fixture(scope="module")
-def rows(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:  # noqa: F811
+def rows(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Ten rows to train on, one of them unreadable, a query in slices, and three candidates."""
     folder = tmp_path_factory.mktemp("rows")
     all_rows = Dataset.load_from_disk(str(data / "30"))
@@ -46,7 +46,7 @@ def table(path: Path) -> list[dict[str, Any]]:
 
 
 def test_everything_at_once(
-    run: Run,  # noqa: F811
+    run: Run,
     rows: dict[str, Path],
     options: list[object],
     tmp_path: Path,
@@ -107,7 +107,7 @@ def test_everything_at_once(
 
 
 def test_what_was_not_asked_for_is_left_out(
-    run: Run,  # noqa: F811
+    run: Run,
     options: list[object],
     tmp_path: Path,
 ) -> None:
@@ -133,7 +133,7 @@ def test_what_was_not_asked_for_is_left_out(
     ],
 )
 def test_mistakes(
-    run: Run,  # noqa: F811
+    run: Run,
     options: list[object],
     tmp_path: Path,
     extra: list[object],

@@ -42,7 +42,7 @@ from rich.table import Table
 from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
 
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.engine.low_rank import DivergenceError
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
@@ -104,8 +104,9 @@ def variants(rows: int) -> Iterator[Variant]:
     """All of them, question by question."""
 
     def of_config(name: str, question: str, values: list[Any], **more: Any) -> Iterator[Variant]:
+        defaults = DetectionConfig() if hasattr(DetectionConfig, name) else InfluenceConfig()
         for value in values:
-            is_default = value == getattr(InfluenceConfig(), name)
+            is_default = value == getattr(defaults, name)
             mark, config = (f" {DEFAULT}", ()) if is_default else ("", ((name, value),))
             yield Variant(question, f"{value}{mark}", Audit(config, rows=rows), **more)
 
@@ -129,7 +130,7 @@ def variants(rows: int) -> Iterator[Variant]:
         yield Variant("wrong rows of the query", f"{share:.0%}", noisy)
     yield from of_config("fit_epochs", "epochs of the fit", [0, 3, 10, 30, 100], foretells=False)
     yield from of_config("probes", "probes", [4, 16, 64], foretells=False)
-    yield from of_config("plantings", "plantings", [1, 3, 9], foretells=False)
+    yield from of_config("injections", "injections", [1, 3, 9], foretells=False)
     for name in ("projections", "layer_norm", "lora", "last_block", "all"):
         mark = f" {DEFAULT}" if name == "projections" else ""
         config = (("parameters", name), *FRUGAL.items())
@@ -201,7 +202,8 @@ def judge_scores(audit: Audit, seed: int) -> Measures:
 def judge_detector(audit: Audit, seed: int) -> Measures:
     """What the detector finds on one data set."""
     data, one, query = prepare(audit, seed)
-    scores, detection = find_wrong(data.model, one.rows, query)
+    chosen = DetectionConfig.from_dict(dict(audit.config))
+    scores, detection = find_wrong(data.model, one.rows, query, chosen)
     return found_by(scores, one) | {
         "AUPRC": float(average_precision_score(one.wrong, detection.probability)),
         "F1": float(f1_score(one.wrong, detection.flag, zero_division=0.0)),
@@ -228,7 +230,7 @@ def prepare(audit: Audit, seed: int) -> tuple[Data, Exchanged, Rows]:
     """Data with a model of this setting, noisy rows, and the query."""
     config = dict(audit.config)
     data = read_data("emoji", config.get("parameters", "projections"))
-    data.model.config = replace(InfluenceConfig(**config), seed=seed)
+    data.model.config = replace(InfluenceConfig.from_dict(config), seed=seed)
     return data, noisy_rows(data, audit.rows, seed), query_of(data.query, audit, seed)
 
 

@@ -11,7 +11,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.data.loading import load_rows
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
@@ -21,7 +21,7 @@ from tests.benchmarks.signals import Judged, judge_all
 RATES, KINDS, SEEDS = (0.1, 0.2, 0.4), ("random", "cat"), range(100, 105)
 STATES = {"before": {"fit_epochs": 0}, "after": {}}
 # What README recommends for whole layers on a CPU.
-FRUGAL = {"probes": 4, "plantings": 1}
+FRUGAL = {"probes": 4, "injections": 1}
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_ROWS, DIGIT_QUERY = 1000, 200
 # Of the remaining digits. Their class is then found for 95 % of the query's, which was all that
@@ -55,8 +55,17 @@ class Cell:
 
     @property
     def config(self) -> InfluenceConfig:
-        frugal = {} if self.parameters == "projections" else FRUGAL
-        return InfluenceConfig(parameters=self.parameters, **frugal, **STATES[self.state])
+        return InfluenceConfig.from_dict(
+            {"parameters": self.parameters} | self._frugal | STATES[self.state]
+        )
+
+    @property
+    def detection(self) -> DetectionConfig:
+        return DetectionConfig.from_dict(self._frugal)
+
+    @property
+    def _frugal(self) -> dict[str, int]:
+        return {} if self.parameters == "projections" else FRUGAL
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ def run(cell: Cell, seed: int) -> Run:
     data = read_data(cell.data, cell.parameters)
     one = data.exchanged(cell, seed)
     data.model.config = replace(cell.config, seed=seed)
-    return Run(one, judge_all(data.model, one.rows, data.query))
+    return Run(one, judge_all(data.model, one.rows, data.query, cell.detection))
 
 
 @cache

@@ -97,7 +97,7 @@ def edit(
     model = data.model
     given, model.config = model.config, replace(model.config, seed=seed, probes=1)
     influence = model.fit(rows, data.query)
-    training = influence.require_training()
+    training = influence.training
     for kind, [order] in removal_orders(influence.scores().task, 1, seed).items():
         for share in shares:
             gone = torch.zeros(len(rows), dtype=torch.bool)

@@ -76,7 +76,8 @@ from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objective import Objective, random_batches
 from hf_ecif.engine.parameters import add_lora
-from hf_ecif.engine.solvers import estimate_spectrum, solve
+from hf_ecif.engine.solvers import ConjugateGradients, solve
+from hf_ecif.engine.system import System, estimate_spectrum
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.scoring import Directions, Pass, score_rows
 from tests.benchmarks.shared import DEMO, RESULTS
@@ -321,7 +322,7 @@ def solving(encoder: DualEncoder, theta: Tensor, frozen: Features, floor: float)
     product = objective.operator("ggn", theta)
     spectrum = estimate_spectrum(product, theta)
     damping = InfluenceConfig().damping
-    report = solve(product, gradient[None], spectrum, relative_damping=damping)[1]
+    report = solve(System(product, spectrum, damping), gradient[None], ConjugateGradients())[1]
     seconds = clock() - start
     return {
         "solve, projections, 10,000 rows": {

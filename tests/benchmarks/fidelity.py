@@ -44,7 +44,8 @@ from rich.progress import track
 from torch import Tensor
 
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.engine.solvers import Spectrum, estimate_spectrum, solve
+from hf_ecif.engine.solvers import ConjugateGradients, solve
+from hf_ecif.engine.system import Spectrum, System, estimate_spectrum
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.leverage import change_without
 from hf_ecif.influence.model import InfluenceModel
@@ -173,8 +174,8 @@ def _leave_one_out(problem: Problem, l2: float, chosen: Tensor) -> dict[str, Any
     query = problem.query_objective().gradient(theta)[None]
 
     def scores(damping: float, spectrum: Spectrum = spectrum) -> Floats:
-        settings = {"tolerance": 1e-6, "max_iterations": 2000, "preconditioner": pairs}
-        direction, _ = solve(product, query, spectrum, relative_damping=damping, **settings)
+        solver = ConjugateGradients(1e-6, 2000, preconditioner_rank=len(pairs.vectors))
+        direction, _ = solve(System(product, spectrum, damping), query, solver)
         return plain_scores(problem, objective, theta, direction)[chosen].numpy()
 
     changes, _ = change_without(
@@ -184,8 +185,7 @@ def _leave_one_out(problem: Problem, l2: float, chosen: Tensor) -> dict[str, Any
         leverage.UNIT,
         relative_damping=leverage.DAMPING,
         tolerance=1e-2,
-        max_iterations=1000,
-        preconditioner=pairs,
+        max_iterations=4000,
     )
     predictions = {
         "next to no damping": scores(leverage.DAMPING, leverage.UNIT),

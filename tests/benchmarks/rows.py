@@ -53,7 +53,7 @@ from hf_ecif.data.images import read_pair
 from hf_ecif.data.loading import load_rows, stream_rows
 from hf_ecif.data.schema import check_columns
 from hf_ecif.engine.features import Features
-from hf_ecif.influence.influence import Influence
+from hf_ecif.influence.influence import Influence, influence_columns
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Preprocessor, Rows, Table
 from hf_ecif.influence.scorer import Scorer
@@ -362,12 +362,12 @@ class Parts:
     def columns(self) -> None:
         """Tangents among them."""
         for rows in self.read:
-            self.influence.columns(rows)
+            influence_columns(self.influence, rows)
 
     def together(self, workers: int) -> None:
         self.model.config = replace(self.model.config, workers=workers)
         for batch in self.blocks():
-            self.influence.columns(self.read_block(batch))
+            influence_columns(self.influence, self.read_block(batch))
 
 
 # ----------------------------------------------------------------------------------- inputs

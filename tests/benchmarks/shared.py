@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_ecif import metrics
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns
 from hf_ecif.detection.detect import Detection, detect
@@ -110,13 +110,15 @@ def exchange(rows: Rows, categories: list[str], rate: float, kind: str, seed: in
     return Exchanged(rows.with_texts_of(torch.tensor(donors)), np.array(donors))
 
 
-def find_wrong(model: InfluenceModel, rows: Rows, query: Rows) -> tuple[Scores, Detection]:
+def find_wrong(
+    model: InfluenceModel, rows: Rows, query: Rows, detection: DetectionConfig | None = None
+) -> tuple[Scores, Detection]:
     """What an audit makes of the rows; the model is fitted to them."""
     influence = model.fit(rows, query)
     scores = influence.scores()
-    return scores, detect(
-        witnesses_of(model, rows, scores).stack(), *plant_pairs(model, influence, query)
-    )
+    injected = plant_pairs(model, influence, query, detection=detection)
+    signals = witnesses_of(model, rows, scores).stack()
+    return scores, detect(signals, injected.reference, injected.kinds)
 
 
 def judge(wrong: NDArray[np.bool_], suspicion: NDArray[np.floating]) -> dict[str, Any]:

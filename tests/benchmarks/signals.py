@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import jacrev
 
+from hf_ecif.config import DetectionConfig
 from hf_ecif.detection.detect import Detection, detect
 from hf_ecif.detection.injection import plant_pairs
 from hf_ecif.detection.signals import Witnesses, witnesses_of
@@ -285,12 +286,15 @@ class Judged:
     detection: Detection
 
 
-def judge_all(model: InfluenceModel, rows: Rows, query: Rows) -> Judged:
+def judge_all(
+    model: InfluenceModel, rows: Rows, query: Rows, config: DetectionConfig | None = None
+) -> Judged:
     """Every method, after the fit of the model's config; at the model as given if it has none."""
     influence, checkpoints = _fit(model, rows, query)
     scores = influence.scores()
     witnesses = witnesses_of(model, rows, scores)
-    detection = detect(witnesses.stack(), *plant_pairs(model, influence, query))
+    injected = plant_pairs(model, influence, query, detection=config)
+    detection = detect(witnesses.stack(), injected.reference, injected.kinds)
     signals = parts_of_ours(scores, witnesses, detection) | fixed(
         model, rows, query, scores, checkpoints
     )

@@ -90,6 +90,21 @@ def keeps_what_it_should(results: Any) -> None:
         assert run["noise rate off by"] < 20, name
 
 
+def holds_on_the_ladder(results: Any) -> None:
+    """240 rows of a rung, none or 20 % wrong; captions in an unknown alphabet tell nothing."""
+    for cell in results:
+        for run in cell["runs"]:
+            name = f"{cell['rung']}, {cell['rate']:.0%}, verified: {run['verified']}"
+            blind = cell["rung"] in ("unknown alphabet", "untrained")
+            assert run["abstains"] == blind, name
+            assert run["right pairs flagged"] < 0.1, name
+            if blind:
+                assert run["Brier"] is None, name
+            else:
+                assert run["Brier"] <= run["constant"] + 0.01, name
+                assert abs(run["rate"] - run["true rate"]) < 0.12, name
+
+
 def wins_back(results: Any) -> None:
     """40 % of 400 rows are wrong; two seeds of either kind."""
     (found,) = results
@@ -166,6 +181,7 @@ CASES = (
     Case("natural", ranks_pairs),
     Case("ablations", compares_settings),
     Case("threshold", keeps_what_it_should),
+    Case("ladder", holds_on_the_ladder),
     Case("cleaning", wins_back),
     Case("fidelity", foretells_retraining),
     Case("leverage", foretells_single_removals),
@@ -175,6 +191,7 @@ CASES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_quick(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / f"{case.name}.json"

@@ -44,6 +44,7 @@ from torch import Tensor
 from hf_ecif.applications.tracing import CHUNK, Task, find_errors, margin_of, responsibility
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.engine.features import Features
+from hf_ecif.influence.batching import scoring_pass
 from hf_ecif.influence.fitting import cosine_fall
 from hf_ecif.influence.gradient_index import build_index
 from hf_ecif.influence.influence import Influence
@@ -51,7 +52,7 @@ from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.queries import Query
 from hf_ecif.influence.response import Unrolled, choose_contribution, respond
 from hf_ecif.influence.rows import Rows
-from hf_ecif.influence.scoring import Directions, Pass, score_rows
+from hf_ecif.influence.scoring import Directions, score_rows
 from tests.benchmarks.shared import as_markdown, embedded, parser, save, write_page
 
 CONCEPTS, QUICK_CONCEPTS = 30, 2
@@ -235,7 +236,7 @@ def rank(study: Study, case: Case, influence: Influence) -> dict[str, Tensor]:
     query, theta, training = (
         margin_of(study.rows, errors, TASK),
         influence.theta,
-        influence.require_training(),
+        influence.training,
     )
     gradients = query.gradients(model.encoder, theta)
     contributed = respond(choose_contribution(model.config), training, gradients)
@@ -273,11 +274,9 @@ def over_epochs(model: InfluenceModel, train: Rows, query: Query, thetas: list[T
 
 def own_terms(model: InfluenceModel, train: Rows, query: Query, theta: Tensor) -> Tensor:
     """TracIn at a checkpoint: products of the query's gradient with those of the own terms."""
-    config = model.config
-    same = train.siblings if config.mask_repeated else None
     gradient = query.gradients(model.encoder, theta)
     directions = Directions.none(theta)._replace(query=gradient)
-    how = Pass(config.batch_size, config.partitions, config.seed + 1, same)
+    how = scoring_pass(train, model.config)
     return score_rows(
         model.encoder, theta, train.features, directions, how, train_count=len(train)
     ).positive

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_dataset
 
-from hf_ecif.applications.trace import COLUMNS, TASKS
-from tests.cli.test_main import DEMO, MODEL, Run, data, own_cache, run  # noqa: F401
+from hf_ecif.applications.trace import TASKS
+from hf_ecif.reports.trace import COLUMNS
+from tests.support import DEMO
+from tests.support.commands import MODEL, Run
 
 QUICK = ["--batch-size", 16, "--probes", 1, "--partitions", 2, "--fit-epochs", 2, "--quiet"]
 KINDS = pytest.mark.parametrize("kind", TASKS)
@@ -26,7 +28,7 @@ def query(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def trace(run: Run, data: Path, query: Path, tmp_path: Path) -> Run:  # noqa: F811
+def trace(run: Run, data: Path, query: Path, tmp_path: Path) -> Run:
     """Of 30 rows, into ``out``."""
 
     def command(*options: object) -> tuple[int, str]:
@@ -83,7 +85,7 @@ def test_page(trace: Run, tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--errors", "typo"], "must be one of retrieval-text, retrieval-image, zero-shot"),
-        (["--top-k", 0], "--top-k must be at least 1"),
+        (["--top-k", 0], "--top-k 0: must be at least 1"),
         (["--rows", 99], "--rows 99: the query has rows 0 to 39"),
         (["--rows", 3], "--rows 3: caption empty"),
     ],
@@ -95,8 +97,8 @@ def test_mistakes(trace: Run, tmp_path: Path, options: list[object], words: str)
 
 
 def test_an_audit_shows_the_errors_of_its_query(
-    run: Run,  # noqa: F811
-    data: Path,  # noqa: F811
+    run: Run,
+    data: Path,
     query: Path,
     tmp_path: Path,
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
-from hf_ecif.data.columns import read_groups
+from hf_ecif.data.columns import read_groups, set_column
 from hf_ecif.errors import UserError
 
 
@@ -29,3 +29,18 @@ def test_other_types_are_no_groups(feature: Any) -> None:
     rows = Dataset.from_dict({"group": []}, features=Features({"group": feature}))
     with pytest.raises(UserError, match="--group-column 'group' must hold strings"):
         read_groups(rows, "group")
+
+
+class TestSetColumn:
+    def test_in_its_place_and_type(self) -> None:
+        rows = Dataset.from_dict({"a": [1, 2], "b": ["x", None], "c": [0.5, 1.5]})
+        changed = set_column(rows, "b", ["y", "z"], "int64")
+        assert changed.column_names == ["a", "b", "c"]
+        assert changed.features == rows.features
+        assert changed["b"][:] == ["y", "z"]
+
+    def test_a_new_one_comes_last(self) -> None:
+        changed = set_column(Dataset.from_dict({"a": [1, 2]}), "b", [None, 0.5], "float32")
+        assert changed.column_names == ["a", "b"]
+        assert changed.features["b"].dtype == "float32"
+        assert changed["b"][:] == [None, 0.5]

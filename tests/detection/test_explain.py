@@ -23,11 +23,14 @@ WITNESSES: Any = SimpleNamespace(
 )
 DETECTION = Detection(
     probability=np.array([0.1, 0.87, 0.45, 0.2, 0.1]),
+    suspicion=np.array([-2.0, 2.0, 0.0, -1.0, -2.0]),
     flag=np.array([False, True, True, False, False]),
     borderline=np.array([False, False, True, True, False]),
     threshold=0.4,
     noise_rate=0.3,
-    planted_auroc=0.9,
+    rate_interval=(0.2, 0.4),
+    rate_is_bound=False,
+    injected_auroc=0.9,
 )
 ALONE = np.array([0, 2, 3, 7, 8])
 EVIDENCE = Evidence(

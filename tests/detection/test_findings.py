@@ -1,5 +1,6 @@
 """Findings on data made for it, and what is said of the rows that have one."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hf_ecif.detection.detect import Detection
+from hf_ecif.detection.detect import RIGHT, UNKNOWN, WRONG, Detection
 from hf_ecif.detection.findings import KINDS, Findings, Kind, find_findings, settle, tell
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objectives import Embeddings
@@ -160,16 +161,25 @@ def test_what_is_said_of_rows_with_a_finding() -> None:
     )
     detection = Detection(
         probability=np.full(count, 0.9),
+        suspicion=np.full(count, 2.0),
         flag=np.array([True, *[False] * (count - 2), True]),
         borderline=np.ones(count, dtype=bool),
         threshold=0.4,
         noise_rate=0.1,
-        planted_auroc=0.9,
+        rate_interval=(0.05, 0.2),
+        rate_is_bound=False,
+        injected_auroc=0.9,
     )
     settled = settle(detection, findings)
     assert settled.probability.tolist() == [0.9, 0.9, 0.95, 0.1, 0.1, 0.5, 0.5]
     assert settled.flag.tolist() == [True, False, True, *[False] * 4]
     assert settled.borderline.tolist() == [True, True, *[False] * 5]
+    judged = np.array([UNKNOWN, UNKNOWN, RIGHT, *[UNKNOWN] * 3, WRONG])
+    verified = settle(detection, findings, judged)
+    assert verified.probability.tolist() == [0.9, 0.9, 0.9, 0.1, 0.1, 0.5, 0.9]
+    assert verified.flag.tolist() == [True, *[False] * 5, True]
+    silent = replace(detection, abstains="cannot tell", probability=np.full(count, np.nan))
+    assert settle(silent, findings) is silent
 
 
 def test_what_is_told() -> None:

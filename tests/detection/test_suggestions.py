@@ -68,11 +68,14 @@ def detection(rows: Rows) -> Detection:
     flag = np.isin(rows.positions.numpy(), FLAGGED)
     return Detection(
         probability=flag * 0.9,
+        suspicion=flag * 3.0,
         flag=flag,
         borderline=np.zeros_like(flag),
         threshold=0.5,
         noise_rate=0.1,
-        planted_auroc=0.9,
+        rate_interval=(0.05, 0.2),
+        rate_is_bound=False,
+        injected_auroc=0.9,
     )
 
 

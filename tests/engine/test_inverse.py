@@ -6,7 +6,7 @@ import torch
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.engine.inverse import InverseCurvature
 from hf_ecif.engine.objective import Objective
-from tests.influence.test_fidelity import BATCHES, L2, Study
+from tests.support.retraining import BATCHES, L2, Study
 
 
 @pytest.fixture(scope="module")

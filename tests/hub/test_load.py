@@ -210,7 +210,7 @@ class TestExplain:
         with pytest.raises(Exception) as error:  # noqa: PT011  # of the client's own kind
             api.create_repo("bob/x", repo_type="dataset")
         explained = explain_hub_error(error.value) or ""
-        assert "not yours to write to" in explained
+        assert "the repository is not yours" in explained
         assert hub.url not in explained
         assert not is_transient(error.value)
 

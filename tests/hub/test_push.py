@@ -21,16 +21,19 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from transformers import CLIPModel
 
-from hf_ecif import AuditRequest, InfluenceConfig, push, push_model, run_audit
+from hf_ecif import InfluenceConfig, push
+from hf_ecif.applications.audit import AuditRequest, run_audit
 from hf_ecif.applications.clean import CleanRequest, run_clean
 from hf_ecif.applications.remove import RemoveRequest, run_remove
 from hf_ecif.applications.review import apply_review
 from hf_ecif.cli.main import main
+from hf_ecif.config import DetectionConfig
 from hf_ecif.data.review import Decision, Review
 from hf_ecif.errors import UserError
 from hf_ecif.hub.commits import Target, publish, retried
 from hf_ecif.hub.dataset_repo import CardMaker, DatasetRepo
 from hf_ecif.hub.markdown import read_card
+from hf_ecif.hub.push import push_model
 from tests.support import DEMO
 from tests.support.hub.audits import picture, rows, write_audit, write_source
 from tests.support.hub.server import ANN, ANN_READ_ONLY, BOB, HubServer
@@ -230,9 +233,7 @@ class TestDecisions:
         assert kept[0]["ecif_decision"] == "keep"
         assert len(load(split="validation")) == 4
         card = hub.files(REPO)["README.md"].decode()
-        assert "looked at 3 of them and decided to keep 1, to remove 1 and" in " ".join(
-            card.split()
-        )
+        assert "reviewed 3 of them and decided to keep 1, to remove 1 and" in " ".join(card.split())
         for line in ("removed | 3", "… flagged as probably misaligned | 1", "… not flagged | 1"):
             assert f"| {line} |" in card
 
@@ -745,8 +746,9 @@ def test_a_real_audit(hub, api, tmp_path):
         dataset=str(tmp_path / "train.parquet"),
         output=tmp_path / "out",
         suggest=False,
+        detection=DetectionConfig(injections=1),
     )
-    config = InfluenceConfig(fit_epochs=1, probes=1, plantings=1, damping=30.0)
+    config = InfluenceConfig(fit_epochs=1, probes=1, damping=30.0)
     summary = run_audit(request, config)
     report = push(tmp_path / "out", REPO)
     assert report.rows["default/train"] == summary.kept
@@ -803,11 +805,11 @@ class TestMistakes:
 
     def test_repository_of_somebody_else(self, hub, contents, earlier):
         bob = HfApi(token=BOB)
-        with pytest.raises(UserError, match="not yours to write to"):
+        with pytest.raises(UserError, match="the repository is not yours"):
             publish(bob, Target(REPO, "dataset"), *contents, message="Clean")
         publish_to_hub(earlier)
         before = hub.commits(REPO)
-        with pytest.raises(UserError, match="not yours to write to") as error:
+        with pytest.raises(UserError, match="the repository is not yours") as error:
             publish(bob, Target(REPO, "dataset"), *contents, message="Clean")
         assert "Run the same again" not in str(error.value)
         assert hub.commits(REPO) == before

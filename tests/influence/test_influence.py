@@ -14,6 +14,7 @@ from hf_ecif.errors import UserError
 from hf_ecif.influence.columns import REASON
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.queries import choose_query
 from hf_ecif.influence.rows import Rows
 from tests.support import DEMO
 
@@ -96,7 +97,7 @@ def test_a_removal_is_a_model_of_its_own(influence: Influence) -> None:
     members = torch.arange(23) < 4
     given = influence.model.encoder.theta.clone()
     edited = influence.remove(members, steps=2)
-    theta, report = influence.require_training().remove(members, steps=2)
+    theta, report = influence.training.remove(members, steps=2)
     assert report.removed == 4
     weights = influence.model.edited(theta).state_dict()
     for name, value in edited.state_dict().items():
@@ -140,6 +141,25 @@ def test_what_was_loaded_scores_but_has_no_training_rows(
 def test_a_folder_without_a_fit_says_so() -> None:
     with pytest.raises(UserError, match=r"holds no fit.*InfluenceModel.from_pretrained"):
         Influence.from_pretrained(DEMO / "model")
+
+
+def test_a_query_does_not_depend_on_what_else_is_asked(
+    model: InfluenceModel, influence: Influence, data: Dataset
+) -> None:
+    queries = [model.read(data.select(rows)) for rows in (range(20, 40), range(24, 40))]
+    together = model.query_value(queries, influence.theta)
+    alone = [model.query_value(query, influence.theta) for query in queries]
+    assert together.tolist() == [value.item() for value in alone]
+    assert alone[1].item() == pytest.approx(influence.fitted.query_loss, rel=1e-6)
+
+
+def test_any_seed_will_do(data: Dataset) -> None:
+    """Also one that is too large for others' generators."""
+    config = InfluenceConfig(seed=2**62 - 1, fit_epochs=1, probes=1, max_iterations=1)
+    model = InfluenceModel.from_pretrained(DEMO / "model", config)
+    rows = model.read(data)
+    assert len(choose_query(rows, model.encoder, seed=config.seed)) > 1
+    assert model.fit(rows, rows).scores().task.isfinite().all()
 
 
 class TestRowsOfAnotherModel:

@@ -10,7 +10,7 @@ from torch.func import jacrev
 from hf_ecif.influence import partners, scoring
 from hf_ecif.influence.partners import strongest_partners
 from hf_ecif.influence.response import Checkpoint, share_partitions
-from tests.influence.test_scoring import (
+from tests.support.dense import (
     COUNT,
     FAMILIES,
     MASKS,

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from hf_ecif.engine.objective import Objective
-from hf_ecif.engine.solvers import Spectrum, estimate_spectrum
+from hf_ecif.engine.system import Spectrum, estimate_spectrum
 from hf_ecif.influence.removal import RemovalReport, remove
-from tests.influence.test_fidelity import BATCHES, L2, PAIRS, WRONG, Study, minimise
+from tests.support.retraining import BATCHES, L2, PAIRS, WRONG, Study, minimise
 
 
 @pytest.fixture(scope="module")

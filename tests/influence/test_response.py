@@ -34,7 +34,7 @@ from hf_ecif.influence.response import (
 )
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Directions, Pass, score_rows
-from tests.cli.test_main import DEMO
+from tests.support import DEMO
 
 ROWS, BATCH, EPOCHS, RATE = 18, 6, 3, 3e-3
 
@@ -261,7 +261,7 @@ def test_a_query_asked_later_has_the_same_scores(demo: Demo) -> None:
 def test_a_trajectory_is_recorded_or_gone_through_again(demo: Demo) -> None:
     """The same either way; only a response that needs it has it recorded."""
     plain = fit_demo(replace(CONFIG, response="stationary"))
-    recorded, replayed = (one.influence.require_training() for one in (demo, plain))
+    recorded, replayed = (one.influence.training for one in (demo, plain))
     assert recorded.trajectory is recorded._recorded
     assert not replayed._recorded
     assert torch.equal(recorded.theta, replayed.theta)
@@ -304,7 +304,7 @@ def test_without_a_fit_there_is_nothing_to_unroll() -> None:
     """The inverse curvature answers then, for the query and for contributions."""
     influence = fit_demo(replace(CONFIG, fit_epochs=0)).influence
     assert not influence.fitted.checkpoints
-    training, gradient = influence.require_training(), torch.ones_like(influence.theta)
+    training, gradient = influence.training, torch.ones_like(influence.theta)
     solved = training.inverse.solve(gradient[None])[0][0]
     for choose in (choose_response, choose_contribution):
         [checkpoint] = respond(choose(influence.config), training, gradient)

@@ -31,7 +31,9 @@ from hf_ecif.influence.retraining import (
     train,
 )
 from hf_ecif.influence.rows import Rows
-from tests.cli.test_main import DEMO, MODEL, Run, own_cache, run  # noqa: F401
+from hf_ecif.utils.seeds import stream
+from tests.support import DEMO
+from tests.support.commands import MODEL, Run
 from tests.support.hub.audits import fake_summary
 
 CONFIG = InfluenceConfig(batch_size=16, micro_batch_size=32, fit_epochs=3)
@@ -102,7 +104,7 @@ class TestBudget:
         theta = model.encoder.theta.clone().requires_grad_()
         optimizer = torch.optim.Adam([theta], lr=CONFIG.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, CONFIG.fit_epochs)
-        generator = torch.Generator().manual_seed(4)
+        generator = stream(4, "fit")
         batches = [b for _ in range(2) for b in Version(rows).epoch(16, generator)][:6]
         for number, batch in enumerate(batches, 1):
             image_weight, text_weight = theta.view(2, -1, text.shape[1])
@@ -130,7 +132,7 @@ class TestBudget:
             batch_size=16,
             epochs=CONFIG.fit_epochs,
             learning_rate=CONFIG.learning_rate,
-            generator=torch.Generator().manual_seed(4),
+            generator=stream(4, "fit"),
         )
         found = train(model, Version(rows), steps=math.ceil(60 / 16), batch_size=16, seed=4)
         torch.testing.assert_close(found, fitted)
@@ -371,7 +373,7 @@ def arguments(audit: Path, test_source: str) -> list[object]:
     return ["clean", audit, "--dry-run", "--test", test_source, "--test-split", "train"]
 
 
-def test_command(run: Run, audit: Path, test_source: str) -> None:  # noqa: F811
+def test_command(run: Run, audit: Path, test_source: str) -> None:
     status, output = run(*arguments(audit, test_source), "--repeats", 2, "--strategy", "drop")
     assert status == 0, output
     assert "random, as many as drop" in output
@@ -379,7 +381,7 @@ def test_command(run: Run, audit: Path, test_source: str) -> None:  # noqa: F811
     assert " ± " in output
 
 
-def test_command_in_json(run: Run, audit: Path, test_source: str) -> None:  # noqa: F811
+def test_command_in_json(run: Run, audit: Path, test_source: str) -> None:
     several = ["--strategy", "drop", "--strategy", "relabel", "--json"]
     status, output = run(*arguments(audit, test_source), "--repeats", 1, *several)
     assert status == 0, output
@@ -397,7 +399,7 @@ def test_command_in_json(run: Run, audit: Path, test_source: str) -> None:  # no
     ],
 )
 def test_command_tells_mistakes(
-    run: Callable[..., tuple[int, str]],  # noqa: F811
+    run: Callable[..., tuple[int, str]],
     audit: Path,
     test_source: str,
     options: list[object],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from hf_ecif.reports import audit as report
 from hf_ecif.reports import figures as viz
 from hf_ecif.reports.html import write_page
 from hf_ecif.utils import formatting as words
+from tests.support.pages import Page
 
 FLOATS = (
     "ecif_score",
@@ -116,41 +116,6 @@ def render(scored: datasets.Dataset, folder: Path, **parts: Any) -> str:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the figures out, which take most of the time, where a test is not about them."""
     monkeypatch.setattr(report, "_plots", lambda *_: dict.fromkeys(report.PLOTS, "figure"))
-
-
-class Page(HTMLParser):
-    """Collects what a test asks about a page, and checks that its elements are balanced."""
-
-    VOID = frozenset({"meta", "link", "img", "br", "input", "hr"})
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self._open: list[str] = []
-        self.feed(page)
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def attributes(self, *names: str) -> list[str]:
-        return [tag[name] or "" for _, tag in self.tags for name in names if name in tag]
 
 
 def test_page_is_self_contained(tmp_path: Path) -> None:
@@ -397,12 +362,15 @@ def test_one_row_and_one_constant_score(tmp_path: Path) -> None:
 def test_what_a_rate_is_worth_is_told(tmp_path: Path) -> None:
     noise = {"rate": 0.195, "threshold": 0.5, "interval": [0.15, 0.24]}
     page = Page(render(make_scored(5), tmp_path, format_version=2, noise=noise))
-    assert "Estimated noise 19.5 % 15.0 % to 24.0 %" in page.text
+    assert "Estimated noise 19.5 % 15.0 % to 24.0 %; 0 borderline" in page.text
+    assert "About 19.5 % (15.0 % to 24.0 %) of the 5 pairs look misaligned" in page.text
     page = Page(render(make_scored(5), tmp_path, noise=noise | {"rate_is_bound": True}))
-    assert "At most 19.5 % of the 5 pairs look misaligned" in page.text
+    assert "Estimated noise 19.5 % at most 24.0 %; 0 borderline" in page.text
+    assert "About 19.5 % (at most 24.0 %) of the 5 pairs look misaligned" in page.text
     reason = "the model cannot tell right from wrong here."
     page = Page(render(make_scored(5, flagged=2.0), tmp_path, noise=noise | {"abstains": reason}))
     assert "Nothing is flagged: the model cannot tell right from wrong here." in page.text
+    assert "Estimated noise unknown" in page.text
 
 
 @pytest.mark.usefixtures("undrawn")

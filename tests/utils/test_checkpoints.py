@@ -214,6 +214,7 @@ def write_forever(folder: Path) -> None:
         known.save("step", State({"value": torch.full((300_000,), value)}, {"value": value}))
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_leaves_is_whole(
     known: Checkpoints, folder: Path, tmp_path: Path
 ) -> None:

@@ -1,11 +1,17 @@
-"""Protocol of a contrastive loss, which a module can satisfy with its functions (PEP 544)."""
+"""Protocol of a contrastive loss, and the choice of the loss that a model is trained with.
+
+A module or an object with the functions of `Contrastive` is a loss (PEP 544). `register` adds one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from hf_ecif.engine.objectives import infonce, sigmoid
+from hf_ecif.engine.objectives.joining import Alike, Pushed
 from hf_ecif.engine.objectives.linearised import LinearisedLoss
 from hf_ecif.engine.objectives.similarity import Embeddings, RoleForm, Roles
 
@@ -27,9 +33,12 @@ class Contrastive(Protocol):
     Attributes:
         TERMS: loss terms per pair. Removing pair ``n`` from a batch of ``B`` changes
             ``TERMS * B * loss`` by ``-(Pos_n + Neg_n)`` when the mean keeps its denominator.
+        FULL_LENGTH: whether models with this loss are trained on captions padded to full length,
+            and therefore need such captions.
     """
 
     TERMS: int
+    FULL_LENGTH: bool
 
     def loss(
         self, embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None
@@ -117,3 +126,36 @@ class Contrastive(Protocol):
         ``<e'_a, (G - G_n) e'_b>``, with ``G`` the curvature of ``TERMS * B * loss`` and ``G_n`` the
         curvature of what remains without pair ``n``. Indefinite. Memory: ``K B (B + K)`` numbers.
         """
+
+    def joining_tangents(
+        self, context: Pushed, new: Pushed, *, form: RoleForm = "exact", same: Alike | None = None
+    ) -> Roles:
+        """Directional derivatives of the roles of pairs that join a batch, ``(K, C)`` each.
+
+        Args:
+            context: the batch, and its tangents.
+            new: ``C`` pairs that join it, each without the others.
+            form: form of the negative role.
+            same: see the class; ``(B,)`` for the batch and ``(C,)`` for the pairs.
+        """
+
+
+_REGISTERED: list[tuple[Callable[[nn.Module], bool], Contrastive]] = [
+    (lambda model: hasattr(model, "logit_bias"), sigmoid),
+    (lambda model: True, infonce),
+]
+
+
+def register(loss: Contrastive, suits: Callable[[nn.Module], bool]) -> None:
+    """Add a loss, which takes precedence over earlier ones for all models that it suits.
+
+    Args:
+        loss: a module or an object with the functions of `Contrastive`.
+        suits: returns whether a model is trained with this loss.
+    """
+    _REGISTERED.insert(0, (suits, loss))
+
+
+def loss_of(model: nn.Module) -> Contrastive:
+    """Loss that a model is trained with: sigmoid if it has a logit bias, else InfoNCE."""
+    return next(loss for suits, loss in _REGISTERED if suits(model))

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_ecif.engine.objectives import linearised, similarity
+from hf_ecif.engine.objectives import joining, linearised, similarity
 from hf_ecif.engine.objectives.linearised import Derivatives, LinearisedLoss
 from hf_ecif.engine.objectives.similarity import (
     Direction,
@@ -35,6 +35,8 @@ from hf_ecif.engine.objectives.similarity import (
 )
 
 TERMS = 2
+FULL_LENGTH = False
+joining_tangents = joining.join_softmax
 
 
 def loss(embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from hf_ecif.engine.objectives import linearised, similarity
+from hf_ecif.engine.objectives import joining, linearised, similarity
 from hf_ecif.engine.objectives.linearised import Derivatives, LinearisedLoss
 from hf_ecif.engine.objectives.similarity import (
     Direction,
@@ -33,6 +33,8 @@ from hf_ecif.engine.objectives.similarity import (
 )
 
 TERMS = 1
+FULL_LENGTH = True
+joining_tangents = joining.join_sigmoid
 
 
 def loss(embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None) -> Tensor:

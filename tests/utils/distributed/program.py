@@ -20,14 +20,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_ecif import InfluenceConfig, InfluenceModel, load_rows
+from hf_ecif import DetectionConfig, InfluenceConfig, InfluenceModel, load_rows
 from hf_ecif.detection.injection import plant_pairs
 from hf_ecif.engine import features as inputs
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objective import Curvature, Objective, random_batches
 from hf_ecif.engine.objectives import similarity
-from hf_ecif.engine.solvers import estimate_spectrum, solve
+from hf_ecif.engine.solvers import ConjugateGradients, solve
+from hf_ecif.engine.system import System, estimate_spectrum
 from hf_ecif.influence.fitting import Epoch, fit_parameters
 from hf_ecif.influence.queries import choose_query, retrieval_margin, zero_shot
 from hf_ecif.influence.removal import remove
@@ -99,9 +100,10 @@ def engine(family: str, parameters: str, dtype: torch.dtype) -> Iterator[tuple[s
     similarity.BLOCK = 1024
 
     spectrum = estimate_spectrum(lambda v: many.ggn(theta, v), theta)
-    solved, _ = solve(lambda v: many.ggn(theta, v), vectors, spectrum, relative_damping=10.0)
+    system = System(lambda v: many.ggn(theta, v), spectrum, relative_damping=10.0)
+    solved, _ = solve(system, vectors, ConjugateGradients())
     yield "solved", solved
-    course: list[Epoch] = []
+    trajectory: list[Epoch] = []
     fitted, _ = fit_parameters(
         many,
         theta,
@@ -109,10 +111,10 @@ def engine(family: str, parameters: str, dtype: torch.dtype) -> Iterator[tuple[s
         epochs=2,
         learning_rate=1e-3,
         generator=torch.Generator().manual_seed(4),
-        course=course,
+        trajectory=trajectory,
     )
     yield "fitted", fitted
-    for number, station in enumerate(unroll(many, course, vectors, "ggn")):
+    for number, station in enumerate(unroll(many, trajectory, vectors, "ggn")):
         yield f"{number}/unrolled", station.directions
 
     members = torch.arange(COUNT) % 4 == 0
@@ -155,7 +157,6 @@ def model() -> Iterator[tuple[str, Tensor]]:
         fit_epochs=2,
         probes=2,
         partitions=2,
-        plantings=1,
         tolerance=1e-6,  # a solve that stops early may stop a step earlier or later
     )
     model = InfluenceModel.from_pretrained(DEMO / "model", config)
@@ -171,9 +172,9 @@ def model() -> Iterator[tuple[str, Tensor]]:
     yield "theta", influence.theta
     yield "positions", rows.positions
     yield from influence.scores().to_state().tensors.items()
-    reference, planted = plant_pairs(model, influence, query)
-    yield "planted", torch.from_numpy(np.concatenate(planted))
-    yield "reference", torch.from_numpy(reference)
+    injected = plant_pairs(model, influence, query, detection=DetectionConfig(injections=1))
+    yield "planted", torch.from_numpy(np.concatenate(injected.kinds))
+    yield "reference", torch.from_numpy(injected.reference)
 
 
 if __name__ == "__main__":

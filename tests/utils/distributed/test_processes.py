@@ -94,6 +94,7 @@ def accelerate(count: int) -> list[str]:
     return [*ACCELERATE, f"--num_processes={count}", f"--main_process_port={free_port()}", *plain]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "count", "dtypes"),
     [(accelerate, 2, ["float64", "float32"]), (torchrun, 3, ["float64"])],
@@ -110,6 +111,7 @@ def test_processes_agree_with_one(
     compare(output, single, *dtypes)
 
 
+@pytest.mark.slow
 def test_two_nodes_agree_with_one(single: dict[str, Tensor], tmp_path: Path) -> None:
     output = tmp_path / "results.safetensors"
     nodes = [*TORCHRUN, "--nnodes=2", "--nproc_per_node=1", *rendezvous()]

@@ -1,0 +1,251 @@
+"""What each task works on, and where its results go. The commands are made of these.
+
+A request names sources and files; how influence is computed is said by `InfluenceConfig`. Nothing
+here imports torch, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hf_ecif.config import SUGGEST_MARGIN, DetectionConfig, Options, Strategy, option
+
+OVERWRITE = "Replace an earlier run in OUTPUT."
+RESUME = "Go on with an interrupted run in OUTPUT, where it was."
+
+ErrorKind = Literal["retrieval-text", "retrieval-image", "zero-shot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources(Options):
+    """Where model and data come from."""
+
+    model: str = option(help="Folder of a saved CLIP-like model, or a Hub id.")
+    dataset: str = option(
+        help="Pairs: a folder of save_to_disk, parquet files or an image folder with metadata, or "
+        "a Hub id."
+    )
+    split: str = option("train", help="Split of the data.")
+    query: str | None = option(
+        None,
+        help="Clean pairs like those that the model is for. Their loss is what a pair is judged "
+        "by. Chosen from the data if not given.",
+    )
+    query_split: str = option("validation", help="Split of the query.")
+    image_column: str = option("image", help="Column of the images.")
+    text_column: str = option("text", help="Column of the captions.")
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """Names of the image and the text column."""
+        return self.image_column, self.text_column
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions(Options):
+    """What an audit looks at beside the pairs."""
+
+    truth_column: str | None = option(
+        None,
+        help="Boolean column that says which rows are known to be wrong. Read only after the "
+        "detection, to say in the report how much it found.",
+    )
+    verified_column: str | None = option(
+        None,
+        help="Boolean column of verdicts: true of rows known to be right, false of wrong ones, "
+        "null of all others. The detection builds on it.",
+    )
+    group_column: str | None = option(
+        None,
+        help="Column of names, a language for instance. Groups of 50 rows or more get a noise "
+        "rate and a threshold of their own.",
+    )
+    trace: int = option(
+        0,
+        help="Retrieval errors of the query to trace, the worst first, to the pairs behind them: a "
+        "section of the report, and a page of its own.",
+        at_least=0,
+    )
+    suggest: bool = option(
+        True,
+        help="Compare all rows with each other: captions that fit flagged images better, and "
+        "duplicates. Takes the square of the rows in time, not in memory.",
+    )
+    vocabulary: Path | Sequence[str] | None = None
+    suggest_margin: float = option(
+        SUGGEST_MARGIN,
+        help="A caption is suggested if its logit stands this far above the next best, in nats.",
+        at_least=0,
+        is_advanced=True,
+    )
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRequest(AuditOptions, Sources):
+    """What to audit and where to put the result."""
+
+    output: Path = option(help="Folder for the results.")
+    overwrite: bool = option(False, help=OVERWRITE)
+    resume: bool = option(False, help=RESUME)
+    vocabulary: Path | None = option(
+        None,
+        help="Text file of captions to suggest, one on a line. If not given, the captions of rows "
+        "that are not flagged.",
+        is_advanced=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceRequest(Sources):
+    """Which errors to trace."""
+
+    output: Path = option(help="New folder for the results.")
+    errors: ErrorKind = option(
+        "retrieval-text",
+        help="Which errors of the query: retrieval-text (captions that find another image than "
+        "their own), retrieval-image (images that find another caption), or zero-shot (images of "
+        "another class; the captions are the classes).",
+    )
+    rows: list[int] | None = option(
+        None, help="A row of the query to trace, right or wrong; give it again for more rows."
+    )
+    top_k: int = option(10, help="Training pairs for each error.", at_least=1)
+    most: int = option(100, help="Errors to trace at most, the worst first.", at_least=1)
+    candidates: int = option(
+        0,
+        help="Let an index propose this many training pairs for each error, and score these "
+        "alone; for thousands of errors in large data. 0 scores all pairs.",
+        at_least=0,
+        is_advanced=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueRequest(Sources):
+    """What to rank pairs by."""
+
+    output: Path = option(help="New folder for the results.")
+    slice_column: str | None = option(
+        None,
+        help="Column of the query, language or category for instance. Pairs are ranked for each "
+        "of its values, too, and those that help one and hurt another are shown.",
+    )
+    candidates: str | None = option(
+        None,
+        help="Pairs that are not trained on, to be ranked by what each would bring if it were "
+        "added: those to buy or to label.",
+    )
+    candidates_split: str = option("train", help="Split of the candidates.")
+    curves: bool = option(
+        False,
+        help="Check the ranking: remove 5-30 % of the pairs, the most harmful first, the most "
+        "valuable first and at random, and refit.",
+    )
+    repeats: int = option(3, help="Refits of each point of a curve.", at_least=1)
+    test: str | None = option(
+        None, help="Held-out pairs that curves are judged by; the query if not given."
+    )
+    test_split: str = option("test", help="Split of the held-out pairs.")
+    leverage: bool = option(
+        False,
+        help="Add ecif_leverage, how much of what holds a pair's fit is the pair itself (a lower "
+        "bound, to rank by), and warn where the fit has memorised its pairs.",
+        is_advanced=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveRequest(Sources):
+    """What to remove from a model."""
+
+    where: str = option(
+        help="Boolean column, true where a row is to be removed: ecif_flag of an audit's scored/ "
+        "folder, for instance."
+    )
+    output: Path = option(help="New folder for the edited model.")
+    retrain: bool = option(False, help="Retrain without the rows, too, to compare.")
+    test: str | None = option(
+        None, help="Further pairs to measure the models on, beside the query."
+    )
+    test_split: str = option("test", help="Split of the test.")
+    steps: int = option(
+        2, help="Newton steps, each with fresh curvature.", at_least=1, is_advanced=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateRequest(Sources):
+    """Which retrainings to compare predictions with."""
+
+    output: Path = option(help="New folder for the results.")
+    subsets: int = option(64, help="Random subsets to retrain on.", at_least=4)
+    removed_share: float = option(0.5, help="Share of the rows that each subset goes without.")
+    repeats: int = option(2, help="Retrainings of each subset, averaged.", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRequest(Sources):
+    """What to fit, for any number of rows to be scored later."""
+
+    output: Path = option(help="Folder for the fit.")
+    overwrite: bool = option(False, help=OVERWRITE)
+    resume: bool = option(False, help=RESUME)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest(Options):
+    """What to score with a saved fit."""
+
+    influence: str = option(
+        help="Folder of `hf-ecif fit`, or a Hub id of one that was pushed.", is_argument=True
+    )
+    dataset: str = option(help="Rows to score: a folder, parquet files or a Hub id.")
+    output: Path = option(help="Folder for the scored rows.")
+    split: str = option("train", help="Split of the data.")
+    image_column: str = option("image", help="Column of the images.")
+    text_column: str = option("text", help="Column of the captions.")
+    streaming: bool = option(False, help="Read the rows as a stream; nothing is downloaded ahead.")
+    overwrite: bool = option(False, help=OVERWRITE)
+    resume: bool = option(False, help=RESUME)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanRequest(Options):
+    """What to clean, and how to tell whether it helps.
+
+    Attributes:
+        beside: further strategies, which are counted and compared, but not written.
+    """
+
+    audit: Path = option(help="Folder of an audit, or its scored/ folder.", is_argument=True)
+    strategy: Strategy = option(
+        "drop",
+        help="drop the flagged rows; drop the worst share by probability; weight all rows "
+        "(ecif_weight) and remove none; or relabel flagged rows with the suggested caption, and "
+        "drop those without one.",
+    )
+    beside: tuple[Strategy, ...] = ()
+    share: float | None = option(
+        None, help="Share of the scored rows, between 0 and 1, that `strategy=worst` drops."
+    )
+    output: Path | None = option(None, help="New folder for kept/ and removed/.")
+    test: str | None = option(
+        None,
+        help="Data that nothing was decided by: neither audited nor the query. The audited model "
+        "is fine-tuned on the rows before and after, with as many steps for each, and retrieves "
+        "and classifies these.",
+    )
+    test_split: str = option("test", help="Split of the test.")
+    repeats: int = option(3, help="Fine-tunings of each kind, averaged.", at_least=1)
+    model: str | None = option(
+        None, help="What is fine-tuned; the audited model if not given.", is_advanced=True
+    )
+    text_column: str | None = option(
+        None,
+        help="Column of the captions that are relabelled; the audited one if not given.",
+        is_advanced=True,
+    )

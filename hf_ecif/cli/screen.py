@@ -1,0 +1,101 @@
+"""What a command shows while it runs, and when it is done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.console import Console
+
+from hf_ecif.cli.flags import name_flags
+
+if TYPE_CHECKING:
+    from hf_ecif.reports.console import Shown
+    from hf_ecif.utils.progress import ProgressFactory
+
+
+class Result(NamedTuple):
+    """Of a command.
+
+    Attributes:
+        values: plain ones, for ``--json``.
+        lines: for a person.
+    """
+
+    values: dict[str, Any]
+    lines: Iterable[Shown]
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Of several processes, one has a console that talks.
+
+    Attributes:
+        console: where a person reads.
+        progress: makes progress bars on it.
+        prints_json: whether the result is printed for programs.
+    """
+
+    console: Console
+    progress: ProgressFactory
+    prints_json: bool = False
+
+    def result(self, result: Result) -> None:
+        """Show what was found."""
+        from hf_ecif.reports.console import print_lines
+        from hf_ecif.utils import distributed
+        from hf_ecif.utils.files import to_json
+
+        print_lines(self.console, result.lines, name_flags)
+        if self.prints_json and distributed.is_main():
+            print(to_json(result.values))
+
+
+@contextmanager
+def screen(quiet: bool, as_json: bool = False, *, resumes: bool = False) -> Iterator[Screen]:
+    """A console, and what makes progress bars on it.
+
+    Args:
+        quiet: no bars.
+        as_json: nothing but JSON.
+        resumes: whether the command can go on where it was stopped.
+    """
+    from hf_ecif.utils import distributed
+    from hf_ecif.utils.progress import progress_bars, silent
+
+    quieten_libraries()
+    console = Console(quiet=as_json or not distributed.is_main())
+    try:
+        with nullcontext(silent) if quiet or console.quiet else progress_bars(console) as progress:
+            yield Screen(console, progress, as_json)
+    except KeyboardInterrupt:
+        if resumes:
+            _say("Stopped. The same command with --resume goes on where it was.")
+        raise
+    distributed.leave()
+
+
+def warn(message: str) -> None:
+    """Tell a person of something to change."""
+    _say(f"Warning: {message}")
+
+
+def _say(message: str) -> None:
+    Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def quieten_libraries() -> None:
+    """Their bars and notices would drown our own."""
+    import datasets
+    import transformers
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    datasets.disable_progress_bars()
+    disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    for name in ("datasets", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)

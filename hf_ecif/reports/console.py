@@ -1,0 +1,268 @@
+"""Results on a console: sentences, tables, warnings, and where the files are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import nan
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from hf_ecif.data.cleaning import BEFORE
+from hf_ecif.data.summary import (
+    ComparisonFacts,
+    RemovalSummary,
+    Summary,
+    TraceSummary,
+    ValidationSummary,
+    ValueSummary,
+)
+from hf_ecif.utils.formatting import (
+    estimate,
+    models_of_removal,
+    percent,
+    reach,
+    share,
+    shorten,
+)
+
+CAPTION = 80  # letters shown of a caption
+NAMED = 8  # slices without a ranking that are named
+OFTEN = 3  # rows behind many errors that are named
+MEASURES = {
+    "text_to_image_recall@1": "R@1 text to image",
+    "image_to_text_recall@1": "R@1 image to text",
+    "zero_shot_accuracy": "zero-shot accuracy",
+}
+
+
+class Warned(NamedTuple):
+    """A warning that a reader of the figures must know."""
+
+    text: str
+
+
+class Place(NamedTuple):
+    """Path of a result; printed without line breaks, so that it can be copied."""
+
+    name: str
+    path: Path
+
+
+Shown = str | Table | Warned | Place
+
+
+def print_lines(
+    console: Console, lines: Iterable[Shown], phrase: Callable[[str], str] = str
+) -> None:
+    """Print the lines that the functions below return.
+
+    Args:
+        console: where to print.
+        lines: sentences, tables, warnings and paths; none contains markup.
+        phrase: adapts the words of a sentence to its reader.
+    """
+    for line in lines:
+        match line:
+            case Warned(text):
+                console.print(Text.assemble(("Warning:", "yellow"), " ", phrase(text)))
+            case Place(name, path):
+                console.print(f"{name}: {path}", highlight=False, markup=False, soft_wrap=True)
+            case str(text):
+                console.print(phrase(text), highlight=False, markup=False)
+            case _:
+                console.print(line)
+
+
+def audit_lines(summary: Summary, output: Path) -> Iterator[Shown]:
+    """Lines on kept and removed rows, and on the known wrong rows that were found."""
+    yield (
+        f"{summary.rows:,} rows: {summary.flagged:,} flagged as misaligned (estimated noise "
+        f"{summary.noise.told}), {summary.unreadable:,} unreadable, {summary.kept:,} kept."
+    )
+    if summary.noise.abstains:
+        yield Warned(f"Nothing is flagged: {summary.noise.abstains}")
+    if truth := summary.truth:
+        precision = "" if truth.precision is None else f" (precision {truth.precision:.1%})"
+        yield (
+            f"Of {truth.misaligned:,} rows known to be misaligned, {truth.found:,} are "
+            f"flagged{precision}."
+        )
+    yield from map(Warned, summary.warnings)
+    yield Place("Report", output / "report.html")
+
+
+def cleaning_lines(
+    audit: Path,
+    counts: Mapping[str, Mapping[str, int]],
+    comparison: ComparisonFacts | None,
+    output: Path | None,
+) -> Iterator[Shown]:
+    """Lines on a cleaning: rows by outcome, and the gains of models.
+
+    Args:
+        audit: folder of the audit.
+        counts: number of rows by strategy, then by outcome.
+        comparison: comparison of models fine-tuned before and after.
+        output: folder of the written rows.
+    """
+    yield _counts(audit, counts)
+    if comparison:
+        yield _fine_tunings(comparison)
+        yield from _gains(comparison)
+        yield from map(Warned, comparison.warnings)
+    if output:
+        yield Place("Rows", output)
+
+
+def trace_lines(summary: TraceSummary, output: Path) -> Iterator[Shown]:
+    """Lines on a trace: number of errors, and the rows behind most of them."""
+    errors = summary.errors
+    if errors.wrong is not None:
+        yield (
+            f"{errors.wrong:,} of {errors.of:,} rows of the query are mispredicted ({errors.kind})."
+        )
+    if errors.traced:
+        yield f"{errors.traced:,} traced to {summary.top_k} training pairs each."
+    for one in summary.often[:OFTEN]:
+        text = shorten(one.text, CAPTION)
+        yield f"Row {one.row:,} is behind {one.errors:,} of them: {text}"
+    yield from map(Warned, summary.warnings)
+    yield Place("Page", output / "trace.html")
+
+
+def value_lines(summary: ValueSummary, output: Path) -> Iterator[Shown]:
+    """Lines on a valuation: query and slices, removal curves, and useful candidates."""
+    yield _slices(summary)
+    skipped = [f"{name} ({reason})" for name, reason in summary.skipped.items()]
+    if skipped:
+        more = f", and {len(skipped) - NAMED:,} more" if len(skipped) > NAMED else ""
+        yield f"No ranking for {', '.join(skipped[:NAMED])}{more}."
+    if unnamed := summary.query.unnamed:
+        yield f"{unnamed:,} rows of the query are in no slice."
+    if summary.curves:
+        yield summary.curves.verdict
+    if found := summary.candidates:
+        yield (
+            f"{found.worth_having:,} of {found.valued:,} candidates are worth having: the query's "
+            "loss is predicted to fall with them."
+        )
+    yield from map(Warned, summary.warnings)
+    yield Place("Page", output / "value.html")
+
+
+def removal_lines(summary: RemovalSummary, output: Path) -> Iterator[Shown]:
+    """Lines on what a model lost and gained by a removal."""
+    seconds = summary.seconds
+    retrained = f" Retrained in {seconds['retrain']:.1f} s." if "retrain" in seconds else ""
+    yield (
+        f"{summary.removal.removed:,} of {summary.scored:,} readable rows removed in "
+        f"{seconds['remove']:.1f} s.{retrained}"
+    )
+    names = models_of_removal(summary.config)
+    for judge, states in summary.measures.items():
+        yield _measures(judge, {names[state]: values for state, values in states.items()})
+    predicted = summary.measures["query"]["before"]["loss"] + summary.predicted_change
+    yield f"By the scores alone, the query's loss would be {predicted:.4f}."
+    yield from map(Warned, summary.warnings)
+    yield Place("Model", output)
+    yield Place("Page", output / "removal.html")
+
+
+def validation_lines(summary: ValidationSummary, output: Path) -> Iterator[Shown]:
+    """Lines on how well predictions rank true retrainings."""
+    yield (
+        f"Rank correlation of predicted and true changes: {summary.spearman:.2f} (95 % interval "
+        f"{summary.low:.2f} to {summary.high:.2f}{reach(summary.ceiling)}) over "
+        f"{len(summary.actual)} subsets that go without {percent(summary.removed_share)} of the "
+        f"rows; order right for {summary.sign_agreement:.0%} of the pairs of subsets; slope "
+        f"{summary.slope:.2f}."
+    )
+    yield summary.verdict
+    yield from map(Warned, summary.warnings)
+    yield Place("Page", output / "validation.html")
+
+
+def fit_lines(
+    rows: int, before: float, after: float, warnings: Iterable[str], output: Path
+) -> Iterator[Shown]:
+    """Lines on the query's loss before and after a fit, in nats."""
+    yield f"Fitted on {rows:,} rows: the query's loss is {after:.4f}, {before:.4f} before."
+    yield from map(Warned, warnings)
+    yield Place("Influence", output)
+
+
+def scoring_lines(summary: Mapping[str, Any], output: Path) -> Iterator[Shown]:
+    """Lines on the number of rows with a score."""
+    yield (
+        f"{summary['rows']:,} rows scored, {summary['unscored']:,} of them without a score, in "
+        f"{summary['shards']:,} shards."
+    )
+    yield Place("Scores", output / "scored")
+
+
+# ------------------------------------------------------------------------------------- tables
+
+
+def _counts(audit: Path, counts: Mapping[str, Mapping[str, int]]) -> Table:
+    """Table of rows by outcome, with a column for each strategy."""
+    table = Table("rows that are", *counts, title=escape(str(audit)))
+    for name in dict.fromkeys(name for one in counts.values() for name in one):
+        cells = [f"{one[name]:,}" if name in one else "–" for one in counts.values()]
+        table.add_row(name.replace("_", " "), *cells)
+    return table
+
+
+def _fine_tunings(comparison: ComparisonFacts) -> Table:
+    """Table of test results after fine-tuning on each version of the rows, in percent."""
+    title = f"{comparison.test_rows:,} rows of {escape(comparison.test)}; percent ± standard error"
+    table = Table("fine-tuned on", "rows", title=title)
+    for heading in MEASURES.values():
+        table.add_column(heading.replace(" ", "\n", 1), no_wrap=True)
+    for outcome in comparison.outcomes:
+        cells = [
+            _points(outcome.measures[name].mean, outcome.measures[name].stderr) for name in MEASURES
+        ]
+        table.add_row(outcome.version, f"{outcome.rows:,.0f}" if outcome.rows else "–", *cells)
+    return table
+
+
+def _gains(comparison: ComparisonFacts) -> Iterator[str]:
+    """Lines on the change of zero-shot accuracy by each version, paired by repeat."""
+    place = [outcome.version for outcome in comparison.outcomes].index(BEFORE)
+    before, *after = comparison.outcomes[place:]
+    measure = "zero_shot_accuracy"
+    for outcome in after:
+        points = _points(*outcome.measures[measure].gain(before.measures[measure]))
+        yield f"Zero-shot accuracy, {outcome.version} over {BEFORE}: {points} points."
+
+
+def _points(value: float, error: float | None) -> str:
+    """A share in percent, with its error unless there is a single repeat."""
+    return estimate(value, nan if error is None else error, exponent=-2)
+
+
+def _measures(judge: str, models: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table(judge, "loss", *MEASURES.values())
+    for name, values in models.items():
+        cells = [share(values[measure]) for measure in MEASURES]
+        table.add_row(name, f"{values['loss']:.4f}", *cells)
+    return table
+
+
+def _slices(summary: ValueSummary) -> Table:
+    table = Table("query", "rows", "loss before the fit", "after", "harmful pairs", "agreement")
+    for one in summary.slices:
+        table.add_row(
+            escape(one.name),
+            f"{one.rows:,}",
+            f"{one.loss_before:.3f}",
+            f"{one.loss:.3f}",
+            f"{one.harmful_share:.1%}",
+            f"{one.agreement:.2f}",
+        )
+    return table
