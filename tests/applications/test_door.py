@@ -298,7 +298,7 @@ class TestGiven:
 
     def test_captions_to_suggest(self, quick: Callable[..., Audit]) -> None:
         words = ["a red apple", "a dog"]
-        found = quick(suggest=True, suggest_margin=0.0, vocabulary=words)
+        found = quick(suggest=True, suggest_probability=0.0, vocabulary=words)
         suggested = {text for text in found.dataset["ecif_suggested_text"] if text}
         assert suggested <= set(words)
         assert found.summary.suggestions is not None
