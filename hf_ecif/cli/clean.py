@@ -53,8 +53,10 @@ def clean(
     )
     cleaning = run_clean(request, progress)
     comparison = cleaning.comparison.describe() if cleaning.comparison else None
+    known = (result.expected_right for result in cleaning.results.values())
+    expected_right = next((expected for expected in known if expected is not None), None)
     counts = {str(name): result.counts() for name, result in cleaning.results.items()}
     return Result(
         {"counts": counts, "comparison": comparison.to_dict() if comparison else None},
-        cleaning_lines(request.audit, counts, comparison, request.output),
+        cleaning_lines(request.audit, counts, comparison, request.output, expected_right),
     )

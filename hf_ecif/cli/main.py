@@ -17,6 +17,7 @@ from typer.rich_utils import rich_format_error
 # Importing a command registers it; ``--help`` lists them in this order.
 from hf_ecif.cli import (  # noqa: F401
     audit,
+    calibrate,
     clean,
     demo,
     fit,

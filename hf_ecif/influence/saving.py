@@ -151,11 +151,14 @@ def load_fit(
 
 
 def find_commit(name: str) -> str | None:
-    """The commit of a model of the Hub that was loaded; None of a folder."""
+    """The commit of a model of the Hub that was loaded; None of a folder, or of one in memory."""
     place = _locate(name)
     file: Any = Path(place.path, "config.json")
     if not Path(place.path).is_dir():
-        file = try_to_load_from_cache(place.path, "config.json", revision=place.revision)
+        try:
+            file = try_to_load_from_cache(place.path, "config.json", revision=place.revision)
+        except HFValidationError:  # no name that the Hub could have
+            return None
     # The cache has a folder for every commit.
     found = isinstance(file, str | Path) and re.search(r"snapshots/([0-9a-f]{40})/", str(file))
     return found[1] if found else None
