@@ -21,6 +21,7 @@ from hf_ecif import metrics
 from hf_ecif.data.cleaning import UNTRAINED
 from hf_ecif.engine.objective import Objective, random_batches
 from hf_ecif.errors import UserError
+from hf_ecif.influence.batching import false_negatives
 from hf_ecif.influence.fitting import adam, cosine_fall, run_epoch
 from hf_ecif.influence.loaded import LoadedModel
 from hf_ecif.influence.rows import Rows
@@ -158,7 +159,7 @@ def train(
         seed: seed of the batches.
     """
     config, rows, start = model.config, version.rows, model.encoder.theta
-    same = rows.siblings if config.mask_repeated else None
+    same = false_negatives(rows, config)
     objective = Objective(model.encoder, rows.features, [], same, config.l2, start)
     current = start.clone()
     optimizer = adam(current)
