@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hf_ecif.config import SUGGEST_MARGIN, DetectionConfig, Options, Strategy, option
+from hf_ecif.config import SUGGEST_PROBABILITY, DetectionConfig, Options, Strategy, option
 
 OVERWRITE = "Replace an earlier run in OUTPUT."
 RESUME = "Go on with an interrupted run in OUTPUT, where it was."
@@ -75,9 +75,16 @@ class AuditOptions(Options):
         "duplicates. Takes the square of the rows in time, not in memory.",
     )
     vocabulary: Path | Sequence[str] | None = None
+    suggest_probability: float = option(
+        SUGGEST_PROBABILITY,
+        help="A caption is suggested if it is the right one with this probability, which is "
+        "learned from the rows that are not flagged.",
+        at_least=0,
+        is_advanced=True,
+    )
     suggest_margin: float = option(
-        SUGGEST_MARGIN,
-        help="A caption is suggested if its logit stands this far above the next best, in nats.",
+        0.0,
+        help="And if its logit stands this far above the next best, in nats.",
         at_least=0,
         is_advanced=True,
     )
@@ -93,8 +100,8 @@ class AuditRequest(AuditOptions, Sources):
     resume: bool = option(False, help=RESUME)
     vocabulary: Path | None = option(
         None,
-        help="Text file of captions to suggest, one on a line. If not given, the captions of rows "
-        "that are not flagged.",
+        help="Text file of captions to suggest, one on a line. If not given, the captions of all "
+        "rows.",
         is_advanced=True,
     )
 
@@ -249,3 +256,28 @@ class CleanRequest(Options):
         help="Column of the captions that are relabelled; the audited one if not given.",
         is_advanced=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateRequest(Options):
+    """Which rows a person is to judge, or which verdicts there are and what to make of them."""
+
+    audit: Path = option(help="Folder of an audit.", is_argument=True)
+    sample: int | None = option(
+        None,
+        help="Draw this many rows to judge, half of them flagged, and write a sheet of them.",
+    )
+    verdicts: Path | None = option(
+        None,
+        help="The sheet, filled in with right, wrong or cannot tell: csv or parquet; or a JSON or "
+        "CSV export of Label Studio.",
+    )
+    output: Path | None = option(None, help="New folder for the calibrated audit.")
+    precision: float | None = option(
+        None,
+        help="Flag as many rows as possible such that this share of them is wrong. Without it, "
+        "flags are those of the best F1.",
+    )
+    confidence: float = option(0.9, help="Confidence with which the precision is promised.")
+    overwrite: bool = option(False, help="Calibrate the audit in place, or draw another sheet.")
+    seed: int = option(0, help="Seed of the sample.", at_least=0, is_advanced=True)

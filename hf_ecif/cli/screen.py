@@ -84,7 +84,7 @@ def warn(message: str) -> None:
 
 
 def _say(message: str) -> None:
-    Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
+    Console(stderr=True).print(message, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def quieten_libraries() -> None:

@@ -12,10 +12,12 @@ from datasets import Dataset, Image, load_dataset
 from PIL import Image as PILImage
 
 from hf_ecif.config import InfluenceConfig
+from hf_ecif.data.captions import plain
 from hf_ecif.detection.detect import Detection
-from hf_ecif.detection.suggestions import Evidence, find_evidence, plain, read_vocabulary
+from hf_ecif.detection.suggestions import Evidence, find_evidence, read_vocabulary
 from hf_ecif.errors import UserError
 from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.pairs import join_near_images
 from hf_ecif.influence.rows import Rows
 from tests.support import DEMO
 
@@ -79,7 +81,8 @@ def detection(rows: Rows) -> Detection:
 
 @pytest.fixture(scope="module")
 def evidence(model: InfluenceModel, rows: Rows, detection: Detection) -> Evidence:
-    return find_evidence(model, rows, detection, margin=0.0)
+    rows = join_near_images(rows, model.embed_as_given(rows).image)
+    return find_evidence(model, rows, detection, probability=0.0)
 
 
 def embed(model: InfluenceModel, image: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,7 +122,7 @@ def test_better_captions_and_margins_by_the_model_itself(
         others = {
             plain(data[n]["text"]): (own_image @ pairs[n][1]).item()
             for n in numbers
-            if n not in FLAGGED and plain(data[n]["text"]) != plain(data[row]["text"])
+            if plain(data[n]["text"]) != plain(data[row]["text"])
         }
         first, second = sorted(others, key=lambda text: -others[text])[:2]
         assert plain(evidence.better_text[position] or "") == first
@@ -146,7 +149,7 @@ def test_right_caption_in_a_vocabulary_is_found(
 ) -> None:
     right = [data[row]["truth"] for row in FLAGGED]
     far = ["flag: Ghana, flag, GH", "no one under eighteen, not, no, one", right[0].upper()]
-    found = find_evidence(model, rows, detection, vocabulary=[*right, *far], margin=0.0)
+    found = find_evidence(model, rows, detection, vocabulary=[*right, *far])
     positions = [rows.positions.tolist().index(row) for row in FLAGGED]
     texts = [found.better_text[position] for position in positions]
     assert sum(text == truth for text, truth in zip(texts, right, strict=True)) >= 3
@@ -157,16 +160,17 @@ def test_own_caption_is_no_better_one(
     model: InfluenceModel, data: Dataset, rows: Rows, detection: Detection
 ) -> None:
     own = data[FLAGGED[0]]["text"]
-    found = find_evidence(model, rows, detection, vocabulary=[own.upper()], margin=0.0)
+    found = find_evidence(model, rows, detection, vocabulary=[own.upper()])
     assert found.better_text[rows.positions.tolist().index(FLAGGED[0])] is None
 
 
-def test_every_row_flagged_leaves_no_caption(
+def test_every_row_flagged_leaves_nothing_to_learn_from(
     model: InfluenceModel, rows: Rows, detection: Detection
 ) -> None:
     found = find_evidence(model, rows, replace(detection, flag=np.ones(len(rows), dtype=bool)))
-    assert found.better_text == [None] * len(rows)
+    assert np.isnan(found.probability).all()
     assert not found.suggested.any()
+    assert found.suggested_probability == [None] * len(rows)
 
 
 def test_nothing_flagged(model: InfluenceModel, rows: Rows, detection: Detection) -> None:
@@ -189,23 +193,6 @@ def test_duplicates_are_found_by_row_number(evidence: Evidence, rows: Rows) -> N
         "caption": {"groups": 5, "rows": 10, "largest": 2},
         "either": {"groups": 6, "rows": 12, "largest": 2},
     }
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("A Cat,  sleeping.", "a cat sleeping", True),
-        ("cat,dog", "cat dog", True),
-        ("ＣＡＴ", "cat", True),
-        ("a cat", "a cab", False),
-        ("हिन्दी", "हन्द", False),  # vowel signs
-        ("👍", "👎", False),
-        ("?", "!", False),
-        ("flag 1", "flag 2", False),
-    ],
-)
-def test_plain_captions(one: str, other: str, same: bool) -> None:
-    assert (plain(one) == plain(other)) == same
 
 
 class TestVocabulary:
