@@ -63,7 +63,7 @@ def _prints() -> bool:
 
 
 def _has_to_tell(error: Exception) -> bool:
-    """Of several processes, the first to fail: the others share its error, or have lost it."""
+    """Whether to report the error: of several processes, only the first to fail does."""
     if not _has_company():
         return True
     from hf_ecif.utils import distributed
