@@ -60,7 +60,7 @@ def _is_one_of_several() -> bool:
 
 
 def _tells(error: Exception) -> bool:
-    """Of several processes, the first to fail: the others share its error, or have lost it."""
+    """Whether to report the error: of several processes, only the first to fail does."""
     if not _is_one_of_several():
         return True
     from hf_ecif.utils import distributed

@@ -41,7 +41,7 @@ class Record(BaseModel):
         return getattr(self, name)
 
     def replace(self, **changes: Any) -> Self:
-        """With other values in some fields."""
+        """Copy with other values in some fields."""
         return type(self)(**dict(self) | changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class Provenance(Record):
 
     @classmethod
     def _upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The same facts, as version 0.1 would have written them today."""
+        """Values of version 0.1 in today's format."""
         return values
 
 
@@ -611,7 +611,7 @@ class TraceFacts(Record):
 
 
 class TraceFindings(TraceFacts):
-    """The same in the summary of an audit, with the worst errors."""
+    """Traced errors in the summary of an audit, with the worst of them."""
 
     worst: list[TracedError]
 
@@ -729,7 +729,7 @@ class Candidates(Record):
 
 
 class LeverageFacts(Record):
-    """Of all rows, and of a sample that tells whether the fit has memorised them."""
+    """Leverages of all rows, and of a sample that shows whether the fit has memorised them."""
 
     median: Real
     sample_median: Real

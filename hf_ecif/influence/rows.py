@@ -116,7 +116,7 @@ class Rows:
         return spread
 
     def with_images(self, keys: Tensor) -> Rows:
-        """The same rows, of which some more are known to have one image; keys are ``(n,)``."""
+        """These rows with keys ``(n,)`` of their images, equal for rows with one image."""
         return replace(self, known_keys=replace(self.keys, images=keys))
 
     @cached_property
