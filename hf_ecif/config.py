@@ -204,7 +204,7 @@ class InfluenceConfig(Config):
     )
     mask_repeated: bool = option(
         True,
-        help="Do not take equal captions in a batch for negatives of each other.",
+        help="Do not take pairs of one caption, or of one image, for negatives of each other.",
         is_advanced=True,
     )
     # Rank correlation of predicted and true retrainings of the demo without a tenth of the rows:

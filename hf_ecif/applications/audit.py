@@ -59,6 +59,7 @@ from hf_ecif.detection.detect import (
     auroc,
     detect,
 )
+from hf_ecif.detection.findings import Findings, find_findings, settle, tell
 from hf_ecif.detection.injection import Injected, plant_pairs
 from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
 from hf_ecif.detection.suggestions import Evidence, find_evidence, read_vocabulary
@@ -66,6 +67,7 @@ from hf_ecif.detection.verified import Likeness, compare, find_shift
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.pairs import Pairs, distinct_pairs, join_near_images
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.saving import find_commit
 from hf_ecif.influence.scoring import Scores
@@ -255,6 +257,7 @@ class _Found:
     beside: _Beside
     rows: Rows
     query: Rows
+    findings: Findings
     influence: Influence
     scores: Scores
     scores_as_given: Scores
@@ -297,10 +300,17 @@ def _analyse(
     """All of the computing; every process takes part."""
     model = opened.model
     with watch("embed"):
-        rows, query, learning = opened.read_with_verified(progress, known)
+        data, query, learning = opened.read_with_verified(progress, known)
+        given = model.embed_as_given(data)
+        findings = find_findings(data, given)
+        advance = progress("Compare images", len(data))
+        data = join_near_images(data, given.image, advance)
+    pairs = distinct_pairs(data)
+    rows = pairs.rows
     if len(rows) < FEWEST:
+        what = "rows" if len(rows) == len(data) else "different pairs"
         raise UserError(
-            f"{len(rows)} rows can be read, and an audit learns from the rows themselves what a "
+            f"{len(rows)} {what} can be read, and an audit learns from the rows themselves what a "
             f"wrong one looks like: it takes at least {FEWEST}. Give more rows."
         )
     with watch("fit"):
@@ -309,6 +319,9 @@ def _analyse(
         scores, as_given = influence.scores(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
         within = known.within("planting")
+        learning = _distinct(learning, data, pairs)
+        mute = torch.zeros(len(learning.rows), dtype=torch.bool)
+        mute[: len(rows)] = findings.mute[pairs.first]
         likeness = _compare(model, rows, learning)
         if likeness and not likeness.is_alike:
             learning = Learning(rows, query)
@@ -320,9 +333,10 @@ def _analyse(
             within,
             options.detection,
             learning.rows,
+            mute[: len(learning.rows)],
         )
-        witnesses = witnesses_of(model, rows, scores)
-        verdicts = _verdicts(beside, rows, learning)
+        witnesses = witnesses_of(model, rows, scores, mute[: len(rows)])
+        verdicts = _verdicts(beside, data, pairs, learning)
         detection = detect(
             witnesses.stack(),
             injected.reference,
@@ -331,20 +345,27 @@ def _analyse(
             reference_verdicts=verdicts[injected.rows],
             errors=witness_errors(scores),
             groups=beside.groups and [beside.groups[row] for row in rows.positions.tolist()],
+            images=rows.keys.images.numpy(),
+            mute=mute[: len(rows)].numpy(),
         )
-        detection = _look_for_shift(detection, model, rows)
+        detection = _look_for_shift(detection, model, data)
+    # From here on, every row counts: copies share what is known of their pair.
+    scores, as_given = pairs.spread(scores), pairs.spread(as_given)
+    witnesses = pairs.spread(witnesses)
+    of_rows = verdicts[pairs.number.numpy()]
+    detection = settle(pairs.spread(detection), findings, of_rows)
     evidence = None
     if options.suggest:
         with watch("compare"):
             evidence = find_evidence(
                 model,
-                rows,
+                data,
                 detection,
                 vocabulary=beside.vocabulary,
                 margin=options.suggest_margin,
                 probability=options.suggest_probability,
                 seed=model.config.seed,
-                progress=progress,
+                mute=findings.mute,
             )
     traced = None
     if options.trace:
@@ -355,8 +376,9 @@ def _analyse(
     return _Found(
         opened,
         beside,
-        rows,
+        data,
         query,
+        findings,
         influence,
         scores,
         as_given,
@@ -370,6 +392,17 @@ def _analyse(
     )
 
 
+def _distinct(learning: Learning, data: Rows, pairs: Pairs) -> Learning:
+    """What a detector learns from, with distinct pairs in place of the rows of the data."""
+    more = len(learning.rows) - len(data)
+    if not more:
+        return learning._replace(rows=pairs.rows)
+    keys = learning.rows.keys.images.clone()
+    keys[: len(data)] = data.keys.images
+    chosen = torch.cat([pairs.first, torch.arange(len(data), len(learning.rows))])
+    return learning._replace(rows=learning.rows.with_images(keys).select(chosen))
+
+
 def _compare(model: InfluenceModel, rows: Rows, learning: Learning) -> Likeness | None:
     """How like the data the verified half of the query is; None where there is no such half."""
     if learning.rows is rows:
@@ -378,12 +411,13 @@ def _compare(model: InfluenceModel, rows: Rows, learning: Learning) -> Likeness 
     return compare(model.embed_as_given(verified), model.embed_as_given(rows))
 
 
-def _verdicts(beside: _Beside, rows: Rows, learning: Learning) -> Verdicts:
-    """What is known of the rows, and of the verified ones that are learned from after them."""
+def _verdicts(beside: _Beside, data: Rows, pairs: Pairs, learning: Learning) -> Verdicts:
+    """What is known of the pairs, and of the verified rows that are learned from after them."""
     verdicts = np.full(len(learning.rows), RIGHT)
-    verdicts[: len(rows)] = UNKNOWN
+    verdicts[: len(pairs.rows)] = UNKNOWN
     if beside.verdicts is not None:
-        verdicts[: len(rows)] = beside.verdicts[rows.positions.numpy()]
+        of_rows = beside.verdicts[data.positions.numpy()]
+        verdicts[pairs.number.numpy()[of_rows != UNKNOWN]] = of_rows[of_rows != UNKNOWN]
     return verdicts
 
 
@@ -419,6 +453,7 @@ def _conclude(
         found.detection,
         config.relative,
         found.evidence,
+        found.findings,
     )
     summary = _summarise(options, found, notes).replace(
         fingerprints=fingerprints
@@ -477,12 +512,13 @@ def _summarise(options: AuditOptions, found: _Found, notes: Sequence[str]) -> Su
     provenance["config"] |= options.detection.to_dict()
     summary = Summary(
         **provenance,
+        findings=found.findings.counts(),
         unreadable_reasons=dict(Counter(rows.reasons.values())),
         flagged=flagged,
         kept=len(rows) - flagged,
         removed=flagged + len(rows.reasons),
         noise=_describe_noise(found),
-        groups=_describe_groups(options, detection),
+        groups=_describe_groups(options, found),
         suggestions=_describe_suggestions(options, evidence),
         duplicates=_describe_duplicates(evidence) if evidence else None,
         fit=FitFacts(
@@ -532,14 +568,25 @@ def _describe_noise(found: _Found) -> Noise:
     )
 
 
-def _describe_groups(options: AuditOptions, detection: Detection) -> Groups | None:
+def _describe_groups(options: AuditOptions, found: _Found) -> Groups | None:
     if options.group_column is None:
         return None
+    names, detection = found.beside.groups or [], found.detection
+    of_row = np.array([names[row] for row in found.rows.positions.tolist()], dtype=object)
+    table = []
+    for group in detection.groups:
+        here = of_row == group.group
+        counts = {
+            "rows": int(here.sum()),
+            "flagged": int(detection.flag[here].sum()),
+            "borderline": int(detection.borderline[here].sum()),
+        }
+        table.append(GroupFacts(**asdict(group) | counts))
     return Groups(
         column=options.group_column,
         smallest=SMALLEST_GROUP,
-        other_rows=len(detection.flag) - sum(group.rows for group in detection.groups),
-        table=[GroupFacts(**asdict(group)) for group in detection.groups],
+        other_rows=len(detection.flag) - sum(group.rows for group in table),
+        table=table,
     )
 
 
@@ -612,6 +659,7 @@ def _warnings(summary: Summary) -> Iterator[str]:
             "The model is far from an optimum on these data (see gradient_norm): fit it longer "
             "(`fit_epochs`), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
         )
+    yield from tell(summary.findings)
     yield from filter(None, (solve.warning for solve in summary.solvers))
     if summary.scored < 200:
         yield (

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from hf_ecif.engine.features import Features
-from hf_ecif.engine.objectives.joining import Alike, Pushed
+from hf_ecif.engine.objectives.joining import Pushed
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.response import Checkpoint
@@ -335,7 +335,6 @@ def _value_at(
     def push(features: Features) -> Pushed:
         return Pushed(*encoder.push(theta, vectors, features, config.tangents))
 
-    same = _same_texts(candidates, train) if config.mask_repeated else None
     shape = (len(contexts), 2, len(vectors), len(candidates))
     parts = torch.zeros(shape, dtype=torch.float64)
     size = min(CHUNK, encoder.rows_that_fit(candidates.features, len(vectors)))
@@ -345,8 +344,9 @@ def _value_at(
             others = push(train.features[context])
             if number in distributed.share(len(contexts)):
                 alike = None
-                if same is not None:
-                    alike = same[1][context].to(theta.device), same[0][chunk].to(theta.device)
+                if config.mask_repeated:
+                    there, new = train.siblings[context], candidates.siblings[chunk]
+                    alike = there.to(theta.device), new.to(theta.device)
                 along = encoder.contrastive.joining_tangents(
                     others, newcomers, form=config.role, same=alike
                 )
@@ -376,15 +376,6 @@ def _slices(query: Rows, names: Sequence[str | None]) -> tuple[dict[str, Tensor]
 
 
 # ---------------------------------------------------------------------------- a pair joins
-
-
-def _same_texts(candidates: Rows, train: Rows) -> Alike:
-    """Equal numbers for equal captions, ``(C,)`` and ``(N,)``."""
-    numbers: dict[str, int] = {}
-    return (
-        torch.tensor([numbers.setdefault(text, len(numbers)) for text in candidates.texts]),
-        torch.tensor([numbers.setdefault(text, len(numbers)) for text in train.texts]),
-    )
 
 
 def _average(parts: Tensor, query: Tensor) -> Additions:

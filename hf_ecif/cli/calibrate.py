@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hf_ecif.applications.requests import CalibrateRequest
-from hf_ecif.cli.options import command
+from hf_ecif.cli.options import CLEANING, command
 from hf_ecif.cli.screen import Result
 from hf_ecif.errors import UserError
 from hf_ecif.utils.progress import ProgressFactory
 
 
-@command(CalibrateRequest)
+@command(CalibrateRequest, panel=CLEANING)
 def calibrate(request: CalibrateRequest, progress: ProgressFactory) -> Result:
     """Judge thirty pairs, and know how good the flags are.
 

@@ -36,6 +36,12 @@ COLUMNS = {
     "ecif_suggested_margin": "by how much its logit stands above the next best one, in nats",
     "ecif_wrong_words": "words of a flagged caption that its image contradicts, the worst first: "
     "each with the places of its first character and of the one after its last",
+    "ecif_finding": "what makes it idle to ask whether the caption fits: placeholder_image (one "
+    "image under many captions that have nothing in common), stock_phrase (one caption under many "
+    "images that have nothing in common), says_nothing (a file name, an address, a number, "
+    "'image'), truncated_equal (equal to others as far as the model reads), unknown_script (which "
+    "the tokenizer does not know); null elsewhere",
+    "caption_truncated": "whether the caption is longer than the model reads",
     "ecif_duplicate_group": "number of the first row that has nearly the same image or the same "
     "caption, also by way of other rows; null where a row is alone",
     "ecif_reason": "why the pair was flagged, or could not be scored",

@@ -99,9 +99,13 @@ def drop_influence_columns(dataset: Dataset) -> Dataset:
     return dataset.remove_columns(list(filter(is_influence_column, dataset.column_names)))
 
 
+# Of influence columns without the prefix.
+OTHER_NAMES = ("clip_score", "neg_clip_loss", "caption_truncated")
+
+
 def is_influence_column(name: str) -> bool:
     """Whether a column is none of the source's own."""
-    return name.startswith("ecif_") or name in ("clip_score", "neg_clip_loss")
+    return name.startswith("ecif_") or name in OTHER_NAMES
 
 
 def read_flags(dataset: Dataset, column: str, option: str, meaning: str) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from datasets import Dataset
 from hf_ecif.data.columns import WRONG_WORDS, set_column
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.explain import explain_flags
+from hf_ecif.detection.findings import Findings
 from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.signals import Witnesses
 from hf_ecif.detection.suggestions import Evidence
@@ -27,6 +28,7 @@ def add_columns(
     detection: Detection,
     relative: RelativeForm = "deletion",
     evidence: Evidence | None = None,
+    findings: Findings | None = None,
 ) -> Dataset:
     """The data set with `COLUMNS`; its own columns are untouched.
 
@@ -39,6 +41,7 @@ def add_columns(
         detection: of the readable rows.
         relative: which relative score; over the size of the change, or within its span.
         evidence: of the readable rows; without it, suggestions and duplicates are null.
+        findings: of the readable rows; without them, their columns are null.
     """
     columns = score_columns(rows, scores, given, relative)
     columns |= {
@@ -52,6 +55,9 @@ def add_columns(
     for side in ("image_neighbours", "text_neighbours"):
         values = rows.spread(getattr(witnesses, side).tolist())
         dataset = set_column(dataset, f"ecif_{side}", values, "float32")
+    kinds, truncated = _finding_columns(findings, rows)
+    dataset = set_column(dataset, "ecif_finding", rows.spread(kinds), "string")
+    dataset = set_column(dataset, "caption_truncated", rows.spread(truncated), "bool")
     texts, margins, duplicates = _evidence_columns(evidence, rows)
     dataset = set_column(dataset, "ecif_suggested_text", rows.spread(texts), "string")
     chances = [None] * len(rows) if evidence is None else evidence.suggested_probability
@@ -60,7 +66,7 @@ def add_columns(
     words = rows.spread(_word_cells(evidence, rows))
     dataset = set_column(dataset, "ecif_wrong_words", words, WRONG_WORDS)
     dataset = set_column(dataset, "ecif_duplicate_group", rows.spread(duplicates), "int64")
-    reasons = rows.spread(explain_flags(rows, scores, witnesses, detection, evidence))
+    reasons = rows.spread(explain_flags(rows, scores, witnesses, detection, evidence, findings))
     for row, reason in rows.reasons.items():
         reasons[row] = reason
     return set_column(dataset, "ecif_reason", reasons, "string")
@@ -90,3 +96,11 @@ def _word_cells(evidence: Evidence | None, rows: Rows) -> list[list[dict[str, An
         else [{"word": word.text, "start": word.start, "end": word.end} for word in words]
         for words in evidence.wrong_words
     ]
+
+
+def _finding_columns(findings: Findings | None, rows: Rows) -> tuple[list[Any], list[Any]]:
+    """Kinds of findings, and whether captions are cut off, of the readable rows."""
+    if findings is None:
+        nothing: list[Any] = [None] * len(rows)
+        return nothing, nothing
+    return list(findings.kinds), findings.truncated.tolist()

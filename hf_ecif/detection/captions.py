@@ -22,18 +22,6 @@ SPACELESS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "
 JOINERS = "'’-"  # within a word
 
 
-def plain(text: str) -> str:
-    """A caption without what makes no difference: case, spacing and punctuation.
-
-    >>> plain("A  Cat, sleeping.") == plain("a cat sleeping")
-    True
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    # By Unicode category: a pattern of letters would take the vowel signs out of Indian scripts.
-    kept = "".join(" " if unicodedata.category(c).startswith("P") else c for c in folded)
-    return " ".join(kept.split()) or text
-
-
 def split_words(text: str, tokenizer: Any = None) -> list[Span]:
     """Words of a caption; where a script has no spaces between them, tokens in their place.
 

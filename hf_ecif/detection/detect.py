@@ -36,6 +36,7 @@ from hf_ecif.detection.mixture import (
     largest_rate,
     rate_interval,
 )
+from hf_ecif.detection.siblings import pool_captions
 
 Verdicts = NDArray[np.integer]
 
@@ -138,6 +139,8 @@ def detect(
     reference_verdicts: Verdicts | None = None,
     errors: Floats | None = None,
     groups: Sequence[str | None] | None = None,
+    images: NDArray[np.int64] | None = None,
+    mute: NDArray[np.bool_] | None = None,
 ) -> Detection:
     """Probability, threshold and noise rate from signals of the data and of injected mismatches.
 
@@ -155,6 +158,9 @@ def detect(
             row is borderline.
         groups: a name for every row, or None. A group of `SMALLEST_GROUP` rows or more gets a noise
             rate and a threshold of its own; the density ratio is that of all.
+        images: ``(N,)``, equal for pairs of one image, which are judged together; see
+            `pool_captions`. All are different if absent.
+        mute: ``(N,)``, true for rows that are judged, but from which nothing is learned.
 
     Raises:
         ValueError: fewer than two injected rows, no row without a verdict, or signals that are not
@@ -162,9 +168,12 @@ def detect(
     """
     verdicts = np.zeros(len(signals), int) if verdicts is None else verdicts
     known = np.zeros(len(reference), int) if reference_verdicts is None else reference_verdicts
-    samples = _samples(reference, known, injected, verdicts)
+    heard = np.ones(len(signals), dtype=bool) if mute is None else ~mute
+    samples = _samples(reference, known, injected, verdicts[heard])
     mixture = fit_mixture(samples)
     suspicion = mixture.log_ratio(signals)
+    if images is not None:
+        suspicion = pool_captions(suspicion, images)
     power = _power(mixture, samples)
     interval = rate_interval(samples, mixture)
     unverified = samples.right.rows == 0
@@ -174,7 +183,8 @@ def detect(
     if reason is not None:
         return _abstain(suspicion, verdicts, interval[1], power, reason)
 
-    rates, thresholds, members = _rates(suspicion, verdicts, mixture.rate, groups or [])
+    judged = (verdicts == UNKNOWN) & heard
+    rates, thresholds, members = _rates(suspicion, judged, mixture.rate, groups or [])
     probability = _with_verdicts(_probability(suspicion, rates), verdicts)
     flag = probability > thresholds
     error = np.zeros(len(signals))
@@ -187,7 +197,7 @@ def detect(
         suspicion=suspicion,
         flag=flag,
         borderline=borderline,
-        threshold=_threshold(_probability(suspicion, mixture.rate)[verdicts == UNKNOWN]),
+        threshold=_threshold(_probability(suspicion, mixture.rate)[judged]),
         noise_rate=mixture.rate,
         rate_interval=interval,
         rate_is_bound=unverified,
@@ -288,10 +298,9 @@ def _abstain(
 
 
 def _rates(
-    suspicion: Floats, verdicts: Verdicts, rate: float, groups: Sequence[str | None]
+    suspicion: Floats, judged: NDArray[np.bool_], rate: float, groups: Sequence[str | None]
 ) -> tuple[Floats, Floats, dict[str, NDArray[np.intp]]]:
     """Noise rate and threshold of every row, ``(N,)`` each, and the groups with their own."""
-    judged = verdicts == UNKNOWN
     common = _threshold(_probability(suspicion, rate)[judged])
     rates, thresholds = np.full(len(suspicion), rate), np.full(len(suspicion), common)
     members = {group: rows for group, rows in _large_groups(groups).items() if judged[rows].any()}

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from hf_ecif.detection.detect import Detection
+from hf_ecif.detection.findings import Findings
 from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.signals import Witnesses
 from hf_ecif.detection.suggestions import Evidence, Numbers
@@ -26,6 +27,7 @@ def explain_flags(
     witnesses: Witnesses,
     detection: Detection,
     evidence: Evidence | None = None,
+    findings: Findings | None = None,
 ) -> list[str | None]:
     """A sentence for every flagged row of the readable ones, None for the others.
 
@@ -35,6 +37,7 @@ def explain_flags(
         witnesses: of these rows.
         detection: of these rows.
         evidence: of these rows; without it, no other row is named.
+        findings: of these rows; without them, there are none.
     """
     rank = _share_below(scores.loo_loss)
     apart = [
@@ -44,6 +47,9 @@ def explain_flags(
     duplicates = [] if evidence is None else _duplicates(evidence, rows)
 
     def clauses(row: int) -> Iterator[str]:
+        if findings is not None and findings.kinds[row] == "placeholder_image":
+            count = int(findings.captions[row])
+            yield f"its image stands over {count} captions that have nothing in common"
         if evidence is not None:
             yield from _misfit(row, evidence)
         yield f"held out, its loss is in the top {100 - int(100 * rank[row])}%"

@@ -1,7 +1,9 @@
 """Wrong pairs made on purpose, so that a detector can learn what wrong looks like here.
 
 Half of them get the caption of any other row, half that of a row whose image looks alike: in real
-data, captions are mixed up among like things, too, and such pairs are harder to find.
+data, captions are mixed up among like things, too, and such pairs are harder to find. Where images
+have several captions, half of the exchanges take a single caption and half all of an image, as when
+a list of files and one of captions got out of step: such captions agree with each other.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from hf_ecif.config import DetectionConfig
 from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.signals import find_witnesses
 from hf_ecif.engine.neighbours import cluster
+from hf_ecif.engine.objectives.similarity import agree
 from hf_ecif.influence.influence import Influence
+from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.checkpoints import Checkpoints
@@ -34,11 +38,14 @@ class Planting:
         rows: all rows, with the exchanged captions.
         donors: ``(n,)``, the row that each caption was taken from; its own where it stayed.
         clusters: ``(n,)``, of the images.
+        whole: ``(n,)`` booleans, true where all captions of the image were exchanged together, and
+            there are several.
     """
 
     rows: Rows
     donors: Tensor
     clusters: Tensor
+    whole: Tensor
 
     @property
     def planted(self) -> Tensor:
@@ -50,9 +57,21 @@ class Planting:
         """``(n,)`` booleans, true where it was exchanged with that of an image of its cluster."""
         return self.planted & (self.clusters == self.clusters[self.donors])
 
+    @property
+    def kinds(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``(n,)`` booleans each: single captions of unlike and of like images, then whole ones."""
+        near, single = self.alike, self.planted & ~self.whole
+        return single & ~near, single & near, self.whole & ~near, self.whole & near
+
 
 def plant(
-    rows: Rows, image_embeddings: Tensor, *, share: float, clusters: int, generator: torch.Generator
+    rows: Rows,
+    image_embeddings: Tensor,
+    *,
+    share: float,
+    clusters: int,
+    generator: torch.Generator,
+    among: Tensor | None = None,
 ) -> Planting:
     """Exchange the captions of a random ``share`` of the rows.
 
@@ -62,21 +81,88 @@ def plant(
         share: of the rows, in (0, 1).
         clusters: into which the images are grouped for the harder half.
         generator: of the choice.
+        among: ``(n,)`` booleans, true for rows that may get or give a caption; all if absent.
     """
-    count = len(rows)
-    chosen = torch.randperm(count, generator=generator)[: max(2, round(share * count))]
     labels = cluster(image_embeddings, clusters, int(generator.initial_seed()))
-    texts = rows.same_text
-    donors = torch.arange(count)
-    for position, row in enumerate(chosen.tolist()):
-        other = texts != texts[row]
-        alike = other & (labels == labels[row])
-        pool = alike if position % 2 and alike.any() else other
-        candidates = pool.nonzero()[:, 0]
-        if len(candidates):
-            pick = torch.randint(len(candidates), (1,), generator=generator)
-            donors[row] = candidates[pick]
-    return Planting(rows.with_texts_of(donors), donors, labels)
+    exchange = _Exchange(rows, labels, among, generator)
+    order = torch.randperm(len(rows), generator=generator)
+    order = order if among is None else order[among[order]]
+    exchange.run(order, max(2, round(share * len(order))))
+    donors, whole = exchange.donors, exchange.whole
+    return Planting(rows.with_texts_of(donors), donors, labels, whole)
+
+
+class _Exchange:
+    """Captions that are exchanged one after the other.
+
+    A single caption is copied from its donor. Two images swap all of theirs: with the captions
+    still under the other image, its own captions, which say the like, would give them away.
+
+    Attributes:
+        donors: as in `Planting`, so far.
+        whole: likewise.
+    """
+
+    def __init__(
+        self, rows: Rows, clusters: Tensor, among: Tensor | None, generator: torch.Generator
+    ) -> None:
+        self._siblings, self._clusters, self._generator = rows.siblings, clusters, generator
+        self._free = torch.ones(len(rows), dtype=torch.bool) if among is None else among.clone()
+        self._among = self._free.clone()
+        self.donors = torch.arange(len(rows))
+        self.whole = torch.zeros(len(rows), dtype=torch.bool)
+
+    def run(self, order: Tensor, count: int) -> None:
+        """Exchange ``count`` captions or a few more, of the rows that come first in the order."""
+        turn, start = 0, int(self._free.sum())
+        for row in order.tolist():
+            if start - self._free.sum() >= count:
+                break
+            if not self._free[row]:
+                continue
+            family, alike = self._family(row), turn % 2 == 1
+            if len(family) > 1 and turn // 2 % 2 == 1:
+                self._swap(row, family, alike)
+            else:
+                self._copy(row, family, alike)
+            turn += 1
+
+    def _family(self, row: int) -> Tensor:
+        """Rows that have the image of this one, itself among them."""
+        images = self._siblings[:, 1]
+        return ((images == images[row]) & self._among).nonzero()[:, 0]
+
+    def _copy(self, row: int, family: Tensor, alike: bool) -> None:
+        donor = self._draw(row, family, self._among, alike)
+        self.donors[row] = row if donor is None else donor
+        self._free[row] = False
+
+    def _swap(self, row: int, family: Tensor, alike: bool) -> None:
+        several = self._of_several()
+        donor = self._draw(row, family, several & self._free, alike)
+        families = [family, family if donor is None else self._family(donor)]
+        for members, given in zip(families, reversed(families), strict=True):
+            self.donors[members] = given[torch.arange(len(members)) % len(given)]
+            self.whole[members] = donor is not None
+            self._free[members] = False
+
+    def _of_several(self) -> Tensor:
+        """``(n,)`` booleans, true for rows whose image has several, none of them exchanged yet."""
+        _, image = firsts(self._siblings[:, 1])
+        rows, free = (
+            torch.zeros(len(image)).index_add_(0, image, some.float())[image]
+            for some in (self._among, self._free & self._among)
+        )
+        return (rows > 1) & (rows == free)
+
+    def _draw(self, row: int, family: Tensor, among: Tensor, alike: bool) -> int | None:
+        """A row that has no caption and no image in common with a family."""
+        other = ~agree(self._siblings, self._siblings[family]).any(dim=1) & among
+        near = other & (self._clusters == self._clusters[row])
+        pool = (near if alike and near.any() else other).nonzero()[:, 0]
+        if not len(pool):
+            return None
+        return int(pool[torch.randint(len(pool), (1,), generator=self._generator)])
 
 
 class Injected(NamedTuple):
@@ -102,6 +188,7 @@ def plant_pairs(
     checkpoints: Checkpoints | None = None,
     detection: DetectionConfig | None = None,
     rows: Rows | None = None,
+    mute: Tensor | None = None,
 ) -> Injected:
     """What tells misaligned rows, learned from mismatches that are injected on purpose.
 
@@ -114,16 +201,24 @@ def plant_pairs(
         detection: how many runs, and how much is exchanged in each.
         rows: into which mismatches are injected, verified rows after those of the fit; the latter
             alone if absent.
+        mute: ``(n,)`` booleans, true for rows that are no evidence: they get and give no captions,
+            are nobody's neighbours, and not among those that stayed; none if absent.
     """
     train, config = rows or influence.rows, detection or DetectionConfig()
     known = checkpoints or Checkpoints()
     generator = stream(model.config.seed, "injection")
     given = model.embed_as_given(train)
     advance = progress("Plant wrong pairs", config.injections)
-    reference, unlike, alike, kept = [], [], [], []
+    heard = torch.ones(len(train), dtype=torch.bool) if mute is None else ~mute
+    reference, exchanged, kept = [], [], []
     for number in range(config.injections):
         planting = plant(
-            train, given.image, share=config.injected_share, clusters=10, generator=generator
+            train,
+            given.image,
+            share=config.injected_share,
+            clusters=10,
+            generator=generator,
+            among=heard,
         )
         within = known.within(f"{number:02d}")
         # Their curvature differs little; it is damped alike.
@@ -131,12 +226,11 @@ def plant_pairs(
         other = model.fit(planting.rows, query, checkpoints=within, spectrum=spectrum)
         scores = other.scores(checkpoints=within)
         embedded = given._replace(text=given.text[planting.donors.to(given.text.device)])
-        found = find_witnesses(scores, embedded, planting.rows.same_text).stack()
-        planted, near = planting.planted.numpy(), planting.alike.numpy()
-        reference.append(found[~planted])
-        kept.append(np.flatnonzero(~planted))
-        unlike.append(found[planted & ~near])
-        alike.append(found[near])
+        found = find_witnesses(scores, embedded, planting.rows.siblings, ~heard).stack()
+        stayed = (heard & ~planting.planted).numpy()
+        reference.append(found[stayed])
+        kept.append(np.flatnonzero(stayed))
+        exchanged.append([found[kind.numpy()] for kind in planting.kinds])
         advance(1)
-    kinds = [np.concatenate(unlike), np.concatenate(alike)]
+    kinds = [kind for kind in map(np.concatenate, zip(*exchanged, strict=True)) if len(kind)]
     return Injected(np.concatenate(reference), kinds, np.concatenate(kept))

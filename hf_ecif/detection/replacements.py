@@ -58,6 +58,11 @@ class Pairs:
         """The same images with captions of other rows."""
         return replace(self, text=self.text[donors.to(self.text.device)], key=self.key[donors])
 
+    def select(self, rows: Tensor) -> Pairs:
+        """Some of the rows."""
+        here = rows.to(self.image.device)
+        return Pairs(self.image[here], self.text[here], self.key[rows], self.scale)
+
     @property
     def fit(self) -> Tensor:
         """``(n,)``, cosine of the two sides of each row."""

@@ -48,37 +48,45 @@ class Witnesses:
         return torch.stack([part.double().cpu() for part in astuple(self)], dim=1).numpy()
 
 
-def find_witnesses(scores: Scores, given: Embeddings, same_text: Tensor) -> Witnesses:
+def find_witnesses(
+    scores: Scores, given: Embeddings, siblings: Tensor, mute: Tensor | None = None
+) -> Witnesses:
     """Ask all four.
 
     A neighbour counts the more, the more similar it is and the better its own caption fits its
-    image, as in LEMoN (Zhang et al., 2025). Rows with the very caption of a pair are left out of
-    the neighbours by caption: where wrong captions are copies of right ones, as in most benchmarks,
-    a copy would give them away by how the noise was made.
+    image, as in LEMoN (Zhang et al., 2025). Rows with the very image of a pair are no neighbours:
+    its own captions vouch for each other, right or wrong. Rows with the very caption are left out
+    of the neighbours by caption: where wrong captions are copies of right ones, as in most
+    benchmarks, a copy would give them away by how the noise was made.
 
     Args:
         scores: of the rows, at the fitted parameters.
         given: embeddings of the rows by the model as given, ``(N, d)``.
-        same_text: ``(N,)``, equal numbers for equal captions.
+        siblings: ``(N, 2)``, equal numbers for equal captions, and for equal images.
+        mute: ``(N,)`` booleans, true for rows that are no evidence for others.
     """
     mismatch = 1 - (given.text * given.image).sum(dim=1)
+    text, image = given.text, given.image
     return Witnesses(
         loss=scores.loo_loss.double().clamp_min(0).log1p(),
         relative=scores.relative,
-        image_neighbours=average_distance(given.image, given.text, mismatch),
-        text_neighbours=average_distance(given.text, given.image, mismatch, same_text),
+        image_neighbours=average_distance(image, text, mismatch, siblings[:, 1], mute),
+        text_neighbours=average_distance(text, image, mismatch, siblings, mute),
     )
 
 
-def witnesses_of(model: LoadedModel, rows: Rows, scores: Scores) -> Witnesses:
+def witnesses_of(
+    model: LoadedModel, rows: Rows, scores: Scores, mute: Tensor | None = None
+) -> Witnesses:
     """What tells misaligned rows from good ones; `detect` weighs it.
 
     Args:
         model: that was fitted; its own parameters count.
         rows: those that were scored.
         scores: of `Influence.scores`, for a single query.
+        mute: as in `find_witnesses`.
     """
-    return find_witnesses(scores, model.embed_as_given(rows), rows.same_text)
+    return find_witnesses(scores, model.embed_as_given(rows), rows.siblings, mute)
 
 
 def witness_errors(scores: Scores) -> Floats:

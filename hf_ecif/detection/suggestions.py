@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_ecif.config import SUGGEST_PROBABILITY
-from hf_ecif.detection.captions import embed_captions, plain
+from hf_ecif.data.captions import plain
+from hf_ecif.detection.captions import embed_captions
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.replacements import (
@@ -28,22 +29,17 @@ from hf_ecif.detection.replacements import (
     probability_right,
 )
 from hf_ecif.detection.words import Word, wrong_words
-from hf_ecif.engine.neighbours import count_better, group_near, link
+from hf_ecif.engine.neighbours import count_better, link
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.errors import UserError
+from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.rows import Rows
-from hf_ecif.utils.progress import ProgressFactory, silent
 
 if TYPE_CHECKING:
     from hf_ecif.influence.loaded import LoadedModel
 
 Numbers = NDArray[np.int64]
 Cell = TypeVar("Cell")
-
-# A JPEG of quality 75 or a copy of half the size is this near to its image in 99 of 100 cases of
-# the demo. Of different pictures, 5 pairs in 1,492 rows are, and look it. Captions have no such
-# cosine: different words can have the very same embedding.
-SAME_IMAGE = 0.995
 
 
 @dataclass(frozen=True)
@@ -133,29 +129,25 @@ def find_evidence(
     vocabulary: list[str] | None = None,
     margin: float = 0.0,
     probability: float = SUGGEST_PROBABILITY,
+    mute: Tensor | None = None,
     seed: int = 0,
-    progress: ProgressFactory = silent,
 ) -> Evidence:
     """Compare the flagged rows with all others, and look for duplicates.
 
-    The time of the second grows with the square of the rows: one product of all images with all.
-
     Args:
         model: its own parameters count, not the fitted ones.
-        rows: the readable rows.
+        rows: the readable rows; which have nearly the same image, `join_near_images` finds.
         detection: of these rows.
         vocabulary: captions to suggest; those of all rows, if absent.
         margin: from which on a caption is suggested, in nats.
         probability: of being right, from which on a caption is suggested.
+        mute: ``(n,)`` booleans, true for rows whose captions are not suggested.
         seed: of the exchanges that this probability is learnt from.
-        progress: makes a progress bar.
     """
     embeddings = model.embed_as_given(rows)
-    better = _find_better(model, rows, embeddings, detection, vocabulary, seed)
+    better = _find_better(model, rows, embeddings, detection, vocabulary, mute, seed)
     positions = rows.positions.cpu()
-    advance = progress("Compare images", len(rows))
-    same_image = group_near(embeddings.image, SAME_IMAGE, advance)
-    same_caption = _group_equal([plain(text) for text in rows.texts])
+    same_image, same_caption = map(_first_like, (rows.keys.images, rows.keys.captions))
     own = torch.arange(len(rows))
     duplicate = link(len(rows), iter([(own, same_image), (own, same_caption)]))
     return Evidence(
@@ -208,6 +200,7 @@ def _find_better(
     embeddings: Embeddings,
     detection: Detection,
     vocabulary: list[str] | None,
+    mute: Tensor | None,
     seed: int,
 ) -> _Better:
     """Captions that fit flagged rows better than their own."""
@@ -219,13 +212,14 @@ def _find_better(
     key = _group_equal([plain(text) for text in texts])
     pairs = Pairs(embeddings.image, embeddings.text, key[:count], float(embeddings.scale))
     listed = _listed(model, vocabulary, key[count:]) if vocabulary is not None else None
-    candidates = Candidates.of(pairs) if listed is None else listed
+    speaks = torch.ones(count, dtype=torch.bool) if mute is None else ~mute
+    speaking = pairs.select(speaks.nonzero()[:, 0])
+    candidates = Candidates.of(speaking) if listed is None else listed
     if not len(flagged) or not len(candidates.key):
         return better
     winners = find_winners(pairs, torch.from_numpy(flagged), candidates)
-    chance = probability_right(
-        pairs, winners, detection.flag, detection.probability, vocabulary=listed, seed=seed
-    )
+    flag, suspicion = detection.flag[speaks.numpy()], detection.probability[speaks.numpy()]
+    chance = probability_right(speaking, winners, flag, suspicion, vocabulary=listed, seed=seed)
     positions = rows.positions.tolist()
     for number, row in enumerate(flagged.tolist()):
         if winners.margin[number] > 0:
@@ -257,6 +251,12 @@ def _count_better_images(embeddings: Embeddings, detection: Detection) -> Number
 def _group_equal(keys: list[str]) -> Tensor:
     firsts: dict[str, int] = {}
     return torch.tensor([firsts.setdefault(key, row) for row, key in enumerate(keys)])
+
+
+def _first_like(keys: Tensor) -> Tensor:
+    """``(n,)``, the first row with the key of each."""
+    first, number = firsts(keys)
+    return first[number]
 
 
 def _describe_groups(first: Numbers) -> dict[str, int]:

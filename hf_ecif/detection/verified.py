@@ -19,6 +19,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import Tensor
 
 from hf_ecif.engine.objectives import Embeddings
+from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.seeds import stream
 
@@ -54,14 +55,16 @@ class Likeness:
 
 
 def halve_query(query: Rows, seed: int) -> tuple[Rows, Rows]:
-    """Verified rows and the query that is left, a random half of the rows each.
+    """Verified rows and the query that is left, a random half of the images each.
 
     Args:
         query: clean pairs.
         seed: of the run.
     """
     order = torch.randperm(len(query), generator=stream(seed, "verified"))
-    verified, left = order.tensor_split(2)
+    images, image = firsts(query.keys.images[order])
+    is_verified = image < (len(images) + 1) // 2
+    verified, left = order[is_verified], order[~is_verified]
     return query.select(verified.sort().values), query.select(left.sort().values)
 
 

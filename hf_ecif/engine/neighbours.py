@@ -15,6 +15,8 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from hf_ecif.engine.objectives.similarity import agree
+
 BLOCK = 2**24  # cosines held at a time
 # Two products of the same vectors differ by this much in float32.
 ROUNDING = 1e-6
@@ -75,7 +77,11 @@ def find_best(anchors: Tensor, keys: Tensor, excluded: Tensor) -> Best:
 
 
 def average_distance(
-    anchors: Tensor, others: Tensor, mismatch: Tensor, same: Tensor | None = None
+    anchors: Tensor,
+    others: Tensor,
+    mismatch: Tensor,
+    same: Tensor | None = None,
+    mute: Tensor | None = None,
 ) -> Tensor:
     """Distance of rows on one side from their neighbours on the other; ``(N,)``, at least zero.
 
@@ -87,13 +93,16 @@ def average_distance(
         anchors: ``(N, d)``, embeddings of the side on which neighbours are found.
         others: ``(N, d)``, embeddings of the other side.
         mismatch: ``(N,)``, cosine distance between the two sides of a row.
-        same: ``(N,)``, equal for rows that do not count as neighbours of each other.
+        same: ``(N, L)``; rows that agree in a column do not count as neighbours of each other.
+        mute: ``(N,)`` booleans, true for rows that are nobody's neighbours.
     """
     count = min(NEIGHBOURS, len(anchors))
     same = (torch.arange(len(anchors)) if same is None else same).to(anchors.device)
     parts = []
     for rows, cosines in _cosines(anchors, anchors):
-        barred = same[rows, None] == same
+        barred = agree(same[rows], same)
+        if mute is not None:
+            barred |= mute.to(barred.device)
         nearest = cosines.masked_fill_(barred, -torch.inf).topk(count, dim=1)
         weight = (-DECAY * (1 - nearest.values + mismatch[nearest.indices])).exp()
         apart = 1 - (others[rows, None] * others[nearest.indices]).sum(dim=2)

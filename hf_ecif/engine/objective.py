@@ -36,7 +36,8 @@ class Objective:
         encoder: embeds the rows.
         features: all rows, at the frozen boundary.
         batches: indices of the rows of each contrastive batch.
-        same: ``(N,)`` integers, equal for rows that are not negatives of each other; or None.
+        same: ``(N, L)`` integers; rows that agree in a column are not negatives of each other. Or
+            None.
         l2: weight of the penalty, ``delta`` in the paper.
         center: ``(P,)``, where the penalty is zero; the origin if absent, as in the paper.
         weights: ``w_m``; one over the number of batches, for the mean, if absent.

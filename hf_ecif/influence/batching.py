@@ -63,4 +63,4 @@ def scoring_pass(rows: Rows, config: InfluenceConfig) -> Pass:
 
 def repeated_captions(rows: Rows, config: InfluenceConfig) -> Tensor | None:
     """``(n,)``, equal numbers for rows that are no negatives of each other; None if all are."""
-    return rows.same_text if config.mask_repeated else None
+    return rows.siblings if config.mask_repeated else None

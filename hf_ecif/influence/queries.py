@@ -21,6 +21,7 @@ from hf_ecif.engine.features import Features
 from hf_ecif.engine.neighbours import cluster
 from hf_ecif.engine.objective import Objective
 from hf_ecif.engine.objectives import Embeddings
+from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.seeds import derive
 
@@ -131,7 +132,7 @@ def zero_shot_margin(rows: Rows, images: Sequence[int]) -> Query:
 
 def first_rows(rows: Rows) -> Tensor:
     """``(C,)``, the first row of every distinct caption, in order."""
-    return torch.tensor([rows.texts.index(text) for text in dict.fromkeys(rows.texts)])
+    return firsts(rows.keys.captions)[0]
 
 
 def retrieval_margin(
@@ -174,11 +175,12 @@ def choose_query(rows: Rows, encoder: DualEncoder, *, share: float = 0.1, seed: 
     rest of the data.
 
     Args:
-        rows: the data.
+        rows: the data, of which copies count once.
         encoder: embeds them, with the model's own parameters.
         share: share of every cluster that is chosen; two pairs at least in all.
         seed: seed of the clustering.
     """
+    rows = rows.select(firsts(rows.siblings)[0])
     embeddings = encoder.embed_as_given(rows.features)
     aligned = (embeddings.text * embeddings.image).sum(dim=1).cpu()  # as the clusters are
     count = max(1, round(len(rows) ** 0.5 / 4))

@@ -158,7 +158,7 @@ def train(
         seed: seed of the batches.
     """
     config, rows, start = model.config, version.rows, model.encoder.theta
-    same = rows.same_text if config.mask_repeated else None
+    same = rows.siblings if config.mask_repeated else None
     objective = Objective(model.encoder, rows.features, [], same, config.l2, start)
     current = start.clone()
     optimizer = adam(current)

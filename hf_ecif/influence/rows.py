@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.features import Features, Side
 from hf_ecif.engine.towers import Inputs
 from hf_ecif.errors import UserError
+from hf_ecif.influence.keys import Keys, caption_key, content_key, firsts, image_key
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints, State
 
@@ -46,6 +48,7 @@ class Rows:
         total: rows of the data set, readable or not.
         boundary: fingerprint of what the features went through, `DualEncoder.boundary`; empty where
             nobody knows.
+        known_keys: which rows have equal images or captions; see `keys`.
     """
 
     features: Features
@@ -54,6 +57,7 @@ class Rows:
     reasons: dict[int, str]
     total: int
     boundary: str = ""
+    known_keys: Keys | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -67,6 +71,7 @@ class Rows:
             reasons={},
             total=len(chosen),
             boundary=self.boundary,
+            known_keys=self.keys[chosen],
         )
 
     def first(self, total: int) -> Rows:
@@ -81,6 +86,7 @@ class Rows:
             self,
             features=self.features.with_texts_of(donors),
             texts=[self.texts[i] for i in donors.tolist()],
+            known_keys=self.keys.with_captions_of(donors),
         )
 
     def chosen(self, flags: Tensor | ArrayLike) -> Tensor:
@@ -109,11 +115,29 @@ class Rows:
             spread[position] = value
         return spread
 
+    def with_images(self, keys: Tensor) -> Rows:
+        """The same rows, of which some more are known to have one image; keys are ``(n,)``."""
+        return replace(self, known_keys=replace(self.keys, images=keys))
+
+    @cached_property
+    def keys(self) -> Keys:
+        """What the rows are known by; where nothing else is known, their captions alone."""
+        return self.known_keys or Keys.of_texts(self.texts)
+
+    @property
+    def siblings(self) -> Tensor:
+        """``(n, 2)``; rows that agree in a column have one caption or one image."""
+        return self.keys.siblings
+
     @property
     def same_text(self) -> Tensor:
-        """``(n,)``, equal numbers for equal captions: false negatives of each other."""
-        numbers: dict[str, int] = {}
-        return torch.tensor([numbers.setdefault(text, len(numbers)) for text in self.texts])
+        """``(n,)``, numbers from 0 on, equal for equal captions: the class of each row."""
+        return firsts(self.keys.captions)[1]
+
+    @property
+    def same_image(self) -> Tensor:
+        """``(n,)``, numbers from 0 on, equal for equal images."""
+        return firsts(self.keys.images)[1]
 
 
 @dataclass(frozen=True)
@@ -252,13 +276,23 @@ def require_distinct(name: str, rows: Rows) -> None:
         rows: one at least.
 
     Raises:
-        UserError: there is one row alone, or one caption.
+        UserError: there is one row alone, or one caption, or one image.
     """
     require_pairs(f"The {name}", rows)
-    if len(set(rows.texts)) < 2:
+    keys, start = rows.keys, rows.texts[0][:40]
+    if len(keys.captions.unique()) < 2:
+        equal, remedy = "equal", "Look at `text_column`."
+        if keys.truncated.all():
+            equal = "equal within the number of tokens that the model reads"
+            remedy = "Take off what they begin with, or use a model that reads longer ones."
         raise UserError(
-            f"All captions of the {name} are equal ({rows.texts[0][:40]!r}), so there is nothing "
-            "to tell apart. Look at `text_column`."
+            f"All captions of the {name} are {equal} ({start!r}), so there is nothing to tell "
+            f"apart. {remedy}"
+        )
+    if len(keys.images.unique()) < 2:
+        raise UserError(
+            f"All images of the {name} are the same, so there is nothing to tell apart. Look at "
+            "`image_column`."
         )
 
 
@@ -320,10 +354,64 @@ class Preprocessor:
         )
         return {key: tokens[key] for key in self.tokenizer.model_input_names if key in tokens}
 
+    def keys(self, pairs: list[Pair]) -> Keys:
+        """What pairs with an image are known by, as this tokenizer reads their captions."""
+        texts = [pair.text for pair in pairs]
+        read = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        truncated = [len(ids) + self._specials > self.max_length for ids in read]
+        return Keys(
+            images=torch.tensor([image_key(pair.image) for pair in pairs if pair.image]),
+            captions=torch.tensor(
+                [
+                    self._key_of_tokens(text) if cut else caption_key(text)
+                    for text, cut in zip(texts, truncated, strict=True)
+                ]
+            ),
+            truncated=torch.tensor(truncated),
+            unknown_script=torch.tensor(
+                [
+                    is_unknown_script(text, ids, self.tokenizer.unk_token_id)
+                    for text, ids in zip(texts, read, strict=True)
+                ]
+            ),
+        )
+
+    @cached_property
+    def _specials(self) -> int:
+        """Tokens that are added to every caption."""
+        with_them, without = (
+            self.tokenizer("a", add_special_tokens=some)["input_ids"] for some in (True, False)
+        )
+        return len(with_them) - len(without)
+
+    def _key_of_tokens(self, text: str) -> int:
+        tokens = self.tokenizer(text, max_length=self.max_length, truncation=True)
+        return content_key(repr(tokens["input_ids"]).encode())
+
     def _longest(self, texts: list[Any]) -> int:
         readable = [text for text in texts if isinstance(text, str)] or [""]
         tokens = self.tokenizer(readable, max_length=self.max_length, truncation=True)
         return max(len(ids) for ids in tokens["input_ids"])
+
+
+def is_unknown_script(text: str, ids: Sequence[int], unknown: int | None) -> bool:
+    """Whether a tokenizer has no pieces for a caption's script.
+
+    Half of the tokens are unknown, or there is at least one for every character of a text that is
+    not in Latin letters. Scripts that are known take a third to four fifths of that.
+
+    Args:
+        text: the caption.
+        ids: its tokens, without special ones.
+        unknown: the token of what is unknown, if there is one.
+    """
+    letters = [character for character in text if character.isalpha()]
+    foreign = sum(not character.isascii() for character in letters)
+    if not letters:
+        return False
+    if unknown is not None and 2 * ids.count(unknown) >= max(1, len(ids)):
+        return True
+    return 2 * foreign > len(letters) and len(ids) >= len("".join(text.split()))
 
 
 @dataclass(frozen=True)
@@ -332,6 +420,7 @@ class _Read:
 
     Attributes:
         features: inputs of the readable rows; None if there is none.
+        keys: keys of these rows; None likewise.
         positions: row numbers in the data set.
         texts: captions of the rows.
         reasons: why the others cannot be read, by row number.
@@ -339,6 +428,7 @@ class _Read:
     """
 
     features: Features | None
+    keys: Keys | None
     positions: list[int]
     texts: list[str]
     reasons: dict[int, str]
@@ -364,8 +454,10 @@ class _MicroBatches:
         images, texts = (cells[column] for column in self.columns)
         pairs = [read_pair(*cell, self.max_pixels) for cell in zip(images, texts, strict=True)]
         good = [(row, pair) for row, pair in zip(rows, pairs, strict=True) if pair.reason is None]
+        readable = [pair for _, pair in good]
         return _Read(
-            features=self.preprocess([pair for _, pair in good]) if good else None,
+            features=self.preprocess(readable) if good else None,
+            keys=self.preprocess.keys(readable) if good else None,
             positions=[row for row, _ in good],
             texts=[pair.text for _, pair in good],
             reasons={row: p.reason for row, p in zip(rows, pairs, strict=True) if p.reason},
@@ -400,6 +492,8 @@ def _freeze(
         inputs = [getattr(features, side) for features in frozen]
         for key in inputs[0] if inputs else ():
             tensors[f"{side}.{key}"] = torch.cat([part[key].cpu() for part in inputs])
+    keys = Keys.join([read.keys for read in found if read.keys is not None])
+    tensors |= {f"keys.{name}": values for name, values in vars(keys).items()}
     return State(
         tensors,
         {
@@ -416,6 +510,7 @@ class _Store:
         rows: readable ones so far.
         positions: row numbers in the data set.
         texts: captions of the rows.
+        keys: keys of the rows, part by part.
         reasons: why others cannot be read, by row number.
     """
 
@@ -426,11 +521,13 @@ class _Store:
         self.rows = 0
         self.positions: list[int] = []
         self.texts: list[str] = []
+        self.keys: list[Keys] = []
         self.reasons: dict[int, str] = {}
 
     def append(self, part: State) -> None:
         """Add what `_freeze` read."""
         self.texts += part.values["texts"]
+        self.keys.append(Keys(**_with_prefix(part.tensors, "keys.")))
         self.reasons |= {int(row): reason for row, reason in part.values["reasons"]}
         self.positions += part.tensors["positions"].tolist()
         if len(self.positions) == self.rows:
@@ -461,15 +558,16 @@ class _Store:
 
 def _gather(store: _Store, total: int, boundary: str) -> Rows:
     """Rows of all processes; each keeps the features that it has."""
-    found = distributed.collect((store.positions, store.texts, store.reasons))
-    positions, texts, reasons = zip(*found, strict=True)
+    found = distributed.collect((store.positions, store.texts, store.keys, store.reasons))
+    positions, texts, keys, reasons = zip(*found, strict=True)
     rows = [position for part in positions for position in part]
     why = {row: reason for part in reasons for row, reason in part.items()}
     first = sum(map(len, positions[: distributed.rank()]))
     held = range(first, first + store.rows) if distributed.count() > 1 else None
     features = Features(store.side("text"), store.side("image"), held, len(rows))
-    every_text = [text for part in texts for text in part]
-    return Rows(features, torch.tensor(rows), every_text, why, total, boundary)
+    known = Keys.join([key for part in keys for key in part])
+    captions = [text for part in texts for text in part]
+    return Rows(features, torch.tensor(rows), captions, why, total, boundary, known)
 
 
 def _with_prefix(tensors: Inputs, prefix: str) -> Inputs:

@@ -185,7 +185,7 @@ class Pass:
         batch_size: pairs of a batch.
         partitions: random partitions of a chunk that are averaged over.
         seed: seed of the chunks and the partitions.
-        same: ``(N,)``, equal for rows that are not negatives of each other; or None.
+        same: ``(N, L)``; rows that agree in a column are not negatives of each other; or None.
         form: form of the negative role of a single pair; that of groups is exact.
         tangents: exact forward mode, or finite differences.
     """
@@ -364,7 +364,7 @@ class Batch:
         rows: ``(B,)``, of the chunk.
         embeddings: embeddings of the rows.
         moved: tangents of the embeddings.
-        same: ``(B,)``, see `Pass`.
+        same: ``(B, L)``, see `Pass`.
     """
 
     partition: int

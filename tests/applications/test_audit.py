@@ -30,6 +30,8 @@ CONFIG = InfluenceConfig(partitions=2, probes=4, fit_epochs=2, batch_size=64)
 TYPES = {
     "ecif_flag": "bool",
     "ecif_borderline": "bool",
+    "ecif_finding": "string",
+    "caption_truncated": "bool",
     "ecif_suggested_text": "string",
     "ecif_duplicate_group": "int64",
     "ecif_reason": "string",

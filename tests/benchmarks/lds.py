@@ -191,7 +191,7 @@ def train_on_halves(problem: Problem, count: int, seeds: int, epochs: int) -> Tr
     """The query's loss after training on ``count`` random halves, each ``seeds`` times."""
     encoder, rows, total = problem.encoder(), problem.train, len(problem.train)
     query = Objective(
-        encoder, problem.query.features, problem.query_batches, problem.query.same_text
+        encoder, problem.query.features, problem.query_batches, problem.query.siblings
     )
     kept = np.zeros((count, total), dtype=bool)
     losses = np.zeros((count, seeds))
@@ -211,7 +211,7 @@ def objective_of(
 ) -> Objective:
     """Of some of the rows alone."""
     batches = random_batches(len(chosen), CONFIG.batch_size, generator)
-    return Objective(encoder, rows.features[chosen], batches, rows.same_text[chosen])
+    return Objective(encoder, rows.features[chosen], batches, rows.siblings[chosen])
 
 
 def lds(scores: Floats, truth: Truth) -> tuple[float, float]:

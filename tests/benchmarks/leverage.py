@@ -82,7 +82,7 @@ class Problem:
         """``J`` of the library."""
         rows = self.train
         return Objective(
-            self.model.encoder, rows.features, list(self.batches), rows.same_text, l2, self.start
+            self.model.encoder, rows.features, list(self.batches), rows.siblings, l2, self.start
         )
 
     def query_objective(self) -> Objective:
@@ -294,7 +294,7 @@ def plain_scores(
     scores = torch.zeros(PAIRS, dtype=theta.dtype)
     for batch in objective.batches:
         pushed = objective.encoder.push(theta, direction, objective.features[batch])
-        roles = infonce.role_tangents(*pushed, same=problem.train.same_text[batch])
+        roles = infonce.role_tangents(*pushed, same=problem.train.siblings[batch])
         scores[batch] = (roles.positive + roles.negative)[0] / (2 * PAIRS)
     return scores
 

@@ -90,7 +90,7 @@ def tuned(model: InfluenceModel, rows: Rows, theta: Tensor) -> dict[str, dict[st
     batches = {"batch 256": (BATCH, 3), "all in one batch": (len(rows), 1)}
     losses = {
         f"temperature {1 / factor:g}x, {name}": array(
-            pair_losses(model.encoder, embeddings, factor, Pass(*sizes, 0, rows.same_text))
+            pair_losses(model.encoder, embeddings, factor, Pass(*sizes, 0, rows.siblings))
         )
         for factor, (name, sizes) in product(FACTORS, batches.items())
     }

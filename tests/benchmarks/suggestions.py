@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import track
 
 from hf_ecif.config import SUGGEST_PROBABILITY
-from hf_ecif.detection.captions import plain
+from hf_ecif.data.captions import plain
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.suggestions import find_evidence
 from hf_ecif.influence.rows import Rows

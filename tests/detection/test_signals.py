@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from scipy.stats import norm
 from torch import Tensor
@@ -44,10 +45,18 @@ def like_rows(seed: int = 0) -> Embeddings:
     return Embeddings(text, image, one, one)
 
 
-def witnesses_of(given: Embeddings, same: Tensor | None = None) -> Any:
+def keys(captions: Tensor, images: Tensor | None = None) -> Tensor:
+    """By which rows are siblings; all images are different if not given."""
+    images = torch.arange(len(captions)) if images is None else images
+    return torch.stack([captions, images], dim=1)
+
+
+def witnesses_of(given: Embeddings, siblings: Tensor | None = None, **options: Any) -> Any:
     count = len(given.text)
     some = scores(loo_loss=torch.ones(count), task=torch.ones(count), size=torch.ones(count))
-    return find_witnesses(some, given, torch.arange(count) if same is None else same)
+    if siblings is None:
+        siblings = keys(torch.arange(count))
+    return find_witnesses(some, given, siblings, **options)
 
 
 def test_neighbours_tell_an_exchanged_caption() -> None:
@@ -67,18 +76,36 @@ def test_a_copy_of_the_caption_does_not_give_a_row_away() -> None:
     donors = torch.arange(len(given.text))
     donors[0] = EACH
     text = given.text[donors]
-    with_owner = witnesses_of(given._replace(text=text), same=donors)
+    with_owner = witnesses_of(given._replace(text=text), keys(donors))
     others = torch.arange(len(donors)) != EACH
     without = witnesses_of(
-        given._replace(text=text[others], image=given.image[others]), same=donors[others]
+        given._replace(text=text[others], image=given.image[others]), keys(donors[others])
     )
     torch.testing.assert_close(with_owner.text_neighbours[0], without.text_neighbours[0])
+
+
+@pytest.mark.parametrize("side", ["image_neighbours", "text_neighbours"])
+@pytest.mark.parametrize("left_out", ["sibling by image", "mute"])
+def test_what_is_no_evidence_makes_no_difference(side: str, left_out: str) -> None:
+    """Row 1, of the topic of row 0, is as good as absent."""
+    given = like_rows()
+    count = len(given.text)
+    others = torch.arange(count) != 1
+    if left_out == "mute":
+        found = witnesses_of(given, mute=~others)
+    else:
+        images = torch.arange(count)
+        images[1] = 0
+        found = witnesses_of(given, keys(torch.arange(count), images))
+    absent = witnesses_of(given._replace(text=given.text[others], image=given.image[others]))
+    torch.testing.assert_close(getattr(found, side)[0], getattr(absent, side)[0])
+    assert not torch.isclose(getattr(witnesses_of(given), side)[0], getattr(absent, side)[0])
 
 
 def test_stack_is_in_the_order_of_the_errors() -> None:
     given = like_rows()
     few = given._replace(text=given.text[:2], image=given.image[:2])
-    found = find_witnesses(scores(), few, torch.arange(2))
+    found = find_witnesses(scores(), few, keys(torch.arange(2)))
     np.testing.assert_allclose(found.stack()[:, 0], np.log1p([2.0, 0.5]))
     np.testing.assert_allclose(found.stack()[:, 1], [0.03, -0.005])
     assert found.stack().shape == witness_errors(scores()).shape == (2, 4)
@@ -100,7 +127,7 @@ class TestErrors:
                     loo_loss=fixed.loo_loss + moved[2] * loss,
                 ),
                 few,
-                torch.arange(2),
+                keys(torch.arange(2)),
             ).stack()
             for task, size, loss in zip(*draws, strict=True)
         ]

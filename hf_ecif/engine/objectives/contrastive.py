@@ -22,9 +22,10 @@ class Contrastive(Protocol):
     A pair ``n`` acts in two roles: *positive*, through its own terms, and *negative*, through what
     its presence adds to the terms of others. Both are in nats and unnormalised.
 
-    In every function ``same``, if given, is ``(B,)`` integers: pairs with equal numbers (repeated
-    captions, for example) are not negatives of each other. Tangents and cotangents of a batch have
-    its shapes with a leading ``K``: ``(K, B, d)`` for text and image, ``(K,)`` for scale and bias.
+    In every function ``same``, if given, is ``(B, L)`` integers: pairs with an equal number in any
+    of the columns (one caption, for example, or one image) are not negatives of each other; a
+    single column may be ``(B,)``. Tangents and cotangents of a batch have its shapes with a leading
+    ``K``: ``(K, B, d)`` for text and image, ``(K,)`` for scale and bias.
 
     ``rows`` are the pairs whose terms are counted, all if absent: results for the parts of a batch
     add up to the result for the whole, so several processes can share a batch.

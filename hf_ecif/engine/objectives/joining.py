@@ -52,7 +52,7 @@ def join_softmax(
         same: ``(B,)`` for the context and ``(C,)`` for the newcomers, equal for rows that are not
             negatives of each other.
     """
-    hidden = None if same is None else same[0][:, None] == same[1]
+    hidden = None if same is None else similarity.agree(*same)
     positive, negative = [], []
     for of_context, of_new in zip(_two_ways(context), _two_ways(new), strict=True):
         (there, there_moved), (own, own_moved) = of_context, of_new
@@ -80,7 +80,7 @@ def join_sigmoid(
 
     Every cell is a term, so ``form`` makes no difference.
     """
-    hidden = None if same is None else same[0][:, None] == same[1]
+    hidden = None if same is None else similarity.agree(*same)
     (there, there_moved), (own, own_moved) = map(_one_way, (context, new))
     column, row = _across(there, own), _across(own, there)
     column_moved, row_moved = _across(there_moved, own_moved), _across(own_moved, there_moved)

@@ -89,10 +89,21 @@ def own_columns(values: Tensor, rows: slice) -> Tensor:
 
 
 def repeated(same: Tensor, rows: slice) -> Tensor:
-    """Booleans ``(r, B)``: true for other pairs with an equal number in ``same``."""
-    equal = same[rows, None] == same[None, :]
-    own_cells(equal, rows).fill_(False)
-    return equal
+    """Booleans ``(r, B)``: true for other pairs that agree with the row's in ``same``."""
+    alike = agree(same[rows], same)
+    own_cells(alike, rows).fill_(False)
+    return alike
+
+
+def agree(first: Tensor, second: Tensor) -> Tensor:
+    """Booleans ``(n, m)``: which rows have an equal number in some column.
+
+    Args:
+        first: ``(n,)`` or ``(n, L)`` integers.
+        second: ``(m,)`` or ``(m, L)``.
+    """
+    columns = zip(first.view(len(first), -1).T, second.view(len(second), -1).T, strict=True)
+    return reduce(torch.logical_or, (one[:, None] == other for one, other in columns))
 
 
 def total(tensors: Iterable[Tensor]) -> Tensor:

@@ -1,0 +1,82 @@
+"""Captions of one image, judged together.
+
+Errors come in two kinds. A single caption is wrong; or an image has got all captions of another, as
+when a list of files and one of captions are out of step. In the first case, the image's other
+captions say nothing; in the second, they are all wrong, and each is evidence against the others.
+With ``r_n = f_wrong(x_n) / f_right(x_n)`` of every caption ``n``, an image is wrong as a whole with
+the odds
+
+    whole / (1 - whole) * prod_n r_n / (1 - single + single r_n),
+
+and a caption of any other image with the odds ``single / (1 - single) * r_n``. How often either
+happens, ``whole`` and ``single``, is found from the data, by expectation maximisation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_expit, logit
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# Each kind counts as if it had been seen so many times, and not seen as often, so that none
+# vanishes for good.
+SEEN = 0.5
+ROUNDS, SETTLED = 1000, 1e-7
+
+
+def pool_captions(log_ratio: Floats, images: Integers) -> Floats:
+    """Log ratio ``(N,)`` of every pair that also counts what its image's other captions say.
+
+    With a noise rate, it makes probabilities as ``log_ratio`` does. Where an image has one caption,
+    nothing changes.
+
+    Args:
+        log_ratio: ``(N,)``, ``log f_wrong(x_n) / f_right(x_n)`` of distinct pairs by themselves.
+        images: ``(N,)``, equal for pairs of one image.
+    """
+    _, image, counts = np.unique(images, return_inverse=True, return_counts=True)
+    several = counts[image] > 1
+    pooled = log_ratio.copy()
+    if several.any():
+        _, image = np.unique(images[several], return_inverse=True)
+        whole, single = _how_often(log_ratio[several], image)
+        odds = _log_odds(log_ratio[several], image, whole, single)
+        pooled[several] = odds - logit(whole + (1 - whole) * single)
+    return pooled
+
+
+def _how_often(log_ratio: Floats, image: Integers) -> tuple[float, float]:
+    """The likeliest share of images that are wrong as a whole, and of wrong captions of others."""
+    whole = single = 0.1
+    for _ in range(ROUNDS):
+        before = whole, single
+        is_whole = np.exp(log_expit(_log_odds_of_image(log_ratio, image, whole, single)))
+        is_single = np.exp(log_expit(log_ratio + logit(single)))
+        other = 1 - is_whole[image]
+        whole = _share(is_whole.sum(), len(is_whole))
+        single = _share((other * is_single).sum(), other.sum())
+        if np.abs(np.subtract(before, (whole, single))).max() < SETTLED:
+            break
+    return whole, single
+
+
+def _share(expected: float, among: float) -> float:
+    return float((expected + SEEN) / (among + 2 * SEEN))
+
+
+def _log_odds_of_image(log_ratio: Floats, image: Integers, whole: float, single: float) -> Floats:
+    """Of being wrong as a whole, ``(images,)``."""
+    apart = np.logaddexp(np.log1p(-single), np.log(single) + log_ratio)
+    return logit(whole) + np.bincount(image, log_ratio - apart)
+
+
+def _log_odds(log_ratio: Floats, image: Integers, whole: float, single: float) -> Floats:
+    """Of every pair being wrong, in either way, ``(N,)``."""
+    of_image = _log_odds_of_image(log_ratio, image, whole, single)[image]
+    of_caption = log_ratio + logit(single)
+    right = log_expit(-of_image) + log_expit(-of_caption)
+    wrong = np.logaddexp(log_expit(of_image), log_expit(-of_image) + log_expit(of_caption))
+    return np.asarray(wrong - right)
