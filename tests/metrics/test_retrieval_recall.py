@@ -98,13 +98,10 @@ class TestIds:
         )
 
         def recall(queries, candidates, fit, right):
-            hits = [
-                any(
-                    right(one, other)
-                    for other in sorted(candidates, key=lambda c: -fit(one, c))[:k]
-                )
-                for one in queries
-            ]
+            hits = []
+            for one in queries:
+                ranked = sorted(candidates, key=lambda other, one=one: -fit(one, other))
+                hits.append(any(right(one, other) for other in ranked[:k]))
             return np.mean(hits)
 
         known, texts_there, images_there = set(pairs), set(text_ids), set(image_ids)
