@@ -61,7 +61,7 @@ lint: install ## check style, formatting, types and the order of the packages
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-BENCHES := detection detection_peers natural ablations threshold cleaning fidelity leverage edit curves trace
+BENCHES := detection detection_peers natural ablations threshold cleaning fidelity leverage edit curves trace words suggestions
 
 bench: install ## run every experiment in brief, into runs/bench; in full: python -m tests.benchmarks.NAME
 	@for name in $(BENCHES); do \

@@ -33,10 +33,7 @@ RATE_OF_LAYERS = 1e-4  # of last_block and its like, and of what a regular expre
 
 
 Strategy = Literal["drop", "worst", "weight", "relabel"]  # of a cleaning
-# Where the vocabulary holds the right caption of every image of the demo, it is suggested for 28 %
-# of the flagged rows at this margin, and 72 % of the suggestions are right; at 0.5 nats for 61 %
-# and 47 %, at 3 nats for 8 % and 88 %.
-SUGGEST_MARGIN = 1.5  # nats
+SUGGEST_PROBABILITY = 0.7  # of being right, from which on a caption is suggested
 
 # Fields that version 0.1 wrote by another name.
 RENAMED = {"plantings": "injections", "planted_share": "injected_share"}

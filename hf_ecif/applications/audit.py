@@ -28,7 +28,7 @@ from hf_ecif.applications.trace import (
     describe_found,
     find_and_trace,
 )
-from hf_ecif.config import SUGGEST_MARGIN, DetectionConfig, InfluenceConfig
+from hf_ecif.config import SUGGEST_PROBABILITY, DetectionConfig, InfluenceConfig
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
 from hf_ecif.data.columns import read_groups
 from hf_ecif.data.schema import drop_influence_columns, read_flags, read_verdicts
@@ -97,7 +97,8 @@ def audit(
     group_column: str | None = None,
     vocabulary: str | Path | Sequence[str] | None = None,
     suggest: bool = True,
-    suggest_margin: float = SUGGEST_MARGIN,
+    suggest_probability: float = SUGGEST_PROBABILITY,
+    suggest_margin: float = 0.0,
     trace: int = 0,
     detection: DetectionConfig | None = None,
     max_rows: int = MOST_STREAMED,
@@ -129,7 +130,9 @@ def audit(
             not flagged, if absent.
         suggest: whether all rows are compared with each other, for better captions and
             duplicates; that takes the square of their number in time, not in memory.
-        suggest_margin: a caption is suggested if its logit stands that far above the next, in
+        suggest_probability: a caption is suggested if it is right with this probability; 0 asks
+            for none, where too few rows tell it.
+        suggest_margin: and if its logit stands that far above the next, in
             nats.
         trace: errors of the query to trace to the pairs behind them, the worst first.
         detection: how it is learned what a wrong pair looks like.
@@ -154,6 +157,7 @@ def audit(
         group_column=group_column,
         vocabulary=Path(vocabulary) if isinstance(vocabulary, str) else vocabulary,
         suggest=suggest,
+        suggest_probability=suggest_probability,
         suggest_margin=suggest_margin,
         trace=trace,
         detection=detection or DetectionConfig(),
@@ -359,6 +363,8 @@ def _analyse(
                 detection,
                 vocabulary=beside.vocabulary,
                 margin=options.suggest_margin,
+                probability=options.suggest_probability,
+                seed=model.config.seed,
                 mute=findings.mute,
             )
     traced = None
@@ -589,6 +595,8 @@ def _describe_suggestions(options: AuditOptions, evidence: Evidence | None) -> S
         return None
     return Suggestions(
         count=int(evidence.suggested.sum()),
+        expected_right=evidence.expected_right,
+        least_probability=evidence.least_probability,
         least_margin=evidence.least_margin,
         vocabulary=_name_of(options.vocabulary),
     )

@@ -117,6 +117,7 @@ def _write(cleaning: Cleaning, request: CleanRequest, output: AuditFolder) -> Cl
         strategy=request.strategy,
         share=request.share,
         counts=cleaning.result.counts(),
+        expected_right=cleaning.result.expected_right,
         comparison=cleaning.comparison.describe() if cleaning.comparison else None,
     )
     if facts.comparison:

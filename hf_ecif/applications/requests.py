@@ -1,7 +1,7 @@
-"""What each task works on, and where its results go. The commands are made of these.
+"""Requests: inputs and outputs of each task, from which the commands are generated.
 
-A request names sources and files; how influence is computed is said by `InfluenceConfig`. Nothing
-here imports torch, so that ``--help`` answers at once.
+A request names sources and files; `InfluenceConfig` says how influence is computed. Nothing here
+imports torch, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hf_ecif.config import SUGGEST_MARGIN, DetectionConfig, Options, Strategy, option
+from hf_ecif.config import SUGGEST_PROBABILITY, DetectionConfig, Options, Strategy, option
 
 OVERWRITE = "Replace an earlier run in OUTPUT."
 RESUME = "Go on with an interrupted run in OUTPUT, where it was."
@@ -21,7 +21,7 @@ ErrorKind = Literal["retrieval-text", "retrieval-image", "zero-shot"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sources(Options):
-    """Where model and data come from."""
+    """Sources of model, data and query."""
 
     model: str = option(help="Folder of a saved CLIP-like model, or a Hub id.")
     dataset: str = option(
@@ -46,7 +46,7 @@ class Sources(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class AuditOptions(Options):
-    """What an audit looks at beside the pairs."""
+    """Options of an audit besides its sources."""
 
     truth_column: str | None = option(
         None,
@@ -75,9 +75,16 @@ class AuditOptions(Options):
         "duplicates. Takes the square of the rows in time, not in memory.",
     )
     vocabulary: Path | Sequence[str] | None = None
+    suggest_probability: float = option(
+        SUGGEST_PROBABILITY,
+        help="A caption is suggested if it is the right one with this probability, which is "
+        "learned from the rows that are not flagged.",
+        at_least=0,
+        is_advanced=True,
+    )
     suggest_margin: float = option(
-        SUGGEST_MARGIN,
-        help="A caption is suggested if its logit stands this far above the next best, in nats.",
+        0.0,
+        help="And if its logit stands this far above the next best, in nats.",
         at_least=0,
         is_advanced=True,
     )
@@ -86,22 +93,22 @@ class AuditOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRequest(AuditOptions, Sources):
-    """What to audit and where to put the result."""
+    """Request of an audit."""
 
     output: Path = option(help="Folder for the results.")
     overwrite: bool = option(False, help=OVERWRITE)
     resume: bool = option(False, help=RESUME)
     vocabulary: Path | None = option(
         None,
-        help="Text file of captions to suggest, one on a line. If not given, the captions of rows "
-        "that are not flagged.",
+        help="Text file of captions to suggest, one on a line. If not given, the captions of all "
+        "rows.",
         is_advanced=True,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TraceRequest(Sources):
-    """Which errors to trace."""
+    """Request of a trace: which errors, among which pairs."""
 
     output: Path = option(help="New folder for the results.")
     errors: ErrorKind = option(
@@ -126,7 +133,7 @@ class TraceRequest(Sources):
 
 @dataclass(frozen=True, kw_only=True)
 class ValueRequest(Sources):
-    """What to rank pairs by."""
+    """Request of a valuation: query, slices and candidates."""
 
     output: Path = option(help="New folder for the results.")
     slice_column: str | None = option(
@@ -160,7 +167,7 @@ class ValueRequest(Sources):
 
 @dataclass(frozen=True, kw_only=True)
 class RemoveRequest(Sources):
-    """What to remove from a model."""
+    """Request of a removal: which rows leave the model."""
 
     where: str = option(
         help="Boolean column, true where a row is to be removed: ecif_flag of an audit's scored/ "
@@ -179,7 +186,7 @@ class RemoveRequest(Sources):
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateRequest(Sources):
-    """Which retrainings to compare predictions with."""
+    """Request of a validation: which retrainings to compare predictions with."""
 
     output: Path = option(help="New folder for the results.")
     subsets: int = option(64, help="Random subsets to retrain on.", at_least=4)
@@ -189,7 +196,7 @@ class ValidateRequest(Sources):
 
 @dataclass(frozen=True, kw_only=True)
 class FitRequest(Sources):
-    """What to fit, for any number of rows to be scored later."""
+    """Request of a fit, by which any number of rows can be scored later."""
 
     output: Path = option(help="Folder for the fit.")
     overwrite: bool = option(False, help=OVERWRITE)
@@ -198,7 +205,7 @@ class FitRequest(Sources):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRequest(Options):
-    """What to score with a saved fit."""
+    """Request of a scoring with a saved fit."""
 
     influence: str = option(
         help="Folder of `hf-ecif fit`, or a Hub id of one that was pushed.", is_argument=True
@@ -215,10 +222,10 @@ class ScoreRequest(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class CleanRequest(Options):
-    """What to clean, and how to tell whether it helps.
+    """Request of a cleaning, and of a test of whether it helps.
 
     Attributes:
-        beside: further strategies, which are counted and compared, but not written.
+        beside: further strategies, which are counted and compared but not written.
     """
 
     audit: Path = option(help="Folder of an audit, or its scored/ folder.", is_argument=True)
@@ -249,3 +256,28 @@ class CleanRequest(Options):
         help="Column of the captions that are relabelled; the audited one if not given.",
         is_advanced=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateRequest(Options):
+    """Which rows a person is to judge, or which verdicts there are and what to make of them."""
+
+    audit: Path = option(help="Folder of an audit.", is_argument=True)
+    sample: int | None = option(
+        None,
+        help="Draw this many rows to judge, half of them flagged, and write a sheet of them.",
+    )
+    verdicts: Path | None = option(
+        None,
+        help="The sheet, filled in with right, wrong or cannot tell: csv or parquet; or a JSON or "
+        "CSV export of Label Studio.",
+    )
+    output: Path | None = option(None, help="New folder for the calibrated audit.")
+    precision: float | None = option(
+        None,
+        help="Flag as many rows as possible such that this share of them is wrong. Without it, "
+        "flags are those of the best F1.",
+    )
+    confidence: float = option(0.9, help="Confidence with which the precision is promised.")
+    overwrite: bool = option(False, help="Calibrate the audit in place, or draw another sheet.")
+    seed: int = option(0, help="Seed of the sample.", at_least=0, is_advanced=True)

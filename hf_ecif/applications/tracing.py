@@ -1,14 +1,13 @@
-"""Why did it get this one wrong? The training pairs behind mispredictions.
+"""Training pairs behind mispredictions.
 
 For every error the query is a margin, the log-odds against the right answer. A pair is responsible
-for what its own gradients have added to the margin in the course of the fit, its *contribution*
-(see `hf_ecif.influence.response`), as a positive or as a hard negative (of which partner, is
-found, too).
-Pairs are ranked by that and by how much of what they move it is; see `responsibility`.
+for what its own gradients added to the margin during the fit, its *contribution* (see
+`hf_ecif.influence.response`), as a positive or as a hard negative of a partner, which is found,
+too. Pairs are ranked by it, relative to the size of their whole effect; see `responsibility`.
 
-A cause is something else than what a removal would change. Where several wrong pairs teach the same
-error, the others make up for each that is removed, so that the predicted effect of a removal hides
-them: of injected causes, 0.97 are among the first 20 by what they contributed, 0.66 by the effect.
+A cause differs from the effect of a removal. If several wrong pairs teach one error, the others
+compensate for each one that is removed, so the predicted effect of a removal hides them: 0.97 of
+injected causes are among the first 20 by contribution, 0.66 by the effect of removal.
 """
 
 from __future__ import annotations
@@ -37,21 +36,21 @@ from hf_ecif.utils.progress import ProgressFactory, silent
 from hf_ecif.utils.seeds import stream
 
 CHUNK = 32  # errors whose tangents are pushed together
-# Of the index that proposes candidates. For 362 errors of the demo, 200 candidates of 1,492 rows
-# hold 69, 84, 94, 99 % of the ten causes at ranks 16, 32, 64, 128; the time goes as the rank.
+# For the index that proposes candidates. For 362 errors of the demo, 200 candidates of 1,492 rows
+# contain 69, 84, 94, 99 % of the ten causes at ranks 16, 32, 64, 128; time grows with the rank.
 RANK = 64
-CONTEXT = 3  # rows that candidates are batched with, for each of them
+CONTEXT = 3  # rows per candidate in its batches
 
 Task = Direction | Literal["zero_shot"]
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Rows of a paired or labelled set for which something else is predicted.
+    """Mispredicted rows of a paired or labelled set.
 
     Attributes:
-        rows: ``(E,)``, their numbers, the worst margin first.
-        retrieved: ``(E,)``, the row that is retrieved instead; of a wrong class, its first row.
+        rows: ``(E,)``, numbers of the rows, the worst margin first.
+        retrieved: ``(E,)``, the row that is retrieved instead; for a wrong class, its first row.
         margin: ``(E,)``, log-odds against the right answer, in nats.
     """
 
@@ -60,13 +59,13 @@ class Errors:
     margin: Tensor
 
     def worst(self, most: int) -> Errors:
-        """So many at most, those of the largest margin."""
+        """Errors of the largest margins, at most so many."""
         return Errors(self.rows[:most], self.retrieved[:most], self.margin[:most])
 
 
 @dataclass(frozen=True)
 class Traces:
-    """The ``k`` most responsible training pairs of every error, ``(E, k)`` each.
+    """``k`` most responsible training pairs of every error, ``(E, k)`` each.
 
     Attributes:
         pairs: numbers of the training rows, the most responsible first.
@@ -92,7 +91,7 @@ class Traces:
 
     @classmethod
     def none(cls, top_k: int) -> Traces:
-        """Of no errors."""
+        """Traces of no errors."""
         numbers, values = torch.zeros(0, top_k, dtype=torch.int64), torch.zeros(0, top_k)
         return cls(numbers, values, values, values, values, values, numbers, values)
 
@@ -109,10 +108,9 @@ def find_errors(influence: Influence, rows: Rows, direction: Task = "text_to_ima
     images. Every image, or every caption, is asked once, by its first row.
 
     Args:
-        influence: whose fitted parameters predict.
-        rows: pairs among which is looked for each, or labelled images, whose captions are the
-            classes.
-        direction: what is looked for with what; or ``zero_shot``, the class of an image.
+        influence: influence with the fitted parameters.
+        rows: pairs, or labelled images, whose captions are the classes.
+        direction: direction of the retrieval, or ``zero_shot`` for the class of an image.
     """
     found = _predict(influence, rows, direction)
     asked = queries_of(rows, direction)
@@ -134,14 +132,14 @@ def describe_errors(
     direction: Task = "text_to_image",
     found: Tensor | None = None,
 ) -> Errors:
-    """Rows of your own choice as errors, the worst margin first, whether they are wrong or not.
+    """Chosen rows as errors, the worst margin first, whether they are wrong or not.
 
     Args:
-        influence: whose fitted parameters predict.
-        rows: the set they are of.
-        chosen: their numbers, ``(E,)``.
-        direction: as in `find_errors`.
-        found: what is predicted for each of ``rows``, where it is known.
+        influence: influence with the fitted parameters.
+        rows: the whole set.
+        chosen: numbers of the chosen rows, ``(E,)``.
+        direction: see `find_errors`.
+        found: prediction for each of ``rows``, if known.
     """
     found = _predict(influence, rows, direction) if found is None else found
     margins = [
@@ -155,7 +153,7 @@ def describe_errors(
 
 
 def margin_of(rows: Rows, chosen: Tensor, direction: Task) -> Query:
-    """The log-odds against the right answers of some rows, one query each."""
+    """Query of the log-odds against the right answer, one value for each chosen row."""
     if direction == "zero_shot":
         return zero_shot_margin(rows, chosen.tolist())
     return retrieval_margin(rows, chosen.tolist(), direction)
@@ -171,18 +169,18 @@ def trace(
     candidates: int = 0,
     progress: ProgressFactory = silent,
 ) -> Traces:
-    """The training pairs responsible for errors.
+    """Training pairs responsible for errors.
 
     Memory does not grow with the number of errors: `CHUNK` are solved for and scored at a time.
 
     Args:
-        influence: with its training rows.
-        rows: the set that the errors are of.
-        errors: numbers of its rows, from `find_errors` or your own, ``(E,)``.
-        direction: of the retrieval, or ``zero_shot``.
-        top_k: pairs per error.
-        candidates: rows that an index proposes for each error, among which the exact score
-            decides; 0 scores all rows. Worth it where the rows are many times as many as
+        influence: influence, with its training rows.
+        rows: the set that contains the errors.
+        errors: numbers of its rows, from `find_errors` or chosen, ``(E,)``.
+        direction: direction of the retrieval, or ``zero_shot``.
+        top_k: number of pairs per error.
+        candidates: number of rows that an index proposes for each error, which are then scored
+            exactly; 0 scores all rows. It pays if there are many times more rows than
             ``4 * CHUNK * candidates``.
         progress: makes a progress bar.
     """
@@ -208,22 +206,22 @@ def trace(
 
 
 def responsibility(score: Tensor, size: Tensor) -> Tensor:
-    """What pairs are ranked by, the most responsible lowest: the score over the root of the size.
+    """Score over the root of the size, by which pairs are ranked, the most responsible lowest.
 
-    That is the geometric mean of the score and the relative score, with their sign. The score alone
-    puts pairs in front that move everything, the relative one such as hardly moved anything. Of the
-    causes injected for 40 concepts of the validation split, 0.954 are among the first 20, by the
-    score alone 0.940; eight concepts are better for it and none is worse.
+    It is the geometric mean of the score and the relative score, with their sign. The score alone
+    favours pairs with a large effect on everything, the relative score those with hardly any. Of
+    causes injected for 40 concepts of the validation split, 0.954 are among the first 20, and 0.940
+    by the score alone; eight concepts improve and none gets worse.
 
     Args:
         score: ``(E, N)``, contributions.
-        size: ``(N,)``, how much the pair moves; `Influence.sizes`.
+        size: ``(N,)``, size of each pair's effect; `Influence.sizes`.
     """
     return score / size.sqrt()
 
 
 def _predict(influence: Influence, rows: Rows, direction: Task) -> Tensor:
-    """The row that each row's answer is taken from, ``(n,)``."""
+    """Number of the row that is predicted for each row, ``(n,)``."""
     embeddings = influence.model.encoder.embed(influence.theta, rows.features)
     if direction == "zero_shot":
         classes = first_rows(rows)
@@ -239,10 +237,10 @@ def _nearest(anchors: Tensor, keys: Tensor) -> Tensor:
 def _propose(
     index: Index | None, gradients: Tensor, sizes: Tensor, count: int, seed: int
 ) -> tuple[Tensor, Tensor] | None:
-    """Candidates of some errors together, sorted, and rows for their context; None for all.
+    """Candidates of some errors together, sorted, and rows for their context; None for all rows.
 
-    A score depends on the batch. Candidates alone would be harder negatives of each other than
-    random rows are, so they are mixed with others. Both are numbers of training rows.
+    A score depends on the batch. Candidates are harder negatives of each other than random rows, so
+    they are mixed with others. Both are numbers of training rows.
     """
     if index is None:
         return None
@@ -264,7 +262,7 @@ def _trace_chunk(
     among: tuple[Tensor, Tensor] | None,
     top_k: int,
 ) -> tuple[Tensor, ...]:
-    """The columns of `Traces`, for errors with these directions at the checkpoints."""
+    """Columns of `Traces` for errors with these directions at the checkpoints."""
     train = influence.rows
     numbers = torch.arange(len(train)) if among is None else torch.cat(among)
     rows = train if among is None else train.select(numbers)

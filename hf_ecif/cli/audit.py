@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hf_ecif.applications.requests import AuditRequest
-from hf_ecif.cli.options import command
+from hf_ecif.cli.options import CLEANING, command
 from hf_ecif.cli.screen import Result
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.utils.progress import ProgressFactory
 
 
-@command(AuditRequest, InfluenceConfig)
+@command(AuditRequest, InfluenceConfig, panel=CLEANING)
 def audit(request: AuditRequest, config: InfluenceConfig, progress: ProgressFactory) -> Result:
     """Score every pair, flag those that look misaligned, and write data and report to OUTPUT.
 

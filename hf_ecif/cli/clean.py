@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hf_ecif.applications.requests import CleanRequest
-from hf_ecif.cli.options import command
+from hf_ecif.cli.options import CLEANING, command
 from hf_ecif.cli.screen import Result
 from hf_ecif.errors import UserError
 from hf_ecif.utils.progress import ProgressFactory
@@ -16,13 +16,14 @@ from hf_ecif.utils.progress import ProgressFactory
 Strategies = Annotated[
     list[str],
     typer.Option(
+        metavar="<choice>",
         help=f"{CleanRequest.help('strategy')} Given more than once, all are counted and compared, "
-        "and the first is written."
+        "and the first is written.",
     ),
 ]
 
 
-@command(CleanRequest)
+@command(CleanRequest, panel=CLEANING)
 def clean(
     request: CleanRequest,
     progress: ProgressFactory,
@@ -52,8 +53,10 @@ def clean(
     )
     cleaning = run_clean(request, progress)
     comparison = cleaning.comparison.describe() if cleaning.comparison else None
+    known = (result.expected_right for result in cleaning.results.values())
+    expected_right = next((expected for expected in known if expected is not None), None)
     counts = {str(name): result.counts() for name, result in cleaning.results.items()}
     return Result(
         {"counts": counts, "comparison": comparison.to_dict() if comparison else None},
-        cleaning_lines(request.audit, counts, comparison, request.output),
+        cleaning_lines(request.audit, counts, comparison, request.output, expected_right),
     )

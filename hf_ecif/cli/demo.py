@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hf_ecif.cli.options import app
+from hf_ecif.cli.options import CLEANING, app
 from hf_ecif.cli.screen import quieten_libraries
 from hf_ecif.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-@app.command()
+@app.command(rich_help_panel=CLEANING)
 def demo(
     source: Annotated[
         str | None,
@@ -80,8 +80,10 @@ def demo(
 
 def _check(source: str) -> None:
     """A name of the Hub is looked up when it is audited; a folder should be there."""
-    local = source.startswith((".", "/", "~")) or source.count("/") != 1
-    if local and not source.startswith("hf://") and not Path(source).expanduser().exists():
+    from hf_ecif.utils.hub_paths import is_local
+
+    nameless = "/" not in source
+    if (nameless or is_local(source)) and not Path(source).expanduser().exists():
         raise UserError(
             f"There is no folder {source}. Name the --output of hf-ecif audit, or data."
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hf_ecif.applications.requests import FitRequest
-from hf_ecif.cli.options import command
+from hf_ecif.cli.options import MANY, command
 from hf_ecif.cli.screen import Result
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.utils.progress import ProgressFactory
 
 
-@command(FitRequest, InfluenceConfig)
+@command(FitRequest, InfluenceConfig, panel=MANY)
 def fit(request: FitRequest, config: InfluenceConfig, progress: ProgressFactory) -> Result:
     """Fit once; `hf-ecif score` then scores any number of rows, here or elsewhere.
 

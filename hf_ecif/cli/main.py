@@ -11,12 +11,13 @@ from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from typer.rich_utils import rich_format_error
 
 # Importing a command registers it; ``--help`` lists them in this order.
 from hf_ecif.cli import (  # noqa: F401
     audit,
+    calibrate,
     clean,
     demo,
     fit,
@@ -48,9 +49,8 @@ def main() -> None:
         message = _message(error)
         if message is None:
             raise
-        Console(stderr=True).print(
-            f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True
-        )
+        text = Text.assemble(("Error:", "bold red"), " ", message)
+        Console(stderr=True).print(text, soft_wrap=True)
         sys.exit(2)
 
 

@@ -14,10 +14,18 @@ from hf_ecif.cli.flags import flag_of, name_flags
 from hf_ecif.cli.screen import Result, screen, warn
 from hf_ecif.config import DetectionConfig, InfluenceConfig, Options
 
+CLEANING, MODELS, MANY = "Find wrong pairs", "Understand and change a model", "Many rows"
+_HELP = """Which image-text pairs help a CLIP-like model, which hurt it, and which are wrong.
+
+```
+hf-ecif audit --model openai/clip-vit-base-patch32 --dataset me/pairs --output runs/pairs
+hf-ecif clean runs/pairs --output runs/clean
+hf-ecif push runs/clean me/pairs-clean
+```
+"""
 app = typer.Typer(
-    help="Which image-text pairs help a CLIP-like model, which hurt it, and which are wrong.",
-    epilog="The usual way is `audit`, then `clean` and `push`. `hf-ecif COMMAND --help` explains a "
-    "command and all of its options.",
+    help=_HELP,
+    epilog="`hf-ecif COMMAND --help` explains a command and all of its options.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -35,6 +43,7 @@ def command(
     request: type[Options],
     config: type[InfluenceConfig] | None = None,
     *,
+    panel: str,
     without: Sequence[str] = (),
     **defaults: Any,
 ) -> Callable[[Callable[..., Result]], Callable[..., None]]:
@@ -47,6 +56,7 @@ def command(
     Args:
         request: the class of the request.
         config: `InfluenceConfig`, or nothing.
+        panel: under which ``hf-ecif --help`` lists it.
         without: fields of the config that do nothing here.
         defaults: of fields, where those of the library do not suit the command.
     """
@@ -56,7 +66,7 @@ def command(
         hidden = {*own, *without}
         asked = [one for one in _parameters(request, defaults) if one.name not in hidden]
         settings = list(_parameters(config, defaults)) if config else []
-        shown = [*asked, *own.values(), *(one for one in settings if one.name not in hidden)]
+        shown = [*own.values(), *asked, *(one for one in settings if one.name not in hidden)]
         shown.sort(key=lambda one: one.default is not Parameter.empty)  # the required ones first
         retired = list(_retired(shown)) if config else []
 
@@ -72,7 +82,7 @@ def command(
             shows.result(result)
 
         run.__signature__ = Signature([*shown, *_COMMON, *retired])  # type: ignore[attr-defined]
-        return app.command()(run)
+        return app.command(rich_help_panel=panel)(run)
 
     return decorate
 

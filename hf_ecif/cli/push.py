@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from hf_ecif.cli.options import Quiet, app
+from hf_ecif.cli.options import CLEANING, Quiet, app
 from hf_ecif.cli.screen import screen
 
 
-@app.command()
+@app.command(rich_help_panel=CLEANING)
 def push(
     output: Annotated[
         Path,
@@ -59,4 +59,5 @@ def push(
             dry_run=dry_run,
             progress=shows.progress,
         )
-    shows.console.print(str(report), highlight=False, soft_wrap=True, markup=False)
+    text = str(report)
+    shows.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)

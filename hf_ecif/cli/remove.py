@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hf_ecif.applications.requests import RemoveRequest
-from hf_ecif.cli.options import command
+from hf_ecif.cli.options import MODELS, command
 from hf_ecif.cli.screen import Result
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.utils.progress import ProgressFactory
 
 
-@command(RemoveRequest, InfluenceConfig, without=("relative",))
+@command(RemoveRequest, InfluenceConfig, panel=MODELS, without=("relative",))
 def remove(request: RemoveRequest, config: InfluenceConfig, progress: ProgressFactory) -> Result:
     """Remove rows from the model in closed form, as if it had been trained without them.
 

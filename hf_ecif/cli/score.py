@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from hf_ecif.applications.requests import ScoreRequest
-from hf_ecif.cli.options import command
+from hf_ecif.cli.options import MANY, command
 from hf_ecif.cli.screen import Result
 from hf_ecif.utils.progress import ProgressFactory
 
 
-@command(ScoreRequest)
+@command(ScoreRequest, panel=MANY)
 def score(request: ScoreRequest, progress: ProgressFactory) -> Result:
     """Score any number of rows with a fit, in flat memory.
 

@@ -1,4 +1,4 @@
-"""What a command shows while it runs, and when it is done."""
+"""Output of a command while it runs and when it is done."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Result(NamedTuple):
-    """Of a command.
+    """Result of a command.
 
     Attributes:
-        values: plain ones, for ``--json``.
-        lines: for a person.
+        values: plain values, for ``--json``.
+        lines: lines for a person.
     """
 
     values: dict[str, Any]
@@ -31,10 +31,10 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Screen:
-    """Of several processes, one has a console that talks.
+    """Console and progress bars of a command; of several processes, only one shows anything.
 
     Attributes:
-        console: where a person reads.
+        console: console for a person.
         progress: makes progress bars on it.
         prints_json: whether the result is printed for programs.
     """
@@ -44,7 +44,7 @@ class Screen:
     prints_json: bool = False
 
     def result(self, result: Result) -> None:
-        """Show what was found."""
+        """Show a result."""
         from hf_ecif.reports.console import print_lines
         from hf_ecif.utils import distributed
         from hf_ecif.utils.files import to_json
@@ -56,12 +56,12 @@ class Screen:
 
 @contextmanager
 def screen(quiet: bool, as_json: bool = False, *, resumes: bool = False) -> Iterator[Screen]:
-    """A console, and what makes progress bars on it.
+    """Context with the screen of a command.
 
     Args:
-        quiet: no bars.
-        as_json: nothing but JSON.
-        resumes: whether the command can go on where it was stopped.
+        quiet: show no progress bars.
+        as_json: print nothing but JSON.
+        resumes: whether the command can be resumed.
     """
     from hf_ecif.utils import distributed
     from hf_ecif.utils.progress import progress_bars, silent
@@ -79,16 +79,16 @@ def screen(quiet: bool, as_json: bool = False, *, resumes: bool = False) -> Iter
 
 
 def warn(message: str) -> None:
-    """Tell a person of something to change."""
+    """Print a warning about something that a person should change."""
     _say(f"Warning: {message}")
 
 
 def _say(message: str) -> None:
-    Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
+    Console(stderr=True).print(message, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def quieten_libraries() -> None:
-    """Their bars and notices would drown our own."""
+    """Silence the progress bars and notices of other libraries."""
     import datasets
     import transformers
     from huggingface_hub.utils.tqdm import disable_progress_bars

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hf_ecif.applications.requests import TraceRequest
-from hf_ecif.cli.options import command
+from hf_ecif.cli.options import MODELS, command
 from hf_ecif.cli.screen import Result
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.utils.progress import ProgressFactory
 
 
-@command(TraceRequest, InfluenceConfig, without=("relative",))
+@command(TraceRequest, InfluenceConfig, panel=MODELS, without=("relative",))
 def trace(request: TraceRequest, config: InfluenceConfig, progress: ProgressFactory) -> Result:
     """Trace mispredictions of the query to the training pairs that are responsible.
 

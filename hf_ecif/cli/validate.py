@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hf_ecif.applications.requests import ValidateRequest
-from hf_ecif.cli.options import command
+from hf_ecif.cli.options import MODELS, command
 from hf_ecif.cli.screen import Result
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.utils.progress import ProgressFactory
 
 
-@command(ValidateRequest, InfluenceConfig, without=("relative",), response="unrolled")
+@command(ValidateRequest, InfluenceConfig, panel=MODELS, without=("relative",), response="unrolled")
 def validate(
     request: ValidateRequest, config: InfluenceConfig, progress: ProgressFactory
 ) -> Result:

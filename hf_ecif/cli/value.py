@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hf_ecif.applications.requests import ValueRequest
-from hf_ecif.cli.options import command
+from hf_ecif.cli.options import MODELS, command
 from hf_ecif.cli.screen import Result
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.utils.progress import ProgressFactory
 
 
-@command(ValueRequest, InfluenceConfig, without=("relative",), response="unrolled")
+@command(ValueRequest, InfluenceConfig, panel=MODELS, without=("relative",), response="unrolled")
 def value(request: ValueRequest, config: InfluenceConfig, progress: ProgressFactory) -> Result:
     """Rank pairs by what they do to a query, and to slices of it.
 

@@ -5,6 +5,7 @@
     report.html
     trace.parquet trace.html  errors of the query and the pairs behind them, if they were traced
     cleaning.json             where `clean` made the folder of another audit's
+    calibration/              rows drawn for a person to judge, as sheets, and how they were drawn
     cleaning.html             models fine-tuned before and after, if they were compared
 
 What `clean` makes of an audit, and what a review does, are such folders again.
@@ -28,7 +29,16 @@ from hf_ecif.utils.files import CHECKPOINTS, sweep, write_json
 
 Part = Literal["scored", "kept", "removed"]
 SUMMARY = "summary.json"
-RESULTS = ("scored", "kept", "removed", SUMMARY, "report.html", "trace.parquet", "trace.html")
+RESULTS = (
+    "scored",
+    "kept",
+    "removed",
+    SUMMARY,
+    "report.html",
+    "trace.parquet",
+    "trace.html",
+    "calibration",
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,11 @@ class AuditFolder:
     @property
     def trace_page(self) -> Path:
         return self.path / "trace.html"
+
+    @property
+    def calibration(self) -> Path:
+        """Folder of the rows that were drawn to be judged."""
+        return self.path / "calibration"
 
     @property
     def cleaning(self) -> Path:
@@ -157,6 +172,14 @@ class AuditFolder:
             write_shards(scored, self.scored)
         write_shards(result.kept, self.path / "kept")
         write_shards(result.removed, self.path / "removed")
+
+    def replace_rows(self, other: AuditFolder) -> None:
+        """Take over rows and report from another folder, which is removed; the summary is not."""
+        for part in ("scored", "kept", "removed"):
+            shutil.rmtree(self.path / part)
+            (other.path / part).replace(self.path / part)
+        other.report.replace(self.report)
+        shutil.rmtree(other.path)
 
     def write_cleaning(self, cleaning: CleaningFacts) -> None:
         """Write what is told of the cleaning that made this folder."""

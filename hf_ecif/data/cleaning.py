@@ -21,6 +21,7 @@ WEIGHT = "ecif_weight"
 
 
 ORIGINAL_TEXT = "ecif_original_text"
+SUGGESTED_PROBABILITY = "ecif_suggested_probability"
 UNTRAINED, BEFORE = "not fine-tuned", "all rows"  # versions that every cleaning is compared with
 
 
@@ -42,6 +43,17 @@ class CleanResult:
 
     kept: Dataset
     removed: Dataset
+
+    @property
+    def expected_right(self) -> float | None:
+        """How many of the new captions are right, by their probabilities; None where unknown."""
+        rows = self.kept
+        if not {ORIGINAL_TEXT, SUGGESTED_PROBABILITY} <= set(rows.column_names):
+            return None
+        plain = rows.with_format(None)
+        pairs = zip(plain[ORIGINAL_TEXT][:], plain[SUGGESTED_PROBABILITY][:], strict=True)
+        chances = [chance for original, chance in pairs if original is not None]
+        return None if None in chances else float(sum(chances))
 
     def counts(self) -> dict[str, int]:
         """Rows by what became of them; those kept include those relabelled."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, List, Value
 
 from hf_ecif.errors import UserError
 
@@ -31,8 +31,11 @@ COLUMNS = {
     "mean cosine distance, weighted by how near they are and how well they fit themselves",
     "ecif_text_neighbours": "the same for the image and those of the most similar captions",
     "ecif_suggested_text": "a caption that fits a flagged image better than its own and than all "
-    "other candidates, where one stands out",
+    "other candidates, where it is probably the right one",
+    "ecif_suggested_probability": "probability that it is the right one",
     "ecif_suggested_margin": "by how much its logit stands above the next best one, in nats",
+    "ecif_wrong_words": "words of a flagged caption that its image contradicts, the worst first: "
+    "each with the places of its first character and of the one after its last",
     "ecif_finding": "what makes it idle to ask whether the caption fits: placeholder_image (one "
     "image under many captions that have nothing in common), stock_phrase (one caption under many "
     "images that have nothing in common), says_nothing (a file name, an address, a number, "
@@ -49,7 +52,14 @@ ADDED_LATER = {
     "ecif_weight": "1 - ecif_noise_probability, for a weighted loss; 0 of an unreadable row",
     "ecif_original_text": "the caption before it was replaced; null where it was not",
     "ecif_decision": "what a person decided in a review: keep, remove or recaption",
+    "ecif_verdict": "a person's verdict on the pair: right, wrong or cannot tell; null where "
+    "nobody judged it",
+    "ecif_audit_probability": "ecif_noise_probability as the audit had it, before verdicts",
+    "ecif_audit_flag": "ecif_flag as the audit had it, before verdicts",
 }
+
+
+WRONG_WORDS = List({"word": Value("string"), "start": Value("int32"), "end": Value("int32")})
 
 
 SCORES = tuple(COLUMNS)[: tuple(COLUMNS).index("ecif_noise_probability")]
@@ -63,18 +73,21 @@ NAMES = (
 )
 
 
-def set_column(dataset: Dataset, name: str, values: Sequence[Any], dtype: str = "") -> Dataset:
+def set_column(
+    dataset: Dataset, name: str, values: Sequence[Any], kind: str | List = ""
+) -> Dataset:
     """With these values in a column: in its old place and type, or else as the last one.
 
     Args:
         dataset: the rows.
         name: of the column.
         values: one for each row.
-        dtype: of a new column.
+        kind: of a new column: a type of Arrow by its name, or a feature.
     """
     order = dataset.column_names
     if name not in order:
-        return dataset.add_column(name, values, feature=Value(dtype))
+        feature = Value(kind) if isinstance(kind, str) else kind
+        return dataset.add_column(name, values, feature=feature)
     rest = dataset.remove_columns(name)
     changed = rest.add_column(name, values, feature=dataset.features[name])
     return changed.select_columns(order)

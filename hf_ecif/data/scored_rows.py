@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_ecif.data.images import thumbnail
 from hf_ecif.data.summary import Summary
-from hf_ecif.utils.formatting import Bools, Floats, readable_exponent, shorten
+from hf_ecif.utils.formatting import Bools, Floats, mark, readable_exponent, shorten
 
 CAPTION_LENGTH = 280
 REASON_LENGTH = 700
@@ -84,6 +84,7 @@ class ScoredRows:
         return Card(
             row=row,
             caption=shorten(str(cells[self._text] or ""), CAPTION_LENGTH),
+            marked=mark(str(cells[self._text] or ""), _spans(cells), CAPTION_LENGTH),
             thumbnail=picture,
             problem=problem,
             reason=shorten(str(cells.get("ecif_reason") or ""), REASON_LENGTH) or None,
@@ -110,12 +111,23 @@ class ScoredRows:
         return np.asarray(column.cast("double").to_numpy(), dtype=np.float64)
 
 
+def _spans(cells: dict[str, Any]) -> list[tuple[int, int]]:
+    """Where the words are that the image contradicts; none of a caption that was replaced."""
+    if cells.get("ecif_original_text") is not None:
+        return []
+    return [(word["start"], word["end"]) for word in cells.get("ecif_wrong_words") or []]
+
+
 @dataclass(frozen=True)
 class Card:
-    """One row of the data set as a page shows it."""
+    """One row of the data set as a page shows it.
+
+    ``marked`` is the caption in parts, and whether the image contradicts each.
+    """
 
     row: int
     caption: str
+    marked: list[tuple[str, bool]]
     thumbnail: str | None
     problem: str | None
     reason: str | None

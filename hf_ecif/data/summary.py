@@ -313,11 +313,15 @@ class Suggestions(Record):
 
     Attributes:
         count: rows with one.
+        expected_right: how many of these are the right caption, by their probabilities.
+        least_probability: of being right, from which on a caption is suggested.
         least_margin: by which its logit stands above the next best, in nats.
         vocabulary: the file that they are from; None where they are captions of the data.
     """
 
     count: int
+    expected_right: Real = nan
+    least_probability: Real = 0.0
     least_margin: Real
     vocabulary: str | None = None
 
@@ -366,6 +370,8 @@ class CleaningFacts(Record):
     Attributes:
         audit: its folder.
         counts: rows by what became of them, as `CleanResult.counts` has them.
+        expected_right: how many of the captions that were replaced are right now, by their
+            probabilities; None where that is not known.
         comparison: of models fine-tuned on the rows before and after.
     """
 
@@ -373,6 +379,7 @@ class CleaningFacts(Record):
     strategy: str
     share: float | None = None
     counts: dict[str, int]
+    expected_right: float | None = None
     comparison: ComparisonFacts | None = None
 
 
@@ -386,6 +393,81 @@ def _upgrade_cleaning(cleaning: dict[str, Any]) -> dict[str, Any]:
         ]
         compared = compared | {"outcomes": outcomes}
     return cleaning | {"comparison": compared}
+
+
+class ShareFacts(Record):
+    """A share of rows with its interval; null where nothing is there to have one."""
+
+    value: Real
+    low: Real
+    high: Real
+
+
+class QualityFacts(Record):
+    """How good flags are: share of them that is wrong, and of the wrong rows that has one."""
+
+    precision: ShareFacts
+    recall: ShareFacts
+
+
+class CurveOfProbability(Record):
+    """From an audit's probability to a calibrated one: ``shift + stretch * log-odds``."""
+
+    shift: Real
+    stretch: Real
+
+
+class PromiseFacts(Record):
+    """A precision that was asked for.
+
+    Attributes:
+        precision: share of the flagged rows that is to be wrong.
+        confidence: with which.
+        holds: whether the verdicts support it.
+        supported: the share that they support for the flags of the audit.
+    """
+
+    precision: Real
+    confidence: Real
+    holds: bool
+    supported: Real
+
+
+class VerdictCounts(Record):
+    """Rows that a person judged.
+
+    Attributes:
+        drawn: at random, to be judged.
+        right: of these; likewise ``wrong`` and ``cannot_tell``.
+        unasked: rows with a verdict that were not drawn.
+    """
+
+    drawn: int
+    right: int
+    wrong: int
+    cannot_tell: int
+    unasked: int
+
+
+class CalibrationFacts(Record):
+    """What verdicts on a random sample say of an audit.
+
+    Attributes:
+        level: probability with which the intervals hold.
+        before: quality of the flags of the audit.
+        after: quality of the new flags, those of the judged rows not yet corrected.
+        promise: None where no precision was asked for.
+        warnings: what a reader of the figures must know.
+    """
+
+    level: Real
+    verdicts: VerdictCounts
+    noise_rate: ShareFacts
+    before: QualityFacts
+    after: QualityFacts
+    curve: CurveOfProbability
+    promise: PromiseFacts | None = None
+    warnings: list[str] = []
 
 
 class ReviewFacts(Record):
@@ -411,6 +493,7 @@ class Summary(Provenance):
         truth: None where nothing is known to be wrong.
         trace: errors of the query and what is behind them, where that was asked for.
         cleaning: where these rows were parted by `clean`; ``review``, where by a person.
+        calibration: where verdicts on a sample moved probabilities and flags.
         fingerprints: hashes of the model, the data, the query and the config.
         seconds: by stage.
         about: a sentence on what was audited.
@@ -432,6 +515,7 @@ class Summary(Provenance):
     trace: TraceFindings | None = None
     cleaning: CleaningFacts | None = None
     review: ReviewFacts | None = None
+    calibration: CalibrationFacts | None = None
     fingerprints: dict[str, str] = {}
     seconds: dict[str, Real] = {}
     about: str | None = None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from hf_ecif.data.columns import set_column
+from hf_ecif.data.columns import WRONG_WORDS, set_column
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.explain import explain_flags
 from hf_ecif.detection.findings import Findings
@@ -60,7 +60,11 @@ def add_columns(
     dataset = set_column(dataset, "caption_truncated", rows.spread(truncated), "bool")
     texts, margins, duplicates = _evidence_columns(evidence, rows)
     dataset = set_column(dataset, "ecif_suggested_text", rows.spread(texts), "string")
+    chances = [None] * len(rows) if evidence is None else evidence.suggested_probability
+    dataset = set_column(dataset, "ecif_suggested_probability", rows.spread(chances), "float32")
     dataset = set_column(dataset, "ecif_suggested_margin", rows.spread(margins), "float32")
+    words = rows.spread(_word_cells(evidence, rows))
+    dataset = set_column(dataset, "ecif_wrong_words", words, WRONG_WORDS)
     dataset = set_column(dataset, "ecif_duplicate_group", rows.spread(duplicates), "int64")
     reasons = rows.spread(explain_flags(rows, scores, witnesses, detection, evidence, findings))
     for row, reason in rows.reasons.items():
@@ -80,6 +84,18 @@ def _evidence_columns(
         nothing: list[Any] = [None] * len(rows)
         return nothing, nothing, nothing
     return evidence.suggested_text, evidence.suggested_margin, evidence.duplicate_group
+
+
+def _word_cells(evidence: Evidence | None, rows: Rows) -> list[list[dict[str, Any]] | None]:
+    """Contradicted words, with their places, of the readable rows."""
+    if evidence is None:
+        return [None] * len(rows)
+    return [
+        None
+        if words is None
+        else [{"word": word.text, "start": word.start, "end": word.end} for word in words]
+        for words in evidence.wrong_words
+    ]
 
 
 def _finding_columns(findings: Findings | None, rows: Rows) -> tuple[list[Any], list[Any]]:

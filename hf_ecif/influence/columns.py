@@ -1,4 +1,4 @@
-"""Scores as columns of the data set, null where a row has none."""
+"""Scores as columns of a data set, null for rows without scores."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ REASON = "ecif_reason"
 def score_columns(
     rows: Rows, scores: Scores, given: Scores, relative: RelativeForm = "deletion"
 ) -> dict[str, list[float | None]]:
-    """Those of `COLUMNS` that are scores, with a value for every row, null for unreadable ones.
+    """Score columns among `COLUMNS`, with a value for every row, null for unreadable rows.
 
     Args:
-        rows: the readable ones.
+        rows: the readable rows.
         scores: scores of the readable rows, at the fitted parameters.
         given: scores of the readable rows, at the model's own parameters.
-        relative: which relative score.
+        relative: form of the relative score.
     """
     columns = {
         "ecif_score": scores.task,
@@ -34,10 +34,10 @@ def score_columns(
 
 
 def reason_column(rows: Rows, otherwise: str | None = None) -> list[str | None]:
-    """Why a row has no scores, for every row.
+    """Reason of every row without scores; ``otherwise`` for the others.
 
     Args:
-        rows: the readable ones.
-        otherwise: the reason of a row that can be read; None where it has scores.
+        rows: the readable rows.
+        otherwise: reason of readable rows; None if they have scores.
     """
     return [rows.reasons.get(row, otherwise) for row in range(rows.total)]

@@ -1,7 +1,7 @@
-"""Bring the attributed parameters near a minimum of the training objective.
+"""Fit of the attributed parameters to the training objective.
 
-An influence function answers for a model that has been trained on the data. A pretrained model that
-has not seen them is no such model: its scores can even come out inverted.
+An influence function assumes a model that has been trained on the data. For a pretrained model that
+has not seen them, scores can even be inverted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from hf_ecif.engine.objective import Objective, random_batches
 from hf_ecif.utils.checkpoints import Checkpoints, State
 
-DECAYS, EPSILON = (0.9, 0.999), 1e-8  # of Adam's moments, and below its root
+DECAYS, EPSILON = (0.9, 0.999), 1e-8  # of Adam's moments, and added to its root
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class FitReport:
 
     Attributes:
         epochs: passes over the data.
-        loss_before: mean contrastive loss of the training rows before, in nats.
-        loss_after: the same after.
-        gradient_norm: ``|grad J|`` after.
+        loss_before: mean contrastive loss of the training rows before the fit, in nats.
+        loss_after: mean contrastive loss after the fit, in nats.
+        gradient_norm: ``|grad J|`` after the fit.
     """
 
     epochs: int
@@ -38,12 +38,12 @@ class FitReport:
 
 
 class Epoch(NamedTuple):
-    """Where an epoch began, and the batches it went through: enough to go through it again.
+    """Start and batches of an epoch, which are enough to repeat it.
 
     Attributes:
         theta: parameters before its first step, ``(P,)``.
-        first: Adam's mean of the gradients there, ``(P,)``.
-        second: and of their squares.
+        first: Adam's mean of the gradients before its first step, ``(P,)``.
+        second: Adam's mean of their squares, ``(P,)``.
         steps: number of steps of the fit before it.
         learning_rate: learning rate of the epoch.
         batches: rows of the batch of each step.
@@ -69,17 +69,17 @@ def fit_parameters(
     trajectory: list[Epoch] | None = None,
     advance: Callable[[int], None] = lambda epochs: None,
 ) -> tuple[Tensor, FitReport]:
-    """Minimise ``objective`` from ``theta`` with Adam, fresh random batches in every epoch.
+    """Minimise ``objective`` from ``theta`` with Adam, with new random batches in every epoch.
 
     Args:
-        objective: its batches serve to report the loss; those of training are drawn anew.
+        objective: objective; its own batches are used only to report the loss.
         theta: ``(P,)``, the start.
-        batch_size: pairs of a contrastive batch.
-        epochs: zero leaves the parameters as they are.
-        learning_rate: at the start; it falls to zero along a cosine.
+        batch_size: number of pairs in a contrastive batch.
+        epochs: number of epochs; zero leaves the parameters unchanged.
+        learning_rate: learning rate at the start; it falls to zero along a cosine.
         generator: generator of the batches.
         checkpoints: store of the state after the last epoch.
-        trajectory: takes up every epoch that is not known from the checkpoints.
+        trajectory: list to which every epoch not known from the checkpoints is added.
         advance: called after every epoch, for a progress bar.
 
     Returns:
@@ -107,7 +107,7 @@ def fit_parameters(
 
 
 def adam(current: Tensor) -> torch.optim.Adam:
-    """The optimizer of parameters ``(P,)``; `run_epoch` sets its rate."""
+    """Adam for parameters ``(P,)``; `run_epoch` sets its learning rate."""
     return torch.optim.Adam([current], betas=DECAYS, eps=EPSILON)
 
 
@@ -118,14 +118,14 @@ def run_epoch(
     learning_rate: float,
     batches: Iterable[Tensor],
 ) -> None:
-    """Step once for every batch, in place.
+    """Update the parameters in place, with one step per batch.
 
     Args:
         objective: what is minimised; its own batches are not used.
         current: parameters ``(P,)``.
         optimizer: from `adam`.
         learning_rate: learning rate of all steps.
-        batches: rows of each.
+        batches: rows of each batch.
     """
     optimizer.param_groups[0]["lr"] = learning_rate
     for batch in batches:
@@ -134,7 +134,7 @@ def run_epoch(
 
 
 def cosine_fall(done: int, total: int) -> float:
-    """Share of the learning rate that is left: from one to zero along a cosine."""
+    """Factor of the learning rate, which falls from one to zero along a cosine."""
     return (1 + math.cos(math.pi * done / total)) / 2
 
 
@@ -166,7 +166,7 @@ def _keep(
 def _resume(
     known: Checkpoints, current: Tensor, optimizer: torch.optim.Adam, generator: torch.Generator
 ) -> int:
-    """Take up what `_keep` left, in place; epochs done."""
+    """Restore the state from `_keep`, in place; returns the number of finished epochs."""
     state = known.load("fit")
     if state is None:
         return 0

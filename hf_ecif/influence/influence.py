@@ -1,4 +1,4 @@
-"""The influence of training rows on a query, as one thing that scores, predicts and is saved."""
+"""Influence of training rows on a query: it scores rows, predicts removals, and is saved."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Influence:
-    """The influence of training rows on a query: of those it was fitted to, and of any others.
+    """Influence on a query, of the rows that the model was fitted to and of any others.
 
     Signs: negative is harmful (removing the pair is predicted to lower the query's loss), positive
     is valuable. Units: those of the query (nats of its mean loss), per pair.
 
     Attributes:
-        model: model that was fitted; its own parameters are unchanged.
-        config: everything that decides a score.
-        fitted: what was found: parameters, directions, spectrum and reports.
+        model: the fitted model; its own parameters are unchanged.
+        config: everything that determines a score.
+        fitted: results of the fit: parameters, directions, spectrum and reports.
     """
 
     model: LoadedModel
@@ -79,7 +79,7 @@ class Influence:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
     ) -> Influence:
-        """Load what `save_pretrained` wrote, with its config; without its training rows.
+        """Influence that `save_pretrained` wrote, with its config but without its training rows.
 
         Args:
             name_or_path: a folder or a Hub id, as for `InfluenceModel.from_pretrained`.
@@ -107,7 +107,7 @@ class Influence:
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the model as given, the processor, and the fit: all that scoring needs.
 
-        `from_pretrained` reads it; so does transformers' own, which sees the model alone.
+        `from_pretrained` reads it; that of transformers reads the model alone.
 
         Raises:
             UserError: the model came with adapters of its own.
@@ -115,15 +115,15 @@ class Influence:
         Path(folder, FIT).unlink(missing_ok=True)
         self.model.save_pretrained(folder)
         fit = SavedFit(self.model.name, self.config, self.fitted.to_state())
-        save_fit(Path(folder), fit)  # last: where there is a fit, the rest is whole
+        save_fit(Path(folder), fit)  # written last: with a fit, everything else is complete
 
     def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:
-        """Publish what `save_pretrained` saves, with a card; `push_model` has options.
+        """Publish the files of `save_pretrained` with a card; options are those of `push_model`.
 
         Raises:
             UserError: not logged in, or not allowed.
         """
-        from hf_ecif.hub.push import push_model  # with plots and templates, for few
+        from hf_ecif.hub.push import push_model  # imports plots and templates, which few need
 
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
@@ -145,12 +145,12 @@ class Influence:
 
     @property
     def theta(self) -> Tensor:
-        """Attributed parameters that were fitted, ``(P,)``."""
+        """Fitted values of the attributed parameters, ``(P,)``."""
         return self.fitted.theta
 
     @property
     def rows(self) -> Rows:
-        """The training rows.
+        """Training rows.
 
         Raises:
             UserError: the fit was loaded without them.
@@ -159,7 +159,7 @@ class Influence:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that decides a score: model, config, fit."""
+        """Hash of everything that determines a score: model, config, fit."""
         digest = sha256(f"{self.model.encoder.fingerprint()} {self.config.fingerprint()}".encode())
         for name, value in self.fitted.to_state().tensors.items():
             digest.update(name.encode())
@@ -167,19 +167,19 @@ class Influence:
         return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:
-        """One line of text: the tensors would fill a screen."""
+        """One line of text, without the tensors."""
         return repr(self.fitted).replace("Fitted", type(self).__name__, 1)
 
     def score(
         self, rows: AnyRows, image_column: str = "image", text_column: str = "text"
     ) -> Dataset:
-        """A data set with its influence columns, null where a row cannot be scored.
+        """Data set with influence columns, null for rows that cannot be scored.
 
         Args:
-            rows: a data set, which keeps its other columns and loses influence columns of an
-                earlier run; of `Rows`, the influence columns alone come back.
-            image_column: name, in a data set.
-            text_column: name, in a data set.
+            rows: a data set, which keeps its other columns, except influence columns of an
+                earlier run; or `Rows`, for which only the influence columns are returned.
+            image_column: column of images, for a data set.
+            text_column: column of captions, for a data set.
 
         Raises:
             UserError: a column is missing.
@@ -200,7 +200,7 @@ class Influence:
         """Scores of every readable row, as tensors.
 
         Args:
-            rows: to be scored; the training rows if absent.
+            rows: rows to score; the training rows if absent.
             progress: makes a progress bar.
             checkpoints: store of the scores of finished chunks.
         """
@@ -215,17 +215,17 @@ class Influence:
         )
 
     def sizes(self, rows: AnyRows | None = None) -> Tensor:
-        """Norms of the changes of the parameters without each row, ``(n,)``; `Scores.size`."""
+        """Norm of the change of the parameters without each row, ``(n,)``; see `Scores.size`."""
         return _score_along(self, self._rows(rows), self.fitted.directions.without_query()).size
 
     def scores_for(self, query: Asked, rows: AnyRows | None = None) -> Scores:
-        """Scores for another query than that of the fit, at the same parameters.
+        """Scores for a query other than that of the fit, at the same parameters.
 
-        Sizes and self-influence do not depend on the query: they are zero here; see `scores`.
+        Sizes and self-influence, which do not depend on the query, are zero; see `scores`.
 
         Args:
-            query: as in `InfluenceModel.fit`.
-            rows: to be scored; the training rows if absent.
+            query: see `InfluenceModel.fit`.
+            rows: rows to score; the training rows if absent.
 
         Raises:
             UserError: the fit was loaded without its training rows.
@@ -234,7 +234,7 @@ class Influence:
         return self.scores_through(_checkpoints(self, response, query), rows)
 
     def contributions(self, query: Asked, rows: AnyRows | None = None) -> Scores:
-        """`scores_for` of what pairs have contributed, whoever else would have in their place."""
+        """`scores_for` by contributions, even if other pairs would have made them instead."""
         return self.scores_through(
             _checkpoints(self, choose_contribution(self.config), query), rows
         )
@@ -246,11 +246,11 @@ class Influence:
         progress: ProgressFactory = silent,
         kept: Checkpoints | None = None,
     ) -> Scores:
-        """Scores by what `respond` or `contribute` gave.
+        """Scores along the directions of checkpoints from `respond` or `contribute`.
 
         Args:
             checkpoints: checkpoints of a response.
-            rows: to be scored; the training rows if absent.
+            rows: rows to score; the training rows if absent.
             progress: makes a progress bar.
             kept: store of the scores of finished chunks.
         """
@@ -272,8 +272,8 @@ class Influence:
 
         Args:
             checkpoints: checkpoints of several queries.
-            pairs: ``(Q, k)``, numbers of rows, for each query its own.
-            rows: that the numbers are of; the training rows if absent.
+            pairs: ``(Q, k)``, numbers of rows for each query.
+            rows: rows to which the numbers refer; the training rows if absent.
         """
         found = self._rows(rows)
         return strongest_partners(
@@ -311,11 +311,11 @@ class Influence:
     def score_without(
         self, sets: Tensor, query: Asked, progress: ProgressFactory = silent
     ) -> Tensor:
-        """Predicted change of the query if sets of rows were removed, each on its own; ``(K,)``.
+        """Predicted change of the query if sets of rows were removed, each separately; ``(K,)``.
 
-        With the curvature without the set, and the query itself at the changed parameters: where
-        a fit has memorised its pairs, `scores` and `score_group` are too small. A solve for each
-        set; for the rows that matter.
+        It uses the curvature without the set, and the query at the changed parameters: if a fit has
+        memorised its pairs, `scores` and `score_group` are too small. It takes a solve for each
+        set, so it is meant for a few rows.
 
         Args:
             sets: ``(K, n)`` booleans, true for rows that leave; ``torch.eye(n)[chosen].bool()`` for
@@ -333,12 +333,12 @@ class Influence:
         return torch.stack(scores).cpu()
 
     def leverage(self, rank: int = 64) -> Tensor | None:
-        """Leverages ``(n,)`` of the training rows; None where the fit has not moved the parameters.
+        """Leverages ``(n,)`` of the training rows; None if the fit has not moved the parameters.
 
-        How much of what holds a row's fit is the row itself, in [0, 1): a lower bound, from the
-        subspace of the largest eigenvalues alone. Where there are many more rows than the rank, it
-        ranks them, but is several times too low: `sample_leverage` gives the size, and takes
-        a solve for each row. The damping is the same.
+        A leverage is the share of a row's fit that is due to the row itself, in [0, 1). This is a
+        lower bound, from the subspace of the largest eigenvalues. With many more rows than the
+        rank, it ranks them but is several times too low; `sample_leverage` gives the size, with a
+        solve for each row and the same damping.
 
         Args:
             rank: dimension of the subspace, and number of products with the curvature.
@@ -349,11 +349,11 @@ class Influence:
         return training.leverage(self.fitted.directions.query, rank)
 
     def sample_leverage(self, count: int = 16) -> Tensor | None:
-        """Leverages of random training rows; None where the fit has not moved the parameters.
+        """Leverages of random training rows; None if the fit has not moved the parameters.
 
-        How much of what holds a row's fit is the row itself, in [0, 1): a lower bound. The damping
-        is the `implied_penalty` of the fit, not that of the scores: `memorised` of it says whether
-        they are too small to predict.
+        A leverage is the share of a row's fit that is due to the row itself, in [0, 1); this is a
+        lower bound. The damping is the `implied_penalty` of the fit, not that of the scores.
+        `memorised` tells from the result whether scores are too small to predict.
 
         Args:
             count: number of rows.
@@ -362,7 +362,7 @@ class Influence:
         return None if training.is_still else training.sample_leverage(count)
 
     def refit(self, members: Tensor | ArrayLike, *, seed: int | None = None) -> Tensor:
-        """Attributed parameters ``(P,)`` truly fitted again without some training rows.
+        """Attributed parameters ``(P,)`` after another fit without some training rows.
 
         Args:
             members: booleans, true for rows that leave, as in `score_group`.
@@ -376,9 +376,9 @@ class Influence:
     def remove(
         self, members: Tensor | ArrayLike, *, steps: int = 1, progress: ProgressFactory = silent
     ) -> Any:
-        """A copy of the model, fitted, without the influence of some training rows.
+        """Copy of the fitted model without the influence of some training rows.
 
-        Adapters are merged into its weights. `Training.remove` says how a removal went, too.
+        Adapters are merged into its weights. `Training.remove` also returns a report.
 
         Args:
             members: booleans, true for rows that leave, as in `score_group`.
@@ -386,7 +386,7 @@ class Influence:
             progress: makes a progress bar.
 
         Raises:
-            UserError: nothing is to be removed, or nearly everything.
+            UserError: no row is removed, or nearly every row.
         """
         chosen, advance = self.rows.chosen(members), progress("Remove", steps)
         return self.model.edited(self.training.remove(chosen, steps, advance)[0])

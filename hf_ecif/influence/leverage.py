@@ -1,4 +1,4 @@
-"""Influence with the curvature *without* the pair: where a fit has memorised its pairs.
+"""Influence with the curvature *without* the pair, for fits that have memorised their pairs.
 
 Plain influence divides by the curvature ``H`` of all pairs. A pair that a fit has memorised makes
 much of that curvature itself, so its removal is no small step, and the plain prediction is several
@@ -6,8 +6,8 @@ times too small. With ``H_n`` the curvature that leaves with pair ``n``, and ``r
 of its two roles over ``TERMS * N``, the Newton step towards a model trained without it is
 ``(H - H_n)^-1 r_n``.
 
-`change_without` solves for that, a system per set of pairs. `leverage` does it for all rows at
-once, in a subspace of the attributed parameters, by arithmetic on the logits.
+`change_without` solves this, one system per set of pairs. `leverage` does so for all rows at once,
+in a subspace of the attributed parameters, by arithmetic on the logits.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def change_without(
 def leverage_along(
     objective: Objective, theta: Tensor, members: Tensor, changes: Tensor, damping: float
 ) -> Tensor:
-    """The share of the damped curvature along each change that leaves with its set of pairs.
+    """Share of the damped curvature along each change that leaves with its set of pairs.
 
     Below one; of a single pair it is, like `Leverage.leverage`, a lower bound of its leverage.
     Along the pair's own change from `change_without`, however roughly solved, it is the closer one.
@@ -221,7 +221,7 @@ def sample_leverage(
 
 
 def memorised(leverage: Tensor) -> str | None:
-    """A warning where most pairs hold up their own fit; None elsewhere.
+    """Warning if most pairs are fitted mainly because of themselves; else None.
 
     Args:
         leverage: ``(n,)``, of all rows or of a random sample, better by `leverage_along` than from
@@ -256,7 +256,7 @@ class _Leaving:
     curvature: Tensor
 
     def of(self, chosen: Tensor) -> _Leaving:
-        """Some of the rows."""
+        """Gradients and curvatures of the chosen rows."""
         return _Leaving(self.rows[chosen], self.gradient[chosen], self.curvature[chosen])
 
 

@@ -1,4 +1,4 @@
-"""A model with its processor and a config, from a folder or the Hub."""
+"""A model with its processor and config, from a folder or the Hub."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.seeds import derive
 
 AnyRows: TypeAlias = Rows | Dataset
-# What is asked: rows for their contrastive loss, or another function; a list is asked in one pass.
+# A query: rows, for their contrastive loss, or another function; a list takes one pass.
 Asked: TypeAlias = AnyRows | Query | Sequence[AnyRows | Query]
 
 
 class LoadedModel:
-    """A dual encoder with its processor and a config: it reads rows, saves itself, and is asked.
+    """A dual encoder with its processor and config, which reads rows, embeds and is saved.
 
     Args:
         model: a Hugging Face dual encoder; it is put in evaluation mode, its weights stay as they
             are.
         processor: its processor.
-        config: everything that decides a score.
-        name: where the model came from; empty if it was given.
+        config: everything that determines a score.
+        name: name of the folder or repository of the model; empty if it was given loaded.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class LoadedModel:
             device: device of the weights, as ``"cuda:0"``; accelerate's if absent.
 
         Raises:
-            UserError: nothing there, or no contrastive dual encoder.
+            UserError: the model is missing, or is not a contrastive dual encoder.
         """
         name = str(name_or_path)
         model, processor = load_model(
@@ -98,7 +98,7 @@ class LoadedModel:
                 "This model has adapters of its own, which are saved without their base. Merge "
                 "them first (merge_and_unload), and attribute new ones with parameters='lora'."
             )
-        if self._adapters_are_ours:  # as added they are zero, so that merging changes nothing
+        if self._adapters_are_ours:  # new adapters are zero, so merging changes nothing
             model = deepcopy(model).merge_and_unload()
         save_model(model, self.processor, folder)
 
@@ -110,9 +110,9 @@ class LoadedModel:
         advance: Callable[[int], None] = lambda rows: None,
         checkpoints: Checkpoints | None = None,
     ) -> Rows:
-        """Rows of a data set, with the frozen part of the model run on them, once.
+        """Rows of a data set, with the frozen part of the model run on them.
 
-        They serve in place of the data set wherever one is taken. With several processes, each
+        They can replace the data set in every method that takes one. With several processes, each
         reads a part.
 
         Raises:
@@ -130,7 +130,7 @@ class LoadedModel:
         advance: Callable[[int], None] = lambda rows: None,
         checkpoints: Checkpoints | None = None,
     ) -> Rows:
-        """Rows of columns that are known to be there, readable ones or none."""
+        """Rows of columns that exist; perhaps none is readable."""
         return read_rows(
             cells,
             self.encoder,
@@ -145,11 +145,11 @@ class LoadedModel:
         )
 
     def rows(self, rows: AnyRows) -> Rows:
-        """Rows as they are, or those of a data set, whose columns are found by their types.
+        """Rows unchanged, or those of a data set, whose columns are found by their types.
 
         Raises:
-            UserError: they were encoded by another model, or cannot be read; or it cannot be told
-                which columns are meant: give `read` their names.
+            UserError: the rows were encoded by another model or cannot be read, or several columns
+                fit: give `read` their names.
         """
         if isinstance(rows, Dataset):
             return self.read(rows, *find_columns(rows))
@@ -157,7 +157,7 @@ class LoadedModel:
         return rows
 
     def query_value(self, query: Asked, theta: Tensor) -> Tensor:
-        """The query at some attributed parameters; ``()``, or ``(Q,)`` of several queries."""
+        """Value of the query at attributed parameters; ``()``, or ``(Q,)`` for several queries."""
         target = query_target(self.encoder, self.asked(query), self.config)
         return target.values(self.encoder, theta)
 
@@ -169,11 +169,11 @@ class LoadedModel:
         return score_embedded(self.encoder, found.features, embeddings, how)
 
     def embed_as_given(self, rows: AnyRows) -> Embeddings:
-        """Normalised embeddings ``(n, d)`` of rows by the model as given, made once for each."""
+        """Normalised embeddings ``(n, d)`` of rows by the model as given, computed once."""
         return self.encoder.embed_as_given(self.rows(rows).features)
 
     def edited(self, theta: Tensor) -> Any:
-        """A copy of the model with other attributed parameters; adapters are merged into it."""
+        """Copy of the model with other attributed parameters; adapters are merged into it."""
         model: Any = deepcopy(self.encoder.model)
         self.encoder.load(theta, into=model)
         if has_adapters(model) and hasattr(model, "merge_and_unload"):
@@ -181,7 +181,7 @@ class LoadedModel:
         return model
 
     def asked(self, query: Asked) -> AnyQuery | Sequence[AnyQuery]:
-        """A query with its data sets read."""
+        """Query whose data sets have been read."""
         if isinstance(query, Query):
             return query
         if isinstance(query, Rows | Dataset):

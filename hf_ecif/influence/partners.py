@@ -1,4 +1,4 @@
-"""Partners of a hard negative: the pairs in whose terms it acts most strongly."""
+"""Partners of a hard negative: the pairs whose terms it affects most."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hf_ecif.influence.response import Checkpoint, share_partitions
 from hf_ecif.influence.scoring import Batch, Pass, pushed_batches, row_chunks
 from hf_ecif.utils import distributed
 
-CELLS = 2**24  # derivatives by query, partner and pair that are held at a time
+CELLS = 2**24  # derivatives by query, partner and pair held at a time
 
 
 class Partners(NamedTuple):
-    """The strongest partner of each pair, of all that it meets in the partitions; ``(Q, k)`` each.
+    """Strongest partner of each pair among those it meets in the partitions; ``(Q, k)`` each.
 
     Attributes:
-        rows: its number; -1 where a pair acts in no other's terms.
-        parts: what the pair does in the partner's terms alone, a part of the negative part of its
-            score: of the same sign and unit.
+        rows: number of the partner; -1 if a pair affects no other's terms.
+        parts: effect of the pair in the partner's terms, which is a part of the negative part of
+            its score, with equal sign and unit.
     """
 
     rows: Tensor
@@ -40,16 +40,16 @@ def strongest_partners(
     *,
     train_count: int,
 ) -> Partners:
-    """Pairs in whose terms some pairs act most strongly as negatives.
+    """Partners whose terms some pairs affect most as negatives.
 
-    Of one meeting at one checkpoint, since two pairs seldom meet twice; by absolute value.
+    By the absolute value in one meeting at one checkpoint, since two pairs seldom meet twice.
 
     Args:
         encoder: encoder with the attributed parameters.
         checkpoints: checkpoints of several queries, ``(Q, P)`` each.
         features: ``N`` rows.
-        pairs: ``(Q, k)``, numbers of rows, for each query its own.
-        how: they are pushed, and meet; as in `score_through`, the very same batches.
+        pairs: ``(Q, k)``, numbers of rows for each query.
+        how: how rows are pushed and batched, in the same batches as in `score_through`.
         train_count: rows of the training set, the ``N`` of ``1 / 2N``.
     """
     dtype = checkpoints[0].theta.dtype
@@ -67,7 +67,7 @@ def strongest_partners(
 def _meet(
     encoder: DualEncoder, batch: Batch, numbers: Tensor, pairs: Tensor, form: RoleForm
 ) -> Partners:
-    """The strongest partners within a batch of these row numbers, unnormalised."""
+    """Strongest partners within a batch with these row numbers, unnormalised."""
     here = pairs[..., None] == numbers
     present, places = here.any(dim=-1), here.int().argmax(dim=-1)
     rows, parts = torch.full(pairs.shape, -1), torch.zeros(pairs.shape).to(batch.moved.text.cpu())

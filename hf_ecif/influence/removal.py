@@ -1,24 +1,24 @@
-"""Remove pairs from a trained model in closed form, as if it had been trained without them.
+"""Removal of pairs from a trained model in closed form, as if it was trained without them.
 
-A fit that stopped early ends where ``grad J(theta_0)`` is not zero, and directions of little
-curvature are hardly followed at all. Both are as if a penalty ``damping/2 |theta - start|^2`` had
-held it. Retrained without the set, it is held alike, and ends where this vanishes, in which the
-start no longer occurs:
+A fit that stopped early ends where ``grad J(theta_0)`` is not zero, and hardly moves along
+directions of small curvature. A penalty ``damping/2 |theta - start|^2`` would have both effects. A
+retraining without the set, under the same penalty, ends where this vanishes, in which the start no
+longer occurs:
 
     r(theta) = grad J_without(theta) - grad J(theta_0) + damping (theta - theta_0)
 
 One Newton step from ``theta_0`` with the curvature of the *remaining* pairs is the influence
-function of the whole set in its exact group form, and without the shrinkage that a pair's own
-curvature causes; further steps, each with fresh curvature, follow the loss where it is not
-quadratic. The penalty is about ``theta_0`` in all of them: about the last step's end, each step
-would go further along the flat directions than the fit itself did.
+function of the whole set in its exact group form, without the shrinkage due to a pair's own
+curvature. Further steps, each with fresh curvature, follow a loss that is not quadratic. The
+penalty is centred at ``theta_0`` in all of them: centred at the end of the step before, each step
+would go further along flat directions than the fit did.
 
 ``r`` is the gradient of ``M(theta) = J_without(theta) - <grad J(theta_0), theta> + damping/2
-|theta - theta_0|^2``. Every step must go down on that, not on ``|r|``: where a fit has memorised
-its pairs, the way to the minimum makes ``|r|`` larger first. There the softmax, saturated at the
-start, gains curvature along the way, so that a whole Newton step leads too far, though not equally
-so in all directions. A step that does not go down is therefore taken again with more damping
-(Levenberg and Marquardt), rather than made shorter.
+|theta - theta_0|^2``. Every step must decrease ``M``, not ``|r|``: if a fit has memorised its
+pairs, ``|r|`` first grows on the way to the minimum. There the softmax, saturated at the start,
+gains curvature along the way, so a full Newton step leads too far, by different amounts in
+different directions. A step that does not decrease ``M`` is therefore repeated with more damping
+(Levenberg and Marquardt) instead of being shortened.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from hf_ecif.engine.objective import Curvature, Objective
 from hf_ecif.engine.solvers import ConjugateGradients, SolveReport, solve
 from hf_ecif.engine.system import Spectrum, System
 
-# Of the decrease that the gradient promises, how much a step must bring (Armijo).
+# Share of the decrease promised by the gradient that a step must reach (Armijo).
 SUFFICIENT = 0.1
 MORE_DAMPING, MOST_TRIALS = 3.0, 8
 
 
 @dataclass(frozen=True)
 class RemovalReport:
-    """How a removal went.
+    """Report of a removal.
 
     Attributes:
-        removed: pairs that left.
+        removed: number of removed pairs.
         change: ``|theta - theta_0|``.
         residuals: ``|r|`` before the first step and after every step.
-        solvers: report of every step's solve, with the damping that the step took; fewer than the
-            steps asked for where ``|r|`` is down to the tolerance, or where no step leads down.
-        trials: solves in all; more than steps where some led too far.
+        solvers: report of every step's solve, with the damping of the step; fewer than the steps
+            asked for if ``|r|`` is within the tolerance, or if no step decreases ``M``.
+        trials: number of solves; more than steps if some led too far.
     """
 
     removed: int
@@ -72,16 +72,16 @@ def remove(
     max_iterations: int = 200,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> tuple[Tensor, RemovalReport]:
-    """The attributed parameters ``(P,)`` without the influence of some pairs, and a report.
+    """Attributed parameters ``(P,)`` without the influence of some pairs, and a report.
 
     Args:
         objective: training objective, members included.
         theta: ``(P,)``, the trained parameters.
         members: ``(N,)`` booleans, true for pairs that leave.
         spectrum: spectrum of the objective's curvature; sets the damping.
-        steps: Newton steps at most.
-        rescale: whether the remaining pairs are to count as much as all did, as in a retraining,
-            whose loss is a mean over them; else, as in influence functions, each counts as before.
+        steps: largest number of Newton steps.
+        rescale: whether the weights of the remaining pairs keep their sum, as in a retraining,
+            whose loss is a mean over them; else each keeps its weight, as in influence functions.
         curvature: kind of curvature of the steps.
         relative_damping: weight of the penalty, in units of the mean eigenvalue.
         tolerance: relative residual of every solve, and of ``|r|`` at which to stop.
@@ -121,7 +121,7 @@ def remove(
 
 @dataclass(frozen=True)
 class _Step:
-    """Where a step leads; ``solver`` is None where none leads down."""
+    """Result of a step; ``solver`` is None if no step decreases ``M``."""
 
     theta: Tensor
     residual: Tensor
@@ -136,11 +136,11 @@ def _step_down(
     theta: Tensor,
     residual: Tensor,
 ) -> _Step:
-    """A Newton step with the least damping, of some, that leads down.
+    """Newton step with the smallest damping, of several, that decreases ``M``.
 
-    How far down is taken from the slopes at both ends, by the trapezoid rule: values of ``M``
-    differ by less than rounding where the set is small. After a step that leads too far, the
-    damping is a few times the curvature, damping included, that was found along it.
+    The decrease is computed from the slopes at both ends, by the trapezoid rule, since values of
+    ``M`` differ by less than rounding for a small set. After a step that leads too far, the damping
+    becomes a few times the damped curvature that was found along it.
     """
     for trial in range(1, MOST_TRIALS + 1):
         solution, report = solve(system, residual[None], solver)

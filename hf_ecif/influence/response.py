@@ -1,31 +1,31 @@
-"""How a fitted model responds to a change of its training rows: where, along which directions.
+"""Response of a fitted model to a change of its training rows.
 
-*Stationary*: an influence function. It asks how a minimum moves when a pair is left out, and the
-inverse curvature there says it.
+*Stationary*: the influence function, which predicts by the inverse curvature how a minimum moves
+when a pair is left out.
 
-*Unrolled*: by differentiating through the steps of the fit. A fit of some epochs ends at no
-minimum, and Adam goes along every coordinate at a speed of its own; no single damping makes up for
-that. But its steps are known. Going through them backwards gives, for each, the direction ``d_t``
-by which a change of the gradient in step ``t`` changes the query at the end:
+*Unrolled*: differentiation through the steps of the fit. A fit of a few epochs does not end at a
+minimum, and Adam moves at a different speed along every coordinate; no single damping accounts for
+that. But its steps are known. A pass backwards through them gives the direction ``d_t`` along which
+a change of the gradient in step ``t`` changes the query at the end:
 
     dF = sum_t d_t . dg_t
 
-The removal of pair ``n`` takes ``grad(Pos_n + Neg_n) / (TERMS B)`` from the gradients of the steps
-whose batch holds it, one step of an epoch, whichever: so that, with ``s_e = - sum_t d_t`` over
-the steps of epoch ``e``, the predicted change of the query is
+Removing pair ``n`` subtracts ``grad(Pos_n + Neg_n) / (TERMS B)`` from the gradient of one step per
+epoch, the one whose batch holds it. On average over batches, with ``s_e = - sum_t d_t`` over the
+steps of epoch ``e``, the predicted change of the query is
 
     sum_e s_e . grad(Pos_n + Neg_n)(theta_e) / (TERMS N)
 
-in place of the ``s . grad(Pos_n + Neg_n)(theta) / (TERMS N)`` of an inverse curvature: the same
-pass, once for every epoch. Hara, Nitanda & Maehara (2019) unroll SGD so, and Bae et al. (2024) in
-segments; here it is Adam, with what a gradient does to the moments of later steps. That part is
-not small: without the second moment's, the rank correlation with true retrainings of the demo
-falls from 0.90 to 0.50.
+instead of ``s . grad(Pos_n + Neg_n)(theta) / (TERMS N)`` for an inverse curvature: the same pass,
+once for every epoch. Hara, Nitanda & Maehara (2019) unroll SGD in this way, and Bae et al. (2024)
+in segments; here it is Adam, including the effect of a gradient on the moments of later steps. That
+effect is not small: without that of the second moment, the rank correlation with true retrainings
+of the demo falls from 0.90 to 0.50.
 
-With the curvature of every step's batch, later steps answer to the change of earlier ones: the
-other pairs make up for the one that is gone, as they do when a model is trained again. Without it,
-the same sum is the pair's *contribution*: what its own gradients have moved, whoever else would
-have done it in its place. The first predicts a removal, the second tells a cause.
+With the curvature of every step's batch, later steps respond to the change of earlier ones: the
+remaining pairs compensate for the removed one, as in a real retraining. Without it, the sum is the
+pair's *contribution*: the effect of its own gradients, even if other pairs would have had it in its
+absence. The first predicts a removal, the second identifies a cause.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ from hf_ecif.utils.seeds import derive
 
 
 class Checkpoint(NamedTuple):
-    """Parameters on the way of a fit, and the directions along which a pair is scored there.
+    """Parameters on the trajectory of a fit, and directions along which pairs are scored there.
 
     Attributes:
         theta: ``(P,)``.
-        directions: ``s`` of every query, ``(P,)`` or ``(Q, P)``.
+        directions: ``s`` for every query, ``(P,)`` or ``(Q, P)``.
     """
 
     theta: Tensor
@@ -64,11 +64,11 @@ class Checkpoint(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A response to some queries.
+    """Response for some queries.
 
     Attributes:
-        directions: at the end of the training; of the queries none where they have checkpoints.
-        checkpoints: on the way, by which the queries are scored; none where the end is enough.
+        directions: directions at the end of the training; none for queries with checkpoints.
+        checkpoints: checkpoints by which the queries are scored; none if the end is enough.
         solvers: reports by purpose.
     """
 
@@ -77,15 +77,15 @@ class Answer(NamedTuple):
     solvers: dict[str, SolveReport]
 
     def scored_at(self, theta: Tensor) -> list[Checkpoint]:
-        """Where and along which directions the queries are scored, the end ``theta`` or others."""
+        """Checkpoints at which the queries are scored: ``theta``, the end, or earlier ones."""
         return self.checkpoints or [Checkpoint(theta, self.directions.query)]
 
 
 class Response(Protocol):
-    """How the model answers to the removal of a pair.
+    """Response of a model to the removal of a pair.
 
     Attributes:
-        needs_trajectory: whether it goes through the steps of the training.
+        needs_trajectory: whether it uses the steps of the training.
     """
 
     needs_trajectory: bool
@@ -97,12 +97,12 @@ class Response(Protocol):
         probes: Tensor,
         progress: ProgressFactory = silent,
     ) -> Answer:
-        """Directions for queries with some gradients at the end of the training.
+        """Directions for queries, given their gradients at the end of the training.
 
         Args:
             training: training in question.
             gradients: gradients of the queries, ``(P,)`` or ``(Q, P)``.
-            probes: ``(K, P)``, solved for along the way; none is fine.
+            probes: ``(K, P)``, further right-hand sides to solve for; may be empty.
             progress: makes a progress bar.
         """
 
@@ -120,7 +120,7 @@ class Stationary:
         probes: Tensor,
         progress: ProgressFactory = silent,
     ) -> Answer:
-        """Solves for queries and probes at once, which takes fewer products than one by one."""
+        """Answer from one solve for queries and probes, with fewer products than separate ones."""
         rows = gradients.reshape(-1, len(training.theta))
         both, report = training.inverse.solve(torch.cat([rows, probes]))
         found, solved = both.split([len(rows), len(probes)])
@@ -133,8 +133,8 @@ class Unrolled:
     """Response of the fit itself, step by step: a checkpoint for every epoch.
 
     Attributes:
-        curvature: by which later steps make up for the change of earlier ones; None where they do
-            not, for contributions.
+        curvature: curvature by which later steps respond to the change of earlier ones; None for
+            contributions.
     """
 
     curvature: Curvature | None
@@ -147,7 +147,7 @@ class Unrolled:
         probes: Tensor,
         progress: ProgressFactory = silent,
     ) -> Answer:
-        """Goes back through the training; only the probes are solved for."""
+        """Answer from a pass backwards through the training; only the probes are solved for."""
         directions, solvers = Directions.none(training.theta), {}
         if len(probes):
             solved, solvers["self-influence"] = training.inverse.solve(probes)
@@ -160,25 +160,25 @@ class Unrolled:
 
 
 def choose_response(config: InfluenceConfig) -> Response:
-    """The response to a removal that a config asks for; without a fit, nothing can be unrolled."""
+    """Response to a removal that a config names; stationary without a fit to unroll."""
     if config.response == "unrolled" and config.fit_epochs:
         return Unrolled(config.curvature)
     return Stationary()
 
 
 def choose_contribution(config: InfluenceConfig) -> Response:
-    """The response that tells what pairs have contributed, whoever else would have.
+    """Response that gives contributions of pairs, even if others would have made them.
 
-    A model that was not fitted here has moved nowhere; the inverse curvature answers for its pairs.
+    A model that was not fitted here has no steps; for its pairs, the inverse curvature is used.
     """
     return Unrolled(None) if config.fit_epochs else Stationary()
 
 
 def respond(response: Response, training: Training, gradients: Tensor) -> list[Checkpoint]:
-    """Where and along which directions pairs are scored for queries.
+    """Checkpoints at which pairs are scored for queries.
 
     Args:
-        response: to a removal, or of a contribution.
+        response: response to a removal, or for contributions.
         training: training in question.
         gradients: gradients of the queries at its end, ``(P,)`` or ``(Q, P)``.
     """
@@ -193,17 +193,17 @@ def unroll(
     curvature: Curvature | None = None,
     advance: Callable[[int], None] = lambda epochs: None,
 ) -> list[Checkpoint]:
-    """The directions of every epoch, in the order of the fit.
+    """Checkpoint of every epoch, in the order of the fit.
 
-    Costs the fit once more, and a product with the curvature per step if there is one. Held are, in
-    vectors of parameters, three for each epoch, four for each step of one epoch, and four for each
-    query.
+    It costs as much as the fit, plus a product with the curvature per step if there is one. Memory,
+    in vectors of parameters: three for each epoch, four for each step of one epoch, and four for
+    each query.
 
     Args:
-        objective: that of the fit; its own batches are not used.
+        objective: objective of the fit; its own batches are not used.
         trajectory: trajectory of the fit.
         gradients: gradients of the queries at its end, ``(P,)`` or ``(Q, P)``.
-        curvature: by which later steps answer; None for contributions.
+        curvature: curvature by which later steps respond; None for contributions.
         advance: called after every epoch, for a progress bar.
     """
     theta = trajectory[0].theta
@@ -235,16 +235,16 @@ def score_through(
     kept: Checkpoints | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Scores:
-    """Scores of all rows, summed over checkpoints; losses and cosines are those at the last one.
+    """Scores of all rows, summed over checkpoints; losses and cosines come from the last one.
 
-    Every checkpoint has partitions of its own, see `share_partitions`. Sizes and self-influence are
+    Every checkpoint has its own partitions, see `share_partitions`. Sizes and self-influence are
     zero.
 
     Args:
         encoder: encoder with the attributed parameters.
         checkpoints: checkpoints of a response.
         features: ``N`` rows.
-        how: they are pushed, and meet.
+        how: how rows are pushed and batched.
         train_count: rows of the training set, the ``N`` of ``1 / 2N``.
         kept: store of the scores of finished chunks.
         advance: called with the number of rows done at a checkpoint, for a progress bar.
@@ -272,10 +272,10 @@ def score_through(
 
 
 def share_partitions(how: Pass, checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, Pass]]:
-    """Every checkpoint with partitions of its own, together about as many as there were to be.
+    """Every checkpoint with its own partitions, in total about as many as asked for.
 
-    Two each at least, which a standard error takes, unless only one was to be. The first one has
-    the seed that was given, so that one alone is scored as by a pass of its own.
+    Each has at least two, which a standard error needs, unless only one was asked for. The first
+    checkpoint has the given seed, so a single checkpoint is scored as by an ordinary pass.
     """
     each = max(min(2, how.partitions), -(-how.partitions // len(checkpoints)))
     seeds = [how.seed, *(derive(how.seed, "checkpoints", n) for n in range(1, len(checkpoints)))]
@@ -292,10 +292,10 @@ class _Step(NamedTuple):
         number: number of the step, from one.
         learning_rate: learning rate of its epoch.
         batch: rows of its batch.
-        theta: before it.
-        gradient: there.
-        first: moment after the gradient was taken in.
-        second: second moment, likewise.
+        theta: parameters before the step.
+        gradient: gradient at these.
+        first: first moment, with this gradient.
+        second: second moment, with this gradient.
     """
 
     number: int
@@ -308,7 +308,7 @@ class _Step(NamedTuple):
 
 
 def _replay(objective: Objective, epoch: Epoch) -> Iterator[_Step]:
-    """The steps of an epoch, once more."""
+    """Steps of an epoch, computed again."""
     theta, first, second = epoch[:3]
     decay, decay_of_squares = DECAYS
     for number, batch in enumerate(epoch.batches, epoch.steps + 1):
@@ -322,7 +322,7 @@ def _replay(objective: Objective, epoch: Epoch) -> Iterator[_Step]:
 
 
 def _corrected(step: _Step) -> tuple[Tensor, Tensor]:
-    """Adam's mean gradient and root mean square, without their bias towards zero."""
+    """Adam's mean gradient and root mean square, corrected for their bias towards zero."""
     decay, decay_of_squares = DECAYS
     mean = step.first / (1 - decay**step.number)
     return mean, (step.second / (1 - decay_of_squares**step.number)).sqrt()
@@ -333,9 +333,9 @@ class _Adjoint:
     """Derivatives of the queries with respect to Adam's state, ``(Q, P)`` each.
 
     Attributes:
-        query: to the parameters.
-        first: to the first moment.
-        second: to the second.
+        query: derivatives with respect to the parameters.
+        first: derivatives with respect to the first moment.
+        second: derivatives with respect to the second moment.
     """
 
     query: Tensor
@@ -343,15 +343,15 @@ class _Adjoint:
     second: Tensor
 
     def through(self, step: _Step) -> Tensor:
-        """Go back before a step, but for its gradient's own dependence on the parameters.
+        """Step backwards, except for the dependence of the gradient on the parameters.
 
         Returns:
             The derivative with respect to the gradient of the step, ``(Q, P)``.
         """
         decay, decay_of_squares = DECAYS
         mean, root = _corrected(step)
-        # Without any gradient so far, of an adapter's first step for instance, no pair has one. To
-        # divide by nothing there would be a direction for later gradients of the epoch.
+        # If all gradients so far are zero, as in an adapter's first step, no pair has one either.
+        # Division by zero would give a direction for later gradients of the epoch.
         speed = (step.learning_rate / (root + EPSILON)).where(root > 0, 0)
         slope = (mean / (2 * root * (root + EPSILON))).where(root > 0, 0)
         moved = speed * self.query

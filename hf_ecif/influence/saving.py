@@ -90,8 +90,11 @@ def load_model(
     """
     wanted, target = _dtype(dtype), _device(device)
     place = _locate(name, revision, token)
-    if place.path != name and Path(place.path).is_dir():
+    is_folder, is_named = Path(place.path).is_dir(), parse_model_path(name) is not None
+    if is_folder and is_named:
         _log.warning("%s: The Hub cannot be reached. Taking the copy from an earlier run.", name)
+    if not is_folder and not is_named:
+        raise UserError(_unloadable(name, "no such folder."))
     try:
         model = AutoModel.from_pretrained(
             place.path, dtype=wanted, use_safetensors=True, **place.options
@@ -102,12 +105,16 @@ def load_model(
         if not Path(name).exists():
             on_hub = explain_hub_error(error) or reason
             reason = f"no such folder, and the Hub does not give it. {on_hub}"
-        raise UserError(
-            f"`model={name!r}` cannot be loaded: {reason} Give a folder written by save_pretrained "
-            "(model and processor) or a Hub id, such as openai/clip-vit-base-patch32."
-        ) from error
+        raise UserError(_unloadable(name, reason)) from error
     check_processor(processor, f"The processor of `model={name!r}`")
     return model, processor
+
+
+def _unloadable(name: str, reason: str) -> str:
+    return (
+        f"`model={name!r}` cannot be loaded: {reason} Give a folder written by save_pretrained "
+        "(model and processor) or a Hub id, such as openai/clip-vit-base-patch32."
+    )
 
 
 def check_processor(processor: Any, whose: str) -> None:
@@ -144,11 +151,14 @@ def load_fit(
 
 
 def find_commit(name: str) -> str | None:
-    """The commit of a model of the Hub that was loaded; None of a folder."""
+    """The commit of a model of the Hub that was loaded; None of a folder, or of one in memory."""
     place = _locate(name)
     file: Any = Path(place.path, "config.json")
     if not Path(place.path).is_dir():
-        file = try_to_load_from_cache(place.path, "config.json", revision=place.revision)
+        try:
+            file = try_to_load_from_cache(place.path, "config.json", revision=place.revision)
+        except HFValidationError:  # no name that the Hub could have
+            return None
     # The cache has a folder for every commit.
     found = isinstance(file, str | Path) and re.search(r"snapshots/([0-9a-f]{40})/", str(file))
     return found[1] if found else None
@@ -169,11 +179,11 @@ def save_fit(folder: Path, fit: SavedFit) -> None:
 def _locate(name: str, revision: str | None = None, token: str | bool | None = None) -> _Place:
     place = parse_model_path(name)
     if place is None:
-        return _Place(name, revision, token)
+        return _Place(str(Path(name).expanduser()), revision, token)
     if revision is not None and place.revision is not None:
         raise UserError(
-            f"{name!r} names the revision {place.revision!r}, and revision={revision!r} is given, "
-            "too. Leave one of them out."
+            f"`model={name!r}` names the revision {place.revision!r}, and `revision={revision!r}` "
+            "is given, too. Leave one of them out."
         )
     place = place._replace(revision=revision or place.revision)
     copy = None if _is_reachable(place, token) else _find_copy(place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from hf_ecif.data.cleaning import BEFORE
 from hf_ecif.data.summary import (
     ComparisonFacts,
     RemovalSummary,
+    ShareFacts,
     Summary,
     TraceSummary,
     ValidationSummary,
@@ -71,9 +72,11 @@ def print_lines(
             case Warned(text):
                 console.print(Text.assemble(("Warning:", "yellow"), " ", phrase(text)))
             case Place(name, path):
-                console.print(f"{name}: {path}", highlight=False, markup=False, soft_wrap=True)
+                console.print(
+                    f"{name}: {path}", highlight=False, markup=False, emoji=False, soft_wrap=True
+                )
             case str(text):
-                console.print(phrase(text), highlight=False, markup=False)
+                console.print(phrase(text), highlight=False, markup=False, emoji=False)
             case _:
                 console.print(line)
 
@@ -101,6 +104,7 @@ def cleaning_lines(
     counts: Mapping[str, Mapping[str, int]],
     comparison: ComparisonFacts | None,
     output: Path | None,
+    expected_right: float | None = None,
 ) -> Iterator[Shown]:
     """Lines on a cleaning: rows by outcome, and the gains of models.
 
@@ -109,14 +113,65 @@ def cleaning_lines(
         counts: number of rows by strategy, then by outcome.
         comparison: comparison of models fine-tuned before and after.
         output: folder of the written rows.
+        expected_right: how many of the new captions are right, where that is known.
     """
     yield _counts(audit, counts)
+    relabelled = sum(one.get("relabelled", 0) for one in counts.values())
+    if relabelled and expected_right is not None:
+        yield f"Of {relabelled:,} new captions, about {expected_right:,.0f} should be right."
     if comparison:
         yield _fine_tunings(comparison)
         yield from _gains(comparison)
         yield from map(Warned, comparison.warnings)
     if output:
         yield Place("Rows", output)
+
+
+def sheet_lines(count: int, csv: Path, parquet: Path) -> Iterator[Shown]:
+    """Lines on rows that a person is to judge.
+
+    Args:
+        count: number of rows.
+        csv: the file to fill in.
+        parquet: the same with the images.
+    """
+    yield (
+        f"{count:,} rows to judge. Write right, wrong or cannot tell into the column verdict of "
+        "one of these files, and give it back with `verdicts`."
+    )
+    yield Place("Sheet", csv)
+    yield Place("With images", parquet)
+
+
+def calibration_lines(summary: Summary, output: Path) -> Iterator[Shown]:
+    """Lines on how good flags are by verdicts, and on the rows kept and removed by them."""
+    found = summary.calibration
+    assert found is not None
+    table = Table("by the verdicts", "flags of the audit", "new flags")
+    for name in ("precision", "recall"):
+        pair = (_interval(getattr(quality, name)) for quality in (found.before, found.after))
+        table.add_row(name, *pair)
+    table.add_row("noise rate", *[_interval(found.noise_rate)] * 2)
+    yield table
+    made = found.promise
+    if made and made.holds:
+        yield (
+            f"With {made.confidence:.0%} confidence, at least {made.precision:.0%} of the flagged "
+            "rows are wrong."
+        )
+    yield (
+        f"{summary.flagged:,} rows are flagged, {summary.kept:,} kept and {summary.removed:,} "
+        "removed."
+    )
+    yield from map(Warned, found.warnings)
+    yield Place("Report", output / "report.html")
+
+
+def _interval(one: ShareFacts) -> str:
+    """A share with its interval; a dash where nothing is there to have one."""
+    if isnan(one.value):
+        return "–"
+    return f"{one.value:.0%} ({one.low:.0%} to {one.high:.0%})"
 
 
 def trace_lines(summary: TraceSummary, output: Path) -> Iterator[Shown]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 import matplotlib
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from hf_ecif.data.summary import Provenance
@@ -60,6 +60,11 @@ def inline_svg(figure: Figure, name: str) -> Markup:
     return Markup(svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1))
 
 
+def code(text: str) -> Markup:
+    """HTML of a sentence whose names of arguments stand in backticks."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def environment(package: str = __package__) -> jinja2.Environment:
     """A Jinja environment that escapes all values.
 
@@ -75,6 +80,7 @@ def environment(package: str = __package__) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     filters: dict[str, Callable[..., Any]] = {
+        "code": code,
         "number": number,
         "percent": percent,
         "share": share,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,30 @@ def readable_exponent(values: Floats) -> int:
 
 def superscript(power: int) -> str:
     return str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def mark(text: str, spans: Iterable[tuple[int, int]], length: int) -> list[tuple[str, bool]]:
+    """A text in parts, each with whether it lies in a span; shortened as `shorten` does.
+
+    >>> mark("a red  ball", [(2, 5)], 20)
+    [('a ', False), ('red', True), (' ball', False)]
+    >>> mark("a red ball", [(2, 5)], 8)
+    [('a ', False), ('red', True), (' b…', False)]
+    """
+    bounds, place = [], 0
+    for start, end in sorted(spans):
+        bounds += [(place, start, False), (start, end, True)]
+        place = end
+    parts: list[tuple[str, bool]] = []
+    room = length
+    for start, end, inside in [*bounds, (place, len(text), False)]:
+        part = re.sub(r"\s+", " ", text[start:end])
+        if len(part) > room:
+            return [*parts, (part[: max(room - 1, 0)] + "…", inside)]
+        if part:
+            parts.append((part, inside))
+        room -= len(part)
+    return parts
 
 
 def shorten(text: str, length: int) -> str:

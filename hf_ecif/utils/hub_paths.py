@@ -36,13 +36,7 @@ def parse_hub_path(source: str) -> HubPath | None:
         >>> parse_hub_path("hf://datasets/me/pairs@v1/clean/train.parquet")
         HubPath(repo_id='me/pairs', revision='v1', path='clean/train.parquet')
     """
-    if Path(source).expanduser().exists():
-        return None
-    match = _HUB_ID.fullmatch(source) or _URI.fullmatch(source)
-    if match is None:
-        return None
-    revision = match["revision"]
-    return HubPath(match["repo_id"], revision and unquote(revision), match["path"] or "")
+    return None if is_local(source) else _match(source)
 
 
 def parse_model_path(name: str) -> HubPath | None:
@@ -52,9 +46,25 @@ def parse_model_path(name: str) -> HubPath | None:
         >>> parse_model_path("hf://models/openai/clip-vit-base-patch32").repo_id
         'openai/clip-vit-base-patch32'
     """
-    if Path(name).expanduser().exists():
-        return None
-    return parse_hub_path(name.removeprefix("hf://").removeprefix("models/"))
+    return None if is_local(name) else _match(name.removeprefix("hf://").removeprefix("models/"))
+
+
+def is_local(source: str) -> bool:
+    """Whether a source means a place on this disk, be it there or not.
+
+    A typing mistake in a path should be told at once, and not be looked for on the Hub. Where a
+    folder is called like an owner there, ``hf://`` still names what is on the Hub.
+
+    Example:
+        >>> is_local("./pairs"), is_local("runs/demo/kept"), is_local("me/pairs@refs/pr/1")
+        (True, True, False)
+    """
+    if source.startswith("hf://"):
+        return False
+    path, name = Path(source).expanduser(), source.partition("@")[0]
+    if path.exists() or source.startswith((".", "/", "~")):
+        return True
+    return name.count("/") > 1 or ("/" in name and path.parent.is_dir())
 
 
 def public_name(source: str) -> str:
@@ -67,3 +77,11 @@ def public_name(source: str) -> str:
         ('me/pairs@v1', 'pairs')
     """
     return source if parse_hub_path(source) else Path(source).expanduser().resolve().name
+
+
+def _match(source: str) -> HubPath | None:
+    match = _HUB_ID.fullmatch(source) or _URI.fullmatch(source)
+    if match is None:
+        return None
+    revision = match["revision"]
+    return HubPath(match["repo_id"], revision and unquote(revision), match["path"] or "")

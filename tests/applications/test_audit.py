@@ -12,12 +12,12 @@ from typing import Any
 import datasets.config
 import numpy as np
 import pytest
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset, Image, Value, load_dataset
 from PIL import Image as PILImage
 
 from hf_ecif.applications.audit import AuditRequest, run_audit
 from hf_ecif.config import DetectionConfig, InfluenceConfig
-from hf_ecif.data.columns import COLUMNS
+from hf_ecif.data.columns import COLUMNS, WRONG_WORDS
 from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
 from tests.support import DEMO
@@ -36,7 +36,8 @@ TYPES = {
     "ecif_duplicate_group": "int64",
     "ecif_reason": "string",
 }
-NUMBERS = [name for name in COLUMNS if name not in (*TYPES, "ecif_suggested_margin")]
+FLAGGED_ALONE = ("ecif_suggested_margin", "ecif_suggested_probability", "ecif_wrong_words")
+NUMBERS = [name for name in COLUMNS if name not in (*TYPES, *FLAGGED_ALONE)]
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -106,7 +107,7 @@ def request_(folder: Path) -> AuditRequest:
         output=folder / "out",
         truth_column="is_misaligned",
         group_column="noise",
-        suggest_margin=0.0,
+        suggest_probability=0.0,
         detection=ONCE,
     )
 
@@ -163,7 +164,8 @@ def test_image_bytes_are_untouched(before: Dataset, scored: Dataset) -> None:
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_column_types(scored: Dataset, name: str) -> None:
-    assert scored.features[name].dtype == TYPES.get(name, "float32")
+    expected = WRONG_WORDS if name == "ecif_wrong_words" else Value(TYPES.get(name, "float32"))
+    assert scored.features[name] == expected
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -224,6 +226,8 @@ def test_summary_counts_what_is_in_the_files(
         "largest": max(shared.values()),
     }
     assert summary.query.rows == 60
+    assert summary.noise.verified.to_dict() == {"right": 30, "wrong": 0}  # half of the query
+    assert not summary.noise.rate_is_bound
     assert summary.config == CONFIG.to_dict() | ONCE.to_dict()
 
 
@@ -240,16 +244,26 @@ def test_groups_in_the_summary_are_those_of_the_files(summary: Summary, scored: 
     assert probability[flagged].min() >= group.threshold - 1e-6
 
 
-def test_suggestions_are_captions_of_rows_that_are_not_flagged(scored: Dataset) -> None:
+def test_suggestions_are_captions_of_other_rows(scored: Dataset) -> None:
     rows = scored.remove_columns("image").to_list()
-    trusted = {row["text"] for row in rows if row["ecif_flag"] is False}
+    texts = {row["text"] for row in rows}
     for row in rows:
         assert (row["ecif_suggested_text"] is None) == (row["ecif_suggested_margin"] is None)
         if row["ecif_suggested_text"] is not None:
             assert row["ecif_flag"]
-            assert row["ecif_suggested_text"] in trusted - {row["text"]}
+            assert row["ecif_suggested_text"] in texts - {row["text"]}
             assert row["ecif_suggested_margin"] >= 0
             assert row["ecif_suggested_text"][:30] in row["ecif_reason"]
+
+
+def test_wrong_words_are_where_they_say(scored: Dataset) -> None:
+    rows = scored.remove_columns("image").to_list()
+    for row in rows:
+        words = row["ecif_wrong_words"]
+        assert (words is None) == (row["ecif_flag"] is not True)
+        for word in words or []:
+            assert row["text"][word["start"] : word["end"]] == word["word"]
+    assert any(row["ecif_wrong_words"] for row in rows)
 
 
 def test_repeated_rows_are_one_group(scored: Dataset) -> None:
@@ -319,6 +333,23 @@ def small(folder: Path, before: Dataset) -> Callable[..., Summary]:
     return audit
 
 
+def test_a_column_of_verdicts_is_built_on(small: Callable[..., Summary], folder: Path) -> None:
+    verdicts = [True] * 6 + [False] * 2 + [None] * 17
+    summary = small(
+        "verdicts", options={"verified_column": "is_misaligned"}, is_misaligned=verdicts
+    )
+    assert summary.noise.verified.to_dict() == {"right": 6, "wrong": 2}
+    assert not summary.noise.rate_is_bound or summary.noise.abstains
+    scored = read(folder / "verdicts" / "out" / "scored")
+    assert scored["ecif_noise_probability"][:8] == [0.0] * 6 + [1.0] * 2
+    assert scored["ecif_flag"][:8] == [False] * 6 + [True] * 2
+
+
+def test_verdicts_for_all_rows_leave_none_to_judge(small: Callable[..., Summary]) -> None:
+    with pytest.raises(UserError, match="none is left to judge"):
+        small("all", options={"verified_column": "is_misaligned"}, is_misaligned=[True] * 25)
+
+
 def test_query_is_chosen_with_a_warning_and_no_row_is_known_to_be_wrong(
     small: Callable[..., Summary],
 ) -> None:
@@ -362,14 +393,16 @@ def test_without_comparison_there_are_no_suggestions(
     summary = small("alone", options={"suggest": False})
     assert (summary.suggestions, summary.duplicates) == (None, None)
     rows = read(folder / "alone" / "out" / "scored")
-    for name in ("ecif_suggested_text", "ecif_suggested_margin", "ecif_duplicate_group"):
+    for name in COLUMNS:
+        if not name.startswith(("ecif_suggested", "ecif_duplicate", "ecif_wrong_words")):
+            continue
         assert set(rows[name]) == {None}
 
 
 def test_suggestions_of_a_vocabulary(small: Callable[..., Summary], folder: Path) -> None:
     words = folder / "words.txt"
     words.write_text("a red heart\na dog\na flag\n")
-    options = {"vocabulary": words, "suggest_margin": 0.0}
+    options = {"vocabulary": words, "suggest_probability": 0.0}
     summary = small("words", query_rows=slice(85, 130), options=options)
     suggested = read(folder / "words" / "out" / "scored")["ecif_suggested_text"][:]
     assert summary.suggestions.vocabulary == str(words)

@@ -189,12 +189,7 @@ class TestGiven:
     @pytest.fixture(scope="class")
     def expected(self, pairs: DatasetDict) -> list[float | None]:
         found = hf_ecif.audit(
-            MODEL,
-            pairs["train"],
-            pairs["validation"],
-            config=CONFIG,
-            detection=ONCE,
-            progress=silent,
+            MODEL, pairs["train"], pairs["validation"], config=CONFIG, progress=silent
         )
         return scores(found)
 
@@ -203,6 +198,15 @@ class TestGiven:
         found = quick(clip, processor=processor)
         assert scores(found) == pytest.approx(expected)
         assert found.summary.model == MODEL
+
+    def test_model_of_no_name(self, quick: Callable[..., Audit]) -> None:
+        clip, processor = CLIPModel.from_pretrained(MODEL), AutoProcessor.from_pretrained(MODEL)
+        own = CLIPModel(clip.config)
+        own.load_state_dict(clip.state_dict())
+        own.name_or_path = ""
+        found = quick(own, processor=processor)
+        assert found.summary.model == "a CLIPModel in memory"
+        assert found.summary.loaded.revision is None
 
     def test_influence_model(
         self, quick: Callable[..., Audit], expected: list[float | None]
@@ -294,7 +298,7 @@ class TestGiven:
 
     def test_captions_to_suggest(self, quick: Callable[..., Audit]) -> None:
         words = ["a red apple", "a dog"]
-        found = quick(suggest=True, suggest_margin=0.0, vocabulary=words)
+        found = quick(suggest=True, suggest_probability=0.0, vocabulary=words)
         suggested = {text for text in found.dataset["ecif_suggested_text"] if text}
         assert suggested <= set(words)
         assert found.summary.suggestions is not None

@@ -46,6 +46,7 @@ ROWS, QUICK_ROWS, VERIFIED, QUERY = 600, 240, 100, 100
 RATES, QUICK_RATES = (0.0, 0.05, 0.2, 0.4), (0.0, 0.2)
 SEEDS, FIRST_SEED = 2, 100
 BINS = np.linspace(0, 1, 11)
+TITLE = "Verdicts on a ladder of domains"
 HEADING = (
     "pairs",
     "wrong",
@@ -77,17 +78,25 @@ def main() -> None:
     rungs = args.only or (AT_HAND if args.quick else tuple(RUNGS))
     rates, rows = (QUICK_RATES, QUICK_ROWS) if args.quick else (RATES, ROWS)
     seeds = range(FIRST_SEED, FIRST_SEED + (1 if args.quick else args.seeds))
-    cells = [Cell(rung, rate) for rung in rungs for rate in rates]
-    results = []
-    for cell in track(cells, "Climb", console=Console(stderr=True)):
-        runs = [run for seed in seeds for run in judge_cell(cell, seed, rows, args.assets)]
-        results.append({"rung": cell.rung, "rate": cell.rate, "runs": runs})
+    results: list[dict[str, Any]] = [
+        {"rung": rung, "rate": rate, "runs": []} for rung in rungs for rate in rates
+    ]
     settings = {"rows": rows, "verified": VERIFIED, "query": QUERY, "seeds": list(seeds)}
-    save(args.output, settings | {"config": InfluenceConfig().to_dict()}, results)
-    draw(results, args.output.with_suffix(".png"))
-    table = ("Verdicts on a ladder of domains", HEADING, [*lines(results)])
-    print_table(*table)
-    write_table(args.output, *table, note=NOTE)
+    settings |= {"config": InfluenceConfig().to_dict()}
+    # Rung by rung within a share of wrong pairs, so that a run that is cut short has seen them all.
+    order = sorted(results, key=lambda cell: [0.2, 0.0, 0.4, 0.05].index(cell["rate"]))
+    steps = [(seed, cell) for seed in seeds for cell in order]
+    for seed, cell in track(steps, "Climb", console=Console(stderr=True)):
+        cell["runs"] += judge_cell(Cell(cell["rung"], cell["rate"]), seed, rows, args.assets)
+        report(args.output, settings, [cell for cell in results if cell["runs"]])
+    print_table(TITLE, HEADING, lines(results))
+
+
+def report(path: Path, settings: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """Write the record of what has been judged so far."""
+    save(path, settings, results)
+    draw(results, path.with_suffix(".png"))
+    write_table(path, TITLE, HEADING, lines(results), note=NOTE)
 
 
 def judge_cell(cell: Cell, seed: int, count: int, assets: Path) -> Iterator[dict[str, Any]]:

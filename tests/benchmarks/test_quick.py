@@ -175,6 +175,26 @@ def names_the_planted_pairs(results: Any) -> None:
     assert shares[-1] > 0.6
 
 
+def names_the_exchanged_word(results: Any) -> None:
+    """27 captions, each with one exchanged word, in either order of their tags."""
+    for one in results:
+        pooled = {
+            method: np.mean([hit for hits in one["hits"].values() for hit in hits[method]])
+            for method in ("hf_ecif", "chance")
+        }
+        assert 0.2 < pooled["chance"] < 0.4
+        assert pooled["hf_ecif"] > pooled["chance"] + 0.15
+
+
+def suggests_what_is_right(results: Any) -> None:
+    """80 of 400 rows are wrong; their captions are gone, or have changed places."""
+    (copied,), (moved,) = (one["runs"] for one in results)
+    assert copied["suggested"] < 0.3 * copied["flagged"]
+    assert moved["suggested"] > 0.2 * moved["flagged"]
+    for run in (copied, moved):
+        assert run["right"] >= 0.7 * run["suggested"]
+
+
 CASES = (
     Case("detection", finds_wrong_captions),
     Case("detection_peers", scores_beside_the_tools),
@@ -188,6 +208,8 @@ CASES = (
     Case("edit", edits_like_retraining),
     Case("curves", parts_harmful_from_valuable),
     Case("trace", names_the_planted_pairs),
+    Case("words", names_the_exchanged_word),
+    Case("suggestions", suggests_what_is_right),
 )
 
 

@@ -136,6 +136,15 @@ class TestStrategies:
         assert result.kept.features["ecif_weight"] == Value("float32")
         assert result.removed.features == result.kept.features
 
+    def test_how_many_new_captions_should_be_right(self):
+        rows = with_probability(SUSPECTS)
+        assert clean(rows, "relabel").expected_right is None  # an audit of version 0.1
+        chances = [0.75 if text else None for text in rows["ecif_suggested_text"]]
+        told = rows.add_column("ecif_suggested_probability", chances, feature=Value("float32"))
+        result = clean(told, "relabel")
+        assert result.expected_right == 0.75 * result.counts()["relabelled"] > 0
+        assert clean(told, "drop").expected_right is None
+
     def test_relabelled_rows_keep_their_old_caption(self):
         before = with_probability(SUSPECTS)
         result = clean(before, "relabel")

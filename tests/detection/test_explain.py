@@ -34,11 +34,14 @@ DETECTION = Detection(
 )
 ALONE = np.array([0, 2, 3, 7, 8])
 EVIDENCE = Evidence(
+    wrong_words=[None] * 5,
     better_images=np.array([-1, 14, 1, -1, -1]),
     better_text=[None, "a red ball", "x" * 200, None, None],
     better_row=np.array([-1, 8, -1, -1, -1]),
     margin=np.array([np.nan, 3.0, 0.1, np.nan, np.nan]),
+    probability=np.full(5, np.nan),
     least_margin=1.0,
+    least_probability=0.7,
     same_image=ALONE,
     same_caption=ALONE,
     duplicate=ALONE,

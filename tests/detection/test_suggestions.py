@@ -82,7 +82,7 @@ def detection(rows: Rows) -> Detection:
 @pytest.fixture(scope="module")
 def evidence(model: InfluenceModel, rows: Rows, detection: Detection) -> Evidence:
     rows = join_near_images(rows, model.embed_as_given(rows).image)
-    return find_evidence(model, rows, detection, margin=0.0)
+    return find_evidence(model, rows, detection, probability=0.0)
 
 
 def embed(model: InfluenceModel, image: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,7 +122,7 @@ def test_better_captions_and_margins_by_the_model_itself(
         others = {
             plain(data[n]["text"]): (own_image @ pairs[n][1]).item()
             for n in numbers
-            if n not in FLAGGED and plain(data[n]["text"]) != plain(data[row]["text"])
+            if plain(data[n]["text"]) != plain(data[row]["text"])
         }
         first, second = sorted(others, key=lambda text: -others[text])[:2]
         assert plain(evidence.better_text[position] or "") == first
@@ -149,7 +149,7 @@ def test_right_caption_in_a_vocabulary_is_found(
 ) -> None:
     right = [data[row]["truth"] for row in FLAGGED]
     far = ["flag: Ghana, flag, GH", "no one under eighteen, not, no, one", right[0].upper()]
-    found = find_evidence(model, rows, detection, vocabulary=[*right, *far], margin=0.0)
+    found = find_evidence(model, rows, detection, vocabulary=[*right, *far])
     positions = [rows.positions.tolist().index(row) for row in FLAGGED]
     texts = [found.better_text[position] for position in positions]
     assert sum(text == truth for text, truth in zip(texts, right, strict=True)) >= 3
@@ -160,16 +160,17 @@ def test_own_caption_is_no_better_one(
     model: InfluenceModel, data: Dataset, rows: Rows, detection: Detection
 ) -> None:
     own = data[FLAGGED[0]]["text"]
-    found = find_evidence(model, rows, detection, vocabulary=[own.upper()], margin=0.0)
+    found = find_evidence(model, rows, detection, vocabulary=[own.upper()])
     assert found.better_text[rows.positions.tolist().index(FLAGGED[0])] is None
 
 
-def test_every_row_flagged_leaves_no_caption(
+def test_every_row_flagged_leaves_nothing_to_learn_from(
     model: InfluenceModel, rows: Rows, detection: Detection
 ) -> None:
     found = find_evidence(model, rows, replace(detection, flag=np.ones(len(rows), dtype=bool)))
-    assert found.better_text == [None] * len(rows)
+    assert np.isnan(found.probability).all()
     assert not found.suggested.any()
+    assert found.suggested_probability == [None] * len(rows)
 
 
 def test_nothing_flagged(model: InfluenceModel, rows: Rows, detection: Detection) -> None:

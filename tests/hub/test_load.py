@@ -11,8 +11,9 @@ from hf_ecif import InfluenceModel
 from hf_ecif.data.images import image_bytes
 from hf_ecif.data.loading import load_rows, load_splits, stream_rows
 from hf_ecif.errors import UserError
+from hf_ecif.influence.saving import load_model
 from hf_ecif.utils.hub_errors import explain_hub_error, is_transient
-from hf_ecif.utils.hub_paths import HubPath, parse_hub_path, public_name
+from hf_ecif.utils.hub_paths import HubPath, parse_hub_path, parse_model_path, public_name
 from tests.support.hub.audits import picture, rows, write_source
 from tests.support.hub.server import ANN_READ_ONLY, BOB, HubServer
 
@@ -112,6 +113,22 @@ class TestPlaces:
         monkeypatch.chdir(tmp_path)
         assert parse_hub_path("a/b") is None
         assert public_name("a/b") == "b"
+
+    @pytest.mark.parametrize("name", ["./a", "../a/b", "/no/a", "~/no", "a/b/c", "here/b"])
+    def test_what_can_only_be_a_path_is_not_looked_for(self, hub, tmp_path, monkeypatch, name):
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UserError, match="no such file or folder"):
+            load_rows(name, "train")
+        with pytest.raises(UserError, match="no such folder"):
+            load_model(name)
+        assert hub.requests == []
+
+    def test_a_scheme_names_the_hub_beside_a_folder_of_that_name(self, tmp_path, monkeypatch):
+        (tmp_path / "ann").mkdir()
+        monkeypatch.chdir(tmp_path)
+        assert parse_hub_path("hf://datasets/ann/birds").repo_id == "ann/birds"
+        assert parse_model_path("hf://ann/clip").repo_id == "ann/clip"
 
 
 class TestErrors:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from hf_ecif.data.images import read_pair
 from hf_ecif.engine.encoder import DualEncoder
+from hf_ecif.engine.features import Features
 from hf_ecif.engine.towers import PIXELS
 from hf_ecif.errors import UserError
 from hf_ecif.influence import rows as features_module
-from hf_ecif.influence.rows import Preprocessor, Rows, read_rows, require_rows
+from hf_ecif.influence.rows import Chain, Preprocessor, Rows, read_rows, require_rows
 from hf_ecif.influence.saving import load_model
 from tests.support import DEMO
 from tests.support.families import build
@@ -216,3 +217,32 @@ def test_select_and_exchange() -> None:
     assert torch.equal(exchanged.features.image["hidden"], rows.features.image["hidden"])
     assert torch.equal(exchanged.features.text["hidden"], rows.features.text["hidden"].flip(0))
     assert (exchanged.reasons, exchanged.total) == (rows.reasons, rows.total)
+
+
+@pytest.mark.parametrize("border", [1, 3, 6])
+@pytest.mark.parametrize("rows", [slice(0, 7), slice(1, 3), slice(2, 5), slice(3, 7), slice(4, 4)])
+def test_chained_data_sets_are_one(border: int, rows: slice) -> None:
+    """Their types may differ."""
+    numbers = list(range(7))
+    first = Dataset.from_dict({"number": numbers[:border], "other": ["x"] * border})
+    second = Dataset.from_dict({"number": [float(n) for n in numbers]}).select(range(border, 7))
+    chain = Chain(first.select_columns(["number"]), second)
+    assert len(chain) == 7
+    assert chain[rows] == {"number": numbers[rows]}
+    assert chain.select_columns(["number"])[rows] == {"number": numbers[rows]}
+
+
+def test_first_rows_are_those_of_a_shorter_data_set() -> None:
+    rows = Rows(
+        Features({"ids": torch.arange(5)}, {"pixels": torch.arange(5)}),
+        positions=torch.tensor([0, 2, 3, 5, 6]),
+        texts=list("acdfg"),
+        reasons={1: "broken", 4: "empty"},
+        total=7,
+    )
+    first = rows.first(4)
+    assert first.positions.tolist() == [0, 2, 3]
+    assert first.texts == list("acd")
+    assert first.reasons == {1: "broken"}
+    assert first.total == 4
+    assert first.features.text["ids"].tolist() == [0, 1, 2]

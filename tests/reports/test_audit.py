@@ -295,16 +295,25 @@ def test_flagged_cards_show_suggestion_and_reason(tmp_path: Path) -> None:
         ecif_suggested_margin=[None, None, None, 2.5],
         ecif_reason=[None, None, "its caption fits 9 other images better", attack],
     )
-    page = render(scored, tmp_path, suggestions={"count": 1, "least_margin": 1.5})
+    page = render(
+        scored,
+        tmp_path,
+        suggestions={
+            "count": 10,
+            "expected_right": 8.5,
+            "least_probability": 0.7,
+            "least_margin": 0.0,
+        },
+    )
     cards = re.findall(r'<li class="card">.*?</li>', page, re.S)
     assert all(("fits better:" in card) == ("row 3<" in card) for card in cards)
     assert all(("<details" in card) == ("row 2<" in card or "row 3<" in card) for card in cards)
     text = Page(page).text
     assert f"fits better: {attack}" in text
     assert "its caption fits 9 other images better" in text
-    assert "1 with a better caption" in text
+    assert "10 with a better caption" in text
     assert "2.5 nats above the next best" in page
-    assert "from a row that is not flagged that stands out" in text
+    assert "that is right with a probability of 70 % or more; about 8.5 of 10 are." in text
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from hf_ecif.data.cleaning import clean
-from hf_ecif.data.columns import COLUMNS
+from hf_ecif.data.columns import COLUMNS, WRONG_WORDS, set_column
 from hf_ecif.data.parquet import write_shards
 from hf_ecif.data.summary import Summary
 from hf_ecif.reports.audit import write_report
@@ -112,7 +112,7 @@ def write_audit(
                 "image unreadable" if row in unreadable else value
                 for row, value in enumerate(hidden)
             ]
-        data = data.add_column(name, hidden, feature=Value(kind))
+        data = set_column(data, name, hidden, kind)
     result = clean(data)
     for name, part in (("scored", data), ("kept", result.kept), ("removed", result.removed)):
         write_shards(part, output / name, max_shard_bytes=2**20)
@@ -128,7 +128,7 @@ def write_audit(
 
 def _fake(
     name: str, count: int, flagged: Sequence[int], random: np.random.Generator
-) -> tuple[str, list]:
+) -> tuple[str | List, list]:
     if name == "ecif_reason":
         return "string", ["looks <b>wrong</b>" if r in flagged else None for r in range(count)]
     if name == "ecif_flag":
@@ -139,6 +139,9 @@ def _fake(
         return "bool", [False] * count
     if name == "ecif_suggested_text":
         return "string", [None] * count
+    if name == "ecif_wrong_words":
+        word = {"word": "bird", "start": 0, "end": 4}
+        return WRONG_WORDS, [[word] if row in flagged else None for row in range(count)]
     if name == "ecif_duplicate_group":
         return "int64", [None] * count
     return "float32", random.normal(size=count).tolist()

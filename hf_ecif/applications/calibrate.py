@@ -1,0 +1,388 @@
+"""A few verdicts of a person on an audit: a sheet to fill in, and the audit anew by what it says.
+
+`write_sheet` draws the rows to judge; `run_calibration` reads the verdicts and writes the audit
+again, with better probabilities and with flags whose quality is known.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from datasets import Dataset
+
+from hf_ecif.applications.outputs import require_free
+from hf_ecif.applications.requests import CalibrateRequest
+from hf_ecif.data.audit_folder import AuditFolder
+from hf_ecif.data.cleaning import clean
+from hf_ecif.data.columns import set_column
+from hf_ecif.data.loading import load_scored
+from hf_ecif.data.parquet import write_rows
+from hf_ecif.data.summary import (
+    CalibrationFacts,
+    CurveOfProbability,
+    PromiseFacts,
+    QualityFacts,
+    ShareFacts,
+    Summary,
+    Truth,
+    VerdictCounts,
+    Verified,
+)
+from hf_ecif.data.verdicts import (
+    Verdict,
+    apply_verdicts,
+    before_verdicts,
+    read_verdicts,
+    verdicts_of,
+)
+from hf_ecif.detection.calibration import (
+    LEVEL,
+    Curve,
+    Estimate,
+    Promise,
+    Quality,
+    Stratum,
+    best_threshold,
+    draw_sample,
+    estimate,
+    promise,
+    recalibrate,
+    verdicts_needed,
+)
+from hf_ecif.detection.detect import LEAST_THRESHOLD
+from hf_ecif.errors import UserError
+from hf_ecif.reports.audit import write_report
+from hf_ecif.utils.files import PARTIAL, aside, read_json, write_json
+from hf_ecif.utils.formatting import Bools, Floats
+
+SHEET, DESIGN = "sheet", "sample.json"  # in the audit's folder `calibration`
+FEWEST = 10  # verdicts to calibrate by
+MANY_UNTOLD = 0.2  # share of verdicts "cannot tell" from which on the reader is warned
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Rows to judge.
+
+    Attributes:
+        rows: their numbers, in the order of the sheet.
+        csv: the file to fill in.
+        parquet: the same with the images.
+    """
+
+    rows: list[int]
+    csv: Path
+    parquet: Path
+
+
+def write_sheet(audit: Path, size: int, *, seed: int = 0, overwrite: bool = False) -> Sheet:
+    """Draw rows of an audit for a person to judge, and write them in random order.
+
+    The sheet shows image and caption and nothing else: what the audit thinks of a pair would
+    colour the verdict. A larger sample of the same seed holds the smaller one, with the verdicts
+    that the audit knows already.
+
+    Args:
+        audit: folder of an audit.
+        size: rows to draw.
+        seed: of the choice.
+        overwrite: whether an earlier sheet may be replaced.
+
+    Raises:
+        UserError: there is no audit or too few rows, or there is a sheet that may be filled in.
+    """
+    opened = _open(audit)
+    folder = opened.folder.calibration
+    if size < FEWEST:
+        raise UserError(f"`sample={size}`: it takes at least {FEWEST} verdicts.")
+    if folder.exists() and not overwrite:
+        raise UserError(
+            f"{folder} holds a sheet already, perhaps filled in. Read it with `verdicts`, or give "
+            "`overwrite` to draw another."
+        )
+    strata = opened.draw(size, seed)
+    drawn = np.concatenate([stratum.drawn for stratum in strata])
+    rows = np.random.default_rng(seed).permutation(drawn).tolist()
+    sheet = Sheet(rows, folder / f"{SHEET}.csv", folder / f"{SHEET}.parquet")
+    content = opened.sheet(rows)
+    write_rows(content, sheet.parquet)
+    with aside(sheet.csv) as partial:
+        content.remove_columns(opened.summary.columns.image).to_csv(partial)
+    design = {"seed": seed, "size": size, "strata": list(map(_describe_stratum, strata))}
+    write_json(design, folder / DESIGN)
+    return sheet
+
+
+def run_calibration(request: CalibrateRequest) -> Summary:
+    """Read verdicts, and write the audit anew by them: kept and removed are all rows again.
+
+    Returns:
+        The summary of the new audit; its ``calibration`` has the figures.
+
+    Raises:
+        UserError: there is no audit or no sample, a verdict is none, or the output holds
+            something.
+    """
+    _check(request)
+    if request.verdicts is None:
+        raise UserError("Give `verdicts` to calibrate by, or `sample` to draw rows to judge.")
+    opened = _open(request.audit)
+    strata = opened.drawn_before()
+    verdicts = verdicts_of(opened.scored) | read_verdicts(request.verdicts, len(opened.scored))
+    wrong = {row: verdict == "wrong" for row, verdict in verdicts.items() if verdict in SAYING}
+    judged = [row for stratum in strata for row in stratum.drawn.tolist() if row in wrong]
+    if len(judged) < FEWEST:
+        raise UserError(
+            f"Of the rows that were drawn, {len(judged)} have a verdict of right or wrong, and it "
+            f"takes {FEWEST}. Fill in more of {opened.folder.calibration / SHEET}.csv."
+        )
+    curve = recalibrate(opened.probability[judged], np.array([wrong[row] for row in judged]))
+    flag, made = _choose(opened, strata, wrong, curve, request)
+    facts = _describe(
+        _count(verdicts, strata),
+        estimate(strata, wrong, opened.flag),
+        estimate(strata, wrong, flag),
+        curve,
+        made,
+    )
+    probability = curve(opened.probability)
+    scored = apply_verdicts(opened.scored, verdicts, probability, flag)
+    return _write(opened, scored, _threshold(probability, flag), facts, request)
+
+
+SAYING = ("right", "wrong")  # verdicts that say something
+
+
+def _check(request: CalibrateRequest) -> None:
+    for name in ("precision", "confidence"):
+        value = getattr(request, name)
+        if value is not None and not 0 < value < 1:
+            raise UserError(f"`{name}={value}`: must be between 0 and 1.")
+    if request.output is not None:
+        require_free(request.output)
+    elif not request.overwrite:
+        raise UserError(
+            "Give an `output` folder for the calibrated audit, or `overwrite` to calibrate it in "
+            "place; the probabilities and flags of before stay in columns of their own."
+        )
+
+
+# ----------------------------------------------------------------------------- the audit, as it was
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An audit whose flags are to be judged.
+
+    Attributes:
+        folder: where it is.
+        summary: of it.
+        scored: all rows, images not decoded.
+        probability: ``(N,)``, as the audit had it before any verdicts; nan of unreadable rows.
+        flag: ``(N,)``, likewise; false of unreadable rows.
+    """
+
+    folder: AuditFolder
+    summary: Summary
+    scored: Dataset
+    probability: Floats
+    flag: Bools
+
+    @property
+    def readable(self) -> Bools:
+        return np.isfinite(self.probability)
+
+    def draw(self, size: int, seed: int) -> list[Stratum]:
+        flagged, others = (np.flatnonzero(part & self.readable) for part in (self.flag, ~self.flag))
+        return draw_sample(flagged, others, size, seed)
+
+    def drawn_before(self) -> list[Stratum]:
+        """The strata that the sheet was drawn by."""
+        path = self.folder.calibration / DESIGN
+        if not path.is_file():
+            raise UserError(
+                f"No rows of {self.folder.path} were drawn to be judged, and verdicts on others "
+                "say nothing of the whole. Draw some first (`sample=30`)."
+            )
+        design = read_json(path)
+        strata = self.draw(design["size"], design["seed"])
+        if list(map(_describe_stratum, strata)) != design["strata"]:
+            raise UserError(
+                f"{path} was drawn from another audit than the one in {self.folder.path}. Draw a "
+                "new sample (`sample=30`, `overwrite=True`)."
+            )
+        return strata
+
+    def sheet(self, rows: list[int]) -> Dataset:
+        """Image and caption of some rows, with a column for verdicts."""
+        columns, known = self.summary.columns, verdicts_of(self.scored)
+        chosen = self.scored.select(rows).select_columns([columns.image, columns.text])
+        if columns.text != "caption":
+            chosen = chosen.rename_column(columns.text, "caption")
+        chosen = set_column(chosen, "row", rows, "int64")
+        chosen = set_column(chosen, "verdict", [known.get(row, "") for row in rows], "string")
+        return chosen.select_columns(["row", "verdict", "caption", columns.image])
+
+
+def _open(path: Path) -> _Opened:
+    folder = AuditFolder(path)
+    summary = folder.read_summary()
+    scored = load_scored(folder, summary.columns)
+    return _Opened(folder, summary, scored, *before_verdicts(scored))
+
+
+def _describe_stratum(stratum: Stratum) -> dict[str, object]:
+    return {
+        "flagged": stratum.flagged,
+        "rows": len(stratum.rows),
+        "inclusion_probability": stratum.inclusion,
+        "drawn": stratum.drawn.tolist(),
+    }
+
+
+# -------------------------------------------------------------------------------- the audit, anew
+
+
+def _choose(
+    opened: _Opened,
+    strata: list[Stratum],
+    wrong: Mapping[int, bool],
+    curve: Curve,
+    request: CalibrateRequest,
+) -> tuple[Bools, Promise | None]:
+    """New flags, and the promise that they keep."""
+    if request.precision is None:
+        calibrated = curve(opened.probability)
+        cut = best_threshold(calibrated[opened.readable], LEAST_THRESHOLD)
+        return calibrated > cut, None  # not-a-number is no larger
+    known = np.where(opened.readable, opened.probability, -1.0)
+    made = promise(strata, wrong, known, precision=request.precision, confidence=request.confidence)
+    return known >= made.least, made
+
+
+def _threshold(probability: Floats, flag: Bools) -> float:
+    """A cut between the rows that are flagged and those that are not."""
+    lowest = probability[flag].min(initial=1.0)
+    highest = np.nanmax(probability[~flag], initial=0.0)
+    return float(lowest + highest) / 2
+
+
+def _count(verdicts: Mapping[int, Verdict], strata: list[Stratum]) -> VerdictCounts:
+    drawn = {row for stratum in strata for row in stratum.drawn.tolist()}
+    found = Counter(verdict for row, verdict in verdicts.items() if row in drawn)
+    by_verdict = {name.replace(" ", "_"): found[name] for name in get_args(Verdict)}
+    return VerdictCounts(drawn=len(drawn), unasked=len(verdicts.keys() - drawn), **by_verdict)
+
+
+def _describe(
+    counts: VerdictCounts, before: Quality, after: Quality, curve: Curve, made: Promise | None
+) -> CalibrationFacts:
+    def share(one: Estimate) -> ShareFacts:
+        return ShareFacts(**asdict(one))
+
+    def quality(one: Quality) -> QualityFacts:
+        return QualityFacts(precision=share(one.precision), recall=share(one.recall))
+
+    asked = None
+    if made is not None:
+        asked = PromiseFacts(
+            precision=made.precision,
+            confidence=made.confidence,
+            holds=made.holds,
+            supported=made.supported,
+        )
+    return CalibrationFacts(
+        level=LEVEL,
+        verdicts=counts,
+        noise_rate=share(after.noise_rate),
+        before=quality(before),
+        after=quality(after),
+        curve=CurveOfProbability(**asdict(curve)),
+        promise=asked,
+        warnings=[*_warnings(counts, asked)],
+    )
+
+
+def _warnings(counts: VerdictCounts, asked: PromiseFacts | None) -> Iterator[str]:
+    judged = counts.right + counts.wrong + counts.cannot_tell
+    if counts.cannot_tell > MANY_UNTOLD * judged:
+        yield (
+            f"{counts.cannot_tell} of {judged} pairs could not be told right or wrong. The figures "
+            "hold for pairs that can."
+        )
+    if asked is not None and not asked.holds:
+        needed = verdicts_needed(asked.precision, asked.confidence)
+        yield (
+            f"That {asked.precision:.0%} of the flagged rows are wrong cannot be promised with "
+            f"{asked.confidence:.0%} confidence, so only rows that were judged wrong are flagged. "
+            f"It takes at least {needed} verdicts on flagged rows, all of them wrong. Judge more "
+            f"(`sample={2 * (needed + 4)}`), or promise less: of the rows that the audit flags, "
+            f"{asked.supported:.0%} are wrong with this confidence."
+        )
+
+
+def _write(
+    opened: _Opened,
+    scored: Dataset,
+    threshold: float,
+    facts: CalibrationFacts,
+    request: CalibrateRequest,
+) -> Summary:
+    """Write the folder anew; in place, rows are replaced once all are whole."""
+    result = clean(scored)
+    flag = np.array([value is True for value in scored.with_format(None)["ecif_flag"][:]])
+    before = opened.summary
+    earlier = before.calibration.warnings if before.calibration else []
+    verified = Verified(right=facts.verdicts.right, wrong=facts.verdicts.wrong)
+    summary = before.replace(
+        flagged=int(flag.sum()),
+        kept=len(result.kept),
+        removed=len(result.removed),
+        noise=before.noise.replace(
+            rate=facts.noise_rate.value,
+            threshold=threshold,
+            borderline=0,
+            interval=None,
+            rate_is_bound=False,
+            abstains=None,
+            verified=verified,
+        ),
+        groups=None,
+        truth=before.truth and _judge(before.truth, scored, flag),
+        calibration=facts,
+        warnings=[*(w for w in before.warnings if w not in earlier), *facts.warnings],
+    )
+    home = opened.folder
+    new = AuditFolder(request.output or home.path.resolve().parent / f".{home.path.name}{PARTIAL}")
+    if request.output is None:
+        shutil.rmtree(new.path, ignore_errors=True)
+    new.write_rows(result, scored)
+    write_report(scored, summary, new.report)
+    if request.output is None:
+        home.replace_rows(new)
+        home.finish(summary)
+    else:
+        shutil.copytree(home.calibration, new.calibration)
+        new.finish(summary)
+    return summary
+
+
+def _judge(truth: Truth, scored: Dataset, flag: Bools) -> Truth | None:
+    """What is known to be wrong, against the new flags; the ranking is that of the audit."""
+    if truth.column not in scored.column_names:
+        return None
+    plain = scored.with_format(None)
+    known = zip(plain[truth.column][:], plain["ecif_flag"][:], strict=True)
+    wrong = np.array([bad is True and readable is not None for bad, readable in known])
+    found = int((wrong & flag).sum())
+    return truth.replace(
+        found=found,
+        precision=found / int(flag.sum()) if flag.any() else None,
+        recall=found / int(wrong.sum()) if wrong.any() else None,
+    )
