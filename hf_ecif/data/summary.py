@@ -575,15 +575,21 @@ class ErrorCounts(Record):
 
     Attributes:
         kind: such as ``retrieval-text``.
-        wrong: rows that are mispredicted; None where rows were chosen, right or wrong.
+        wrong: captions or images that are mispredicted; None where rows were chosen, right or
+            wrong.
         traced: those that were traced.
-        of: rows of the query.
+        of: different captions, or images, of the query.
     """
 
     kind: str
     wrong: int | None
     traced: int
     of: int
+
+    @property
+    def asked(self) -> str:
+        """What the query is asked with, in words."""
+        return "captions" if self.kind == "retrieval-text" else "images"
 
 
 class Often(Record):

@@ -129,6 +129,20 @@ class Rows:
         """``(n, 2)``; rows that agree in a column have one caption or one image."""
         return self.keys.siblings
 
+    def are_pairs(self, images: Tensor, captions: Tensor) -> Tensor:
+        """Whether the image of one row and the caption of another are a pair of these data.
+
+        Args:
+            images: row numbers, of any shape.
+            captions: row numbers, of a shape that broadcasts with it.
+
+        Returns:
+            Booleans, of the common shape.
+        """
+        image, text = self.same_image, self.same_text
+        known = image * len(self) + text
+        return torch.isin(image[images] * len(self) + text[captions], known)
+
     @property
     def same_text(self) -> Tensor:
         """``(n,)``, numbers from 0 on, equal for equal captions: the class of each row."""
