@@ -147,9 +147,8 @@ def figures(rows: list[Row], scored: Dataset, rate: float) -> dict[str, float]:
 
 
 def rows_of(pairs: list[tuple[Any, str]]) -> list[Row]:
-    return [
-        {"image": image, "text": text, "wrong": False, "finding": None} for image, text in pairs
-    ]
+    blank: Row = {"wrong": False, "finding": None}
+    return [{"image": image, "text": text} | blank for image, text in pairs]
 
 
 def exchange(rows: list[Row], chance: random.Random, share: float = WRONG) -> list[Row]:
