@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_ecif.data.columns import WRONG_WORDS
 from hf_ecif.data.images import thumbnail
 from hf_ecif.data.summary import Summary
 from hf_ecif.reports import audit as report
@@ -442,3 +443,18 @@ def test_histograms_lose_no_pair() -> None:
         total = sum(bar.get_height() for bar in figure.axes[0].patches)
         assert top > 0
         assert total == score.size
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_contradicted_words_are_underlined_and_escaped(tmp_path: Path) -> None:
+    caption = "a <b>blue</b> cat, 鳥"
+    words = [[{"word": "blue", "start": 5, "end": 9}, {"word": "鳥", "start": 19, "end": 20}]]
+    scored = make_scored(2).remove_columns("text").add_column("text", ["plain", caption])
+    scored = scored.add_column("ecif_wrong_words", [None, *words], feature=WRONG_WORDS)
+    page = render(scored, tmp_path)
+    underlined = re.findall(r'<u class="wrong"[^>]*>(.*?)</u>', page)
+    assert set(underlined) == {"blue", "鳥"}
+    assert "a &lt;b&gt;<u" in page
+    assert "<b>" not in page
+    relabelled = scored.add_column("ecif_original_text", [None, caption])
+    assert "<u class" not in render(relabelled, tmp_path)
