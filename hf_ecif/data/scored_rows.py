@@ -47,12 +47,12 @@ class ScoredRows:
 
     @cached_property
     def exponent(self) -> int:
-        """Of the unit in which the page states scores."""
+        """Exponent of the unit in which a page states scores."""
         return readable_exponent(self.score[self.readable])
 
     @cached_property
     def order_of_groups(self) -> Floats:
-        """A key that keeps duplicate groups together, the one with the likeliest noise first."""
+        """A key that keeps duplicate groups together, those with the most probable noise first."""
         here = np.flatnonzero(np.isfinite(self.duplicate))
         _, group = np.unique(self.duplicate[here], return_inverse=True)
         worst = np.zeros(len(here))

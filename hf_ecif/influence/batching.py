@@ -25,7 +25,7 @@ def training_objective(
         encoder,
         rows.features,
         random_batches(len(rows), config.batch_size, stream(seed, "training batches")),
-        repeated_captions(rows, config),
+        false_negatives(rows, config),
         config.l2,
         encoder.theta,
     )
@@ -44,7 +44,7 @@ def query_target(
         return query
     if isinstance(query, Rows):
         batches = random_batches(len(query), config.batch_size, stream(config.seed, "query"))
-        same = repeated_captions(query, config)
+        same = false_negatives(query, config)
         return ContrastiveLoss(Objective(encoder, query.features, batches, same))
     return Several([query_target(encoder, one, config) for one in query])
 
@@ -55,12 +55,12 @@ def scoring_pass(rows: Rows, config: InfluenceConfig) -> Pass:
         config.batch_size,
         config.partitions,
         derive(config.seed, "scoring"),
-        repeated_captions(rows, config),
+        false_negatives(rows, config),
         config.role,
         config.tangents,
     )
 
 
-def repeated_captions(rows: Rows, config: InfluenceConfig) -> Tensor | None:
-    """``(n,)``, equal numbers for rows that are no negatives of each other; None if all are."""
+def false_negatives(rows: Rows, config: InfluenceConfig) -> Tensor | None:
+    """``(n, 2)``; rows that agree in a column are no negatives of each other. None if all are."""
     return rows.siblings if config.mask_repeated else None
