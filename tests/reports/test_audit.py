@@ -301,7 +301,7 @@ def test_flagged_cards_show_suggestion_and_reason(tmp_path: Path) -> None:
         tmp_path,
         suggestions={
             "count": 10,
-            "expected_right": 8.5,
+            "expected_right": 8.4,
             "least_probability": 0.7,
             "least_margin": 0.0,
         },
@@ -314,7 +314,7 @@ def test_flagged_cards_show_suggestion_and_reason(tmp_path: Path) -> None:
     assert "its caption fits 9 other images better" in text
     assert "10 with a better caption" in text
     assert "2.5 nats above the next best" in page
-    assert "that is right with a probability of 70 % or more; about 8.5 of 10 are." in text
+    assert "that is right with a probability of 70 % or more; about 8 of 10 are." in text
 
 
 @pytest.mark.usefixtures("undrawn")
