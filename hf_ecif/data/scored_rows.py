@@ -41,6 +41,7 @@ class ScoredRows:
         self.flag: Bools = self._floats("ecif_flag") == 1.0
         self.borderline: Bools = self._floats("ecif_borderline") == 1.0
         self.margin = self._floats("ecif_suggested_margin")
+        self.chance = self._floats("ecif_suggested_probability")
         self.duplicate = self._floats("ecif_duplicate_group")
         self.readable: Bools = np.isfinite(self.score)
 
@@ -73,6 +74,11 @@ class ScoredRows:
         """The caption in full."""
         return str(self._scored[row][self._text] or "")
 
+    def marked(self, row: int) -> list[tuple[str, bool]]:
+        """The caption in full, in parts, and whether the image contradicts each."""
+        text = self.text(row)
+        return mark(text, _spans(self._scored[row]), len(text))
+
     def cell(self, row: int) -> dict[str, Any] | None:
         """The image, not decoded."""
         return self._scored[row][self._image]
@@ -90,6 +96,7 @@ class ScoredRows:
             reason=shorten(str(cells.get("ecif_reason") or ""), REASON_LENGTH) or None,
             suggestion=shorten(str(cells.get("ecif_suggested_text") or ""), CAPTION_LENGTH) or None,
             margin=float(self.margin[row]),
+            chance=float(self.chance[row]),
             duplicate=int(self.duplicate[row]) if math.isfinite(self.duplicate[row]) else None,
             flagged=bool(self.flag[row]),
             borderline=bool(self.borderline[row]),
@@ -133,6 +140,7 @@ class Card:
     reason: str | None
     suggestion: str | None
     margin: float
+    chance: float
     duplicate: int | None
     flagged: bool
     borderline: bool

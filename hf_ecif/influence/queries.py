@@ -22,6 +22,7 @@ from hf_ecif.engine.neighbours import cluster
 from hf_ecif.engine.objective import Objective
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.influence.keys import firsts
+from hf_ecif.influence.pairs import distinct_pairs
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.seeds import derive
 
@@ -189,7 +190,7 @@ def choose_query(rows: Rows, encoder: DualEncoder, *, share: float = 0.1, seed: 
         share: share of every cluster that is chosen; two pairs at least in all.
         seed: seed of the clustering.
     """
-    rows = rows.select(firsts(rows.siblings)[0])
+    rows = distinct_pairs(rows).rows
     embeddings = encoder.embed_as_given(rows.features)
     aligned = (embeddings.text * embeddings.image).sum(dim=1).cpu()  # as the clusters are
     count = max(1, round(len(rows) ** 0.5 / 4))
