@@ -17,8 +17,8 @@ Zou, Fine and Yandell (2002), with every sample weighing what it is worth. Its p
 gives an interval that knows how few the verified rows are and how well the kinds are told apart.
 
 The first guess is a plain classifier's, shrunk so strongly that little but the common direction of
-all signals is left. Its scale is all but free, what differs from it is penalised: few rows are ranked
-by the plain guess, and many by what they say themselves.
+all signals is left. Its scale is all but free, and what differs from it is penalised: few rows are
+ranked by the plain guess, many by what they say themselves.
 """
 
 from __future__ import annotations
