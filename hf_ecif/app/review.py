@@ -168,11 +168,11 @@ def show_pair(folder: str, reviews: Reviews, threshold: float, row: int | None) 
     if row is None or row >= len(audit.rows.readable):
         return Pair(render("pair", card=None), "")
     decision = read_review(reviews, audit).current.get(row)
-    card, text = audit.rows.card(row), audit.rows.text(row)
+    card = audit.rows.card(row)
     detail = render(
         "pair",
         card=card,
-        text=text,
+        marked=audit.rows.marked(row),
         picture=thumbnail(audit.rows.cell(row), LARGE_SIDE)[0],
         flagged=bool(audit.flags(threshold)[row]),
         decision=decision,
@@ -181,7 +181,7 @@ def show_pair(folder: str, reviews: Reviews, threshold: float, row: int | None) 
         reach=max(abs(card.positive), abs(card.negative)) or 1.0,
     )
     new = decision.text if decision else None
-    return Pair(detail, new or card.suggestion or text)
+    return Pair(detail, new or card.suggestion or audit.rows.text(row))
 
 
 def decide(

@@ -474,9 +474,9 @@ def _describe_traced(found: _Found, traced: Found, summary: Summary) -> Traced:
     """The traced errors with a summary of their own: that of the audit, as far as it is theirs."""
     shared = TraceSummary.model_fields.keys() & Summary.model_fields.keys()
     facts = {name: getattr(summary, name) for name in shared}
-    facts |= dict(describe_found(traced, found.rows, found.query))
+    facts |= dict(describe_found(traced, found.influence.rows, found.query))
     facts |= {"seconds": summary.seconds["trace"], "warnings": []}
-    errors = list(describe_errors_and_causes(traced, found.rows, found.query))
+    errors = list(describe_errors_and_causes(traced, found.influence.rows, found.query))
     return Traced(errors, TraceSummary(**facts), found.opened.query_rows)
 
 

@@ -53,7 +53,7 @@ class Cleaning:
 
     @property
     def result(self) -> CleanResult:
-        """Of the strategy that is written."""
+        """Result of the strategy that is written."""
         return next(iter(self.results.values()))
 
 
@@ -160,7 +160,7 @@ class Comparison:
     warnings: list[str]
 
     def describe(self) -> ComparisonFacts:
-        """As a summary tells of it."""
+        """The comparison as facts of a summary."""
         return ComparisonFacts(
             test=self.test,
             test_rows=self.test_rows,

@@ -15,7 +15,14 @@ from hf_ecif.applications import tracing
 from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import TraceRequest
 from hf_ecif.applications.sources import Opened, describe_solves, open_sources
-from hf_ecif.applications.tracing import Errors, Task, Traces, describe_errors, find_errors
+from hf_ecif.applications.tracing import (
+    Errors,
+    Task,
+    Traces,
+    describe_errors,
+    find_errors,
+    queries_of,
+)
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.summary import (
     Cause,
@@ -275,7 +282,10 @@ def describe_found(found: Found, rows: Rows, query: Rows) -> TraceFacts:
     often = Counter(guilty.tolist()).most_common(SHOWN_OFTEN)
     return TraceFacts(
         errors=ErrorCounts(
-            kind=found.kind, wrong=found.wrong, traced=len(found.errors.rows), of=len(query)
+            kind=found.kind,
+            wrong=found.wrong,
+            traced=len(found.errors.rows),
+            of=len(queries_of(query, TASKS[found.kind])),
         ),
         top_k=traces.pairs.shape[1],
         as_negatives=traces.is_negative.float().mean().item() if len(traces.pairs) else None,

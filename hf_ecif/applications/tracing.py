@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hf_ecif.influence.gradient_index import Index, build_index
 from hf_ecif.influence.influence import Influence
+from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.queries import (
     Direction,
     Query,
@@ -101,7 +102,10 @@ class Traces:
 
 
 def find_errors(influence: Influence, rows: Rows, direction: Task = "text_to_image") -> Errors:
-    """Mispredictions of the fitted model; rows with equal captions are right answers.
+    """Mispredictions of the fitted model; a caption and an image that are a pair are right.
+
+    An image that fetches any of its captions is right, and so is a caption that fetches any of its
+    images. Every image, or every caption, is asked once, by its first row.
 
     Args:
         influence: influence with the fitted parameters.
@@ -109,9 +113,16 @@ def find_errors(influence: Influence, rows: Rows, direction: Task = "text_to_ima
         direction: direction of the retrieval, or ``zero_shot`` for the class of an image.
     """
     found = _predict(influence, rows, direction)
-    same = rows.same_text
-    wrong = (same[found] != same).nonzero()[:, 0]
+    asked = queries_of(rows, direction)
+    ends = (found[asked], asked) if direction == "text_to_image" else (asked, found[asked])
+    wrong = asked[~rows.are_pairs(*ends)]
     return describe_errors(influence, rows, wrong, direction, found)
+
+
+def queries_of(rows: Rows, direction: Task) -> Tensor:
+    """``(n,)``, the first row of every distinct caption, or of every distinct image."""
+    keys = rows.keys
+    return firsts(keys.captions if direction == "text_to_image" else keys.images)[0]
 
 
 def describe_errors(

@@ -19,6 +19,7 @@ from torch import Tensor
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objectives.joining import Pushed
 from hf_ecif.influence.influence import Influence
+from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.response import Checkpoint
 from hf_ecif.influence.retraining import Version
@@ -260,16 +261,18 @@ def removal_curves(
 def recall_at_1(model: InfluenceModel, theta: Tensor, rows: Rows) -> float:
     """Share of rows whose partner is retrieved first, the mean of both directions.
 
-    Another row with the same caption is as good as the row itself.
+    A caption and an image that are a pair of these rows are right, whichever row they are of.
     """
     text, image = model.encoder.embed(theta, rows.features)[:2]
-    same = rows.same_text.to(text.device)
-    right = [
-        same[(part @ keys.T).argmax(dim=1)] == numbers
-        for anchors, keys in ((text, image), (image, text))
-        for part, numbers in zip(anchors.split(CHUNK), same.split(CHUNK), strict=True)
-    ]
-    return float(torch.cat(right).double().mean())
+    captions, images = (firsts(keys)[0] for keys in (rows.keys.captions, rows.keys.images))
+    fetched = _nearest(text[captions.to(text.device)], image)
+    told = _nearest(image[images.to(image.device)], text)
+    right = rows.are_pairs(fetched, captions), rows.are_pairs(images, told)
+    return float(torch.stack([part.double().mean() for part in right]).mean())
+
+
+def _nearest(anchors: Tensor, keys: Tensor) -> Tensor:
+    return torch.cat([(part @ keys.T).argmax(dim=1) for part in anchors.split(CHUNK)]).cpu()
 
 
 def value_additions(

@@ -30,6 +30,7 @@ from hf_ecif.cli import (  # noqa: F401
 )
 from hf_ecif.cli.flags import name_flags
 from hf_ecif.cli.options import app
+from hf_ecif.cli.screen import is_first
 from hf_ecif.errors import UserError
 from hf_ecif.version import __version__
 
@@ -38,10 +39,10 @@ def main() -> None:
     """Entry point: a user's mistake is a message and status 2, never a stack trace."""
     try:
         # Of several processes, each would print help and tell of a wrong option; one does.
-        with nullcontext() if _prints() else redirect_stdout(io.StringIO()):
-            sys.exit(app(standalone_mode=not _has_company()))
+        with nullcontext() if is_first() else redirect_stdout(io.StringIO()):
+            sys.exit(app(standalone_mode=not _is_one_of_several()))
     except Exception as error:
-        if not _has_to_tell(error):
+        if not _tells(error):
             sys.exit(2)
         if hasattr(error, "exit_code"):  # an error in the options, found before a command runs
             rich_format_error(cast(Any, error))
@@ -54,17 +55,13 @@ def main() -> None:
         sys.exit(2)
 
 
-def _has_company() -> bool:
+def _is_one_of_several() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def _prints() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _has_to_tell(error: Exception) -> bool:
-    """Of several processes, the first to fail: the others share its error, or have lost it."""
-    if not _has_company():
+def _tells(error: Exception) -> bool:
+    """Whether to report the error: of several processes, only the first to fail does."""
+    if not _is_one_of_several():
         return True
     from hf_ecif.utils import distributed
 

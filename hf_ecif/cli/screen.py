@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -80,7 +81,13 @@ def screen(quiet: bool, as_json: bool = False, *, resumes: bool = False) -> Iter
 
 def warn(message: str) -> None:
     """Print a warning about something that a person should change."""
-    _say(f"Warning: {message}")
+    if is_first():
+        _say(f"Warning: {message}")
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints, before the processes have met."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _say(message: str) -> None:

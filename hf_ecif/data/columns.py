@@ -76,11 +76,11 @@ NAMES = (
 def set_column(
     dataset: Dataset, name: str, values: Sequence[Any], kind: str | List = ""
 ) -> Dataset:
-    """With these values in a column: in its old place and type, or else as the last one.
+    """Data set with these values in a column, in its old place and type, or else as the last.
 
     Args:
         dataset: the rows.
-        name: of the column.
+        name: name of the column.
         values: one for each row.
         kind: of a new column: a type of Arrow by its name, or a feature.
     """

@@ -41,17 +41,18 @@ class ScoredRows:
         self.flag: Bools = self._floats("ecif_flag") == 1.0
         self.borderline: Bools = self._floats("ecif_borderline") == 1.0
         self.margin = self._floats("ecif_suggested_margin")
+        self.chance = self._floats("ecif_suggested_probability")
         self.duplicate = self._floats("ecif_duplicate_group")
         self.readable: Bools = np.isfinite(self.score)
 
     @cached_property
     def exponent(self) -> int:
-        """Of the unit in which the page states scores."""
+        """Exponent of the unit in which a page states scores."""
         return readable_exponent(self.score[self.readable])
 
     @cached_property
     def order_of_groups(self) -> Floats:
-        """A key that keeps duplicate groups together, the one with the likeliest noise first."""
+        """A key that keeps duplicate groups together, those with the most probable noise first."""
         here = np.flatnonzero(np.isfinite(self.duplicate))
         _, group = np.unique(self.duplicate[here], return_inverse=True)
         worst = np.zeros(len(here))
@@ -73,6 +74,11 @@ class ScoredRows:
         """The caption in full."""
         return str(self._scored[row][self._text] or "")
 
+    def marked(self, row: int) -> list[tuple[str, bool]]:
+        """The caption in full, in parts, and whether the image contradicts each."""
+        text = self.text(row)
+        return mark(text, _spans(self._scored[row]), len(text))
+
     def cell(self, row: int) -> dict[str, Any] | None:
         """The image, not decoded."""
         return self._scored[row][self._image]
@@ -90,6 +96,7 @@ class ScoredRows:
             reason=shorten(str(cells.get("ecif_reason") or ""), REASON_LENGTH) or None,
             suggestion=shorten(str(cells.get("ecif_suggested_text") or ""), CAPTION_LENGTH) or None,
             margin=float(self.margin[row]),
+            chance=float(self.chance[row]),
             duplicate=int(self.duplicate[row]) if math.isfinite(self.duplicate[row]) else None,
             flagged=bool(self.flag[row]),
             borderline=bool(self.borderline[row]),
@@ -133,6 +140,7 @@ class Card:
     reason: str | None
     suggestion: str | None
     margin: float
+    chance: float
     duplicate: int | None
     flagged: bool
     borderline: bool

@@ -41,7 +41,7 @@ class Record(BaseModel):
         return getattr(self, name)
 
     def replace(self, **changes: Any) -> Self:
-        """With other values in some fields."""
+        """Copy with other values in some fields."""
         return type(self)(**dict(self) | changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class Provenance(Record):
 
     @classmethod
     def _upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The same facts, as version 0.1 would have written them today."""
+        """Values of version 0.1 in today's format."""
         return values
 
 
@@ -575,15 +575,21 @@ class ErrorCounts(Record):
 
     Attributes:
         kind: such as ``retrieval-text``.
-        wrong: rows that are mispredicted; None where rows were chosen, right or wrong.
+        wrong: captions or images that are mispredicted; None where rows were chosen, right or
+            wrong.
         traced: those that were traced.
-        of: rows of the query.
+        of: different captions, or images, of the query.
     """
 
     kind: str
     wrong: int | None
     traced: int
     of: int
+
+    @property
+    def asked(self) -> str:
+        """What the query is asked with, in words."""
+        return "captions" if self.kind == "retrieval-text" else "images"
 
 
 class Often(Record):
@@ -611,7 +617,7 @@ class TraceFacts(Record):
 
 
 class TraceFindings(TraceFacts):
-    """The same in the summary of an audit, with the worst errors."""
+    """Traced errors in the summary of an audit, with the worst of them."""
 
     worst: list[TracedError]
 
@@ -729,7 +735,7 @@ class Candidates(Record):
 
 
 class LeverageFacts(Record):
-    """Of all rows, and of a sample that tells whether the fit has memorised them."""
+    """Leverages of all rows, and of a sample that shows whether the fit has memorised them."""
 
     median: Real
     sample_median: Real

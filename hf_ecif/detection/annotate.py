@@ -55,9 +55,6 @@ def add_columns(
     for side in ("image_neighbours", "text_neighbours"):
         values = rows.spread(getattr(witnesses, side).tolist())
         dataset = set_column(dataset, f"ecif_{side}", values, "float32")
-    kinds, truncated = _finding_columns(findings, rows)
-    dataset = set_column(dataset, "ecif_finding", rows.spread(kinds), "string")
-    dataset = set_column(dataset, "caption_truncated", rows.spread(truncated), "bool")
     texts, margins, duplicates = _evidence_columns(evidence, rows)
     dataset = set_column(dataset, "ecif_suggested_text", rows.spread(texts), "string")
     chances = [None] * len(rows) if evidence is None else evidence.suggested_probability
@@ -65,6 +62,9 @@ def add_columns(
     dataset = set_column(dataset, "ecif_suggested_margin", rows.spread(margins), "float32")
     words = rows.spread(_word_cells(evidence, rows))
     dataset = set_column(dataset, "ecif_wrong_words", words, WRONG_WORDS)
+    kinds, truncated = _finding_columns(findings, rows)
+    dataset = set_column(dataset, "ecif_finding", rows.spread(kinds), "string")
+    dataset = set_column(dataset, "caption_truncated", rows.spread(truncated), "bool")
     dataset = set_column(dataset, "ecif_duplicate_group", rows.spread(duplicates), "int64")
     reasons = rows.spread(explain_flags(rows, scores, witnesses, detection, evidence, findings))
     for row, reason in rows.reasons.items():

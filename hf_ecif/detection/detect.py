@@ -260,17 +260,20 @@ def _of_injected(mixture: Mixture, samples: Samples) -> Floats:
 
 def _why_abstain(mixture: Mixture, samples: Samples, power: float) -> str | None:
     """Why the model cannot tell; None where it can."""
+    unknown = mixture.log_ratio(samples.unknown.signals)
+    in_data = auroc(_of_injected(mixture, samples), unknown)
+    verified = round(samples.right.rows) >= FEWEST_RIGHT
+    if mixture.rate > 0.5 if verified else in_data < LEAST_POWER_IN_DATA:
+        return (
+            "The pairs look like pairs that were mixed up on purpose: these rank above them in "
+            f"{in_data:.0%} of cases; chance has 50 %. The model cannot tell right from wrong "
+            "pairs here, or most captions are wrong, out of step with the images for instance. "
+            f"{REMEDIES}"
+        )
     if power < LEAST_POWER:
         return (
             "This model cannot tell right from wrong pairs here: it ranks a pair that was mixed up "
             f"on purpose above a right one in {power:.0%} of cases; chance has 50 %. {REMEDIES}"
-        )
-    in_data = auroc(_of_injected(mixture, samples), mixture.log_ratio(samples.unknown.signals))
-    verified = round(samples.right.rows) >= FEWEST_RIGHT
-    if mixture.rate > 0.5 if verified else in_data < LEAST_POWER_IN_DATA:
-        return (
-            "Most pairs look like pairs that were mixed up on purpose. Either the model does not "
-            f"understand them, or captions and images are out of step, row by row. {REMEDIES}"
         )
     return None
 

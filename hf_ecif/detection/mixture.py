@@ -17,8 +17,8 @@ Zou, Fine and Yandell (2002), with every sample weighing what it is worth. Its p
 gives an interval that knows how few the verified rows are and how well the kinds are told apart.
 
 The first guess is a plain classifier's, shrunk so strongly that little but the common direction of
-all signals is left. Its scale is free, what differs from it is penalised; so few rows are ranked
-by the plain guess, and many by what they say themselves.
+all signals is left. Its scale is all but free, and what differs from it is penalised: few rows are
+ranked by the plain guess, many by what they say themselves.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ Floats = NDArray[np.float64]
 # rows on, 0.03 to 3 for the second make no difference.
 GUESS_PENALTY = 0.03
 DIFFERENCE_PENALTY = 0.2
+# And of the scale of the guess. It is of no account but where the kinds have nothing in common with
+# right rows, so that no scale would be too large.
+SCALE_PENALTY = 1000.0
 # Every kind counts as if so many wrong rows had been seen of it, so that none vanishes for good.
 ROWS_OF_A_KIND = 0.5
 # The likelihood may have two peaks, of few wrong rows and of many.
@@ -283,6 +286,7 @@ class _Likelihood:
         own = torch.logsumexp(ratios + proportions[self.group], dim=1)
         fit = (self.row_weights * (own - torch.logsumexp(ratios + pooled, dim=1))).sum()
         penalty = weights[:, 2:].square().sum() / (2 * DIFFERENCE_PENALTY)
+        penalty = penalty + weights[:, 1].square().sum() / (2 * SCALE_PENALTY)
         return fit - penalty + ROWS_OF_A_KIND * shares.log().sum()
 
     def _parts(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:

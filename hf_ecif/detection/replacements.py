@@ -55,11 +55,11 @@ class Pairs:
     scale: float
 
     def with_captions_of(self, donors: Tensor) -> Pairs:
-        """The same images with captions of other rows."""
+        """These images with captions of other rows."""
         return replace(self, text=self.text[donors.to(self.text.device)], key=self.key[donors])
 
     def select(self, rows: Tensor) -> Pairs:
-        """Some of the rows."""
+        """The given rows."""
         here = rows.to(self.image.device)
         return Pairs(self.image[here], self.text[here], self.key[rows], self.scale)
 

@@ -68,13 +68,13 @@ def _share(expected: float, among: float) -> float:
 
 
 def _log_odds_of_image(log_ratio: Floats, image: Integers, whole: float, single: float) -> Floats:
-    """Of being wrong as a whole, ``(images,)``."""
+    """Log-odds of every image being wrong as a whole, ``(images,)``."""
     apart = np.logaddexp(np.log1p(-single), np.log(single) + log_ratio)
     return logit(whole) + np.bincount(image, log_ratio - apart)
 
 
 def _log_odds(log_ratio: Floats, image: Integers, whole: float, single: float) -> Floats:
-    """Of every pair being wrong, in either way, ``(N,)``."""
+    """Log-odds of every pair being wrong, in either way, ``(N,)``."""
     of_image = _log_odds_of_image(log_ratio, image, whole, single)[image]
     of_caption = log_ratio + logit(single)
     right = log_expit(-of_image) + log_expit(-of_caption)

@@ -27,7 +27,7 @@ from hf_ecif.influence.scoring import Scores
 
 @dataclass(frozen=True)
 class Witnesses:
-    """Of every row, ``(N,)`` each; higher speaks of a misaligned pair, lower of a good one.
+    """Signals of every row, ``(N,)`` each; higher for misaligned pairs, lower for good ones.
 
     `relative` alone has the opposite sign, that of a score.
 

@@ -44,7 +44,7 @@ Cell = TypeVar("Cell")
 
 @dataclass(frozen=True)
 class Evidence:
-    """Of the readable rows, ``(n,)`` each. Row numbers are those of the data set.
+    """Evidence on the readable rows, ``(n,)`` each. Row numbers are those of the data set.
 
     Attributes:
         better_images: how many other images the caption fits better than its own; -1 where the row

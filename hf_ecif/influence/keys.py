@@ -77,12 +77,12 @@ def caption_key(text: str) -> int:
 
 
 def image_key(image: Image.Image) -> int:
-    """The same of an image's pixels, whatever file they came in."""
+    """Key of an image's pixels, whatever the format of its file."""
     return content_key(image.tobytes(), seed=image.width)
 
 
 def content_key(content: bytes, seed: int = 0) -> int:
-    """The same of any content."""
+    """Key of any content."""
     return xxhash.xxh3_64_intdigest(content, seed=seed) - 2**63
 
 

@@ -80,9 +80,9 @@ def distinct_pairs(rows: Rows) -> Pairs:
 def join_near_images(
     rows: Rows, images: Tensor, advance: Callable[[int], None] = lambda rows: None
 ) -> Rows:
-    """The same rows, of which those with nearly equal images count as of one image.
+    """Rows in which those with nearly equal images count as having one image.
 
-    The time grows with the square of the rows: one product of all images with all.
+    Time grows with the square of the number of rows: one product of all images with all.
 
     Args:
         rows: the data.

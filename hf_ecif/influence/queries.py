@@ -22,6 +22,7 @@ from hf_ecif.engine.neighbours import cluster
 from hf_ecif.engine.objective import Objective
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.influence.keys import firsts
+from hf_ecif.influence.pairs import distinct_pairs
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.seeds import derive
 
@@ -110,24 +111,22 @@ def zero_shot(rows: Rows, *, each: bool = False) -> Query:
 
 
 def zero_shot_margin(rows: Rows, images: Sequence[int]) -> Query:
-    """Margin of the other classes together over the right one; one query per image.
+    """Margin of the other classes together over the right ones; one query per image.
 
-    ``logsumexp_{c != label} S_c - S_label``, in nats: the logarithm of the odds against the class.
+    ``logsumexp_wrong S_c - logsumexp_right S_c``, in nats: the logarithm of the odds against them.
 
     Args:
         rows: labelled images; the distinct captions are the classes, two at least.
         images: numbers of the rows in question.
     """
     chosen = torch.tensor(list(images))
-    labels = rows.same_text[chosen, None]
+    classes = first_rows(rows)
+    right = rows.are_pairs(chosen[:, None], classes)
 
     def function(embeddings: Embeddings) -> Tensor:
-        logits = embeddings.scale * embeddings.image @ embeddings.text.T
-        target = labels.to(logits.device)
-        others = logits.scatter(1, target, -torch.inf)
-        return others.logsumexp(dim=1) - logits.gather(1, target)[:, 0]
+        return _log_odds(embeddings.scale * embeddings.image @ embeddings.text.T, right)
 
-    return Query(rows.features[first_rows(rows)].paired_with(rows.features[chosen]), function)
+    return Query(rows.features[classes].paired_with(rows.features[chosen]), function)
 
 
 def first_rows(rows: Rows) -> Tensor:
@@ -140,26 +139,37 @@ def retrieval_margin(
     pairs: Sequence[int],
     direction: Direction = "text_to_image",
 ) -> Query:
-    """Margin of the candidates together over the right answer; one query per pair.
+    """Margin of the wrong answers together over the right ones; one query per pair.
 
-    ``logsumexp_{j != n} S_nj - S_nn``, in nats: the logarithm of the odds against pair ``n``.
+    ``logsumexp_wrong S_nj - logsumexp_right S_nj``, in nats: the logarithm of the odds against a
+    right answer. Every image, or every caption, counts once.
 
     Args:
-        rows: the candidates. Those with the caption of the pair do not count against it.
+        rows: the candidates. An image and a caption that are a pair of them are right.
         pairs: numbers of the rows in question.
         direction: what is looked for with what.
     """
-    chosen, same = torch.tensor(list(pairs)), rows.same_text
+    chosen = torch.tensor(list(pairs))
+    if direction == "text_to_image":
+        candidates = firsts(rows.keys.images)[0]
+        right = rows.are_pairs(candidates, chosen[:, None])
+    else:
+        candidates = first_rows(rows)
+        right = rows.are_pairs(chosen[:, None], candidates)
 
     def function(embeddings: Embeddings) -> Tensor:
         anchors, keys = anchors_and_keys(embeddings, direction)
-        picked, scale = chosen.to(anchors.device), embeddings.scale
-        logits = scale * anchors[picked] @ keys.T
-        own = scale * (anchors[picked] * keys[picked]).sum(dim=1)
-        right = (same[chosen, None] == same).to(logits.device)
-        return logits.masked_fill(right, -torch.inf).logsumexp(dim=1) - own
+        asked, among = anchors[chosen.to(anchors.device)], keys[candidates.to(keys.device)]
+        return _log_odds(embeddings.scale * asked @ among.T, right)
 
     return Query(rows.features, function)
+
+
+def _log_odds(logits: Tensor, right: Tensor) -> Tensor:
+    """Log-odds against the right columns of every row, ``(n,)`` of ``(n, C)``."""
+    right = right.to(logits.device)
+    against, in_favour = (logits.masked_fill(mask, -torch.inf) for mask in (right, ~right))
+    return against.logsumexp(dim=1) - in_favour.logsumexp(dim=1)
 
 
 def anchors_and_keys(embeddings: Embeddings, direction: Direction) -> tuple[Tensor, Tensor]:
@@ -180,7 +190,7 @@ def choose_query(rows: Rows, encoder: DualEncoder, *, share: float = 0.1, seed: 
         share: share of every cluster that is chosen; two pairs at least in all.
         seed: seed of the clustering.
     """
-    rows = rows.select(firsts(rows.siblings)[0])
+    rows = distinct_pairs(rows).rows
     embeddings = encoder.embed_as_given(rows.features)
     aligned = (embeddings.text * embeddings.image).sum(dim=1).cpu()  # as the clusters are
     count = max(1, round(len(rows) ** 0.5 / 4))

@@ -23,6 +23,7 @@ from hf_ecif.engine.objective import Objective, random_batches
 from hf_ecif.errors import UserError
 from hf_ecif.influence.batching import false_negatives
 from hf_ecif.influence.fitting import adam, cosine_fall, run_epoch
+from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.loaded import LoadedModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.progress import ProgressFactory, silent
@@ -173,23 +174,23 @@ def train(
 def measure(model: LoadedModel, theta: Tensor, test: Rows) -> dict[str, float]:
     """`MEASURES` on test rows.
 
-    Rows of one caption are right answers for each other. In zero-shot classification, every image
-    is told by the distinct captions, its own being right; where no image is there twice, that is
-    the recall at 1 from images to texts.
+    A caption and an image are right for each other if some row has both. In zero-shot
+    classification, every image is told by the distinct captions, and any of its own is right: that
+    is the recall at 1 from images to texts.
     """
     embeddings = model.encoder.embed(theta, test.features)
     text, image = embeddings.text.float().cpu(), embeddings.image.float().cpu()
-    labels = test.same_text
     recall = metrics.load("retrieval_recall").compute(
         text_embeddings=text.numpy(),
         image_embeddings=image.numpy(),
-        groups=labels.tolist(),
+        text_ids=test.same_text.tolist(),
+        image_ids=test.same_image.tolist(),
         k=(1, 10),
     )
-    prompts = torch.tensor([test.texts.index(caption) for caption in dict.fromkeys(test.texts)])
-    told = (image @ text[prompts].T).argmax(dim=1)
+    prompts, images = firsts(test.keys.captions)[0], firsts(test.keys.images)[0]
+    told = prompts[(image[images] @ text[prompts].T).argmax(dim=1)]
     return {name: recall[name] for name in RECALLS} | {
-        "zero_shot_accuracy": (told == labels).double().mean().item(),
+        "zero_shot_accuracy": test.are_pairs(images, told).double().mean().item(),
         "loss": model.query_value(test, theta).item(),
     }
 

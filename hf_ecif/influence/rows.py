@@ -116,7 +116,7 @@ class Rows:
         return spread
 
     def with_images(self, keys: Tensor) -> Rows:
-        """The same rows, of which some more are known to have one image; keys are ``(n,)``."""
+        """These rows with keys ``(n,)`` of their images, equal for rows with one image."""
         return replace(self, known_keys=replace(self.keys, images=keys))
 
     @cached_property
@@ -128,6 +128,20 @@ class Rows:
     def siblings(self) -> Tensor:
         """``(n, 2)``; rows that agree in a column have one caption or one image."""
         return self.keys.siblings
+
+    def are_pairs(self, images: Tensor, captions: Tensor) -> Tensor:
+        """Whether the image of one row and the caption of another are a pair of these data.
+
+        Args:
+            images: row numbers, of any shape.
+            captions: row numbers, of a shape that broadcasts with it.
+
+        Returns:
+            Booleans, of the common shape.
+        """
+        image, text = self.same_image, self.same_text
+        known = image * len(self) + text
+        return torch.isin(image[images] * len(self) + text[captions], known)
 
     @property
     def same_text(self) -> Tensor:

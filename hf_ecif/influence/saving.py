@@ -63,7 +63,7 @@ class _Place(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Those that are given, as the loaders take them."""
+        """Given options, as arguments of the loaders."""
         given = {"revision": self.revision, "token": self.token}
         return {name: value for name, value in given.items() if value is not None}
 

@@ -140,7 +140,7 @@ class Scores:
         return self.loss + self.self_influence
 
     def to_state(self) -> State:
-        """For a checkpoint; `from_state` reads it."""
+        """State for a checkpoint, which `from_state` reads."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         return State(tensors, {name: values[name] for name in values.keys() - tensors.keys()})
@@ -168,7 +168,7 @@ class Scores:
         return replace(parts[0], **joined)
 
     def of_query(self, number: int) -> Scores:
-        """Those of one query of several."""
+        """Scores of one query of several."""
         return replace(
             self,
             positive=self.positive[number],

@@ -179,7 +179,8 @@ def trace_lines(summary: TraceSummary, output: Path) -> Iterator[Shown]:
     errors = summary.errors
     if errors.wrong is not None:
         yield (
-            f"{errors.wrong:,} of {errors.of:,} rows of the query are mispredicted ({errors.kind})."
+            f"{errors.wrong:,} of {errors.of:,} {errors.asked} of the query are mispredicted "
+            f"({errors.kind})."
         )
     if errors.traced:
         yield f"{errors.traced:,} traced to {summary.top_k} training pairs each."

@@ -413,9 +413,9 @@ def test_suggestions_of_a_vocabulary(small: Callable[..., Summary], folder: Path
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"group_column": "language"}, "--group-column 'language' is not in the data set"),
+        ({"group_column": "language"}, "group_column='language'` is not in the data set"),
         ({"group_column": "image"}, "must hold strings, integers or booleans"),
-        ({"vocabulary": Path("no/such/file")}, "--vocabulary no/such/file cannot be read"),
+        ({"vocabulary": Path("no/such/file")}, "vocabulary=no/such/file` cannot be read"),
     ],
 )
 def test_mistakes_in_what_is_compared(

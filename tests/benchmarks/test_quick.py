@@ -90,6 +90,22 @@ def keeps_what_it_should(results: Any) -> None:
         assert run["noise rate off by"] < 20, name
 
 
+def holds_on_structure(results: Any) -> None:
+    """120 images: captions exchanged by image, copies, a stock phrase, captions cut off."""
+    by_kind = {cell["data"]: cell["runs"][0] for cell in results}
+    siblings = by_kind["3 captions, by image"]
+    assert siblings["AUPRC"] > siblings["NegCLIPLoss"] + 0.05
+    once, twice = by_kind["copies x1"], by_kind["copies x2"]
+    assert abs(once["rate"] - twice["rate"]) < 0.02
+    assert abs(once["AUPRC"] - twice["AUPRC"]) < 0.02
+    for name in ("stock phrase, 10%", "cut off, 50%"):
+        assert by_kind[name]["findings"] == 1, name
+        assert by_kind[name]["recall"] > 0.7, name
+    for name, found in by_kind.items():
+        assert found["findings elsewhere"] < 0.05, name
+        assert found["flagged"] < 0.35, name
+
+
 def holds_on_the_ladder(results: Any) -> None:
     """240 rows of a rung, none or 20 % wrong; captions in an unknown alphabet tell nothing."""
     for cell in results:
@@ -202,6 +218,7 @@ CASES = (
     Case("ablations", compares_settings),
     Case("threshold", keeps_what_it_should),
     Case("ladder", holds_on_the_ladder),
+    Case("structure", holds_on_structure),
     Case("cleaning", wins_back),
     Case("fidelity", foretells_retraining),
     Case("leverage", foretells_single_removals),

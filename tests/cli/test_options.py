@@ -23,6 +23,7 @@ OF_DETECTION = {one.name for one in fields(DetectionConfig)}
 QUICK = InfluenceConfig(batch_size=16, probes=1, partitions=2, fit_epochs=2, max_iterations=3)
 REQUESTS = {
     "audit": requests.AuditRequest,
+    "calibrate": requests.CalibrateRequest,
     "clean": requests.CleanRequest,
     "fit": requests.FitRequest,
     "remove": requests.RemoveRequest,

@@ -104,6 +104,14 @@ SUSPECTS = [
 
 
 class TestStrategies:
+    def test_where_the_model_cannot_tell_rows_keep_their_weight(self):
+        """Readable rows have no probability then, and unreadable ones still go."""
+        blind = with_probability([(None, 1.0, False, None)] * 3 + [(None, None, None, None)])
+        assert clean(blind, "weight").kept["ecif_weight"][:] == [1.0, 1.0, 1.0, 0.0]
+        assert clean(blind).removed.num_rows == 1
+        with pytest.raises(UserError, match="cannot tell right from wrong"):
+            clean(blind, "worst", share=0.3)
+
     @pytest.mark.parametrize(
         ("strategy", "share", "removed"),
         [

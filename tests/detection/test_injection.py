@@ -27,9 +27,12 @@ def build_groups(count: int, groups: int = 4) -> Tensor:
     return normalize(torch.eye(groups)[torch.arange(count) % groups] + noise, dim=1)
 
 
-def planting_of(rows: Rows, share: float = 0.25, seed: int = 0) -> Planting:
+def planting_of(
+    rows: Rows, share: float = 0.25, seed: int = 0, among: Tensor | None = None
+) -> Planting:
     generator = torch.Generator().manual_seed(seed)
-    return plant(rows, build_groups(len(rows)), share=share, clusters=4, generator=generator)
+    groups = build_groups(len(rows))
+    return plant(rows, groups, share=share, clusters=4, generator=generator, among=among)
 
 
 DISTINCT = build_rows([f"caption {i}" for i in range(80)])
@@ -109,3 +112,58 @@ def test_clusters_are_the_groups() -> None:
 
 def test_no_more_clusters_than_rows() -> None:
     assert len(cluster(build_groups(3), 10, seed=0)) == 3
+
+
+# ------------------------------------------------------------------------- several captions
+
+
+def with_several(images: int = 40, each: int = 3) -> Rows:
+    """Rows of images with several captions; those of an image are of one group."""
+    rows = build_rows([f"caption {i}" for i in range(images * each)])
+    return rows.with_images(torch.arange(images * each) % images)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_images_swap_all_of_their_captions(seed: int) -> None:
+    rows = with_several()
+    images = rows.keys.images
+    planting = planting_of(rows, share=0.4, seed=seed)
+    assert planting.whole.any()
+    assert (planting.planted & ~planting.whole).any()
+    for image in images[planting.whole].unique().tolist():
+        members = images == image
+        assert planting.whole[members].all()
+        givers = images[planting.donors[members]].unique()
+        assert len(givers) == 1  # all from one image,
+        assert givers.item() != image
+        back = images[planting.donors[images == givers.item()]].unique()
+        assert back.tolist() == [image]  # which has got all of this one's
+    moved = planting.donors[planting.whole]
+    assert len(moved.unique()) == len(moved)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_caption_comes_from_a_sibling(seed: int) -> None:
+    rows = with_several()
+    planting = planting_of(rows, share=0.4, seed=seed)
+    images, donors = rows.keys.images, planting.donors
+    assert (images[donors] != images)[planting.planted].all()
+    single = planting.planted & ~planting.whole
+    assert single.sum() >= 5
+
+
+def test_kinds_part_the_exchanged_rows() -> None:
+    planting = planting_of(with_several(), share=0.4)
+    together = torch.stack(planting.kinds).sum(dim=0)
+    assert torch.equal(together, planting.planted.long())
+    assert all(kind.any() for kind in planting.kinds)
+    assert not any(kind.any() for kind in planting_of(DISTINCT).kinds[2:])
+
+
+@pytest.mark.parametrize("rows", [DISTINCT, with_several()], ids=["one caption", "several"])
+def test_rows_that_are_no_evidence_neither_get_nor_give(rows: Rows) -> None:
+    among = torch.arange(len(rows)) % 3 > 0
+    planting = planting_of(rows, share=0.5, among=among)
+    assert not planting.planted[~among].any()
+    assert among[planting.donors[planting.planted]].all()
+    assert planting.planted.sum() >= 0.4 * among.sum()

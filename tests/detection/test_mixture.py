@@ -86,6 +86,7 @@ def test_value_is_the_likelihood_of_the_sample_that_a_row_is_of() -> None:
     value, _ = likelihood._value_and_gradient(likelihood._pack(fit))
     weights = fit.weights[:, 2:]
     penalty = (weights**2).sum() / (2 * module.DIFFERENCE_PENALTY)
+    penalty += (fit.weights[:, 1] ** 2).sum() / (2 * module.SCALE_PENALTY)
     assert value == pytest.approx(expected - penalty, rel=1e-9)
 
 

@@ -241,7 +241,7 @@ def test_unrolled_scores_predict_retrainings_better(demo: Demo) -> None:
     """Of the same fit: the size comes out right, and the order at least as well."""
     plain = fit_demo(replace(CONFIG, response="stationary"))
     unrolled, theirs = (
-        validate(one.influence, one.query, subsets=24, removed_share=0.2, repeats=1)
+        validate(one.influence, one.query, subsets=48, removed_share=0.2, repeats=1)
         for one in (demo, plain)
     )
     assert unrolled.actual == theirs.actual

@@ -74,6 +74,70 @@ class TestAgainstBruteForce:
                 assert result[f"{name}_recall@{k}"] == pytest.approx(np.mean(rank < k))
 
 
+IDS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=6)
+
+
+class TestIds:
+    @settings(max_examples=60, deadline=None)
+    @given(IDS, st.integers(1, 4), st.integers(1, 3))
+    def test_against_brute_force(self, metric, pairs, k, block_size):
+        """A text and an image are right for each other if some pair has both."""
+        rng = np.random.default_rng(0)
+        texts, images = rng.normal(size=(2, 4, 3))
+        text_ids, image_ids = zip(*pairs, strict=True)
+        result = metric.compute(
+            text_embeddings=[texts[i] for i in text_ids],
+            image_embeddings=[images[i] for i in image_ids],
+            text_ids=text_ids,
+            image_ids=image_ids,
+            k=[k],
+            block_size=block_size,
+        )
+        cosines = (texts @ images.T) / np.outer(
+            np.linalg.norm(texts, axis=1), np.linalg.norm(images, axis=1)
+        )
+
+        def recall(queries, candidates, fit, right):
+            hits = []
+            for one in queries:
+                ranked = sorted(candidates, key=lambda other, one=one: -fit(one, other))
+                hits.append(any(right(one, other) for other in ranked[:k]))
+            return np.mean(hits)
+
+        known, texts_there, images_there = set(pairs), set(text_ids), set(image_ids)
+        assert (result["texts"], result["images"]) == (len(texts_there), len(images_there))
+        assert result[f"text_to_image_recall@{k}"] == pytest.approx(
+            recall(
+                texts_there,
+                images_there,
+                lambda t, i: cosines[t, i],
+                lambda t, i: (t, i) in known,
+            )
+        )
+        assert result[f"image_to_text_recall@{k}"] == pytest.approx(
+            recall(
+                images_there,
+                texts_there,
+                lambda i, t: cosines[t, i],
+                lambda i, t: (t, i) in known,
+            )
+        )
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"text_ids": [0, 1]}, "both"),
+            ({"image_ids": [0, 1]}, "both"),
+            ({"text_ids": [0, 1], "image_ids": [0, 1], "groups": [0, 1]}, "in place"),
+            ({"text_ids": [0], "image_ids": [0, 1]}, "1 text_ids for 2 pairs"),
+        ],
+    )
+    def test_mistakes(self, metric, given, words):
+        vectors = [[1.0, 0.0], [0.0, 1.0]]
+        with pytest.raises(ValueError, match=words):
+            metric.compute(text_embeddings=vectors, image_embeddings=vectors, **given)
+
+
 class TestTies:
     def test_a_collapsed_model_gets_chance(self, metric):
         same = np.tile(np.random.default_rng(0).normal(size=33), (40, 1))

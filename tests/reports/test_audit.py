@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_ecif.data.columns import WRONG_WORDS
 from hf_ecif.data.images import thumbnail
 from hf_ecif.data.summary import Summary
 from hf_ecif.reports import audit as report
@@ -300,7 +301,7 @@ def test_flagged_cards_show_suggestion_and_reason(tmp_path: Path) -> None:
         tmp_path,
         suggestions={
             "count": 10,
-            "expected_right": 8.5,
+            "expected_right": 8.4,
             "least_probability": 0.7,
             "least_margin": 0.0,
         },
@@ -313,7 +314,7 @@ def test_flagged_cards_show_suggestion_and_reason(tmp_path: Path) -> None:
     assert "its caption fits 9 other images better" in text
     assert "10 with a better caption" in text
     assert "2.5 nats above the next best" in page
-    assert "that is right with a probability of 70 % or more; about 8.5 of 10 are." in text
+    assert "that is right with a probability of 70 % or more; about 8 of 10 are." in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -442,3 +443,18 @@ def test_histograms_lose_no_pair() -> None:
         total = sum(bar.get_height() for bar in figure.axes[0].patches)
         assert top > 0
         assert total == score.size
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_contradicted_words_are_underlined_and_escaped(tmp_path: Path) -> None:
+    caption = "a <b>blue</b> cat, 鳥"
+    words = [[{"word": "blue", "start": 5, "end": 9}, {"word": "鳥", "start": 19, "end": 20}]]
+    scored = make_scored(2).remove_columns("text").add_column("text", ["plain", caption])
+    scored = scored.add_column("ecif_wrong_words", [None, *words], feature=WRONG_WORDS)
+    page = render(scored, tmp_path)
+    underlined = re.findall(r'<u class="wrong"[^>]*>(.*?)</u>', page)
+    assert set(underlined) == {"blue", "鳥"}
+    assert "a &lt;b&gt;<u" in page
+    assert "<b>" not in page
+    relabelled = scored.add_column("ecif_original_text", [None, caption])
+    assert "<u class" not in render(relabelled, tmp_path)

@@ -102,7 +102,8 @@ def agree(first: Tensor, second: Tensor) -> Tensor:
         first: ``(n,)`` or ``(n, L)`` integers.
         second: ``(m,)`` or ``(m, L)``.
     """
-    columns = zip(first.view(len(first), -1).T, second.view(len(second), -1).T, strict=True)
+    ends = (side[:, None] if side.dim() == 1 else side for side in (first, second))
+    columns = zip(*(side.unbind(1) for side in ends), strict=True)
     return reduce(torch.logical_or, (one[:, None] == other for one, other in columns))
 
 

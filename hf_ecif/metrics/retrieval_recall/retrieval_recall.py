@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import evaluate
 import numpy as np
 from datasets import Features, List, Value
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -25,6 +27,10 @@ Args:
     groups: a comparable value per pair; pairs of one group are right answers for each other. Equal
         embeddings in a group are one text or image, which several rows repeat. Without it, every
         pair is a group.
+    text_ids, image_ids: a comparable value per pair each, in place of groups: equal values are of
+        one text, or of one image, and a text and an image are right for each other if some pair has
+        both. So an image with five captions, a row each, is right with any of them. The embedding
+        is that of the first pair.
     k: numbers of nearest candidates; 1, 5 and 10 by default.
     block_size: number of queries whose similarities are held at a time; 1024 by default. It affects
         only memory.
@@ -35,7 +41,8 @@ Returns:
 
 Raises:
     ValueError: there are no pairs, embeddings are zero, not finite or of different lengths, or the
-        number of groups is not that of the pairs.
+        number of groups or ids is not that of the pairs; or there are ids of one side alone, or
+        ids and groups.
 """
 
 _CITATION = """
@@ -70,6 +77,8 @@ class RetrievalRecall(evaluate.Metric):
         text_embeddings: Sequence[Sequence[float | None] | None],
         image_embeddings: Sequence[Sequence[float | None] | None],
         groups: Sequence[Hashable] | None = None,
+        text_ids: Sequence[Hashable] | None = None,
+        image_ids: Sequence[Hashable] | None = None,
         k: Sequence[int] = (1, 5, 10),
         block_size: int = 1024,
     ) -> dict[str, float | int]:
@@ -85,11 +94,11 @@ class RetrievalRecall(evaluate.Metric):
                 f"Text embeddings have {widths['text']} numbers each and image embeddings "
                 f"{widths['image']}: they must lie in one space."
             )
-        numbers = _numbers(groups, len(text_embeddings))
-        sides = {name: _Side.without_repeats(v, numbers) for name, v in vectors.items()}
-        results: dict[str, float | int] = {f"{name}s": len(s.groups) for name, s in sides.items()}
-        for query, candidate in (("text", "image"), ("image", "text")):
-            recalls = _recalls(sides[query], sides[candidate], k, block_size)
+        sides = _sides(vectors, groups, text_ids, image_ids)
+        right = _right(sides["text"], sides["image"])
+        results: dict[str, float | int] = {f"{name}s": len(s.vectors) for name, s in sides.items()}
+        for query, candidate, answers in (("text", "image", right), ("image", "text", right.T)):
+            recalls = _recalls(sides[query], sides[candidate], answers.tocsr(), k, block_size)
             for count, recall in zip(k, recalls, strict=True):
                 results[f"{query}_to_{candidate}_recall@{count}"] = float(recall)
         return results
@@ -101,44 +110,78 @@ class _Side:
 
     Attributes:
         vectors: ``(n, d)``, of unit length.
-        groups: ``(n,)``, number of each one's group.
+        own: ``(pairs,)``, number of the text or image of every pair.
+        groups: ``(pairs,)``; what is in one group is right for each other.
     """
 
     vectors: Floats
+    own: Integers
     groups: Integers
 
     @classmethod
-    def without_repeats(cls, vectors: Floats, groups: Integers) -> _Side:
-        keyed = np.concatenate([groups[:, None].astype(np.float64), vectors], axis=1)
-        first = np.sort(np.unique(keyed, axis=0, return_index=True)[1])
-        return cls(vectors[first], groups[first])
+    def distinct(cls, vectors: Floats, keys: NDArray[Any], groups: Integers) -> _Side:
+        """By keys ``(pairs, m)``, in order of appearance."""
+        _, first, own = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        return cls(vectors[first[order]], np.argsort(order)[own.ravel()], groups)
 
 
-def _recalls(queries: _Side, candidates: _Side, k: Sequence[int], block_size: int) -> Floats:
-    """Probability of a hit for every ``k``, averaged over the queries; ``(len(k),)``."""
+def _sides(
+    vectors: dict[str, Floats],
+    groups: Sequence[Hashable] | None,
+    text_ids: Sequence[Hashable] | None,
+    image_ids: Sequence[Hashable] | None,
+) -> dict[str, _Side]:
+    count = len(vectors["text"])
+    if text_ids is None and image_ids is None:
+        numbers = _numbers("groups", groups, count)
+        keys = {n: np.concatenate([numbers[:, None], v], axis=1) for n, v in vectors.items()}
+    elif text_ids is None or image_ids is None or groups is not None:
+        raise ValueError("Give both text_ids and image_ids, or groups in place of them.")
+    else:
+        numbers = np.arange(count)  # a pair is right for itself
+        ids = {"text": text_ids, "image": image_ids}
+        keys = {n: _numbers(f"{n}_ids", i, count)[:, None] for n, i in ids.items()}
+    return {name: _Side.distinct(vectors[name], keys[name], numbers) for name in vectors}
+
+
+def _right(texts: _Side, images: _Side) -> csr_matrix:
+    """``(texts, images)`` booleans, which are right for each other."""
+    ones = np.ones(len(texts.own), dtype=np.int64)
+    of_texts, of_images = (
+        csr_matrix((ones, (side.own, side.groups)), shape=(len(side.vectors), len(ones)))
+        for side in (texts, images)
+    )
+    return (of_texts @ of_images.T).astype(bool)
+
+
+def _recalls(
+    queries: _Side, candidates: _Side, right: csr_matrix, k: Sequence[int], block_size: int
+) -> Floats:
+    """For every ``k``, the mean over the queries of the probability of a hit."""
     hits = np.zeros(len(k))
-    for higher, tied, own in _standings(queries, candidates, block_size):
+    for higher, tied, own in _standings(queries, candidates, right, block_size):
         hits += [_hit_probability(count - higher, tied, own).sum() for count in k]
-    return hits / len(queries.groups)
+    return hits / len(queries.vectors)
 
 
 def _standings(
-    queries: _Side, candidates: _Side, block_size: int
+    queries: _Side, candidates: _Side, right: csr_matrix, block_size: int
 ) -> Iterator[tuple[Integers, Integers, Integers]]:
-    """Place of the nearest right answer, for blocks of queries.
+    """Where the nearest right answer stands, for blocks of queries.
 
     Yields:
-        Number of candidates above it, of wrong ones tied with it, and of right ones tied with it,
+        Numbers of candidates above it, of wrong ones that tie with it, and of right ones that do,
         itself included; ``(b,)`` each.
     """
-    for start in range(0, len(queries.groups), block_size):
+    for start in range(0, len(queries.vectors), block_size):
         block = slice(start, start + block_size)
         similarity = queries.vectors[block] @ candidates.vectors.T
-        right = queries.groups[block, None] == candidates.groups
-        best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
+        answers = right[block].toarray()
+        best = np.where(answers, similarity, -np.inf).max(axis=1, keepdims=True)
         higher = (similarity > best + _TIE).sum(axis=1)
         tied = np.abs(similarity - best) <= _TIE
-        yield higher, (tied & ~right).sum(axis=1), (tied & right).sum(axis=1)
+        yield higher, (tied & ~answers).sum(axis=1), (tied & answers).sum(axis=1)
 
 
 def _hit_probability(places: Integers, wrong: Integers, right: Integers) -> Floats:
@@ -173,12 +216,12 @@ def _unit_vectors(name: str, rows: Sequence[Sequence[float | None] | None]) -> F
     return vectors / norms
 
 
-def _numbers(groups: Sequence[Hashable] | None, count: int) -> Integers:
-    """Groups as consecutive integers, ``(n,)``."""
-    if groups is None:
+def _numbers(name: str, values: Sequence[Hashable] | None, count: int) -> Integers:
+    """Values as consecutive integers, ``(n,)``."""
+    if values is None:
         return np.arange(count)
-    if len(groups) != count:
-        raise ValueError(f"{len(groups)} groups for {count} pairs: give one for each pair.")
-    plain = groups.tolist() if hasattr(groups, "tolist") else groups  # an array or a tensor
+    if len(values) != count:
+        raise ValueError(f"{len(values)} {name} for {count} pairs: give one for each pair.")
+    plain = values.tolist() if hasattr(values, "tolist") else values  # an array or a tensor
     seen: dict[Hashable, int] = {}
-    return np.array([seen.setdefault(group, len(seen)) for group in plain])
+    return np.array([seen.setdefault(value, len(seen)) for value in plain])

@@ -11,7 +11,11 @@ from hf_ecif.engine.objectives import Contrastive, Embeddings, Roles, infonce, s
 
 # Captions 0 and 3 and captions 1, 6 and 7 are repeated.
 SAME = torch.tensor([0, 1, 2, 0, 4, 5, 1, 1])
-MASKS = pytest.mark.parametrize("same", [None, SAME], ids=["all negatives", "masked"])
+# And images 0 and 5 are one, as are 1 and 3: neither relation is part of the other.
+SIBLINGS = torch.stack([SAME, torch.tensor([0, 1, 2, 1, 4, 0, 6, 7])], dim=1)
+MASKS = pytest.mark.parametrize(
+    "same", [None, SAME, SIBLINGS], ids=["all negatives", "by caption", "by caption or image"]
+)
 
 
 class Dense(NamedTuple):
@@ -37,7 +41,10 @@ def sigmoid_terms(logits: Tensor, same: Tensor | None = None) -> Tensor:
 
 
 def repeated(same: Tensor) -> Tensor:
-    return (same[:, None] == same[None, :]) & ~torch.eye(len(same), dtype=torch.bool)
+    keys = (same[:, None] if same.dim() == 1 else same).tolist()
+    equal = [[any(a == b for a, b in zip(x, y, strict=True)) for y in keys] for x in keys]
+    table = torch.tensor(equal, dtype=torch.bool).view(len(keys), len(keys))
+    return table & ~torch.eye(len(keys), dtype=torch.bool)
 
 
 INFONCE = Dense(infonce, lambda logits, same: infonce_own(logits, same).sum(), infonce_own)
