@@ -81,7 +81,6 @@ _MOVED = {  # public in 0.1, and to be imported from their modules since
     "add_columns": "detection.annotate",
     "detect": "detection.detect",
     "find_evidence": "detection.suggestions",
-    "plant_pairs": "detection.injection",
     "push_model": "hub.push",
     "removal_curves": "applications.valuation",
     "removal_orders": "applications.valuation",
@@ -95,10 +94,11 @@ _MOVED = {  # public in 0.1, and to be imported from their modules since
     "value_additions": "applications.valuation",
     "value_by_slice": "applications.valuation",
     "witness_errors": "detection.signals",
-    "witnesses_of": "detection.signals",
     "write_report": "reports.audit",
     "write_shards": "data.parquet",
 }
+
+_RENAMED = {"witness_errors": "signal_errors"}
 
 __all__ = ["__version__", *_PUBLIC]
 
@@ -107,12 +107,13 @@ def __getattr__(name: str) -> Any:
     """Import on first use."""
     if name in _MOVED:
         module = f"hf_ecif.{_MOVED[name]}"
+        now = _RENAMED.get(name, name)
         warnings.warn(
-            f"hf_ecif.{name} goes in the next version: import it from {module}",
+            f"hf_ecif.{name} goes in the next version: import {now} from {module}",
             DeprecationWarning,
             stacklevel=2,
         )
-        return getattr(import_module(module), name)
+        return getattr(import_module(module), now)
     if name not in _PUBLIC:
         raise AttributeError(f"module 'hf_ecif' has no attribute {name!r}")
     return getattr(import_module(f"hf_ecif.{_PUBLIC[name]}"), name)

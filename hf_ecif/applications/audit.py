@@ -60,8 +60,8 @@ from hf_ecif.detection.detect import (
     detect,
 )
 from hf_ecif.detection.findings import Findings, find_findings, settle, tell
-from hf_ecif.detection.injection import Injected, plant_pairs
-from hf_ecif.detection.signals import Witnesses, witness_errors, witnesses_of
+from hf_ecif.detection.injection import Injected, inject_mismatches
+from hf_ecif.detection.signals import Signals, signal_errors, signals_of_rows
 from hf_ecif.detection.suggestions import Evidence, find_evidence, read_vocabulary
 from hf_ecif.detection.verified import Likeness, compare, find_shift
 from hf_ecif.errors import UserError
@@ -261,7 +261,7 @@ class _Found:
     influence: Influence
     scores: Scores
     scores_as_given: Scores
-    witnesses: Witnesses
+    signals: Signals
     injected: Injected
     verdicts: Verdicts
     likeness: Likeness | None
@@ -318,14 +318,14 @@ def _analyse(
     with watch("score"):
         scores, as_given = influence.scores(rows, progress, known), model.score_as_given(rows)
     with watch("detect"):
-        within = known.within("planting")
+        within = known.within("injection")
         learning = _distinct(learning, data, pairs)
         mute = torch.zeros(len(learning.rows), dtype=torch.bool)
         mute[: len(rows)] = findings.mute[pairs.first]
         likeness = _compare(model, rows, learning)
         if likeness and not likeness.is_alike:
             learning = Learning(rows, query)
-        injected = plant_pairs(
+        injected = inject_mismatches(
             model,
             influence,
             learning.query,
@@ -335,15 +335,15 @@ def _analyse(
             learning.rows,
             mute[: len(learning.rows)],
         )
-        witnesses = witnesses_of(model, rows, scores, mute[: len(rows)])
+        signals = signals_of_rows(model, rows, scores, mute[: len(rows)])
         verdicts = _verdicts(beside, data, pairs, learning)
         detection = detect(
-            witnesses.stack(),
+            signals.stack(),
             injected.reference,
             injected.kinds,
             verdicts=verdicts[: len(rows)],
             reference_verdicts=verdicts[injected.rows],
-            errors=witness_errors(scores),
+            errors=signal_errors(scores),
             groups=beside.groups and [beside.groups[row] for row in rows.positions.tolist()],
             images=rows.keys.images.numpy(),
             mute=mute[: len(rows)].numpy(),
@@ -351,7 +351,7 @@ def _analyse(
         detection = _look_for_shift(detection, model, data)
     # From here on, every row counts: copies share what is known of their pair.
     scores, as_given = pairs.spread(scores), pairs.spread(as_given)
-    witnesses = pairs.spread(witnesses)
+    signals = pairs.spread(signals)
     of_rows = verdicts[pairs.number.numpy()]
     detection = settle(pairs.spread(detection), findings, of_rows)
     evidence = None
@@ -382,7 +382,7 @@ def _analyse(
         influence,
         scores,
         as_given,
-        witnesses,
+        signals,
         injected,
         verdicts,
         likeness,
@@ -449,7 +449,7 @@ def _conclude(
         found.rows,
         found.scores,
         found.scores_as_given,
-        found.witnesses,
+        found.signals,
         found.detection,
         config.relative,
         found.evidence,

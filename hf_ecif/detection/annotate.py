@@ -12,7 +12,7 @@ from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.explain import explain_flags
 from hf_ecif.detection.findings import Findings
 from hf_ecif.detection.mixture import Floats
-from hf_ecif.detection.signals import Witnesses
+from hf_ecif.detection.signals import Signals
 from hf_ecif.detection.suggestions import Evidence
 from hf_ecif.influence.columns import score_columns
 from hf_ecif.influence.rows import Rows
@@ -24,7 +24,7 @@ def add_columns(
     rows: Rows,
     scores: Scores,
     given: Scores,
-    witnesses: Witnesses,
+    signals: Signals,
     detection: Detection,
     relative: RelativeForm = "deletion",
     evidence: Evidence | None = None,
@@ -37,7 +37,7 @@ def add_columns(
         rows: the readable ones.
         scores: of the readable rows, at the fitted parameters.
         given: the same at the model's own parameters.
-        witnesses: of the readable rows.
+        signals: of the readable rows.
         detection: of the readable rows.
         relative: which relative score; over the size of the change, or within its span.
         evidence: of the readable rows; without it, suggestions and duplicates are null.
@@ -53,7 +53,7 @@ def add_columns(
     for name, marks in (("ecif_flag", detection.flag), ("ecif_borderline", detection.borderline)):
         dataset = set_column(dataset, name, rows.spread(marks.tolist()), "bool")
     for side in ("image_neighbours", "text_neighbours"):
-        values = rows.spread(getattr(witnesses, side).tolist())
+        values = rows.spread(getattr(signals, side).tolist())
         dataset = set_column(dataset, f"ecif_{side}", values, "float32")
     texts, margins, duplicates = _evidence_columns(evidence, rows)
     dataset = set_column(dataset, "ecif_suggested_text", rows.spread(texts), "string")
@@ -66,7 +66,7 @@ def add_columns(
     dataset = set_column(dataset, "ecif_finding", rows.spread(kinds), "string")
     dataset = set_column(dataset, "caption_truncated", rows.spread(truncated), "bool")
     dataset = set_column(dataset, "ecif_duplicate_group", rows.spread(duplicates), "int64")
-    reasons = rows.spread(explain_flags(rows, scores, witnesses, detection, evidence, findings))
+    reasons = rows.spread(explain_flags(rows, scores, signals, detection, evidence, findings))
     for row, reason in rows.reasons.items():
         reasons[row] = reason
     return set_column(dataset, "ecif_reason", reasons, "string")

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.findings import Findings
 from hf_ecif.detection.mixture import Floats
-from hf_ecif.detection.signals import Witnesses
+from hf_ecif.detection.signals import Signals
 from hf_ecif.detection.suggestions import Evidence, Numbers
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
@@ -24,7 +24,7 @@ TELLING = 0.9  # share of the pairs that neighbours speak less against
 def explain_flags(
     rows: Rows,
     scores: Scores,
-    witnesses: Witnesses,
+    signals: Signals,
     detection: Detection,
     evidence: Evidence | None = None,
     findings: Findings | None = None,
@@ -34,15 +34,15 @@ def explain_flags(
     Args:
         rows: the readable rows.
         scores: of these rows.
-        witnesses: of these rows.
+        signals: of these rows.
         detection: of these rows.
         evidence: of these rows; without it, no other row is named.
         findings: of these rows; without them, there are none.
     """
     rank = _share_below(scores.loo_loss)
     apart = [
-        ("caption", "similar images", _share_below(witnesses.image_neighbours)),
-        ("image", "similar captions", _share_below(witnesses.text_neighbours)),
+        ("caption", "similar images", _share_below(signals.image_neighbours)),
+        ("image", "similar captions", _share_below(signals.text_neighbours)),
     ]
     duplicates = [] if evidence is None else _duplicates(evidence, rows)
 

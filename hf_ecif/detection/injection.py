@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hf_ecif.config import DetectionConfig
 from hf_ecif.detection.mixture import Floats
-from hf_ecif.detection.signals import find_witnesses
+from hf_ecif.detection.signals import find_signals
 from hf_ecif.engine.neighbours import cluster
 from hf_ecif.engine.objectives.similarity import agree
 from hf_ecif.influence.influence import Influence
@@ -31,7 +31,7 @@ from hf_ecif.utils.seeds import stream
 
 
 @dataclass(frozen=True)
-class Planting:
+class Injection:
     """Rows of which some have another row's caption.
 
     Attributes:
@@ -48,23 +48,23 @@ class Planting:
     whole: Tensor
 
     @property
-    def planted(self) -> Tensor:
+    def injected(self) -> Tensor:
         """``(n,)`` booleans, true where the caption was exchanged."""
         return self.donors != torch.arange(len(self.donors))
 
     @property
     def alike(self) -> Tensor:
         """``(n,)`` booleans, true where it was exchanged with that of an image of its cluster."""
-        return self.planted & (self.clusters == self.clusters[self.donors])
+        return self.injected & (self.clusters == self.clusters[self.donors])
 
     @property
     def kinds(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``(n,)`` booleans each: single captions of unlike and of like images, then whole ones."""
-        near, single = self.alike, self.planted & ~self.whole
+        near, single = self.alike, self.injected & ~self.whole
         return single & ~near, single & near, self.whole & ~near, self.whole & near
 
 
-def plant(
+def inject(
     rows: Rows,
     image_embeddings: Tensor,
     *,
@@ -72,7 +72,7 @@ def plant(
     clusters: int,
     generator: torch.Generator,
     among: Tensor | None = None,
-) -> Planting:
+) -> Injection:
     """Exchange the captions of a random ``share`` of the rows.
 
     Args:
@@ -89,7 +89,7 @@ def plant(
     order = order if among is None else order[among[order]]
     exchange.run(order, max(2, round(share * len(order))))
     donors, whole = exchange.donors, exchange.whole
-    return Planting(rows.with_texts_of(donors), donors, labels, whole)
+    return Injection(rows.with_texts_of(donors), donors, labels, whole)
 
 
 class _Exchange:
@@ -99,7 +99,7 @@ class _Exchange:
     still under the other image, its own captions, which say the like, would give them away.
 
     Attributes:
-        donors: as in `Planting`, so far.
+        donors: as in `Injection`, so far.
         whole: likewise.
     """
 
@@ -166,7 +166,7 @@ class _Exchange:
 
 
 class Injected(NamedTuple):
-    """Signals from runs in which some captions were exchanged on purpose; see `find_witnesses`.
+    """Signals from runs in which some captions were exchanged on purpose; see `find_signals`.
 
     Attributes:
         reference: ``(R, S)`` of the rows that stayed as they are, run by run.
@@ -180,7 +180,7 @@ class Injected(NamedTuple):
     rows: NDArray[np.int64]
 
 
-def plant_pairs(
+def inject_mismatches(
     model: InfluenceModel,
     influence: Influence,
     query: Rows,
@@ -212,7 +212,7 @@ def plant_pairs(
     heard = torch.ones(len(train), dtype=torch.bool) if mute is None else ~mute
     reference, exchanged, kept = [], [], []
     for number in range(config.injections):
-        planting = plant(
+        injection = inject(
             train,
             given.image,
             share=config.injected_share,
@@ -223,14 +223,14 @@ def plant_pairs(
         within = known.within(f"{number:02d}")
         # Their curvature differs little; it is damped alike.
         spectrum = influence.fitted.spectrum
-        other = model.fit(planting.rows, query, checkpoints=within, spectrum=spectrum)
+        other = model.fit(injection.rows, query, checkpoints=within, spectrum=spectrum)
         scores = other.scores(checkpoints=within)
-        embedded = given._replace(text=given.text[planting.donors.to(given.text.device)])
-        found = find_witnesses(scores, embedded, planting.rows.siblings, ~heard).stack()
-        stayed = (heard & ~planting.planted).numpy()
+        embedded = given._replace(text=given.text[injection.donors.to(given.text.device)])
+        found = find_signals(scores, embedded, injection.rows.siblings, ~heard).stack()
+        stayed = (heard & ~injection.injected).numpy()
         reference.append(found[stayed])
         kept.append(np.flatnonzero(stayed))
-        exchanged.append([found[kind.numpy()] for kind in planting.kinds])
+        exchanged.append([found[kind.numpy()] for kind in injection.kinds])
         advance(1)
     kinds = [kind for kind in map(np.concatenate, zip(*exchanged, strict=True)) if len(kind)]
     return Injected(np.concatenate(reference), kinds, np.concatenate(kept))

@@ -26,7 +26,7 @@ from hf_ecif.influence.scoring import Scores
 
 
 @dataclass(frozen=True)
-class Witnesses:
+class Signals:
     """Signals of every row, ``(N,)`` each; higher for misaligned pairs, lower for good ones.
 
     `relative` alone has the opposite sign, that of a score.
@@ -48,9 +48,9 @@ class Witnesses:
         return torch.stack([part.double().cpu() for part in astuple(self)], dim=1).numpy()
 
 
-def find_witnesses(
+def find_signals(
     scores: Scores, given: Embeddings, siblings: Tensor, mute: Tensor | None = None
-) -> Witnesses:
+) -> Signals:
     """Ask all four.
 
     A neighbour counts the more, the more similar it is and the better its own caption fits its
@@ -67,7 +67,7 @@ def find_witnesses(
     """
     mismatch = 1 - (given.text * given.image).sum(dim=1)
     text, image = given.text, given.image
-    return Witnesses(
+    return Signals(
         loss=scores.loo_loss.double().clamp_min(0).log1p(),
         relative=scores.relative,
         image_neighbours=average_distance(image, text, mismatch, siblings[:, 1], mute),
@@ -75,22 +75,22 @@ def find_witnesses(
     )
 
 
-def witnesses_of(
+def signals_of_rows(
     model: LoadedModel, rows: Rows, scores: Scores, mute: Tensor | None = None
-) -> Witnesses:
+) -> Signals:
     """What tells misaligned rows from good ones; `detect` weighs it.
 
     Args:
         model: that was fitted; its own parameters count.
         rows: those that were scored.
         scores: of `Influence.scores`, for a single query.
-        mute: as in `find_witnesses`.
+        mute: as in `find_signals`.
     """
-    return find_witnesses(scores, model.embed_as_given(rows), rows.siblings, mute)
+    return find_signals(scores, model.embed_as_given(rows), rows.siblings, mute)
 
 
-def witness_errors(scores: Scores) -> Floats:
-    """Standard errors of what `find_witnesses` finds, ``(N, 4)``, to first order.
+def signal_errors(scores: Scores) -> Floats:
+    """Standard errors of what `find_signals` finds, ``(N, 4)``, to first order.
 
     Those of the self-influence over its probes, of the score over partitions and of its size over
     the probes; infinite where there was but one of them. Neighbours have none.

@@ -37,8 +37,8 @@ from sklearn.metrics import average_precision_score
 
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.detection.detect import RIGHT, Detection, detect
-from hf_ecif.detection.injection import plant_pairs
-from hf_ecif.detection.signals import witnesses_of
+from hf_ecif.detection.injection import inject_mismatches
+from hf_ecif.detection.signals import signals_of_rows
 from tests.benchmarks.ladder_rungs import AT_HAND, RUNGS, read_rung
 from tests.benchmarks.shared import exchange, parser, print_table, save, write_table
 
@@ -113,8 +113,8 @@ def judge_cell(cell: Cell, seed: int, count: int, assets: Path) -> Iterator[dict
     influence = model.fit(rows, rung.rows.select(query))
     scores, given = influence.scores(), model.score_as_given(rows)
     signals, injected = (
-        witnesses_of(model, rows, scores).stack(),
-        plant_pairs(model, influence, rung.rows.select(query)),
+        signals_of_rows(model, rows, scores).stack(),
+        inject_mismatches(model, influence, rung.rows.select(query)),
     )
     plain = {
         "CLIPScore": -scores.clip_score,

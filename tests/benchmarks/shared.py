@@ -30,8 +30,8 @@ from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns
 from hf_ecif.detection.detect import Detection, detect
-from hf_ecif.detection.injection import plant_pairs
-from hf_ecif.detection.signals import witnesses_of
+from hf_ecif.detection.injection import inject_mismatches
+from hf_ecif.detection.signals import signals_of_rows
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
@@ -116,8 +116,8 @@ def find_wrong(
     """What an audit makes of the rows; the model is fitted to them."""
     influence = model.fit(rows, query)
     scores = influence.scores()
-    injected = plant_pairs(model, influence, query, detection=detection)
-    signals = witnesses_of(model, rows, scores).stack()
+    injected = inject_mismatches(model, influence, query, detection=detection)
+    signals = signals_of_rows(model, rows, scores).stack()
     return scores, detect(signals, injected.reference, injected.kinds)
 
 

@@ -19,8 +19,8 @@ from torch.func import jacrev
 
 from hf_ecif.config import DetectionConfig
 from hf_ecif.detection.detect import Detection, detect
-from hf_ecif.detection.injection import plant_pairs
-from hf_ecif.detection.signals import Witnesses, witnesses_of
+from hf_ecif.detection.injection import inject_mismatches
+from hf_ecif.detection.signals import Signals, signals_of_rows
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.objective import Objective, random_batches
 from hf_ecif.engine.objectives import Embeddings
@@ -49,7 +49,7 @@ BATCH = 256  # pairs of a contrastive batch, as in an audit
 GRADIENTS = 64  # held in full at a time
 
 
-def parts_of_ours(scores: Scores, witnesses: Witnesses, detection: Detection) -> dict[str, Signal]:
+def parts_of_ours(scores: Scores, witnesses: Signals, detection: Detection) -> dict[str, Signal]:
     """The detector's probability, and what a scored data set has in its columns."""
     tensors = {
         "ecif_loo_loss": scores.loo_loss,
@@ -292,8 +292,8 @@ def judge_all(
     """Every method, after the fit of the model's config; at the model as given if it has none."""
     influence, checkpoints = _fit(model, rows, query)
     scores = influence.scores()
-    witnesses = witnesses_of(model, rows, scores)
-    injected = plant_pairs(model, influence, query, detection=config)
+    witnesses = signals_of_rows(model, rows, scores)
+    injected = inject_mismatches(model, influence, query, detection=config)
     detection = detect(witnesses.stack(), injected.reference, injected.kinds)
     signals = parts_of_ours(scores, witnesses, detection) | fixed(
         model, rows, query, scores, checkpoints

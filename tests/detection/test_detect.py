@@ -1,4 +1,4 @@
-"""Mixtures of known truth: good rows, wrong rows, and wrong rows planted among the mixture."""
+"""Mixtures of known truth: good rows, wrong rows, and wrong rows injected among the mixture."""
 
 from dataclasses import dataclass
 
@@ -22,10 +22,10 @@ class Mixture:
     signals: Floats
     wrong: NDArray[np.bool_]
     reference: Floats
-    planted: Floats
+    injected: Floats
 
     def detect(self) -> Detection:
-        return detect(self.signals, self.reference, [self.planted])
+        return detect(self.signals, self.reference, [self.injected])
 
 
 def draw(wrong: NDArray[np.bool_], distance: float, generator: np.random.Generator) -> Floats:
@@ -39,14 +39,14 @@ def mixture(rate: float, seed: int, distance: float = FAR, rows: int = ROWS) -> 
     """Data, and three runs in each of which 15 % of the rows, wrong or not, are made wrong."""
     generator = np.random.default_rng(seed)
     wrong = generator.permutation(rows) < round(rate * rows)
-    reference, planted = [], []
+    reference, injected = [], []
     for _ in range(3):
         chosen = generator.permutation(rows) < round(0.15 * rows)
         signals = draw(wrong | chosen, distance, generator)
         reference.append(signals[~chosen])
-        planted.append(signals[chosen])
+        injected.append(signals[chosen])
     return Mixture(
-        draw(wrong, distance, generator), wrong, np.concatenate(reference), np.concatenate(planted)
+        draw(wrong, distance, generator), wrong, np.concatenate(reference), np.concatenate(injected)
     )
 
 
@@ -83,14 +83,14 @@ def test_threshold_is_nearly_the_best(rate: float, seed: int) -> None:
 @pytest.mark.parametrize("distance", [FAR, NEAR], ids=["far", "near"])
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.4])
 def test_kinds_of_wrong_rows_are_weighed(rate: float, distance: float, seed: int) -> None:
-    """Whatever the noise is like, if some planted rows are like it; with one kind for all it shows.
+    """Whatever the noise is like, if some injected rows are like it; with one kind it shows.
 
-    Half of the planted rows are far and half are near, and the noise is one or the other.
+    Half of the injected rows are far and half are near, and the noise is one or the other.
     """
     far, near = (mixture(rate, seed, kind) for kind in (FAR, NEAR))
     data = far if distance == FAR else near
-    found = detect(data.signals, data.reference, [far.planted, near.planted])
-    pooled = detect(data.signals, data.reference, [np.concatenate([far.planted, near.planted])])
+    found = detect(data.signals, data.reference, [far.injected, near.injected])
+    pooled = detect(data.signals, data.reference, [np.concatenate([far.injected, near.injected])])
     assert found.noise_rate == pytest.approx(rate, abs=0.08)
     assert abs(found.noise_rate - rate) < abs(pooled.noise_rate - rate)
     assert f1_score(data.wrong, found.flag) > f1_score(data.wrong, pooled.flag)
@@ -99,7 +99,7 @@ def test_kinds_of_wrong_rows_are_weighed(rate: float, distance: float, seed: int
 @pytest.mark.parametrize("small", [0, 1])
 def test_a_kind_that_is_too_small_to_learn_is_one_with_the_others(small: int) -> None:
     mix = mixture(0.2, 0)
-    found = detect(mix.signals, mix.reference, [mix.planted[:small], mix.planted[small:]])
+    found = detect(mix.signals, mix.reference, [mix.injected[:small], mix.injected[small:]])
     np.testing.assert_array_equal(found.probability, mix.detect().probability)
 
 
@@ -117,7 +117,7 @@ def test_probability_rises_with_the_density_ratio() -> None:
     mix = mixture(0.2, 0, NEAR)
     loss = np.linspace(mix.signals[:, 0].min(), mix.signals[:, 0].max(), 50)
     line = np.stack([loss, np.zeros(50)], axis=1)
-    probability = detect(line, mix.reference, [mix.planted]).probability
+    probability = detect(line, mix.reference, [mix.injected]).probability
     assert (np.diff(probability) >= 0).all()
     assert probability[0] < 0.1 < 0.5 < probability[-1]
 
@@ -135,27 +135,29 @@ def test_injected_auroc_is_against_right_rows(
 
 def test_units_of_the_signals_do_not_matter() -> None:
     mix, scale = mixture(0.2, 1, NEAR), np.array([10.0, 1e-4])
-    scaled = detect(mix.signals * scale, mix.reference * scale, [mix.planted * scale])
+    scaled = detect(mix.signals * scale, mix.reference * scale, [mix.injected * scale])
     np.testing.assert_allclose(scaled.probability, mix.detect().probability, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("planted", [2, 9, 10, 11])
-def test_few_planted_rows(planted: int) -> None:
+@pytest.mark.parametrize("injected", [2, 9, 10, 11])
+def test_few_injected_rows(injected: int) -> None:
     mix = mixture(0.2, 0, rows=20)
-    found = detect(mix.signals, mix.reference, [mix.planted[np.arange(planted) % len(mix.planted)]])
+    found = detect(
+        mix.signals, mix.reference, [mix.injected[np.arange(injected) % len(mix.injected)]]
+    )
     assert 0 <= found.noise_rate <= 1
     assert np.isfinite(found.probability).all()
 
 
-@pytest.mark.parametrize("planted", [0, 1])
-def test_too_few_planted_rows(planted: int) -> None:
+@pytest.mark.parametrize("injected", [0, 1])
+def test_too_few_planted_rows(injected: int) -> None:
     mix = mixture(0.2, 0, rows=20)
     with pytest.raises(ValueError, match="injected"):
-        detect(mix.signals, mix.reference, [mix.planted[:planted]])
+        detect(mix.signals, mix.reference, [mix.injected[:injected]])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("part", ["signals", "reference", "planted"])
+@pytest.mark.parametrize("part", ["signals", "reference", "injected"])
 def test_signals_must_be_finite(part: str, value: float) -> None:
     mix = mixture(0.2, 0, rows=40)
     getattr(mix, part)[0, 0] = value
@@ -190,7 +192,7 @@ class TestAbstention:
         mix = mixture(0.2, 0, distance=0.0)
         verdicts = np.zeros(ROWS, int)
         verdicts[[3, 7]] = RIGHT, WRONG
-        found = detect(mix.signals, mix.reference, [mix.planted], verdicts=verdicts)
+        found = detect(mix.signals, mix.reference, [mix.injected], verdicts=verdicts)
         assert found.abstains is not None
         assert np.flatnonzero(found.flag).tolist() == [7]
         assert found.probability[[3, 7]].tolist() == [0.0, 1.0]
@@ -230,7 +232,7 @@ class TestVerified:
         found = detect(
             mix.signals,
             mix.reference,
-            [mix.planted],
+            [mix.injected],
             verdicts=verdicts,
             reference_verdicts=again[again != 9],
         )
@@ -253,7 +255,7 @@ class TestVerified:
     def test_rows_known_to_be_wrong(self) -> None:
         near, far = mixture(0.3, 0, NEAR), mixture(0.3, 1, FAR)
         verdicts = np.where(near.wrong & (np.arange(ROWS) % 3 == 0), WRONG, UNKNOWN)
-        kinds = [far.planted, near.planted[:20]]
+        kinds = [far.injected, near.injected[:20]]
         told = detect(
             near.signals,
             np.concatenate([near.reference, near.signals[verdicts == WRONG]]),
@@ -269,7 +271,7 @@ class TestVerified:
     def test_some_rows_must_be_left_to_judge(self) -> None:
         mix = mixture(0.2, 0)
         with pytest.raises(ValueError, match="none left to judge"):
-            detect(mix.signals, mix.reference, [mix.planted], verdicts=np.ones(ROWS, int))
+            detect(mix.signals, mix.reference, [mix.injected], verdicts=np.ones(ROWS, int))
 
 
 class TestBorderline:
@@ -278,7 +280,7 @@ class TestBorderline:
 
     def test_flags_do_not_depend_on_errors(self) -> None:
         mix = mixture(0.2, 0, NEAR)
-        found = detect(mix.signals, mix.reference, [mix.planted], errors=0.1 * np.ones((ROWS, 2)))
+        found = detect(mix.signals, mix.reference, [mix.injected], errors=0.1 * np.ones((ROWS, 2)))
         np.testing.assert_array_equal(found.flag, mix.detect().flag)
         np.testing.assert_array_equal(found.probability, mix.detect().probability)
 
@@ -286,7 +288,7 @@ class TestBorderline:
         mix = mixture(0.2, 0, NEAR)
         errors = np.zeros((ROWS, 2))
         errors[3, 1] = np.inf
-        found = detect(mix.signals, mix.reference, [mix.planted], errors=errors)
+        found = detect(mix.signals, mix.reference, [mix.injected], errors=errors)
         assert np.flatnonzero(found.borderline).tolist() == [3]
 
     @pytest.mark.parametrize(
@@ -298,7 +300,7 @@ class TestBorderline:
         mix = mixture(0.2, 0, NEAR)
         errors = np.zeros((ROWS, 2))
         errors[:, column] = size * np.median(np.abs(mix.signals[:, column]))
-        found = detect(mix.signals, mix.reference, [mix.planted], errors=errors)
+        found = detect(mix.signals, mix.reference, [mix.injected], errors=errors)
         near = np.argsort(np.abs(logit(found.probability) - logit(found.threshold)))[:200]
         # Half of them up, half down, and the other way round: rate and threshold hardly move.
         sign = np.where(np.arange(200) % 2, 2.0, -2.0)[:, None]
@@ -306,7 +308,7 @@ class TestBorderline:
         for way in (sign, -sign):
             moved = mix.signals.copy()
             moved[near] += way * errors[near]
-            turned |= detect(moved, mix.reference, [mix.planted]).flag != found.flag
+            turned |= detect(moved, mix.reference, [mix.injected]).flag != found.flag
         assert (found.borderline[near] == turned[near]).mean() > 0.85
         assert 10 < turned[near].sum() < 190
 
@@ -322,25 +324,25 @@ class TestGroups:
         wrong = generator.random(ROWS) < rate
         common = mixture(float(wrong.mean()), seed, NEAR)
         signals = draw(wrong, NEAR, generator)
-        return Mixture(signals, wrong, common.reference, common.planted), names
+        return Mixture(signals, wrong, common.reference, common.injected), names
 
     @pytest.mark.parametrize("seed", SEEDS)
     def test_each_group_has_its_own_rate(self, seed: int) -> None:
         mix, names = self.grouped((0.45, 0.02), seed)
-        found = detect(mix.signals, mix.reference, [mix.planted], groups=names)
+        found = detect(mix.signals, mix.reference, [mix.injected], groups=names)
         by_name = {group.group: group for group in found.groups}
         for number, name in enumerate(self.NAMES):
             own = mix.wrong[number::2].mean()
             assert by_name[name].noise_rate == pytest.approx(own, abs=0.08)
             assert abs(found.noise_rate - own) > 0.12
-        without = detect(mix.signals, mix.reference, [mix.planted])
+        without = detect(mix.signals, mix.reference, [mix.injected])
         assert f1_score(mix.wrong, found.flag) > f1_score(mix.wrong, without.flag)
 
     def test_table_counts_what_is_flagged(self) -> None:
         mix, names = self.grouped((0.45, 0.1), 0)
         errors = 0.05 * np.ones_like(mix.signals)
         errors[:, 1] = 0
-        found = detect(mix.signals, mix.reference, [mix.planted], errors=errors, groups=names)
+        found = detect(mix.signals, mix.reference, [mix.injected], errors=errors, groups=names)
         assert {group.group for group in found.groups} == set(self.NAMES)
         for group in found.groups:
             mine = np.array(names) == group.group
@@ -354,7 +356,10 @@ class TestGroups:
     def test_small_groups_and_rows_of_none_are_judged_by_all(self) -> None:
         mix = mixture(0.2, 0, NEAR)
         names = ["small"] * (SMALLEST_GROUP - 1) + [None] * (ROWS - SMALLEST_GROUP + 1)
-        found, plain = detect(mix.signals, mix.reference, [mix.planted], groups=names), mix.detect()
+        found, plain = (
+            detect(mix.signals, mix.reference, [mix.injected], groups=names),
+            mix.detect(),
+        )
         assert found.groups == ()
         np.testing.assert_array_equal(found.probability, plain.probability)
         np.testing.assert_array_equal(found.flag, plain.flag)
@@ -362,7 +367,7 @@ class TestGroups:
     def test_a_group_of_all_rows_is_all_rows(self) -> None:
         mix = mixture(0.2, 0, NEAR)
         found, plain = (
-            detect(mix.signals, mix.reference, [mix.planted], groups=["x"] * ROWS),
+            detect(mix.signals, mix.reference, [mix.injected], groups=["x"] * ROWS),
             mix.detect(),
         )
         assert found.groups[0].rows == ROWS
@@ -373,5 +378,5 @@ class TestGroups:
     def test_largest_group_first(self) -> None:
         mix = mixture(0.2, 0, NEAR)
         names = ["a"] * 100 + ["b"] * 300 + ["c"] * (ROWS - 400)
-        found = detect(mix.signals, mix.reference, [mix.planted], groups=names)
+        found = detect(mix.signals, mix.reference, [mix.injected], groups=names)
         assert [group.group for group in found.groups] == ["c", "b", "a"]

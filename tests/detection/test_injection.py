@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hf_ecif.detection.injection import Planting, cluster, plant
+from hf_ecif.detection.injection import Injection, cluster, inject
 from hf_ecif.engine.features import Features
 from hf_ecif.influence.rows import Rows
 
@@ -29,10 +29,10 @@ def build_groups(count: int, groups: int = 4) -> Tensor:
 
 def planting_of(
     rows: Rows, share: float = 0.25, seed: int = 0, among: Tensor | None = None
-) -> Planting:
+) -> Injection:
     generator = torch.Generator().manual_seed(seed)
     groups = build_groups(len(rows))
-    return plant(rows, groups, share=share, clusters=4, generator=generator, among=among)
+    return inject(rows, groups, share=share, clusters=4, generator=generator, among=among)
 
 
 DISTINCT = build_rows([f"caption {i}" for i in range(80)])
@@ -44,57 +44,57 @@ REPEATED = build_rows([f"caption {i % 3}" for i in range(80)])
 )
 def test_share(count: int, share: float, expected: int) -> None:
     rows = build_rows([str(i) for i in range(count)])
-    assert planting_of(rows, share).planted.sum() == expected
+    assert planting_of(rows, share).injected.sum() == expected
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("rows", [DISTINCT, REPEATED], ids=["distinct", "repeated"])
 def test_exactly_the_planted_rows_get_another_caption(rows: Rows, seed: int) -> None:
-    planting = planting_of(rows, seed=seed)
-    changed = [old != new for old, new in zip(rows.texts, planting.rows.texts, strict=True)]
-    assert changed == planting.planted.tolist()
+    injection = planting_of(rows, seed=seed)
+    changed = [old != new for old, new in zip(rows.texts, injection.rows.texts, strict=True)]
+    assert changed == injection.injected.tolist()
 
 
 @pytest.mark.parametrize("rows", [DISTINCT, REPEATED], ids=["distinct", "repeated"])
 def test_caption_and_its_features_move_together_and_the_image_stays(rows: Rows) -> None:
-    planting = planting_of(rows)
-    donors = planting.rows.features.text["features"][:, 0].long()
-    assert planting.rows.texts == [rows.texts[i] for i in donors.tolist()]
-    assert torch.equal(donors != torch.arange(len(rows)), planting.planted)
-    assert torch.equal(planting.rows.features.image["features"], rows.features.image["features"])
+    injection = planting_of(rows)
+    donors = injection.rows.features.text["features"][:, 0].long()
+    assert injection.rows.texts == [rows.texts[i] for i in donors.tolist()]
+    assert torch.equal(donors != torch.arange(len(rows)), injection.injected)
+    assert torch.equal(injection.rows.features.image["features"], rows.features.image["features"])
 
 
 def test_the_rest_of_the_rows_is_the_same_and_the_input_untouched() -> None:
     texts = list(DISTINCT.texts)
-    planted = planting_of(DISTINCT).rows
+    injected = planting_of(DISTINCT).rows
     assert texts == DISTINCT.texts
-    assert torch.equal(planted.positions, DISTINCT.positions)
-    assert (planted.reasons, planted.total) == (DISTINCT.reasons, DISTINCT.total)
+    assert torch.equal(injected.positions, DISTINCT.positions)
+    assert (injected.reasons, injected.total) == (DISTINCT.reasons, DISTINCT.total)
 
 
 def test_half_of_the_captions_come_from_like_images() -> None:
-    planting = planting_of(DISTINCT, share=1.0)
-    donors = planting.rows.features.text["features"][:, 0].long()
+    injection = planting_of(DISTINCT, share=1.0)
+    donors = injection.rows.features.text["features"][:, 0].long()
     alike = (donors % 4 == torch.arange(80) % 4).double().mean()
     assert 0.5 <= alike < 0.75  # a half, and a quarter of the other half by chance
-    assert planting.alike.double().mean() == alike
+    assert injection.alike.double().mean() == alike
 
 
 def test_rows_that_stay_are_of_no_kind() -> None:
-    planting = planting_of(DISTINCT)
-    assert 0 < planting.alike.sum() < planting.planted.sum()
-    assert not planting.alike[~planting.planted].any()
+    injection = planting_of(DISTINCT)
+    assert 0 < injection.alike.sum() < injection.injected.sum()
+    assert not injection.alike[~injection.injected].any()
 
 
 def test_row_whose_like_images_share_its_caption_takes_another() -> None:
     rows = build_rows([f"group {i % 4}" for i in range(80)])
-    assert planting_of(rows, share=1.0).planted.all()
+    assert planting_of(rows, share=1.0).injected.all()
 
 
 def test_equal_captions_cannot_be_exchanged() -> None:
-    planting = planting_of(build_rows(["same"] * 20))
-    assert not planting.planted.any()
-    assert planting.rows.texts == ["same"] * 20
+    injection = planting_of(build_rows(["same"] * 20))
+    assert not injection.injected.any()
+    assert injection.rows.texts == ["same"] * 20
 
 
 @pytest.mark.parametrize(("seed", "equal"), [(0, True), (1, False)])
@@ -127,43 +127,43 @@ def with_several(images: int = 40, each: int = 3) -> Rows:
 def test_images_swap_all_of_their_captions(seed: int) -> None:
     rows = with_several()
     images = rows.keys.images
-    planting = planting_of(rows, share=0.4, seed=seed)
-    assert planting.whole.any()
-    assert (planting.planted & ~planting.whole).any()
-    for image in images[planting.whole].unique().tolist():
+    injection = planting_of(rows, share=0.4, seed=seed)
+    assert injection.whole.any()
+    assert (injection.injected & ~injection.whole).any()
+    for image in images[injection.whole].unique().tolist():
         members = images == image
-        assert planting.whole[members].all()
-        givers = images[planting.donors[members]].unique()
+        assert injection.whole[members].all()
+        givers = images[injection.donors[members]].unique()
         assert len(givers) == 1  # all from one image,
         assert givers.item() != image
-        back = images[planting.donors[images == givers.item()]].unique()
+        back = images[injection.donors[images == givers.item()]].unique()
         assert back.tolist() == [image]  # which has got all of this one's
-    moved = planting.donors[planting.whole]
+    moved = injection.donors[injection.whole]
     assert len(moved.unique()) == len(moved)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_caption_comes_from_a_sibling(seed: int) -> None:
     rows = with_several()
-    planting = planting_of(rows, share=0.4, seed=seed)
-    images, donors = rows.keys.images, planting.donors
-    assert (images[donors] != images)[planting.planted].all()
-    single = planting.planted & ~planting.whole
+    injection = planting_of(rows, share=0.4, seed=seed)
+    images, donors = rows.keys.images, injection.donors
+    assert (images[donors] != images)[injection.injected].all()
+    single = injection.injected & ~injection.whole
     assert single.sum() >= 5
 
 
 def test_kinds_part_the_exchanged_rows() -> None:
-    planting = planting_of(with_several(), share=0.4)
-    together = torch.stack(planting.kinds).sum(dim=0)
-    assert torch.equal(together, planting.planted.long())
-    assert all(kind.any() for kind in planting.kinds)
+    injection = planting_of(with_several(), share=0.4)
+    together = torch.stack(injection.kinds).sum(dim=0)
+    assert torch.equal(together, injection.injected.long())
+    assert all(kind.any() for kind in injection.kinds)
     assert not any(kind.any() for kind in planting_of(DISTINCT).kinds[2:])
 
 
 @pytest.mark.parametrize("rows", [DISTINCT, with_several()], ids=["one caption", "several"])
 def test_rows_that_are_no_evidence_neither_get_nor_give(rows: Rows) -> None:
     among = torch.arange(len(rows)) % 3 > 0
-    planting = planting_of(rows, share=0.5, among=among)
-    assert not planting.planted[~among].any()
-    assert among[planting.donors[planting.planted]].all()
-    assert planting.planted.sum() >= 0.4 * among.sum()
+    injection = planting_of(rows, share=0.5, among=among)
+    assert not injection.injected[~among].any()
+    assert among[injection.donors[injection.injected]].all()
+    assert injection.injected.sum() >= 0.4 * among.sum()

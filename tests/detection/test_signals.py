@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_ecif.detection.detect import auroc
-from hf_ecif.detection.signals import find_witnesses, witness_errors
+from hf_ecif.detection.signals import find_signals, signal_errors
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.influence.scoring import Scores
 
@@ -51,12 +51,12 @@ def keys(captions: Tensor, images: Tensor | None = None) -> Tensor:
     return torch.stack([captions, images], dim=1)
 
 
-def witnesses_of(given: Embeddings, siblings: Tensor | None = None, **options: Any) -> Any:
+def signals_of_rows(given: Embeddings, siblings: Tensor | None = None, **options: Any) -> Any:
     count = len(given.text)
     some = scores(loo_loss=torch.ones(count), task=torch.ones(count), size=torch.ones(count))
     if siblings is None:
         siblings = keys(torch.arange(count))
-    return find_witnesses(some, given, siblings, **options)
+    return find_signals(some, given, siblings, **options)
 
 
 def test_neighbours_tell_an_exchanged_caption() -> None:
@@ -64,7 +64,7 @@ def test_neighbours_tell_an_exchanged_caption() -> None:
     wrong = torch.arange(0, len(given.text), EACH)  # one of every topic
     donors = torch.arange(len(given.text))
     donors[wrong] = wrong.roll(1) + 1
-    found = witnesses_of(given._replace(text=given.text[donors]))
+    found = signals_of_rows(given._replace(text=given.text[donors]))
     is_wrong = donors != torch.arange(len(donors))
     for side in (found.image_neighbours, found.text_neighbours):
         assert auroc(side[is_wrong].numpy(), side[~is_wrong].numpy()) > 0.95
@@ -76,9 +76,9 @@ def test_a_copy_of_the_caption_does_not_give_a_row_away() -> None:
     donors = torch.arange(len(given.text))
     donors[0] = EACH
     text = given.text[donors]
-    with_owner = witnesses_of(given._replace(text=text), keys(donors))
+    with_owner = signals_of_rows(given._replace(text=text), keys(donors))
     others = torch.arange(len(donors)) != EACH
-    without = witnesses_of(
+    without = signals_of_rows(
         given._replace(text=text[others], image=given.image[others]), keys(donors[others])
     )
     torch.testing.assert_close(with_owner.text_neighbours[0], without.text_neighbours[0])
@@ -92,35 +92,35 @@ def test_what_is_no_evidence_makes_no_difference(side: str, left_out: str) -> No
     count = len(given.text)
     others = torch.arange(count) != 1
     if left_out == "mute":
-        found = witnesses_of(given, mute=~others)
+        found = signals_of_rows(given, mute=~others)
     else:
         images = torch.arange(count)
         images[1] = 0
-        found = witnesses_of(given, keys(torch.arange(count), images))
-    absent = witnesses_of(given._replace(text=given.text[others], image=given.image[others]))
+        found = signals_of_rows(given, keys(torch.arange(count), images))
+    absent = signals_of_rows(given._replace(text=given.text[others], image=given.image[others]))
     torch.testing.assert_close(getattr(found, side)[0], getattr(absent, side)[0])
-    assert not torch.isclose(getattr(witnesses_of(given), side)[0], getattr(absent, side)[0])
+    assert not torch.isclose(getattr(signals_of_rows(given), side)[0], getattr(absent, side)[0])
 
 
 def test_stack_is_in_the_order_of_the_errors() -> None:
     given = like_rows()
     few = given._replace(text=given.text[:2], image=given.image[:2])
-    found = find_witnesses(scores(), few, keys(torch.arange(2)))
+    found = find_signals(scores(), few, keys(torch.arange(2)))
     np.testing.assert_allclose(found.stack()[:, 0], np.log1p([2.0, 0.5]))
     np.testing.assert_allclose(found.stack()[:, 1], [0.03, -0.005])
-    assert found.stack().shape == witness_errors(scores()).shape == (2, 4)
+    assert found.stack().shape == signal_errors(scores()).shape == (2, 4)
 
 
 class TestErrors:
     def test_spread_of_what_is_drawn(self) -> None:
-        """Witnesses of scores drawn from their errors spread as is foretold."""
+        """Signals of scores drawn from their errors spread as is foretold."""
         given = like_rows()
         few = given._replace(text=given.text[:2], image=given.image[:2])
         fixed = scores()
         draws = torch.from_numpy(norm.rvs(size=(3, 5_000, 2), random_state=0)).float()
         moved = (fixed.stderr, fixed.size_stderr, fixed.self_stderr)
         found = [
-            find_witnesses(
+            find_signals(
                 scores(
                     task=fixed.task + moved[0] * task,
                     size=fixed.size + moved[1] * size,
@@ -132,9 +132,9 @@ class TestErrors:
             for task, size, loss in zip(*draws, strict=True)
         ]
         np.testing.assert_allclose(
-            np.std(found, axis=0), witness_errors(fixed), rtol=0.05, atol=1e-12
+            np.std(found, axis=0), signal_errors(fixed), rtol=0.05, atol=1e-12
         )
 
     def test_of_a_single_probe_nothing_is_known(self) -> None:
-        errors = witness_errors(scores(self_stderr=torch.full((2,), torch.inf)))
+        errors = signal_errors(scores(self_stderr=torch.full((2,), torch.inf)))
         assert np.isinf(errors[:, 0]).all()

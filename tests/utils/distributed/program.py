@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_ecif import DetectionConfig, InfluenceConfig, InfluenceModel, load_rows
-from hf_ecif.detection.injection import plant_pairs
+from hf_ecif.detection.injection import inject_mismatches
 from hf_ecif.engine import features as inputs
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.features import Features
@@ -172,8 +172,8 @@ def model() -> Iterator[tuple[str, Tensor]]:
     yield "theta", influence.theta
     yield "positions", rows.positions
     yield from influence.scores().to_state().tensors.items()
-    injected = plant_pairs(model, influence, query, detection=DetectionConfig(injections=1))
-    yield "planted", torch.from_numpy(np.concatenate(injected.kinds))
+    injected = inject_mismatches(model, influence, query, detection=DetectionConfig(injections=1))
+    yield "injected", torch.from_numpy(np.concatenate(injected.kinds))
     yield "reference", torch.from_numpy(injected.reference)
 
 
