@@ -270,7 +270,7 @@ SCORES = pytest.mark.parametrize("half", ["score", "stream"], indirect=True)
 @ALL
 def test_interrupted_run_is_not_replaced_by_mistake(half: Job) -> None:
     before = results(half.output)
-    with pytest.raises(UserError, match="interrupted run: --resume goes on with it, --overwrite"):
+    with pytest.raises(UserError, match="interrupted run: `resume` goes on with it, `overwrite`"):
         half()
     assert results(half.output) == before
 
@@ -396,7 +396,7 @@ def test_rows_that_were_read_serve_a_model_that_has_seen_none(
 @pytest.mark.parametrize("name", ["audit", "fit", "score"])
 def test_finished_run_says_so(jobs: dict[str, Job], name: str) -> None:
     before = results(jobs[name].output)
-    with pytest.raises(UserError, match=r"is finished.*--overwrite"):
+    with pytest.raises(UserError, match=r"is finished.*`overwrite`"):
         jobs[name].again(resume=True)()
     assert results(jobs[name].output) == before
 

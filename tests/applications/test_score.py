@@ -113,7 +113,7 @@ class TestFit:
 
     def test_finished_one_is_not_replaced_by_mistake(self, fit_request: FitRequest, fit: Path):
         for resume in (False, True):
-            with pytest.raises(UserError, match=r"finished. --overwrite replaces it"):
+            with pytest.raises(UserError, match=r"finished. `overwrite` replaces it"):
                 run_fit(replace(fit_request, resume=resume), CONFIG)
 
     def test_overwrite_replaces_it(self, fit_request: FitRequest, tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ class TestErrors:
         self, score: Callable[..., dict[str, Any]], summary: dict[str, Any]
     ) -> None:
         for resume in (False, True):
-            with pytest.raises(UserError, match=r"finished. --overwrite replaces it"):
+            with pytest.raises(UserError, match=r"finished. `overwrite` replaces it"):
                 score("out", resume=resume)
 
     def test_foreign_output(self, score: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

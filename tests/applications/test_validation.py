@@ -79,7 +79,7 @@ def test_retrainings_that_do_not_agree_say_nothing() -> None:
     opposite = np.stack([CHANGES, -CHANGES], axis=1)
     result = compare(CHANGES, opposite + 1e-3 * RNG.normal(size=(60, 2)), 0.5, 1.0)
     assert result.ceiling == 0
-    assert "more --repeats" in result.verdict
+    assert "more `repeats`" in result.verdict
 
 
 def test_scores_predict_retrainings_of_the_demo() -> None:

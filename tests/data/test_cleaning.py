@@ -185,11 +185,11 @@ class TestStrategies:
     @pytest.mark.parametrize(
         ("strategy", "options", "words"),
         [
-            ("nonsense", {}, "strategy = 'nonsense': must be one of drop, worst, weight, relabel"),
+            ("nonsense", {}, "`strategy=nonsense`: must be one of drop, worst, weight, relabel"),
             ("worst", {}, "share = None: the strategy worst needs one between 0 and 1"),
             ("worst", {"share": 1.0}, "share = 1.0"),
             ("drop", {"share": 0.1}, "only the strategy worst takes one"),
-            ("relabel", {"text_column": "caption"}, "no text column 'caption'.*--text-column"),
+            ("relabel", {"text_column": "caption"}, "no text column 'caption'.*`text_column`"),
         ],
     )
     def test_mistakes(self, strategy, options, words):

@@ -27,7 +27,7 @@ def test_groups_are_names(values: list[Any], feature: Any, groups: list[str | No
 @pytest.mark.parametrize("feature", [Value("float32"), Sequence(Value("string"))])
 def test_other_types_are_no_groups(feature: Any) -> None:
     rows = Dataset.from_dict({"group": []}, features=Features({"group": feature}))
-    with pytest.raises(UserError, match="--group-column 'group' must hold strings"):
+    with pytest.raises(UserError, match="`group_column='group'` must hold strings"):
         read_groups(rows, "group")
 
 

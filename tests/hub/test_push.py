@@ -846,7 +846,7 @@ class TestMistakes:
 
     def test_source_is_gone(self, hub, tmp_path):
         folder = write_audit(tmp_path / "audit", str(tmp_path / "gone"))
-        with pytest.raises(UserError, match=r"other splits.*no such file.*--no-other-splits"):
+        with pytest.raises(UserError, match=r"other splits.*no such file.*`other_splits=False`"):
             push(folder, REPO)
         push(folder, REPO, other_splits=False)
         assert len(load()) == 9
@@ -858,7 +858,7 @@ class TestMistakes:
             push(folder, REPO)
 
     def test_pull_request_to_a_branch(self, hub, audit):
-        with pytest.raises(UserError, match="either --create-pr or --revision"):
+        with pytest.raises(UserError, match="either `create_pr` or `revision`"):
             push(audit, REPO, create_pr=True, revision="x")
 
     def test_card_with_broken_metadata(self, hub, tmp_path):

@@ -187,12 +187,12 @@ class TestOpen:
         assert "parameters was 'projections' and is 'all'" in message
         assert "new was None and is 'x'" in message
         assert "damping" not in message
-        assert "--overwrite" in message
+        assert "`overwrite`" in message
         assert Checkpoints.open(folder, RUN, resume=True).has("step"), "it was lost"
 
     def test_a_damaged_manifest_is_refused(self, known: Checkpoints, folder: Path) -> None:
         (folder / MANIFEST).write_text('{"seed": ')
-        with pytest.raises(UserError, match=r"not known what .*: .*manifest\.json.*--overwrite"):
+        with pytest.raises(UserError, match=r"not known what .*: .*manifest\.json.*`overwrite`"):
             Checkpoints.open(folder, RUN, resume=True)
 
     def test_clear_leaves_nothing(self, known: Checkpoints, folder: Path) -> None:
