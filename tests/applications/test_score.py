@@ -310,8 +310,8 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            ({"text_column": "caption"}, r"no text column 'caption'.*--text-column"),
-            ({"image_column": "emoji_"}, r"no image column 'emoji_'.*--image-column"),
+            ({"text_column": "caption"}, r"no text column 'caption'.*`text_column`"),
+            ({"image_column": "emoji_"}, r"no image column 'emoji_'.*`image_column`"),
             ({"text_column": "is_misaligned"}, r"must hold strings"),
             ({"split": "nowhere"}, r"nowhere"),
             ({"dataset": "no/such/folder/at all"}, r"no such"),
