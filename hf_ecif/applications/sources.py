@@ -168,7 +168,7 @@ class Opened:
             yield (
                 f"All {len(rows)} rows fit into one batch of {size}, so scores have no error over "
                 "random batches. That does not make them sure: a smaller `batch_size` shows how "
-                "much they depend on the company of a pair."
+                "much they depend on a pair's context batch."
             )
 
     def fingerprints(self) -> dict[str, str]:

@@ -208,7 +208,7 @@ def inject_mismatches(
     known = checkpoints or Checkpoints()
     generator = stream(model.config.seed, "injection")
     given = model.embed_as_given(train)
-    advance = progress("Plant wrong pairs", config.injections)
+    advance = progress("Inject mismatches", config.injections)
     heard = torch.ones(len(train), dtype=torch.bool) if mute is None else ~mute
     reference, exchanged, kept = [], [], []
     for number in range(config.injections):
