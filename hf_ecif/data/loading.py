@@ -306,7 +306,9 @@ def _check_split(split: str, sizes: dict[str, int]) -> None:
     if split not in sizes:
         raise UserError(f"there is no split {split!r}. Choose one of: {', '.join(sizes)}.")
     if not sizes[split]:
-        raise UserError(f"the split {split!r} has no rows. Choose one that has some.")
+        raise UserError(
+            f"the split {split!r} has no rows, or has lost its files. Choose one that has some."
+        )
 
 
 def _split_of(path: Path) -> str:

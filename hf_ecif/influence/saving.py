@@ -167,6 +167,7 @@ def find_commit(name: str) -> str | None:
 def save_model(model: Any, processor: Any, folder: str | Path) -> None:
     """Write a model and its processor, as transformers' own `from_pretrained` reads them."""
     model.save_pretrained(folder)
+    processor.tokenizer("")  # else it is saved with the padding and the truncation of its last call
     processor.save_pretrained(folder)
 
 

@@ -423,7 +423,7 @@ def test_jobs_have_several_steps(halves: dict[str, Job]) -> None:
     assert sum(name.startswith("rows-") for name in states) == ROWS // PART + 1
     assert {"direction.safetensors", "fit.safetensors"} <= states
     assert any(name.startswith("score-") for name in states)
-    assert any(name.startswith("planting-00-score-") for name in states)
+    assert any(name.startswith("injection-00-score-") for name in states)
     for name in ("score", "stream"):
         assert (halves[name].output / MANIFEST).exists()
         assert 0 < len(list((halves[name].output / "scored").glob("[!.]*"))) < 7

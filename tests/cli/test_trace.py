@@ -50,7 +50,8 @@ def test_errors_are_found_and_traced(trace: Run, tmp_path: Path, kind: str) -> N
     assert errors["kind"] == kind
     assert 0 < errors["traced"] == min(4, errors["wrong"])
     assert errors["of"] == 39
-    assert f"{errors['wrong']} of 39 rows" in output
+    asked = "captions" if kind == "retrieval-text" else "images"
+    assert f"{errors['wrong']} of 39 {asked} of the query" in output
     rows = Dataset.from_parquet(str(tmp_path / "out/trace.parquet"))
     assert rows.column_names == list(COLUMNS)
     assert len(rows) == 3 * errors["traced"]

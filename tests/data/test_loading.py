@@ -173,7 +173,7 @@ class TestLoadRows:
     def test_damaged_save(self, tmp_path):
         rows().save_to_disk(tmp_path / "saved")
         next((tmp_path / "saved").glob("*.arrow")).unlink()
-        with pytest.raises(UserError, match="cannot be read"):
+        with pytest.raises(UserError, match="no rows, or has lost its files"):
             load_rows(str(tmp_path / "saved"), "train")
 
     def test_other_file(self, tmp_path):

@@ -124,12 +124,18 @@ def test_probability_rises_with_the_density_ratio() -> None:
 
 @pytest.mark.parametrize(
     ("rate", "distance", "low", "high"),
-    [(0.0, FAR, 0.98, 1.0), (0.3, FAR, 0.98, 1.0), (0.0, NEAR, 0.87, 0.93), (0.0, 0.0, 0.46, 0.56)],
+    [
+        (0.0, FAR, 0.98, 1.0),
+        (0.3, FAR, 0.98, 1.0),
+        (0.0, NEAR, 0.902, 0.94),
+        (0.0, 0.0, 0.46, 0.56),
+    ],
 )
 def test_injected_auroc_is_against_right_rows(
     rate: float, distance: float, low: float, high: float
 ) -> None:
-    """By simulation of the distributions, the best ranking has 0.998 and 0.921."""
+    """By simulation of the distributions, the best ranking has 0.998 and 0.921; its standard error
+    on so few injected rows is 0.006."""
     assert low <= mixture(rate, 0, distance).detect().injected_auroc <= high
 
 
@@ -292,7 +298,7 @@ class TestBorderline:
         assert np.flatnonzero(found.borderline).tolist() == [3]
 
     @pytest.mark.parametrize(
-        ("column", "size"), [(0, 0.03), (0, 0.08), (1, 0.2), (1, 0.5)], ids=str
+        ("column", "size"), [(0, 0.03), (0, 0.06), (1, 0.2), (1, 0.5)], ids=str
     )
     def test_borderline_rows_are_those_whose_flag_turns_within_two_errors(
         self, column: int, size: float
