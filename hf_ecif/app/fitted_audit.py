@@ -23,6 +23,7 @@ from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.loaded import LoadedModel
+from hf_ecif.influence.pairs import distinct_pairs, join_near_images
 from hf_ecif.influence.queries import Query
 from hf_ecif.influence.retraining import measure
 from hf_ecif.influence.rows import Rows, Table
@@ -41,12 +42,14 @@ class Prepared:
 
     Attributes:
         influence: influence of the audited rows on ``query``, fitted as in the audit.
+        rows: the audited rows.
         query: rows of the query.
         test: held-out rows, neither audited nor in the query; None if there are none.
         query_images: images of the query's data set, not decoded.
     """
 
     influence: Influence
+    rows: Rows
     query: Rows
     test: Rows | None
     query_images: Sequence[Any]
@@ -55,11 +58,6 @@ class Prepared:
     def model(self) -> LoadedModel:
         """The audited model."""
         return self.influence.model
-
-    @property
-    def rows(self) -> Rows:
-        """The audited rows."""
-        return self.influence.rows
 
     @cached_property
     def sizes(self) -> Tensor:
@@ -133,7 +131,7 @@ def retrain(prepared: Prepared, gone: set[int]) -> Retrained:
         UserError: fewer than two rows are left.
     """
     influence, model = prepared.influence, prepared.model
-    members = torch.tensor([row in gone for row in prepared.rows.positions.tolist()])
+    members = torch.tensor([row in gone for row in influence.rows.positions.tolist()])
     if int((~members).sum()) < 2:
         raise UserError("Fewer than two pairs would be left, too few to train on.")
     theta = influence.refit(members)
@@ -251,7 +249,7 @@ def find_causes(prepared: Prepared, query: Query, count: int) -> list[Cause]:
     order = responsibility(scores.task, prepared.sizes).argsort()
     return [
         Cause(
-            row=int(prepared.rows.positions[one]),
+            row=int(prepared.influence.rows.positions[one]),
             score=scores.task[one].item(),
             stderr=scores.stderr[one].item(),
             positive=scores.positive[one].item(),
@@ -283,8 +281,10 @@ def _prepare(folder: str) -> Prepared:
         )
     rows, queries = opened.read()
     cells = opened.query_set or opened.dataset
+    joined = join_near_images(rows, opened.model.embed_as_given(rows).image)
     return Prepared(
-        influence=opened.model.fit(rows, queries),
+        influence=opened.model.fit(distinct_pairs(joined).rows, queries),
+        rows=rows,
         query=queries,
         test=_read_test(opened.model, sources),
         query_images=cells[sources.image_column],

@@ -43,7 +43,7 @@ class TestPrepare:
     def test_it_is_the_audit_over_again(self, prepared, real):
         audit = open_audit(real)
         scores = prepared.influence.scores()
-        found = audit.rows.score[prepared.rows.positions.numpy()]
+        found = audit.rows.score[prepared.influence.rows.positions.numpy()]
         np.testing.assert_allclose(scores.task.numpy(), found, rtol=1e-3, atol=1e-7)
         assert len(prepared.test) == 40
 
@@ -90,7 +90,8 @@ class TestTrace:
         causes = engine.find_causes(
             prepared, retrieval_margin(prepared.query, row.tolist()), tracing.TOP
         )
-        assert [cause.row for cause in causes] == expected.pairs[0].tolist()
+        rows = prepared.influence.rows.positions[expected.pairs[0]]
+        assert [cause.row for cause in causes] == rows.tolist()
         assert [cause.score for cause in causes] == pytest.approx(expected.score[0].tolist())
         shown = tracing.trace_error(real, pressed(int(row)))
         assert all(f'data-row="{cause.row}"' in shown for cause in causes)
@@ -151,7 +152,7 @@ class TestMeasure:
         assert "split test" in found.judge
 
     def test_the_prediction_is_that_of_the_group(self, prepared):
-        gone = set(prepared.rows.positions[:12].tolist())
+        gone = set(prepared.influence.rows.positions[:12].tolist())
         members = torch.arange(120) < 12
         expected = prepared.influence.score_group(members).task.item()
         assert engine.retrain(prepared, gone).predicted == pytest.approx(expected)
