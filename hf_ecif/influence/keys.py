@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import xxhash
 from PIL import Image
@@ -40,11 +39,14 @@ class Keys:
 
     @classmethod
     def of_texts(cls, texts: Sequence[str]) -> Keys:
-        """Keys of captions alone: no image is known to be equal to another, nothing is cut off."""
+        """Keys of captions alone: no image is known to be equal to another, nothing is cut off.
+
+        They are the same in all processes.
+        """
         none = torch.zeros(len(texts), dtype=torch.bool)
         captions = torch.tensor([caption_key(text) for text in texts], dtype=torch.int64)
-        unequal = np.random.default_rng().integers(-(2**63), 2**63, len(texts))
-        return cls(torch.from_numpy(unequal), captions, none, none)
+        unequal = [content_key(f"{row} {text}".encode(), seed=1) for row, text in enumerate(texts)]
+        return cls(torch.tensor(unequal, dtype=torch.int64), captions, none, none)
 
     @classmethod
     def join(cls, parts: Sequence[Keys]) -> Keys:

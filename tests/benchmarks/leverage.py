@@ -408,7 +408,7 @@ def draw(fits: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(fits), figsize=(4 * len(fits), 3.6), squeeze=False)
     for axis, one in zip(axes[0], fits, strict=True):
         true = 1000 * np.array(one["true"])
-        for result, marker in zip(one["results"], "x.+12o34", strict=True):
+        for result, marker in zip(one["results"], "x.+12o3", strict=True):
             if result["method"] in ("plain", "leveraged", "exact"):
                 predicted = 1000 * np.array(result["predicted"])
                 axis.plot(predicted, true, marker, label=result["method"], alpha=0.7)
