@@ -19,7 +19,6 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
 )
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 from transformers import AutoModel, AutoProcessor
 
 from hf_ecif.config import InfluenceConfig
@@ -27,7 +26,7 @@ from hf_ecif.errors import UserError
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import State, read_state, write_state
 from hf_ecif.utils.files import FIT, read_json, write_json
-from hf_ecif.utils.hub_errors import explain_hub_error, is_unreachable
+from hf_ecif.utils.hub_errors import TransportError, explain_hub_error, is_unreachable
 from hf_ecif.utils.hub_paths import HubPath, parse_model_path
 
 _log = logging.getLogger(__name__)
@@ -100,7 +99,7 @@ def load_model(
             place.path, dtype=wanted, use_safetensors=True, **place.options
         ).to(target)
         processor = AutoProcessor.from_pretrained(place.path, **place.options)
-    except (OSError, ValueError, KeyError, httpx.TransportError) as error:
+    except (OSError, ValueError, KeyError, TransportError) as error:
         reason = str(error).strip().splitlines()[0]
         if not Path(name).exists():
             on_hub = explain_hub_error(error) or reason

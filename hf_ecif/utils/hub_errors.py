@@ -18,9 +18,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+try:  # from version 2 on, the Hub's client goes by a transport of its own
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+except ImportError:
+    import httpx  # type: ignore[no-redef]
 
 LOG_IN = "Log in with 'hf auth login', or set HF_TOKEN."
+TransportError: type[Exception] = httpx.TransportError
 _TRANSIENT = (408, 412, 429)  # and all of 5xx; 412 is a commit on a parent that has moved on
 _MEANINGS: tuple[tuple[type[BaseException], str], ...] = (
     (
@@ -79,7 +84,7 @@ def find_answer(error: BaseException) -> HfHubHTTPError | None:
 
 def is_unreachable(error: BaseException) -> bool:
     """Whether the network failed, so that the Hub did not answer at all."""
-    kinds = (httpx.TransportError, ConnectionError, TimeoutError)
+    kinds = (TransportError, ConnectionError, TimeoutError)
     return find_answer(error) is None and any(isinstance(cause, kinds) for cause in _causes(error))
 
 
