@@ -56,7 +56,7 @@ class ScoredRows:
         here = np.flatnonzero(np.isfinite(self.duplicate))
         _, group = np.unique(self.duplicate[here], return_inverse=True)
         worst = np.zeros(len(here))
-        np.maximum.at(worst, group, self.probability[here])
+        np.fmax.at(worst, group, self.probability[here])  # null where none is given
         key = np.full(len(self.duplicate), np.nan)
         key[here] = np.lexsort((group, -worst[group])).argsort()
         return key

@@ -65,9 +65,10 @@ def _plots(scores: ScoredRows, summary: Summary) -> dict[str, Markup | None]:
         use = scores.readable
         flag, exponent = scores.flag[use], scores.exponent
         of_groups = summary.groups and summary.groups.table
-        plots["probability"] = probability_histogram(
-            scores.probability[use], flag, None if of_groups else scores.threshold
-        )
+        if np.isfinite(scores.probability[use]).any():  # it is given unless the audit abstains
+            plots["probability"] = probability_histogram(
+                scores.probability[use], flag, None if of_groups else scores.threshold
+            )
         plots["score"] = score_histogram(scores.score[use], flag, exponent)
         plots["roles"] = role_scatter(scores.positive[use], scores.negative[use], flag, exponent)
     if summary.seconds:

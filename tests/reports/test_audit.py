@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +382,19 @@ def test_what_a_rate_is_worth_is_told(tmp_path: Path) -> None:
     page = Page(render(make_scored(5, flagged=2.0), tmp_path, noise=noise | {"abstains": reason}))
     assert "Nothing is flagged: the model cannot tell right from wrong here." in page.text
     assert "Estimated noise unknown" in page.text
+
+
+def test_without_probabilities_no_histogram_is_drawn(tmp_path: Path) -> None:
+    unknown = [None] * 5
+    scored = make_scored(5, flagged=2.0).remove_columns("ecif_noise_probability")
+    kind = datasets.Value("float32")
+    scored = scored.add_column("ecif_noise_probability", unknown, feature=kind)
+    noise = {"rate": 0.4, "threshold": 0.5, "abstains": "the model cannot tell."}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = Page(render(scored, tmp_path, noise=noise))
+    assert "Influence score" in page.text
+    assert "Probability of being misaligned" not in page.text
 
 
 @pytest.mark.usefixtures("undrawn")
