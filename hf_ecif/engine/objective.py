@@ -139,13 +139,13 @@ class Objective:
         """
         remaining = [
             (batch[~members[batch]], weight / len(batch))
-            for batch, weight in zip(self.batches, self._weights, strict=True)
+            for batch, weight in zip(self.batches, self.batch_weights, strict=True)
         ]
         kept = [(rows, len(rows) * weight) for rows, weight in remaining if len(rows) > 1]
         if not kept:
             raise ValueError("No contrastive batch keeps two rows.")
         batches, weights = zip(*kept, strict=True)
-        factor = sum(self._weights) / sum(weights) if rescale else 1.0
+        factor = sum(self.batch_weights) / sum(weights) if rescale else 1.0
         return replace(self, batches=batches, weights=[factor * weight for weight in weights])
 
     def over(self, batches: Sequence[Tensor]) -> Objective:
@@ -174,7 +174,7 @@ class Objective:
             self.features.brought(rows),
             torch.arange(len(rows)).split([len(batch) for batch in batches]),
             None if self.same is None else self.same[rows],
-            weights=self._weights[own],
+            weights=self.batch_weights[own],
         )
 
     def _linearise(self, theta: Tensor) -> tuple[list[_Linearised], Objective]:
@@ -183,7 +183,7 @@ class Objective:
         cells = 3 * rows * self.encoder.dtype.itemsize  # per row: no loss keeps more tables
         embeddings = self.encoder.bytes_per_row(self.features, tangents=1)  # with their graph
         most = KEPT_BYTES // (rows * (self.features.bytes_per_row() + embeddings + cells))
-        rest = replace(self, batches=self.batches[most:], weights=self._weights[most:])
+        rest = replace(self, batches=self.batches[most:], weights=self.batch_weights[most:])
         return [self._linearise_batch(theta, n) for n in range(len(self.batches[:most]))], rest
 
     def _linearise_batch(self, theta: Tensor, number: int) -> _Linearised:
@@ -191,17 +191,18 @@ class Objective:
         embeddings = self.encoder.linearise(theta, self.features[rows])
         same = None if self.same is None else self.same[rows].to(self.encoder.device)
         loss = self._loss.linearise(Embeddings(*embeddings.value), same).kept()
-        return _Linearised(self._weights[number], embeddings, loss)
+        return _Linearised(self.batch_weights[number], embeddings, loss)
+
+    @property
+    def batch_weights(self) -> Sequence[float]:
+        """Weight of every batch in the mean; they are equal if none were given."""
+        if self.weights is None:
+            return [1 / len(self.batches)] * len(self.batches)
+        return self.weights
 
     @property
     def _loss(self) -> Contrastive:
         return self.encoder.contrastive
-
-    @property
-    def _weights(self) -> Sequence[float]:
-        if self.weights is None:
-            return [1 / len(self.batches)] * len(self.batches)
-        return self.weights
 
     def _gradient_of(self, chunk: _Chunk, embeddings: Embeddings) -> Embeddings:
         """Gradient of the loss with respect to the embeddings of a chunk."""
@@ -232,7 +233,7 @@ class Objective:
             yield _Chunk(
                 features=self.features[rows],
                 sizes=[len(batch) for batch in batches],
-                weights=self._weights[start : start + size],
+                weights=self.batch_weights[start : start + size],
                 same=None if self.same is None else self.same[rows].to(self.encoder.device),
             )
 

@@ -12,7 +12,7 @@ in a subspace of the attributed parameters, by arithmetic on the logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -292,7 +292,7 @@ def _leaving(
     """All rows, batch by batch; one that is in two batches comes with the last of them."""
     later = torch.bincount(torch.cat(list(objective.batches)), minlength=len(objective.features))
     waiting: list[_Leaving] = []
-    for batch, weight in zip(objective.batches, _weights(objective), strict=True):
+    for batch, weight in zip(objective.batches, objective.batch_weights, strict=True):
         here = _leaving_batch(objective, theta, basis, form, batch, weight)
         for earlier in waiting:
             again = (batch[:, None] == earlier.rows).nonzero()
@@ -330,7 +330,7 @@ def _leaving_batch(
 def _touched_batches(objective: Objective, members: Tensor) -> list[tuple[Objective, list[int]]]:
     """Every batch that loses a pair, as an objective of its own, and the sets that it loses to."""
     touched = []
-    for batch, weight in zip(objective.batches, _weights(objective), strict=True):
+    for batch, weight in zip(objective.batches, objective.batch_weights, strict=True):
         sets = members[:, batch].any(dim=1).nonzero()[:, 0].tolist()
         if sets:
             one = replace(objective, batches=[batch], weights=[weight], l2=0.0, center=None)
@@ -372,7 +372,3 @@ def _remaining(batch: Objective, members: Tensor) -> list[Objective]:
     """Rest of a batch; nothing where it has fewer than two pairs, which have no loss."""
     left = (~members[batch.batches[0]]).sum()
     return [batch.without(members)] if left > 1 else []
-
-
-def _weights(objective: Objective) -> Sequence[float]:
-    return objective.weights or [1 / len(objective.batches)] * len(objective.batches)
