@@ -15,9 +15,10 @@ from hf_ecif.data.summary import (
     TracedError,
 )
 from hf_ecif.errors import UserError
+from tests.support import ROOT
 from tests.support.hub.audits import fake_summary
 
-DEMO = Path(__file__).parents[2] / "spaces_demo"
+OLD = ROOT / "tests" / "support" / "audits" / "summary_0_1.json"  # of the demo, by version 0.1
 CAUSE = {
     **{"rank": 0, "cause_row": 7, "cause_text": "a hat", "role": "negative", "score": -1e-3},
     **{"stderr": 1e-4, "relative": -2.0, "positive": 0.0, "negative": -1e-3},
@@ -52,7 +53,7 @@ class TestRoundTrip:
 
 class TestOlderVersions:
     def test_the_demo_of_0_1(self) -> None:
-        summary = Summary.load(DEMO / "audit" / "summary.json")
+        summary = Summary.load(OLD)
         assert summary.format_version == FORMAT
         assert (summary.rows, summary.flagged, summary.kept) == (1492, 333, 1159)
         assert summary.noise.injected_auroc == pytest.approx(0.879, abs=1e-3)
