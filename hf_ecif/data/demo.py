@@ -25,6 +25,12 @@ class Demo(NamedTuple):
         dataset: 1,492 pairs of a fourth vendor; ``is_misaligned`` says which fifth is wrong.
         query: 200 clean pairs.
         test: 200 more.
+
+    Example:
+        >>> import hf_ecif
+        >>> model, dataset, query, test = hf_ecif.load_demo()
+        >>> len(dataset), len(query), len(test)
+        (1492, 200, 200)
     """
 
     model: str
@@ -40,12 +46,9 @@ def load_demo() -> Demo:
         UserError: the demo has been removed from the installation.
 
     Example:
-        >>> demo = hf_ecif.load_demo()
-        >>> demo.dataset
-        Dataset({
-            features: ['image', 'text', 'category', 'is_misaligned', 'original_text'],
-            num_rows: 1492
-        })
+        >>> import hf_ecif
+        >>> hf_ecif.load_demo().dataset["text"][0]
+        'woman elf, magic, magical, enchantment'
     """
     folder = demo_folder()
     splits = (load_rows(str(folder / "data"), name) for name in ("train", "validation", "test"))

@@ -497,6 +497,15 @@ class Summary(Provenance):
         fingerprints: hashes of the model, the data, the query and the config.
         seconds: by stage.
         about: a sentence on what was audited.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> audit = hf_ecif.audit(demo.model, pairs, demo.query, config=quick)
+        >>> audit.summary.rows == audit.summary.kept + audit.summary.removed
+        True
     """
 
     flagged: int
