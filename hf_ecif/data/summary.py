@@ -370,6 +370,7 @@ class CleaningFacts(Record):
     Attributes:
         audit: its folder.
         counts: rows by what became of them, as `CleanResult.counts` has them.
+        findings: removed rows by their finding.
         expected_right: how many of the captions that were replaced are right now, by their
             probabilities; None where that is not known.
         comparison: of models fine-tuned on the rows before and after.
@@ -379,6 +380,7 @@ class CleaningFacts(Record):
     strategy: str
     share: float | None = None
     counts: dict[str, int]
+    findings: dict[str, int] = {}
     expected_right: float | None = None
     comparison: ComparisonFacts | None = None
 
