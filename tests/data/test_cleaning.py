@@ -97,7 +97,10 @@ class TestFindings:
         assert relabelled.removed["text"][:] == ["2", "4"]
         assert relabelled.kept["text"][:] == ["0", "new", "3", "5"]
         worst = clean(rows, "worst", share=0.5, findings=())
-        assert worst.removed["text"][:] == ["1", "4"]  # half of the four without a finding or judged
+        assert worst.removed["text"][:] == [
+            "1",
+            "4",
+        ]  # half of the four without a finding or judged
 
     def test_none_without_their_column(self):
         with pytest.raises(UserError, match="'ecif_finding'"):
