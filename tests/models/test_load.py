@@ -271,7 +271,7 @@ class TestRefused:
         settings["image_processor"]["crop_size"] = {"height": 224, "width": 224}
         (model / "processor_config.json").write_text(json.dumps(settings))
         with pytest.raises(
-            UserError, match=r"images of 224 x 224 pixels, but the model takes 48 x"
+            UserError, match=r"images of 224 x 224 pixels, but the model takes 48"
         ):
             InfluenceModel.from_pretrained(model)
 
