@@ -200,7 +200,8 @@ def _warnings(summary: Summary) -> Iterator[str]:
             "The model is far from an optimum on these data (see gradient_norm): fit it longer "
             "(`fit_epochs`), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
         )
-    yield from tell(summary.findings)
+    abstains = summary.noise.abstains is not None
+    yield from tell(summary.findings, summary.scored, abstains=abstains)
     yield from filter(None, (solve.warning for solve in summary.solvers))
     if summary.scored < 200:
         yield (

@@ -245,6 +245,12 @@ class CleanRequest(Options):
     share: float | None = option(
         None, help="Share of the scored rows, between 0 and 1, that `strategy=worst` drops."
     )
+    findings: list[str] | None = option(
+        None,
+        help="Kinds of findings to drop, separated by commas: rows with these are removed, flagged "
+        "or not, and those with another finding stay, but for rows that a person has judged. "
+        "'none' keeps them all. If not given, rows with a finding go where they are flagged.",
+    )
     output: Path | None = option(None, help="New folder for kept/ and removed/.")
     test: str | None = option(
         None,

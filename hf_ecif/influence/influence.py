@@ -63,6 +63,17 @@ class Influence:
         model: the fitted model; its own parameters are unchanged.
         config: everything that determines a score.
         fitted: results of the fit: parameters, directions, spectrum and reports.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> model = hf_ecif.InfluenceModel.from_pretrained(demo.model)
+        >>> influence = model.fit(pairs, demo.query)
+        >>> influence.score_group(pairs["is_misaligned"][:]).task.shape
+        torch.Size([])
+        >>> influence.score(demo.test.select(range(8)))["ecif_score"][0] != 0
+        True
     """
 
     model: LoadedModel
