@@ -37,6 +37,12 @@ class Sources(Options):
     query_split: str = option("validation", help="Split of the query.")
     image_column: str = option("image", help="Column of the images.")
     text_column: str = option("text", help="Column of the captions.")
+    processor: str | None = option(
+        None,
+        help="Folder or Hub id of the processor, where none lies beside the model: that of the "
+        "model it was trained from.",
+        is_advanced=True,
+    )
 
     @property
     def columns(self) -> tuple[str, str]:

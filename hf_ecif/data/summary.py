@@ -154,6 +154,7 @@ class Provenance(Record):
     """Where the figures of a run come from: what every summary has.
 
     Attributes:
+        processor: where the model's processor is from, if it does not lie beside the model.
         rows: of the data.
         scored: those that could be read.
         unreadable: those that could not.
@@ -164,6 +165,7 @@ class Provenance(Record):
 
     format_version: int = FORMAT
     model: str
+    processor: str | None = None
     dataset: str
     split: str
     columns: Columns

@@ -33,7 +33,7 @@ from hf_ecif.influence.response import (
     share_partitions,
 )
 from hf_ecif.influence.rows import Rows
-from hf_ecif.influence.saving import SavedFit, load_fit, load_model, save_fit
+from hf_ecif.influence.saving import SavedFit, load_fit, save_fit
 from hf_ecif.influence.scoring import (
     Directions,
     GroupScore,
@@ -43,6 +43,7 @@ from hf_ecif.influence.scoring import (
     score_rows,
 )
 from hf_ecif.influence.training import Training, train
+from hf_ecif.models.load import load_model
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.files import FIT
 from hf_ecif.utils.progress import ProgressFactory, silent
