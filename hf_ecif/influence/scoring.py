@@ -25,10 +25,10 @@ from hf_ecif.utils.seeds import stream
 
 RelativeForm = Literal["deletion", "span"]
 
-# Partitions in which probes take part. For the self-influence, the number of probes decides: on the
-# training rows of the demo, the correlation of that from 16 probes with that from 256 is 0.89 in two
-# partitions and 0.90 in six, that from 32 is 0.94 in either. The size of a row's change differs
-# from one batch to another by more (32 % in two, 22 % in six), which moves no verdict.
+# Partitions in which probes take part. Of the self-influence, the number of probes decides: on the
+# training rows of the demo, what 16 of them find correlates with what 256 do by 0.89 in two
+# partitions and by 0.90 in six, and that of 32 by 0.94 in either. The size of a row's change
+# differs from batch to batch by more (32 % in two, 22 % in six), which moves no verdict.
 PROBED = 2
 
 
