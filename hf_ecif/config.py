@@ -35,6 +35,9 @@ RATE_OF_LAYERS = 1e-4  # of last_block and its like, and of what a regular expre
 Strategy = Literal["drop", "worst", "weight", "relabel"]  # of a cleaning
 SUGGEST_PROBABILITY = 0.7  # of being right, from which on a caption is suggested
 
+# Injected captions from which a detector learns no less than from more, and most runs for fewer.
+ENOUGH_INJECTED, MOST_INJECTIONS = 400, 3
+
 # Fields that version 0.1 wrote by another name.
 RENAMED = {"plantings": "injections", "planted_share": "injected_share"}
 
@@ -342,10 +345,14 @@ class DetectionConfig(Config):
         0.2
     """
 
+    # On 1,492 rows of the demo with noise of its own (4 seeds, two kinds), one run of 224 injected
+    # captions finds a rate 2.5 points off that of three runs where captions are exchanged at
+    # random, and an F1 lower by 0.013; with two runs, neither differs by its error.
     injections: int = option(
-        3,
-        help="Runs in which captions are exchanged on purpose, to learn what wrong looks like.",
-        at_least=1,
+        0,
+        help="Runs in which captions are exchanged on purpose, to learn what wrong looks like; 0: "
+        "as many as exchange 400 captions together, but three at most.",
+        at_least=0,
         is_advanced=True,
         flag="plantings",
     )
@@ -355,6 +362,11 @@ class DetectionConfig(Config):
         is_advanced=True,
         flag="planted-share",
     )
+
+    def runs(self, rows: int) -> int:
+        """`injections`, or how many it takes with so many rows."""
+        needed = math.ceil(ENOUGH_INJECTED / max(1, self.injected_share * rows))
+        return self.injections or min(needed, MOST_INJECTIONS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -87,6 +87,14 @@ def test_a_share_of_injections_out_of_range(value: float) -> None:
         DetectionConfig(injected_share=value)
 
 
+@pytest.mark.parametrize(
+    ("rows", "runs"), [(2, 3), (800, 3), (1000, 3), (1400, 2), (2600, 2), (2700, 1), (10**6, 1)]
+)
+def test_few_rows_take_more_injections(rows: int, runs: int) -> None:
+    assert DetectionConfig().runs(rows) == runs
+    assert DetectionConfig(injections=5).runs(rows) == 5
+
+
 def test_configs_of_version_0_1_hold_both() -> None:
     """A file of 0.1, and the record of a run, have the fields of both configs in one."""
     values = {"seed": 3, "plantings": 5, "planted_share": 0.2}
