@@ -33,6 +33,17 @@ RATE_OF_LAYERS = 1e-4  # of last_block and its like, and of what a regular expre
 
 
 Strategy = Literal["drop", "worst", "weight", "relabel"]  # of a cleaning
+ExportFormat = Literal[
+    "parquet-ids",
+    "uids",
+    "keys",
+    "webdataset",
+    "label-studio",
+    "fiftyone",
+    "lightly",
+    "cleanlab",
+]
+ExportedRows = Literal["usual", "all", "kept", "removed", "flagged", "sample"]
 SUGGEST_PROBABILITY = 0.7  # of being right, from which on a caption is suggested
 
 # Injected captions from which a detector learns no less than from more, and most runs for fewer.
@@ -47,6 +58,7 @@ def option(
     *,
     help: str,
     at_least: float | None = None,
+    needs: str | None = None,
     is_advanced: bool = False,
     is_resource: bool = False,
     is_argument: bool = False,
@@ -58,6 +70,7 @@ def option(
         default: its value if none is given; required without one.
         help: what it means, in whole sentences.
         at_least: the smallest sound value.
+        needs: another field, without which this one means nothing and must keep its default.
         is_advanced: whether few will need it: help lists it apart.
         is_resource: whether it costs time or memory, and decides nothing.
         is_argument: whether the command takes it by its place, not by a flag.
@@ -66,6 +79,7 @@ def option(
     metadata = {
         "help": help,
         "at_least": at_least,
+        "needs": needs,
         "is_advanced": is_advanced,
         "is_resource": is_resource,
         "is_argument": is_argument,
@@ -79,14 +93,17 @@ class Options:
     """Fields made by `option`, checked when they are set.
 
     Raises:
-        UserError: a value is out of its range, not finite, or none of its choices.
+        UserError: a value is out of its range, not finite, none of its choices, or means nothing
+            without another one.
     """
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for one in fields(self):
             value, least = getattr(self, one.name), one.metadata.get("at_least")
-            named = f"`{one.name}={value}`"
+            named, needs = f"`{one.name}={value}`", one.metadata.get("needs")
+            if needs and value != one.default and not getattr(self, needs):
+                raise UserError(f"{named} means nothing without `{needs}`. Give both, or neither.")
             if least is not None and value is not one.default and not value >= least:
                 raise UserError(f"{named}: must be at least {least:g}.")
             if isinstance(value, float) and not math.isfinite(value):
