@@ -33,6 +33,9 @@ RATE_OF_LAYERS = 1e-4  # of last_block and its like, and of what a regular expre
 
 
 Strategy = Literal["drop", "worst", "weight", "relabel"]  # of a cleaning
+RowFormat = Literal[  # of rows on disk
+    "saved", "parquet", "arrow", "csv", "json", "webdataset", "imagefolder", "sidecars"
+]
 SUGGEST_PROBABILITY = 0.7  # of being right, from which on a caption is suggested
 
 # Fields that version 0.1 wrote by another name.
