@@ -76,6 +76,7 @@ def clean(
     *,
     share: float | None = None,
     text_column: str = "text",
+    name_column: str | None = None,
 ) -> CleanResult:
     """Part a scored data set into the rows to keep and the rows to remove.
 
@@ -92,6 +93,8 @@ def clean(
         strategy: What becomes of suspicious rows.
         share: In (0, 1), for ``worst`` alone.
         text_column: Of the captions, for ``relabel`` alone.
+        name_column: What captions were made of, classes for instance. It is relabelled, too, and a
+            row whose suggestion is no caption of it is removed.
 
     Raises:
         UserError: If a column is missing, the data have been cleaned already, the share is none,
@@ -107,6 +110,8 @@ def clean(
     if strategy == "relabel":
         has_other = np.array([text is not None for text in _column(scored, "ecif_suggested_text")])
         relabelled = np.array([flag is True for flag in flags], dtype=bool) & has_other
+        if name_column in scored.column_names and name_column != text_column:
+            scored, relabelled = _rename(scored, relabelled, text_column, name_column)
         return _part(_relabel(scored, relabelled, text_column), suspicious & ~relabelled)
     return _part(scored, suspicious)
 
@@ -189,6 +194,19 @@ def _relabel(scored: Dataset, relabelled: Bools, text_column: str) -> Dataset:
     originals = [text if r else None for text, r in zip(old, relabelled, strict=True)]
     scored = set_column(scored, text_column, texts)
     return set_column(scored, ORIGINAL_TEXT, originals, "string")
+
+
+def _rename(
+    scored: Dataset, relabelled: Bools, text_column: str, name_column: str
+) -> tuple[Dataset, Bools]:
+    """Rows with the names that suggested captions were made of, and which rows get one."""
+    names, new = _column(scored, name_column), _column(scored, "ecif_suggested_text")
+    name_of = dict(zip(_column(scored, text_column), names, strict=True))
+    relabelled = relabelled & np.array([text in name_of for text in new], dtype=bool)
+    chosen = [
+        name_of[text] if r else name for name, text, r in zip(names, new, relabelled, strict=True)
+    ]
+    return set_column(scored, name_column, chosen), relabelled
 
 
 def _column(dataset: Dataset, name: str) -> list[Any]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
-import shutil
 from collections.abc import Callable, Iterator
-from functools import cache
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, NamedTuple, TypeVar
 
 import datasets.config
@@ -19,6 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from hf_ecif.config import RowFormat
 from hf_ecif.data.audit_folder import AuditFolder
+from hf_ecif.data.lists import unfold
 from hf_ecif.data.parquet import ROWS_PER_GROUP
 from hf_ecif.data.readers.find import SOURCES, open_source
 from hf_ecif.data.readers.splits import choose_split, open_split, stream_split
@@ -26,6 +23,7 @@ from hf_ecif.data.readers.tables import find_pictures
 from hf_ecif.data.schema import check_columns
 from hf_ecif.data.summary import Columns
 from hf_ecif.errors import UserError
+from hf_ecif.utils.files import scratch_file
 from hf_ecif.utils.hub_errors import explain_hub_error
 
 _T = TypeVar("_T")
@@ -90,7 +88,7 @@ def load_rows(
 
 
 def find_rows(source: Source) -> Found:
-    """Rows of a source, by index.
+    """Rows of a source, by index; those of an audit with lists of captions taken apart again.
 
     Raises:
         UserError: the source or the split does not exist, cannot be read or has no rows.
@@ -100,7 +98,7 @@ def find_rows(source: Source) -> Found:
         splits = open_source(source.name, source.config, source.format)
         split = choose_split(splits.names, source.split, source.usual)
         rows = find_pictures(open_split(splits, split), splits.bases, source.image_column)
-        return Found(rows, split, splits.format)
+        return Found(unfold(rows), split, splits.format)
 
     return _explained(source.name, read)
 
@@ -119,6 +117,7 @@ def stream_rows(source: Source) -> IterableDataset:
 
     return _explained(source.name, read)
 
+
 def read_stream(stream: IterableDataset, most: int) -> tuple[Dataset, bool]:
     """The first rows of a stream, kept on disk until the program ends.
 
@@ -136,7 +135,8 @@ def read_stream(stream: IterableDataset, most: int) -> tuple[Dataset, bool]:
     for name, kind in (features or {}).items():
         if isinstance(kind, Image):  # to be kept as it is, not decoded and encoded again
             stream = stream.cast_column(name, Image(decode=False))
-    rows, folder = iter(stream), Path(mkdtemp(dir=_folder_of_streams()))
+    rows, folder = iter(stream), scratch_file()
+    folder.mkdir()
     parts = iter(lambda: list(islice(rows, ROWS_PER_GROUP)), [])
     files: list[str | bytes | PathLike[Any]] = []
     count = 0
@@ -150,13 +150,6 @@ def read_stream(stream: IterableDataset, most: int) -> tuple[Dataset, bool]:
     read = Dataset.from_parquet(files, cache_dir=str(folder))
     has_more = count > most or next(rows, None) is not None
     return read.cast(features) if features is not None else read, has_more
-
-
-@cache
-def _folder_of_streams() -> str:
-    folder = mkdtemp(prefix="hf-ecif-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def load_scored(audit: AuditFolder, columns: Columns) -> Dataset:

@@ -80,7 +80,9 @@ def split_of(name: str | PurePath) -> str:
     """
     path = PurePath(name)
     words = {word for part in (*path.parts[:-1], path.stem) for word in _words(part)}
-    return next((str(split) for split, known in SPLIT_KEYWORDS.items() if words & {*known}), "train")
+    return next(
+        (str(split) for split, known in SPLIT_KEYWORDS.items() if words & {*known}), "train"
+    )
 
 
 def _words(name: str) -> list[str]:

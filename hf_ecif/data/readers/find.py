@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from datasets import Dataset, concatenate_datasets
 
 from hf_ecif.config import RowFormat

@@ -16,7 +16,6 @@ from hf_ecif.data.readers.builders import build, split_of
 from hf_ecif.data.readers.patterns import expand_braces
 from hf_ecif.data.readers.splits import Built
 from hf_ecif.data.readers.tables import loader_of
-from hf_ecif.errors import UserError
 from hf_ecif.utils.hub_errors import explain_hub_error, is_unreachable
 from hf_ecif.utils.hub_paths import HubPath
 

@@ -11,13 +11,11 @@ import xxhash
 from datasets import Dataset, Features, Image, Value
 
 from hf_ecif.data.readers.splits import Tables
-from hf_ecif.data.readers.texts import caption_in, decode
+from hf_ecif.data.readers.texts import IMAGES, caption_in, decode
 
 CAPTIONS = (".txt", ".caption", ".json")  # the first that is there
-PICTURES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .avif .jp2 .j2k .ppm .heic".split()
-)
-_FEATURES = Features({"image": Image(), "text": Value("string"), "file_name": Value("string")})
+PICTURES = frozenset(f".{suffix}" for suffix in IMAGES)
+_FEATURES = Features(image=Image(), text=Value("string"), file_name=Value("string"))
 
 
 class Pair(NamedTuple):
@@ -63,7 +61,7 @@ def _pairs(folder: Path) -> Iterator[Pair]:
                 continue
             beside = (here.get(f"{path.stem}{suffix}".lower()) for suffix in CAPTIONS)
             caption = next(filter(None, beside), None)
-            yield Pair(path, caption and Path(place, caption))
+            yield Pair(path, Path(place, caption) if caption else None)
 
 
 def _read(caption: Path | None) -> str | None:

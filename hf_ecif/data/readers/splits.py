@@ -90,9 +90,7 @@ class Built:
         return cast(IterableDataset, self.builder.as_streaming_dataset(split))
 
     def fingerprint(self) -> str:
-        return xxhash.xxh3_128_hexdigest(
-            f"{self.builder.config_id} {self.builder.hash}".encode()
-        )
+        return xxhash.xxh3_128_hexdigest(f"{self.builder.config_id} {self.builder.hash}".encode())
 
 
 @dataclass(frozen=True)
@@ -169,6 +167,7 @@ def cut(split: str, opened: Mapping[str, Dataset]) -> Dataset:
     """
     if split in opened:
         return opened[split]
+    _named(split, list(opened))
     parts = [
         opened[one.splitname].select(range(one.from_, one.to))
         for one in _ranges(split, {name: len(rows) for name, rows in opened.items()})

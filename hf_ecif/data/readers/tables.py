@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,7 +120,7 @@ def find_pictures(rows: AnyDataset, bases: Sequence[Path], column: str | None) -
         images = pa.array(cells, type=Image.pa_type)
         return table.set_column(table.column_names.index(name), name, images)
 
-    kinds = Features({**(rows.features or {}), name: Image(decode=False)})
+    kinds = Features(**{**(rows.features or {}), name: Image(decode=False)})
     led = rows.with_format("arrow").map(lead, batched=True, features=kinds)
     return led.with_format(None).cast_column(name, Image())
 
@@ -129,7 +129,7 @@ def _column_of_paths(
     rows: Dataset | IterableDataset, bases: Sequence[Path], column: str | None
 ) -> tuple[str, Path] | None:
     """A column of paths, and the folder that they are relative to."""
-    kinds = rows.features or {}
+    kinds: Mapping[str, Any] = rows.features or {}
     names = [
         name
         for name, kind in kinds.items()

@@ -1,9 +1,13 @@
-"""Captions in files: decoded, and found in JSON."""
+"""What files hold, by their names, and captions in files: decoded, and found in JSON."""
 
 from __future__ import annotations
 
 import json
 
+# Suffixes of pictures; what cannot be decoded is kept, and told of.
+IMAGES = frozenset(
+    "png jpg jpeg jpe jfif webp gif bmp tif tiff avif jp2 j2k ppm pgm pbm pnm heic svg".split()  # noqa: SIM905
+)
 FIELDS = ("caption", "text", "title", "prompt", "alt")  # of a JSON, the first that is there
 
 

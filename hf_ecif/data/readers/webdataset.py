@@ -24,7 +24,7 @@ from typing import Any
 from datasets import Features, Image, SplitGenerator, Value
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from hf_ecif.data.readers.texts import caption_in, decode
+from hf_ecif.data.readers.texts import IMAGES, caption_in, decode
 from hf_ecif.errors import UserError
 
 try:  # what later versions of `datasets` number rows by
@@ -39,9 +39,6 @@ JSONS = ("json", "jsn")
 CAPTION, USUAL = "caption", "jpg"
 KEY, URL = "__key__", "__url__"
 _NAME = re.compile(r"(?P<key>(?:.*/)?[^/]+?)\.(?P<suffix>[^/]+)", re.DOTALL)
-_IMAGES = frozenset(
-    "png jpg jpeg jpe jfif webp gif bmp tif tiff avif jp2 j2k ppm pgm pbm pnm heic svg".split()
-)
 
 Row = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -73,11 +70,11 @@ class Shards(WebDataset):
             for split, paths in tars.items()
         ]
 
-    def _generate_examples(
+    def _generate_examples(  # type: ignore[override]
         self, tar_paths: list[str], tar_iterators: list[Any]
     ) -> Iterator[tuple[Any, Row]]:
-        features = self.info.features
-        images = [name for name in features if name in _IMAGES]
+        features = self.info.features or Features()
+        images = [name for name in features if name in IMAGES]
         image = images[0] if len(images) == 1 else None  # the one that stands for all suffixes
         for shard, (path, files) in enumerate(zip(tar_paths, tar_iterators, strict=True)):
             for number, row in enumerate(_rows_of(path, files)):
@@ -86,8 +83,8 @@ class Shards(WebDataset):
 
     def _warn_of_others(self, row: Row) -> None:
         """Say once that a file is left out, whose like was in none of the first rows."""
-        others = [name for name in row if name not in self.info.features]
-        if others[1:] or (others and others[0] not in _IMAGES):
+        others = [name for name in row if name not in (self.info.features or ())]
+        if others[1:] or (others and others[0] not in IMAGES):
             _log.warning(
                 "%s in %s has %s, which the first rows of the tars have not: such files are left "
                 "out.",
@@ -117,7 +114,9 @@ def _rows_of(tar: str, files: Iterable[tuple[str, Any]]) -> Iterator[Row]:
                 row = {}
             row |= {KEY: key, URL: str(tar), suffix: file.read()}
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"the tar {tar} is damaged: {error}. Get it again, or leave it out.") from error
+        raise UserError(
+            f"the tar {tar} is damaged: {error}. Get it again, or leave it out."
+        ) from error
     if row:
         yield row
 
@@ -132,21 +131,21 @@ def _features(rows: Iterable[Row]) -> Features:
     has_caption, has_several = False, False
     for row in rows:
         suffixes |= dict.fromkeys(name for name in row if name not in (KEY, URL))
-        has_several = has_several or len(_IMAGES.intersection(row)) > 1
+        has_several = has_several or len(IMAGES.intersection(row)) > 1
         has_caption = has_caption or any(caption_in(row.get(name)) for name in JSONS)
     if not suffixes:
         raise UserError("there is no file in the tars that has a name and a suffix.")
-    images = sorted(filter(_IMAGES.__contains__, suffixes), key=lambda name: name != USUAL)
+    images = sorted(filter(IMAGES.__contains__, suffixes), key=lambda name: name != USUAL)
     joined = () if has_several else images[1:]
     kinds: dict[str, Any] = {name: _kind(name) for name in suffixes if name not in joined}
     if has_caption and not any(name in TEXTS for name in suffixes):
         kinds[CAPTION] = Value("string")
-    return Features({**kinds, KEY: Value("string"), URL: Value("string")})
+    return Features(**{**kinds, KEY: Value("string"), URL: Value("string")})
 
 
 def _kind(suffix: str) -> Any:
     last = suffix.rpartition(".")[2]
-    if last in _IMAGES:
+    if last in IMAGES:
         return Image()
     if last in ("cls", "cls2", "index", "inx", "id"):
         return Value("int64")
@@ -156,7 +155,7 @@ def _kind(suffix: str) -> Any:
 def _cells(row: Row, features: Features, image: str | None) -> Row:
     cells = {name: _cell(row, name, kind) for name, kind in features.items()}
     if image is not None and cells[image] is None:
-        other = next((name for name in row if name in _IMAGES), "")
+        other = next((name for name in row if name in IMAGES), "")
         cells[image] = _cell(row, other, features[image])
     if CAPTION in features and CAPTION not in row:
         cells[CAPTION] = next(filter(None, (caption_in(row.get(name)) for name in JSONS)), None)
