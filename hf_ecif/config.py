@@ -11,7 +11,8 @@ import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from hf_ecif.errors import UserError
 
@@ -82,7 +83,8 @@ def choices_of(hint: Any) -> tuple[Any, ...]:
     """
     if get_origin(hint) is Literal:
         return get_args(hint)
-    return next((choices_of(one) for one in get_args(hint) if get_origin(one) is Literal), ())
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    return next((get_args(one) for one in parts if get_origin(one) is Literal), ())
 
 
 @dataclass(frozen=True)

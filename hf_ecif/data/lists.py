@@ -147,5 +147,5 @@ def _repeat(rows: Dataset, numbers: Sequence[int] | np.ndarray[Any, Any]) -> Dat
     """Rows by their numbers, on disk as often as they occur."""
     chosen = rows.select(numbers)
     if rows.column_names and len(chosen):
-        return chosen.flatten_indices(cache_file_name=str(scratch_file()))
+        return chosen.flatten_indices(cache_file_name=str(scratch_file(".arrow")))
     return chosen

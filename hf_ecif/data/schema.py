@@ -25,7 +25,10 @@ from hf_ecif.errors import UserError
 from hf_ecif.utils.files import scratch_file
 
 # Columns that are meant where several could be, the likeliest first.
-USUAL = {"image": ("image", "jpg"), "text": ("text", "caption", "captions", "txt")}
+USUAL = {
+    "image": ("image", "jpg", "img", "picture", "photo"),
+    "text": ("text", "caption", "captions", "txt", "sentence", "sentences", "title", "prompt"),
+}
 NO_CAPTIONS = ("__key__", "__url__", "json", "file_name")  # that are text, but nobody's caption
 _ADDRESS = re.compile(r"(https?|s3|gs|ftp)://", re.IGNORECASE)
 _LOOKED_AT = 32  # cells from which it is told what a column of strings holds
@@ -189,7 +192,7 @@ def _from_base64(dataset: AnyDataset, column: str) -> AnyDataset:
         batched=True,
         batch_size=64,
         features=Features(**{column: kind}),
-        cache_file_name=str(scratch_file()),
+        cache_file_name=str(scratch_file(".arrow")),
     )
     rest = dataset.remove_columns(column)
     joined = concatenate_datasets([rest, alone], axis=1) if rest.column_names else alone

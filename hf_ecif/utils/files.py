@@ -64,9 +64,9 @@ def scratch_folder() -> Path:
     return Path(folder)
 
 
-def scratch_file() -> Path:
+def scratch_file(suffix: str = "") -> Path:
     """A name that no other file in `scratch_folder` has."""
-    return scratch_folder() / uuid4().hex
+    return scratch_folder() / f"{uuid4().hex}{suffix}"
 
 
 def write_text(text: str, path: Path) -> None:

@@ -178,7 +178,7 @@ class TestLoadRows:
 
     def test_other_file(self, tmp_path):
         (tmp_path / "pairs.txt").write_text("a")
-        with pytest.raises(UserError, match="a single file must be parquet"):
+        with pytest.raises(UserError, match=r"A single file must be parquet, arrow, csv"):
             load_rows(str(tmp_path / "pairs.txt"), "train")
 
     def test_scripts_do_not_run(self, tmp_path):
