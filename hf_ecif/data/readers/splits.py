@@ -170,7 +170,7 @@ def cut(split: str, opened: Mapping[str, Dataset]) -> Dataset:
     _named(split, list(opened))
     sizes = {name: len(rows) for name, rows in opened.items()}
     parts = [
-        opened[one.splitname].select(range(min(one.from_, one.to), one.to))
+        opened[one.splitname].select(range(one.from_, one.to) if one.from_ < one.to else [])
         for one in _ranges(split, sizes)
     ]
     rows = _joined(split, parts)
