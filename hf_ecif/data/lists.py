@@ -151,7 +151,6 @@ def _in_order(rows: Dataset, changed: Dataset) -> list[str]:
 
 def _repeat(rows: Dataset, numbers: Sequence[int] | np.ndarray[Any, Any]) -> Dataset:
     """Rows by their numbers, on disk as often as they occur."""
-    chosen = rows.select(numbers)
-    if rows.column_names and len(chosen):
-        return chosen.flatten_indices(cache_file_name=str(scratch_file(".arrow")))
-    return chosen
+    if not len(numbers):  # `datasets` would go on to count the rows that were not chosen
+        return Dataset.from_dict({name: [] for name in rows.column_names}, features=rows.features)
+    return rows.select(numbers).flatten_indices(cache_file_name=str(scratch_file(".arrow")))
