@@ -279,6 +279,7 @@ def _prepare(folder: str) -> Prepared:
         query_config=query.config,
         query_image_column=columns.image if columns else None,
         query_text_column=columns.text if columns else None,
+        processor=summary.processor,
     )
     opened = open_sources(sources, config)
     if len(opened.dataset) != summary.rows:

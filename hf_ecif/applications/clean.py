@@ -15,6 +15,7 @@ from hf_ecif.applications.sources import PairLike, read_named
 from hf_ecif.config import InfluenceConfig, Strategy
 from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.cleaning import BEFORE, WEIGHT, CleanResult, clean
+from hf_ecif.data.findings import read_kinds
 from hf_ecif.data.images import image_hashes
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns, read_flags
@@ -98,6 +99,7 @@ def _open_audit(folder: Path) -> tuple[AuditFolder, Dataset, Summary | None]:
 def _clean_by_all(
     scored: Dataset, request: CleanRequest, text_column: str, name_column: str | None
 ) -> dict[Strategy, CleanResult]:
+    findings = None if request.findings is None else read_kinds(request.findings)
     strategies = dict.fromkeys((request.strategy, *request.beside))
     # A share without the one strategy that takes it is passed on, to be refused.
     takers = [strategy for strategy in strategies if strategy == "worst"] or strategies
@@ -106,6 +108,7 @@ def _clean_by_all(
             scored,
             strategy,
             share=request.share if strategy in takers else None,
+            findings=findings,
             text_column=text_column,
             name_column=name_column,
         )
@@ -121,6 +124,7 @@ def _write(cleaning: Cleaning, request: CleanRequest, output: AuditFolder) -> Cl
         strategy=request.strategy,
         share=request.share,
         counts=cleaning.result.counts(),
+        findings=cleaning.result.removed_findings(),
         expected_right=cleaning.result.expected_right,
         comparison=cleaning.comparison.describe() if cleaning.comparison else None,
     )
@@ -212,7 +216,9 @@ def compare_cleanings(
     test_given = read_named("test", request.test, request.test_split, usual="test")
     test_set = _like(summary, text_column).make(test_given).rows
     config = InfluenceConfig.from_dict(summary.config, "summary.json")
-    model = InfluenceModel.from_pretrained(request.model or summary.model, config)
+    model = InfluenceModel.from_pretrained(
+        request.model or summary.model, config, processor=summary.processor
+    )
 
     def read(name: str, dataset: Dataset) -> Rows:
         return model.read(dataset, *columns, progress(f"Read {name}", len(dataset)))

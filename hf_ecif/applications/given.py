@@ -22,7 +22,7 @@ from hf_ecif.data.loading import read_stream
 from hf_ecif.data.readers.splits import cut
 from hf_ecif.errors import UserError
 from hf_ecif.influence.model import InfluenceModel
-from hf_ecif.influence.saving import check_processor
+from hf_ecif.models.processors import check_processor
 
 Rowset: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict | str | Path
 MOST_STREAMED = 10_000  # largest number of rows of a stream
@@ -57,7 +57,8 @@ def open_given(
         model: a name on the Hub, a folder, a loaded dual encoder, or an `InfluenceModel`.
         dataset: rows, splits of rows, a stream, a name on the Hub, or a folder or a file.
         query: in any of these forms, too; chosen from the data if absent.
-        processor: processor of a loaded dual encoder.
+        processor: processor of a loaded dual encoder; or folder or Hub id of one, where none lies
+            beside the model.
         config: how influence is computed; an `InfluenceModel` has its own.
         max_rows: largest number of rows to read of a stream.
         options: of `Sources`: ``split``, ``query_split``, ``image_column`` and so on.
@@ -66,7 +67,13 @@ def open_given(
         UserError: an argument cannot be read, or is ambiguous.
     """
     _check_model(model, processor, config)
-    asked = Sources(model=_model_name(model), dataset=_row_name(dataset), **options)
+    asked = Sources(
+        model=_model_name(model),
+        processor=str(processor) if isinstance(processor, str | Path) else None,
+        dataset=_row_name(dataset),
+        query=None if query is None else _row_name(query),
+        **options,
+    )
     most = max_rows if asked.limit is None else min(max_rows, asked.limit)
     data, notes = _open_rows(dataset, "dataset", asked, most)
     judge, more = (None, ()) if query is None else _open_rows(query, "query", asked, max_rows)
@@ -91,9 +98,10 @@ def _check_model(model: Any, processor: Any, config: InfluenceConfig | None) -> 
                 "InfluenceModel.from_pretrained."
             )
     elif isinstance(model, str | Path):
-        if processor is not None:
+        if processor is not None and not isinstance(processor, str | Path):
             raise UserError(
-                f"`processor` goes with a loaded model: that of {model} lies beside it."
+                f"`processor` goes with a loaded model: of {model}, give the folder or the Hub id "
+                "of its processor."
             )
     elif processor is None:
         raise UserError(
@@ -108,7 +116,7 @@ def _open_model(model: Any, processor: Any, config: InfluenceConfig | None) -> I
     if isinstance(model, InfluenceModel):
         return model
     if isinstance(model, str | Path):
-        return InfluenceModel.from_pretrained(model, config or InfluenceConfig())
+        return InfluenceModel.from_pretrained(model, config, processor=processor)
     return InfluenceModel(model, processor, config)
 
 

@@ -137,6 +137,7 @@ class Opened:
         named = f"{sources.query}, split {sources.query_split}"
         return {
             "model": sources.model,
+            "processor": sources.processor,
             "dataset": sources.dataset,
             "split": sources.split,
             "columns": self.like.columns,
@@ -274,7 +275,7 @@ def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:
         data,
         query or None,
         sources,
-        lambda: InfluenceModel.from_pretrained(sources.model, config),
+        lambda: InfluenceModel.from_pretrained(sources.model, config, processor=sources.processor),
         config.seed,
     )
 

@@ -8,13 +8,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 from datasets import (
+    Audio,
     ClassLabel,
     Dataset,
     Features,
     Image,
     IterableDataset,
+    LargeList,
     List,
     Value,
+    Video,
     concatenate_datasets,
 )
 from numpy.typing import NDArray
@@ -232,6 +235,24 @@ def is_influence_column(name: str) -> bool:
     if name == CAPTION or name.startswith((ROW, PLACE)):
         return False
     return name.startswith("ecif_") or name in OTHER_NAMES
+
+
+def is_plain(feature: Any) -> bool:
+    """Whether a column holds numbers, booleans or strings."""
+    return isinstance(feature, Value) and not feature.dtype.endswith("binary")
+
+
+def holds_media(feature: Any) -> bool:
+    """Whether a column holds images, sounds, videos or bytes, at any depth."""
+    if isinstance(feature, dict):
+        return any(map(holds_media, feature.values()))
+    if isinstance(feature, list):
+        return any(map(holds_media, feature))
+    if isinstance(feature, List | LargeList):
+        return holds_media(feature.feature)
+    if isinstance(feature, Value):
+        return "binary" in feature.dtype
+    return isinstance(feature, Image | Audio | Video)
 
 
 def read_flags(dataset: Dataset, column: str, option: str, meaning: str) -> NDArray[np.bool_]:
