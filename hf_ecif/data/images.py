@@ -141,6 +141,22 @@ def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
         return None
 
 
+def decode_base64(text: str) -> bytes | None:
+    """The image that a text is the base64 form of, also as a data URI; None if it is of none."""
+    _, _, body = text.rpartition(",") if text.startswith("data:") else ("", "", text)
+    try:
+        content = base64.b64decode("".join(body.split()), altchars=_altchars(body), validate=True)
+        _open_image(io.BytesIO(content))
+    except Exception:  # damaged headers make Pillow raise nearly anything
+        return None
+    return content
+
+
+def _altchars(body: str) -> bytes | None:
+    """Signs of the form that is safe in addresses, where a text has them."""
+    return b"-_" if "-" in body or "_" in body else None
+
+
 def image_hashes(dataset: Dataset, image_column: str) -> set[bytes]:
     """Hashes of the readable images, by which equal images of two data sets are found."""
     contents = (image_bytes(cell) for cell in dataset[image_column])
