@@ -19,6 +19,7 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
 
+from hf_ecif.data.embeddings import is_reference, read_vectors, tell
 from hf_ecif.utils.formatting import shorten
 
 # Formats that hold photographs and drawings. Pillow reads many more, some through other programs
@@ -77,7 +78,7 @@ def read_pair(
     return Pair(image, text, None)
 
 
-def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
+def image_bytes(image_cell: dict[str, Any] | str | None) -> bytes | None:
     """Undecoded bytes of an image cell, read from its local file if only a path is stored.
 
     A table can name any file of this machine. Only files that open as images are read, so that no
@@ -86,7 +87,7 @@ def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
     Returns:
         The bytes, or None if there are none to be had.
     """
-    if not image_cell:
+    if not image_cell or isinstance(image_cell, str):  # a string names an embedding
         return None
     if image_cell.get("bytes") is not None:
         return bytes(image_cell["bytes"])
@@ -101,7 +102,10 @@ def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
 
 def image_hashes(dataset: Dataset, image_column: str) -> set[bytes]:
     """Hashes of the readable images, by which equal images of two data sets are found."""
-    contents = (image_bytes(cell) for cell in dataset[image_column])
+    cells = dataset[image_column]
+    if len(cells) and is_reference(cells[0]):
+        return {xxhash.xxh3_128_digest(vector.tobytes()) for vector in read_vectors(cells[:])[0]}
+    contents = (image_bytes(cell) for cell in cells)
     return {xxhash.xxh3_128_digest(content) for content in contents if content}
 
 
@@ -122,6 +126,8 @@ def fingerprint_rows(dataset: Dataset) -> str:
         for row in batch.to_pylist():
             for name in names:
                 value = image_bytes(row[name]) if name in images else row[name]
+                if is_reference(value):  # embeddings count by their numbers, too
+                    value = b"".join(side.tobytes() for side in read_vectors([value]))
                 content = value if isinstance(value, bytes) else repr(value).encode()
                 digest.update(len(content).to_bytes(8, "little"))
                 digest.update(content)
@@ -129,9 +135,11 @@ def fingerprint_rows(dataset: Dataset) -> str:
 
 
 def thumbnail(
-    cell: dict[str, Any] | None, side: int = THUMBNAIL_SIDE
+    cell: dict[str, Any] | str | None, side: int = THUMBNAIL_SIDE
 ) -> tuple[str | None, str | None]:
     """A small copy of an image as a data URI, or None and the reason why there is none."""
+    if isinstance(cell, str):
+        return None, f"no picture: {tell(cell)}" if is_reference(cell) else "no image in this row"
     if not cell or not (cell.get("bytes") or cell.get("path")):
         return None, "no image in this row"
     try:

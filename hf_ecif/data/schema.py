@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset, Image, IterableDataset, Value
 from numpy.typing import NDArray
 
+from hf_ecif.data.embeddings import is_reference
 from hf_ecif.errors import UserError
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
@@ -42,12 +43,20 @@ def check_columns(dataset: AnyDataset, image_column: str, text_column: str) -> A
             )
     require_text(types, text_column)
     image_type = types[image_column]
+    if _names_embeddings(dataset, image_column):
+        return dataset
     if not _is_image_like(image_type):
         raise UserError(
             f"The image column {image_column!r} must hold images, their bytes or their paths, but "
             f"it is {image_type}. Name another one with `image_column`."
         )
     return dataset.cast_column(image_column, Image(decode=False))
+
+
+def _names_embeddings(dataset: Dataset | IterableDataset, column: str) -> bool:
+    """Whether a column holds references to embeddings, which are looked up and not decoded."""
+    first = next(iter(dataset.select_columns([column]).take(1)), None)
+    return first is not None and is_reference(first[column])
 
 
 def find_columns(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hf_ecif.errors import UserError
+from hf_ecif.models.embeddings import MODEL_TYPE, EmbeddingModel, EmbeddingProcessor
 from hf_ecif.models.open_clip import is_open_clip, load_open_clip
 from hf_ecif.models.place import Place, locate
 from hf_ecif.models.processors import load_processor
@@ -66,6 +67,9 @@ def _load(
         return _load(_inner_module(place), processor, dtype, depth + 1)
     if "adapter_config.json" in files and "config.json" not in files:
         return _load_adapted(place, processor, dtype, depth)
+    if place.has("config.json") and place.read("config.json").get("model_type") == MODEL_TYPE:
+        options = {"dtype": dtype, **place.options}
+        return EmbeddingModel.from_pretrained(place.path, **options), EmbeddingProcessor()
     if is_open_clip(place):
         return load_open_clip(place, processor, dtype)
     model = load_saved(place, dtype)
