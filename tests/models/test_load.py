@@ -270,9 +270,7 @@ class TestRefused:
         settings = json.loads((model / "processor_config.json").read_text())
         settings["image_processor"]["crop_size"] = {"height": 224, "width": 224}
         (model / "processor_config.json").write_text(json.dumps(settings))
-        with pytest.raises(
-            UserError, match=r"images of 224 x 224 pixels, but the model takes 48"
-        ):
+        with pytest.raises(UserError, match=r"images of 224 x 224 pixels, but the model takes 48"):
             InfluenceModel.from_pretrained(model)
 
     def test_processor_of_a_model_in_memory(self) -> None:
