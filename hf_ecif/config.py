@@ -33,6 +33,9 @@ RATE_OF_LAYERS = 1e-4  # of last_block and its like, and of what a regular expre
 
 
 Strategy = Literal["drop", "worst", "weight", "relabel"]  # of a cleaning
+RowFormat = Literal[  # of rows on disk
+    "saved", "parquet", "arrow", "csv", "json", "webdataset", "imagefolder", "sidecars"
+]
 SUGGEST_PROBABILITY = 0.7  # of being right, from which on a caption is suggested
 
 # Fields that version 0.1 wrote by another name.
@@ -71,6 +74,17 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def choices_of(hint: Any) -> tuple[Any, ...]:
+    """Values among which a field chooses, besides None; none of a field of another type.
+
+    >>> choices_of(Literal["a", "b"] | None), choices_of(int)
+    (('a', 'b'), ())
+    """
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return next((choices_of(one) for one in get_args(hint) if get_origin(one) is Literal), ())
+
+
 @dataclass(frozen=True)
 class Options:
     """Fields made by `option`, checked when they are set.
@@ -88,8 +102,8 @@ class Options:
                 raise UserError(f"{named}: must be at least {least:g}.")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{named}: must be finite.")
-            choices = get_args(hints[one.name])
-            if get_origin(hints[one.name]) is Literal and value not in choices:
+            choices = choices_of(hints[one.name])
+            if choices and value is not one.default and value not in choices:
                 raise UserError(f"{named}: must be one of {', '.join(choices)}.")
 
     @classmethod

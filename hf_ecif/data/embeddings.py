@@ -1,4 +1,4 @@
-"""Pairs that were embedded elsewhere: arrays of image and text embeddings, and captions beside them.
+"""Pairs that were embedded elsewhere: arrays of image and text embeddings, with their captions.
 
 A row names its embeddings by a reference, ``shards/0.npz#l14_img/17``: the array of its image, and
 the number of its row there. The array of the text is found by its name beside it. Arrays are mapped
@@ -38,7 +38,6 @@ LAYOUTS = (
 _REFERENCE = re.compile(r"(?P<file>.+\.np[yz])#(?:(?P<member>[^/#]+)/)?(?P<row>\d+)")
 _PLACEHOLDER = re.compile(r"row \d+")
 _IMAGES, _TEXTS = {"image", "images", "img", "imgs", "visual"}, {"text", "texts", "txt", "captions"}
-_KNOWN_CAPTIONS = ("text", "caption", "captions", "title", "alt_text", "TEXT")
 _OPEN_FILES = 8  # whose arrays are kept open, or in memory where they are compressed
 _BLOCK = 2**16  # rows of references written at a time
 
@@ -71,7 +70,15 @@ def is_embeddings(path: Path) -> bool:
     """Whether a file or a folder holds arrays of embeddings."""
     if path.is_file():
         return path.suffix in (".npz", ".npy")
-    return path.is_dir() and bool(_arrays_in(path))
+    return path.is_dir() and bool(files_of(path))
+
+
+def files_of(path: Path) -> list[Path]:
+    """Arrays that a file or a folder stands for, in the order of their rows."""
+    if path.is_dir():
+        found = [*path.glob("*.np[yz]"), *path.glob("*/*.np[yz]")]
+        return sorted(found, key=lambda file: _natural(file.as_posix()))
+    return sorted(_neighbours(path)) if path.suffix == ".npy" else [path]
 
 
 def load_embeddings(source: str, key: str | None = None) -> Dataset:
@@ -89,8 +96,8 @@ def load_embeddings(source: str, key: str | None = None) -> Dataset:
     """
     path = Path(source).expanduser()
     if not path.exists():
-        raise UserError(f"`embeddings={source!r}`: no such file or folder. {LAYOUTS}")
-    shards = list(_find_shards(path, source, key))
+        raise UserError(f"no such file or folder. {LAYOUTS}")
+    shards = list(_find_shards(path, key))
     schema = _schema(shards)
     file = scratch_file()
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
@@ -100,22 +107,21 @@ def load_embeddings(source: str, key: str | None = None) -> Dataset:
     return Dataset.from_file(str(file))
 
 
-def find_captions(dataset: Dataset) -> str:
-    """Name of the column of captions.
+def width_of(source: str, key: str | None = None) -> int:
+    """Size of the embeddings.
+
+    Args:
+        source: see `load_embeddings`.
+        key: likewise.
 
     Raises:
-        UserError: several columns of strings could be meant, and none has one of the usual names.
+        UserError: there are none.
     """
-    kinds = dataset.features.items()
-    texts = [name for name, kind in kinds if kind.dtype in ("string", "large_string")]
-    texts = [name for name in texts if name != COLUMN]
-    usual = next((name for name in _KNOWN_CAPTIONS if name in texts), None)
-    if usual is None and len(texts) != 1:
-        raise UserError(
-            f"It cannot be told which column holds the captions: {', '.join(texts) or 'none does'}."
-            " Give `text_column`."
-        )
-    return usual or texts[0]
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UserError(f"no such file or folder. {LAYOUTS}")
+    first = next(_find_shards(path, key))
+    return int(_open_pair(str(first.file), first.member)[0].shape[1])
 
 
 def read_vectors(references: Sequence[str]) -> tuple[Vectors, Vectors]:
@@ -154,8 +160,7 @@ def place_references(dataset: Dataset, source: str) -> Dataset:
         source: what `load_embeddings` read.
     """
     path = Path(source).expanduser()
-    files = [path] if path.is_file() else _arrays_in(path)
-    folders = {file.name: str(file) for file in files}
+    folders = {file.name: str(file) for file in files_of(path)}
 
     def place(batch: dict[str, list[str]]) -> dict[str, list[str]]:
         parted = (cell.partition("#") for cell in batch[COLUMN])
@@ -217,16 +222,14 @@ class _Shard:
             yield pa.table({CAPTIONS: [f"row {self.first + number}" for number in numbers]})
 
 
-def _find_shards(path: Path, source: str, key: str | None) -> Iterator[_Shard]:
-    arrays = [path] if path.is_file() else _arrays_in(path)
-    if path.is_file() and path.suffix == ".npy":
-        arrays = _neighbours(path)
+def _find_shards(path: Path, key: str | None) -> Iterator[_Shard]:
+    arrays = files_of(path)
     tables = _tables_of(path)
-    pairs = [*_pairs_in_archives(arrays, source, key), *_pairs_of_files(arrays, source, key)]
+    pairs = [*_pairs_in_archives(arrays, key), *_pairs_of_files(arrays, key)]
     if path.is_file() and path.suffix == ".npy":
         pairs = [pair for pair in pairs if pair[0] == path]
     if not pairs:
-        raise UserError(f"`embeddings={source!r}` has no arrays of images and texts. {LAYOUTS}")
+        raise UserError(f"there are no arrays of images and texts. {LAYOUTS}")
     first, width = 0, None
     for file, member in pairs:
         image, text = _open_pair(str(file), member)
@@ -248,6 +251,11 @@ def _find_shards(path: Path, source: str, key: str | None) -> Iterator[_Shard]:
             )
         width = image.shape[1]
         metadata = _metadata_of(file, tables, len(pairs))
+        if metadata is None and tables and path.is_dir():
+            raise UserError(
+                f"there is no table of the rows of {name}: it must be called like the array, or "
+                f"have its number. There are {', '.join(table.name for table in tables[:3])}."
+            )
         if metadata is not None and (count := pq.read_metadata(metadata).num_rows) != len(image):
             raise UserError(
                 f"{name} has {len(image):,} embeddings, but {metadata.name} has {count:,} rows. "
@@ -257,25 +265,21 @@ def _find_shards(path: Path, source: str, key: str | None) -> Iterator[_Shard]:
         first += len(image)
 
 
-def _pairs_in_archives(
-    files: Iterable[Path], source: str, key: str | None
-) -> Iterator[tuple[Path, str]]:
+def _pairs_in_archives(files: Iterable[Path], key: str | None) -> Iterator[tuple[Path, str]]:
     """Files with the name of their images' array."""
     for file in files:
         if file.suffix == ".npz":
             with zipfile.ZipFile(file) as archive:
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
-            yield file, _only(_matched(names), source, key, file.name)
+            yield file, _only(_matched(names), key, file.name)
 
 
-def _pairs_of_files(
-    files: Iterable[Path], source: str, key: str | None
-) -> Iterator[tuple[Path, None]]:
+def _pairs_of_files(files: Iterable[Path], key: str | None) -> Iterator[tuple[Path, None]]:
     by_name = {file.stem: file for file in files if file.suffix == ".npy"}
     matched = _matched(by_name)
     chosen = [n for rest, n in matched.items() if key is None or key in rest.split("_")]
     if matched and not chosen:
-        raise UserError(f"`embeddings_key={key}`: {source} has {', '.join(_names(matched))}.")
+        raise UserError(f"no embeddings {key!r}, but those of {', '.join(_names(matched))}.")
     yield from ((by_name[name], None) for name in sorted(chosen, key=_natural))
 
 
@@ -307,14 +311,14 @@ def _without(name: str, words: set[str]) -> str | None:
     return "_".join(rest) if len(rest) < len(parts) else None
 
 
-def _only(matched: dict[str, str], source: str, key: str | None, file: str) -> str:
+def _only(matched: dict[str, str], key: str | None, file: str) -> str:
     if not matched:
         raise UserError(f"{file} has no arrays of images and texts. {LAYOUTS}")
     chosen = [n for rest, n in matched.items() if key is None or key in rest.split("_")]
     if len(chosen) != 1:
         given = "several embeddings" if key is None else f"no embeddings {key!r}"
         raise UserError(
-            f"`embeddings={source!r}` has {given}. Give `embeddings_key`, one of: "
+            f"{file} has {given}. Give `embeddings_key`, or `config_name`, one of: "
             f"{', '.join(_names(matched))}."
         )
     return chosen[0]
@@ -322,11 +326,6 @@ def _only(matched: dict[str, str], source: str, key: str | None, file: str) -> s
 
 def _names(matched: dict[str, str]) -> list[str]:
     return sorted(rest or name for rest, name in matched.items())
-
-
-def _arrays_in(folder: Path) -> list[Path]:
-    found = [*folder.glob("*.np[yz]"), *folder.glob("*/*.np[yz]")]
-    return sorted(found, key=lambda file: _natural(file.as_posix()))
 
 
 def _neighbours(file: Path) -> list[Path]:

@@ -100,13 +100,36 @@ def image_bytes(image_cell: dict[str, Any] | str | None) -> bytes | None:
         return None
 
 
+def decode_base64(text: str) -> bytes | None:
+    """The image that a text is the base64 form of, also as a data URI; None if it is of none."""
+    _, _, body = text.rpartition(",") if text.startswith("data:") else ("", "", text)
+    try:
+        content = base64.b64decode("".join(body.split()), altchars=_altchars(body), validate=True)
+        _open_image(io.BytesIO(content))
+    except Exception:  # damaged headers make Pillow raise nearly anything
+        return None
+    return content
+
+
+def _altchars(body: str) -> bytes | None:
+    """Signs of the form that is safe in addresses, where a text has them."""
+    return b"-_" if "-" in body or "_" in body else None
+
+
 def image_hashes(dataset: Dataset, image_column: str) -> set[bytes]:
     """Hashes of the readable images, by which equal images of two data sets are found."""
     cells = dataset[image_column]
     if len(cells) and is_reference(cells[0]):
-        return {xxhash.xxh3_128_digest(vector.tobytes()) for vector in read_vectors(cells[:])[0]}
-    contents = (image_bytes(cell) for cell in cells)
+        contents = _embeddings_in(dataset, image_column)
+    else:
+        contents = (image_bytes(cell) for cell in cells)
     return {xxhash.xxh3_128_digest(content) for content in contents if content}
+
+
+def _embeddings_in(dataset: Dataset, column: str) -> Iterator[bytes | None]:
+    for batch in dataset.select_columns([column]).iter(batch_size=4096):
+        known = [cell for cell in batch[column] if is_reference(cell)]
+        yield from (vector.tobytes() for vector in read_vectors(known)[0])
 
 
 def fingerprint_rows(dataset: Dataset) -> str:
@@ -123,15 +146,23 @@ def fingerprint_rows(dataset: Dataset) -> str:
     digest = xxhash.xxh3_128(repr((dataset.num_rows, names)).encode())
     # Arrow batches, since rows in the usual format would be decoded.
     for batch in dataset.with_format("arrow").iter(batch_size=64):
-        for row in batch.to_pylist():
+        for row in _looked_up(batch.to_pylist()):
             for name in names:
                 value = image_bytes(row[name]) if name in images else row[name]
-                if is_reference(value):  # embeddings count by their numbers, too
-                    value = b"".join(side.tobytes() for side in read_vectors([value]))
                 content = value if isinstance(value, bytes) else repr(value).encode()
                 digest.update(len(content).to_bytes(8, "little"))
                 digest.update(content)
     return digest.hexdigest()
+
+
+def _looked_up(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the numbers of embeddings in place of references to them."""
+    for name in [name for name, value in rows[0].items() if is_reference(value)]:
+        known = [row for row in rows if is_reference(row[name])]
+        sides = read_vectors([row[name] for row in known])
+        for row, image, text in zip(known, *sides, strict=True):
+            row[name] = image.tobytes() + text.tobytes()
+    return rows
 
 
 def thumbnail(

@@ -1,4 +1,4 @@
-"""Rows whose embeddings were made elsewhere: looked up, where other rows are decoded and tokenised."""
+"""Rows whose embeddings were made elsewhere: looked up, and not decoded and tokenised."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class EmbeddedPreprocessor:
         """
         references = [_reference_of(cell) for cell in cells]
         known = [place for place, reference in enumerate(references) if reference is not None]
-        reasons = {place: "embedding missing" for place in range(len(cells))}
+        reasons = dict.fromkeys(range(len(cells)), "embedding missing")
         if not known:
             return None, None, [], reasons
         images, captions = read_vectors([str(references[place]) for place in known])
@@ -62,7 +62,9 @@ class EmbeddedPreprocessor:
         if not places:
             return None, None, [], reasons
         images, captions = images[good], captions[good]
-        features = Features(*({INPUT: torch.from_numpy(v).to(self.dtype)} for v in (captions, images)))
+        features = Features(
+            *({INPUT: torch.from_numpy(v).to(self.dtype)} for v in (captions, images))
+        )
         return features, _keys(images, captions, [str(texts[p]) for p in places]), places, reasons
 
 

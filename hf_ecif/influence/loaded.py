@@ -100,7 +100,7 @@ class LoadedModel:
 
     @property
     def reads_captions(self) -> bool:
-        """Whether new captions can be embedded; a model of embeddings has those of its rows alone."""
+        """Whether new captions can be embedded, as a model of embeddings cannot."""
         return not isinstance(self.processor, EmbeddingProcessor)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -7,6 +7,7 @@ the model that made the embeddings were followed by them. As given, embeddings a
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_ecif.errors import UserError
 
 MODEL_TYPE, INPUT = "hf_ecif_embeddings", "embeddings"
+_NAME = re.compile(r"embeddings:(?P<width>\d+):(?P<scale>[\d.e+-]+)")
 SCALE = 100.0  # of CLIP at the end of its training, where none is given
 
 
@@ -67,8 +69,8 @@ class EmbeddingProcessor:
         """Save nothing."""
 
 
-def embedding_model(width: int, logit_scale: float | None = None) -> EmbeddingModel:
-    """Model of embeddings of a width.
+def embedding_name(width: int, logit_scale: float | None = None) -> str:
+    """Name by which a model of embeddings is loaded, and stands in summaries.
 
     Args:
         width: size ``d`` of the embeddings.
@@ -76,8 +78,19 @@ def embedding_model(width: int, logit_scale: float | None = None) -> EmbeddingMo
 
     Raises:
         UserError: the scale is not positive.
+
+    >>> embedding_name(768)
+    'embeddings:768:100.0'
     """
-    scale = SCALE if logit_scale is None else logit_scale
+    scale = SCALE if logit_scale is None else float(logit_scale)
     if not scale > 0:
         raise UserError(f"`logit_scale={scale}`: must be positive, such as CLIP's 100.")
-    return EmbeddingModel(EmbeddingConfig(width=width, logit_scale=scale)).eval()
+    return f"embeddings:{width}:{scale}"
+
+
+def embedding_model(name: str) -> EmbeddingModel | None:
+    """Model of a name that `embedding_name` made; None of any other name."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    return EmbeddingModel(EmbeddingConfig(int(found["width"]), float(found["scale"]))).eval()

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import load_dataset
 
 from hf_ecif.data.embeddings import (
-    find_captions,
+    _open_pair,
     is_embeddings,
     is_reference,
     load_embeddings,
@@ -17,7 +18,7 @@ from hf_ecif.data.embeddings import (
 )
 from hf_ecif.data.images import fingerprint_rows, image_hashes, thumbnail
 from hf_ecif.data.parquet import write_shards
-from hf_ecif.data.schema import check_columns
+from hf_ecif.data.schema import check_columns, find_columns
 from hf_ecif.errors import UserError
 from tests.support.embeddings import (
     vectors,
@@ -36,7 +37,8 @@ def is_all(source: Path, key: str | None = None, captions: str = "caption {}") -
     images, texts = read_vectors(rows["embedding"][:])
     np.testing.assert_allclose(images, IMAGES, rtol=1e-3)
     np.testing.assert_allclose(texts, TEXTS, rtol=1e-3)
-    assert rows[find_captions(rows)][:] == [captions.format(row) for row in range(len(rows))]
+    caption = find_columns(rows)[1]
+    assert rows[caption][:] == [captions.format(row) for row in range(len(rows))]
     return is_embeddings(source)
 
 
@@ -51,7 +53,9 @@ class TestLayouts:
         images, texts = vectors(5, 4, seed=9)
         more = {"b32_img": images, "b32_txt": texts}
         folder = write_datacomp(tmp_path, SHARDS[:1], more=more)
-        with pytest.raises(UserError, match=r"several embeddings\. Give `embeddings_key`, .* b32, l"):
+        with pytest.raises(
+            UserError, match=r"several embeddings\. Give `embeddings_key`, .* b32, l"
+        ):
             load_embeddings(str(folder))
         with pytest.raises(UserError, match=r"no embeddings 'h14'.* one of: b32, l14"):
             load_embeddings(str(folder), "h14")
@@ -118,8 +122,6 @@ class TestLayouts:
         assert _resident() - before < 2**26
 
     def test_an_archive_is_mapped_where_it_lies(self, tmp_path: Path) -> None:
-        from hf_ecif.data.embeddings import _open_pair
-
         folder = write_datacomp(tmp_path, SHARDS[:1])
         for array in _open_pair(str(folder / "000.npz"), "l14_img"):
             assert isinstance(array, np.memmap)
@@ -129,7 +131,7 @@ class TestRefused:
     def test_nothing_there(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"no such file or folder\. Give an \.npz"):
             load_embeddings(str(tmp_path / "no"))
-        with pytest.raises(UserError, match="has no arrays of images and texts"):
+        with pytest.raises(UserError, match="there are no arrays of images and texts"):
             load_embeddings(str(tmp_path))
         np.savez(tmp_path / "a.npz", weights=IMAGES)
         with pytest.raises(UserError, match=r"a\.npz has no arrays of images and texts"):
@@ -202,8 +204,6 @@ class TestReferences:
         source = write_clip_retrieval(tmp_path / "private", SHARDS)
         rows = check_columns(load_embeddings(str(source)), "embedding", "caption")
         write_shards(rows, tmp_path / "out")
-        from datasets import load_dataset
-
         read = load_dataset("parquet", data_dir=str(tmp_path / "out"), split="train")
         assert read["embedding"][:2] == ["img_emb_0.npy#0", "img_emb_0.npy#1"]
         assert read["caption"][:] == rows["caption"][:]
@@ -224,5 +224,3 @@ def _resident() -> int:
     with open(f"/proc/{os.getpid()}/status") as status:
         (line,) = (line for line in status if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
-
-

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating[Any]]
 
 
-def vectors(rows: int, width: int = 8, seed: int = 0, dtype: str = "float32") -> tuple[Array, Array]:
+def vectors(
+    rows: int, width: int = 8, seed: int = 0, dtype: str = "float32"
+) -> tuple[Array, Array]:
     """Embeddings of images, and of texts near them."""
     random = np.random.default_rng(seed)
     images = random.normal(size=(rows, width))
