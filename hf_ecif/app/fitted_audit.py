@@ -270,7 +270,6 @@ def _prepare(folder: str) -> Prepared:
         split=summary.split,
         config_name=reading.config,
         image_column=summary.columns.image,
-        processor=summary.processor,
         text_column=reading.text or summary.columns.text,
         template=reading.template,
         limit=reading.limit,
@@ -280,6 +279,7 @@ def _prepare(folder: str) -> Prepared:
         query_config=query.config,
         query_image_column=columns.image if columns else None,
         query_text_column=columns.text if columns else None,
+        processor=summary.processor,
     )
     opened = open_sources(sources, config)
     if len(opened.dataset) != summary.rows:

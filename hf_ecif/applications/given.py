@@ -74,8 +74,9 @@ def open_given(
     _check_model(model, processor, config)
     asked = Sources(
         model=_model_name(model),
-        dataset=_row_name(dataset),
         processor=str(processor) if isinstance(processor, str | Path) else None,
+        dataset=_row_name(dataset),
+        query=None if query is None else _row_name(query),
         **options,
     )
     most = max_rows if asked.limit is None else min(max_rows, asked.limit)

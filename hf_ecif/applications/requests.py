@@ -14,6 +14,8 @@ from typing import Literal
 from hf_ecif.config import (
     SUGGEST_PROBABILITY,
     DetectionConfig,
+    ExportedRows,
+    ExportFormat,
     Options,
     RowFormat,
     Strategy,
@@ -88,12 +90,14 @@ class Sources(DataOptions):
         help="Which embeddings, where there are those of several models: l14 of l14_img and "
         "l14_txt.",
         is_advanced=True,
+        needs="embeddings",
     )
     logit_scale: float | None = option(
         None,
         help="Inverse temperature of the model that made the embeddings. If not given, 100, as of "
         "CLIP.",
         is_advanced=True,
+        needs="embeddings",
     )
     query: str | None = option(
         None,
@@ -101,17 +105,22 @@ class Sources(DataOptions):
         "by. Chosen from the data if not given.",
     )
     query_split: str | None = option(
-        None, help="Split of the query. If not given, validation, or the only one."
+        None,
+        help="Split of the query. If not given, validation, or the only one.",
+        needs="query",
     )
     query_config: str | None = option(
-        None, help="Configuration of the query, where there are several."
+        None, help="Configuration of the query, where there are several.", needs="query"
     )
     query_image_column: str | None = option(
         None,
         help="Column of the query's images. If not given, that of the data, or the one of that "
         "type.",
+        needs="query",
     )
-    query_text_column: str | None = option(None, help="Column of the query's captions; likewise.")
+    query_text_column: str | None = option(
+        None, help="Column of the query's captions; likewise.", needs="query"
+    )
     processor: str | None = option(
         None,
         help="Folder or Hub id of the processor, where none lies beside the model: that of the "
@@ -130,8 +139,6 @@ class Sources(DataOptions):
                 )
             if self.embeddings is None and not value and name != "processor":
                 raise UserError(f"`{name}` is missing. Give it, or `embeddings` of the pairs.")
-        if self.embeddings is None and self.logit_scale is not None:
-            raise UserError("`logit_scale` is of `embeddings`: a model has its own.")
 
     @property
     def columns(self) -> tuple[str, str]:
@@ -154,6 +161,11 @@ class AuditOptions(Options):
         None,
         help="Boolean column of verdicts: true of rows known to be right, false of wrong ones, "
         "null of all others. The detection builds on it.",
+    )
+    verdicts: Path | None = option(
+        None,
+        help="A sheet of `hf-ecif calibrate OUT --sample`, filled in: a person's verdicts on these "
+        "rows. The detection builds on them, as on a `verified_column`.",
     )
     group_column: str | None = option(
         None,
@@ -244,19 +256,23 @@ class ValueRequest(Sources):
         "added: those to buy or to label.",
     )
     candidates_split: str | None = option(
-        None, help="Split of the candidates. If not given, train, or the only one."
+        None,
+        help="Split of the candidates. If not given, train, or the only one.",
+        needs="candidates",
     )
     curves: bool = option(
         False,
         help="Check the ranking: remove 5-30 % of the pairs, the most harmful first, the most "
         "valuable first and at random, and refit.",
     )
-    repeats: int = option(3, help="Refits of each point of a curve.", at_least=1)
+    repeats: int = option(3, help="Refits of each point of a curve.", at_least=1, needs="curves")
     test: str | None = option(
-        None, help="Held-out pairs that curves are judged by; the query if not given."
+        None,
+        help="Held-out pairs that curves are judged by; the query if not given.",
+        needs="curves",
     )
     test_split: str | None = option(
-        None, help="Split of the held-out pairs. If not given, test, or the only one."
+        None, help="Split of the held-out pairs. If not given, test, or the only one.", needs="test"
     )
     leverage: bool = option(
         False,
@@ -280,7 +296,7 @@ class RemoveRequest(Sources):
         None, help="Further pairs to measure the models on, beside the query."
     )
     test_split: str | None = option(
-        None, help="Split of the test. If not given, test, or the only one."
+        None, help="Split of the test. If not given, test, or the only one.", needs="test"
     )
     steps: int = option(
         2, help="Newton steps, each with fresh curvature.", at_least=1, is_advanced=True
@@ -352,9 +368,9 @@ class CleanRequest(Options):
         "and classifies these.",
     )
     test_split: str | None = option(
-        None, help="Split of the test. If not given, test, or the only one."
+        None, help="Split of the test. If not given, test, or the only one.", needs="test"
     )
-    repeats: int = option(3, help="Fine-tunings of each kind, averaged.", at_least=1)
+    repeats: int = option(3, help="Fine-tunings of each kind, averaged.", at_least=1, needs="test")
     model: str | None = option(
         None, help="What is fine-tuned; the audited model if not given.", is_advanced=True
     )
@@ -388,3 +404,31 @@ class CalibrateRequest(Options):
     confidence: float = option(0.9, help="Confidence with which the precision is promised.")
     overwrite: bool = option(False, help="Calibrate the audit in place, or draw another sheet.")
     seed: int = option(0, help="Seed of the sample.", at_least=0, is_advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest(Options):
+    """Which rows of an audit leave it, and in which format."""
+
+    audit: Path = option(help="Folder of an audit, or of what `clean` wrote.", is_argument=True)
+    to: ExportFormat = option(
+        help="parquet-ids, scores without images; uids, DataComp's array; keys, a list for each "
+        "tar; webdataset, tars; label-studio, tasks to judge; fiftyone; lightly; or cleanlab, a "
+        "table of issues."
+    )
+    output: Path = option(help="New folder for the files.")
+    rows: ExportedRows = option(
+        "usual",
+        help="all, kept, removed, flagged, or the sample that `hf-ecif calibrate` drew, without "
+        "verdicts. If not given, the kept ones as uids, keys and webdataset; the sample, if there "
+        "is one, or the flagged ones as label-studio; and else all.",
+    )
+    id_column: str | None = option(
+        None, help="Column of uids; if not given, uid, by itself or in the json of a tar."
+    )
+    repeats: int = option(
+        0,
+        help="Write every row as often as this times its ecif_weight, rounded; of what `clean` "
+        "wrote with `strategy=weight`, as parquet-ids, uids, keys or webdataset.",
+        at_least=0,
+    )

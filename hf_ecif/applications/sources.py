@@ -303,9 +303,9 @@ def resolve_embeddings(sources: Sources) -> Sources:
         embeddings_key=None,
         logit_scale=None,
         config_name=key or sources.config_name,
-        query_config=key or sources.query_config,
+        query_config=key if sources.query else None,
         image_column=EMBEDDING,
-        query_image_column=EMBEDDING,
+        query_image_column=EMBEDDING if sources.query else None,
     )
 
 

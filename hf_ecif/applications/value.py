@@ -25,6 +25,7 @@ from hf_ecif.applications.sources import (
     open_sources,
 )
 from hf_ecif.applications.valuation import (
+    WHOLE,
     Additions,
     Curve,
     Valuation,
@@ -261,9 +262,15 @@ def _read_slices(column: str | None, opened: Opened) -> list[str | None] | None:
     if column is None:
         return None
     try:
-        return read_groups(opened.query_rows, column, "slice_column")
+        names = read_groups(opened.query_rows, column, "slice_column")
     except UserError as error:
         raise UserError(str(error).replace("the data set", "the query")) from error
+    if WHOLE in names:
+        raise UserError(
+            f"`slice_column={column!r}` has a slice called {WHOLE!r}, as the whole query is. "
+            "Rename it."
+        )
+    return names
 
 
 def _analyse(

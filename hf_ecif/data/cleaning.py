@@ -126,8 +126,7 @@ def clean(
     """
     _check(scored, strategy, share, text_column, findings)
     decided, remove_found = _by_findings(scored, findings)
-    names = text_column, name_column
-    cleaned, remove = _by_strategy(scored, strategy, share, names, ~decided)
+    cleaned, remove = _by_strategy(scored, strategy, share, text_column, name_column, ~decided)
     return _part(_name_findings(cleaned, remove_found), np.where(decided, remove_found, remove))
 
 
@@ -135,7 +134,8 @@ def _by_strategy(
     scored: Dataset,
     strategy: Strategy,
     share: float | None,
-    columns: tuple[str, str | None],
+    text_column: str,
+    name_column: str | None,
     among: Bools,
 ) -> tuple[Dataset, Bools]:
     """The rows as the strategy leaves them, and which of those that it decides on go."""
@@ -146,7 +146,6 @@ def _by_strategy(
     flags = _column(scored, "ecif_flag")
     suspicious = np.array([flag is None or flag for flag in flags], dtype=bool)
     if strategy == "relabel":
-        text_column, name_column = columns
         has_other = np.array([text is not None for text in _column(scored, "ecif_suggested_text")])
         relabelled = np.array([flag is True for flag in flags], dtype=bool) & has_other & among
         if name_column in scored.column_names and name_column != text_column:

@@ -44,7 +44,8 @@ def explode(rows: Dataset, column: str) -> Dataset:
     flat = _repeat(rows.with_format(None), numbers)
     flat = replace_column(flat, column, texts, rows.features[column].feature)
     flat = replace_column(flat, ROW + column, numbers, Value("int64"))
-    return replace_column(flat, PLACE + column, places, Value("int32"))
+    flat = replace_column(flat, PLACE + column, places, Value("int32"))
+    return flat.select_columns(_in_order(rows, flat))
 
 
 def fold(rows: Dataset) -> Dataset:
@@ -66,7 +67,7 @@ def fold(rows: Dataset) -> Dataset:
             values, ends, missing = _captions(values, bounds, places)
         lists = pa.ListArray.from_arrays(pa.array(ends), values, mask=missing)
         folded = replace_column(folded, name, lists, List(rows.features[name]))
-    return folded
+    return folded.select_columns(rows.column_names)
 
 
 def unfold(rows: Dataset) -> Dataset:
@@ -87,7 +88,7 @@ def unfold(rows: Dataset) -> Dataset:
             captions = iter(values.to_pylist())
             values = [None if place in (None, EMPTY) else next(captions) for place in places]
         flat = replace_column(flat, name, values, rows.features[name].feature)
-    return flat
+    return flat.select_columns(rows.column_names)
 
 
 def count_pairs_of(files: Iterable[Path]) -> int:
@@ -139,13 +140,17 @@ def _captions(
     """Captions without those that stand for none, where each list begins, and which are null."""
     real = np.array([place is not None and place >= 0 for place in places], dtype=bool)
     ends = np.concatenate([[0], np.cumsum(real)])[bounds].astype(np.int32)
-    missing = pa.array([places[start] is None for start in bounds[:-1]])
+    missing = pa.array([places[start] is None for start in bounds[:-1]], type=pa.bool_())
     return values.filter(pa.array(real)), ends, missing
+
+
+def _in_order(rows: Dataset, changed: Dataset) -> list[str]:
+    """Columns in their order before, which adding columns does not keep, and then the new ones."""
+    return [*rows.column_names, *(c for c in changed.column_names if c not in rows.column_names)]
 
 
 def _repeat(rows: Dataset, numbers: Sequence[int] | np.ndarray[Any, Any]) -> Dataset:
     """Rows by their numbers, on disk as often as they occur."""
-    chosen = rows.select(numbers)
-    if rows.column_names and len(chosen):
-        return chosen.flatten_indices(cache_file_name=str(scratch_file()))
-    return chosen
+    if not len(numbers):  # `datasets` would go on to count the rows that were not chosen
+        return Dataset.from_dict({name: [] for name in rows.column_names}, features=rows.features)
+    return rows.select(numbers).flatten_indices(cache_file_name=str(scratch_file(".arrow")))

@@ -27,7 +27,10 @@ from hf_ecif.utils.files import scratch_file
 from hf_ecif.utils.hub_errors import explain_hub_error
 
 _T = TypeVar("_T")
-_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_CANNOT_WRITE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.EEXIST, errno.ENOTDIR),  # a file where a folder should be
+)
 
 
 class Source(NamedTuple):
@@ -237,8 +240,8 @@ def _cannot_write(error: BaseException) -> bool:
     """Whether the cache of `datasets` is read-only or full."""
     if not isinstance(error, OSError) or error.errno not in _CANNOT_WRITE:
         return False
-    cache_folder = str(Path(datasets.config.HF_DATASETS_CACHE).expanduser())
-    return error.errno == errno.ENOSPC or cache_folder in str(error.filename or cache_folder)
+    folder = str(Path(datasets.config.HF_DATASETS_CACHE).expanduser())
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or str(error.filename).startswith(folder)
 
 
 def _explain_cache(source: str, error: BaseException) -> str:

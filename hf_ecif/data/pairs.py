@@ -161,8 +161,7 @@ def _lift_struct(rows: Dataset, head: str, name: str) -> Dataset:
         deeper = [one for one in parts.column_names if name.startswith(f"{one}.")]
         if not deeper or not isinstance(parts.features[deeper[0]], dict):
             return rows
-        parts = parts.select_columns(deeper[:1])
-        parts = parts.flatten(max_depth=1)
+        parts = parts.select_columns(deeper[:1]).flatten(max_depth=2)  # by one level
     return concatenate_datasets([rows.with_format(None), parts.select_columns([name])], axis=1)
 
 

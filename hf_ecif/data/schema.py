@@ -8,13 +8,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 from datasets import (
+    Audio,
     ClassLabel,
     Dataset,
     Features,
     Image,
     IterableDataset,
+    LargeList,
     List,
     Value,
+    Video,
     concatenate_datasets,
 )
 from numpy.typing import NDArray
@@ -27,7 +30,10 @@ from hf_ecif.errors import UserError
 from hf_ecif.utils.files import scratch_file
 
 # Columns that are meant where several could be, the likeliest first.
-USUAL = {"image": ("image", "jpg", EMBEDDING), "text": ("text", "caption", "captions", "txt")}
+USUAL = {
+    "image": ("image", "jpg", "img", "picture", "photo", EMBEDDING),
+    "text": ("text", "caption", "captions", "txt", "sentence", "sentences", "title", "prompt"),
+}
 NO_CAPTIONS = ("__key__", "__url__", "json", "file_name")  # that are text, but nobody's caption
 _ADDRESS = re.compile(r"(https?|s3|gs|ftp)://", re.IGNORECASE)
 _LOOKED_AT = 32  # cells from which it is told what a column of strings holds
@@ -196,7 +202,7 @@ def _from_base64(dataset: AnyDataset, column: str) -> AnyDataset:
         batched=True,
         batch_size=64,
         features=Features(**{column: kind}),
-        cache_file_name=str(scratch_file()),
+        cache_file_name=str(scratch_file(".arrow")),
     )
     rest = dataset.remove_columns(column)
     joined = concatenate_datasets([rest, alone], axis=1) if rest.column_names else alone
@@ -236,6 +242,24 @@ def is_influence_column(name: str) -> bool:
     if name == CAPTION or name.startswith((ROW, PLACE)):
         return False
     return name.startswith("ecif_") or name in OTHER_NAMES
+
+
+def is_plain(feature: Any) -> bool:
+    """Whether a column holds numbers, booleans or strings."""
+    return isinstance(feature, Value) and not feature.dtype.endswith("binary")
+
+
+def holds_media(feature: Any) -> bool:
+    """Whether a column holds images, sounds, videos or bytes, at any depth."""
+    if isinstance(feature, dict):
+        return any(map(holds_media, feature.values()))
+    if isinstance(feature, list):
+        return any(map(holds_media, feature))
+    if isinstance(feature, List | LargeList):
+        return holds_media(feature.feature)
+    if isinstance(feature, Value):
+        return "binary" in feature.dtype
+    return isinstance(feature, Image | Audio | Video)
 
 
 def read_flags(dataset: Dataset, column: str, option: str, meaning: str) -> NDArray[np.bool_]:

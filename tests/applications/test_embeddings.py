@@ -21,7 +21,17 @@ from tests.support.embeddings import vectors, write_datacomp
 CONFIG = InfluenceConfig(fit_epochs=1, probes=2, partitions=2, batch_size=32)
 QUICK = DetectionConfig(injections=1)
 ROWS = 60
-OPTIONS = "--fit-epochs 1 --probes 2 --partitions 2 --batch-size 32 --quiet".split()
+OPTIONS = [
+    "--fit-epochs",
+    "1",
+    "--probes",
+    "2",
+    "--partitions",
+    "2",
+    "--batch-size",
+    "32",
+    "--quiet",
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +45,7 @@ def pairs() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def folder(
-    model: InfluenceModel, pairs: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def folder(model: InfluenceModel, pairs: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's embeddings as DataComp keeps them, in two shards, and others as a query."""
     root = tmp_path_factory.mktemp("embedded")
     for name, rows in (("train", range(ROWS)), ("query", range(ROWS, 2 * ROWS))):

@@ -184,7 +184,7 @@ class TestNoNetwork:
         with caplog.at_level(logging.WARNING):
             assert load_rows(f"{REPO}@v1", "train")["text"][:] == before
         said = [
-            record.message for record in caplog.records if record.name == "hf_ecif.data.loading"
+            record.message for record in caplog.records if record.name == "hf_ecif.data.readers.hub"
         ]
         assert len(said) == 1
         assert "Looking for a copy from an earlier run" in said[0]

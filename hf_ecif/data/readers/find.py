@@ -23,6 +23,7 @@ from hf_ecif.data.readers.saved import is_saved, open_saved
 from hf_ecif.data.readers.sidecars import PICTURES, has_sidecars, open_sidecars
 from hf_ecif.data.readers.splits import Splits, Tables
 from hf_ecif.data.readers.tables import csv_options, loader_of
+from hf_ecif.data.readers.webdataset import require_whole
 from hf_ecif.errors import UserError
 from hf_ecif.utils.hub_paths import parse_hub_path
 
@@ -136,8 +137,10 @@ def _build(kind: str, files: Sequence[Path], root: Path) -> Splits:
         raise UserError(f"`format={kind}` is of folders. Name the folder.")
     if kind == "csv":
         return _open_csv(files, root)
-    bases = _bases(files, root)
-    return build_files(kind, files, root, bases=() if kind == "webdataset" else bases)
+    if kind == "webdataset":
+        require_whole(files)
+        return build_files(kind, files, root)
+    return build_files(kind, files, root, bases=_bases(files, root))
 
 
 def _open_csv(files: Sequence[Path], root: Path) -> Tables:

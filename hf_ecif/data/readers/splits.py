@@ -168,9 +168,10 @@ def cut(split: str, opened: Mapping[str, Dataset]) -> Dataset:
     if split in opened:
         return opened[split]
     _named(split, list(opened))
+    sizes = {name: len(rows) for name, rows in opened.items()}
     parts = [
-        opened[one.splitname].select(range(one.from_, one.to))
-        for one in _ranges(split, {name: len(rows) for name, rows in opened.items()})
+        opened[one.splitname].select(range(one.from_, one.to) if one.from_ < one.to else [])
+        for one in _ranges(split, sizes)
     ]
     rows = _joined(split, parts)
     _require_rows(split, len(rows))

@@ -19,6 +19,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from datasets import Features, Image, SplitGenerator, Value
@@ -93,6 +94,17 @@ class Shards(WebDataset):
                 ", ".join(others),
             )
             self._warn_of_others = lambda row: None  # type: ignore[method-assign]
+
+
+def require_whole(tars: Iterable[Path]) -> None:
+    """Refuse tars that end within a block: what reads them would take them for whole.
+
+    Raises:
+        UserError: there is one.
+    """
+    for tar in tars:
+        if tar.suffix.lower() == ".tar" and tar.stat().st_size % tarfile.BLOCKSIZE:
+            raise UserError(f"the tar {tar} is damaged: its end is missing. Get it again.")
 
 
 def _rows_of(tar: str, files: Iterable[tuple[str, Any]]) -> Iterator[Row]:
