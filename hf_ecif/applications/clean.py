@@ -15,6 +15,7 @@ from hf_ecif.applications.sources import PairLike, read_named
 from hf_ecif.config import InfluenceConfig, Strategy
 from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.cleaning import BEFORE, WEIGHT, CleanResult, clean
+from hf_ecif.data.embeddings import place_references
 from hf_ecif.data.findings import read_kinds
 from hf_ecif.data.images import image_hashes
 from hf_ecif.data.loading import load_rows
@@ -73,6 +74,8 @@ def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Clea
     audit, scored, summary = _open_audit(request.audit)
     text_column = request.text_column or (summary.columns.text if summary else "text")
     name_column = summary.reading.text if summary else None
+    if request.test and summary and summary.reading.format == "embeddings":
+        scored = place_references(scored, summary.dataset)
     results = _clean_by_all(scored, request, text_column, name_column)
     comparison = None
     if request.test:
@@ -213,7 +216,9 @@ def compare_cleanings(
             "needs. Give the folder of the audit, as hf-ecif audit wrote it."
         )
     columns = summary.columns.image, text_column
-    test_given = read_named("test", request.test, request.test_split, usual="test")
+    embedded = summary.reading.format == "embeddings"
+    key = summary.reading.config if embedded else None
+    test_given = read_named("test", request.test, request.test_split, usual="test", config=key)
     test_set = _like(summary, text_column).make(test_given).rows
     config = InfluenceConfig.from_dict(summary.config, "summary.json")
     model = InfluenceModel.from_pretrained(

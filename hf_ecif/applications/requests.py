@@ -21,9 +21,15 @@ from hf_ecif.config import (
     Strategy,
     option,
 )
+from hf_ecif.errors import UserError
 
 OVERWRITE = "Replace an earlier run in OUTPUT."
 RESUME = "Go on with an interrupted run in OUTPUT, where it was."
+
+DATASET = (
+    "Pairs: a folder or a file (parquet, csv, JSON lines, tars, pictures with their captions "
+    "beside them, what save_to_disk wrote), shards/{00000..00012}.tar, or a Hub id."
+)
 
 ErrorKind = Literal["retrieval-text", "retrieval-image", "zero-shot"]
 
@@ -32,10 +38,7 @@ ErrorKind = Literal["retrieval-text", "retrieval-image", "zero-shot"]
 class DataOptions(Options):
     """The rows that a command works on."""
 
-    dataset: str = option(
-        help="Pairs: a folder or a file (parquet, csv, JSON lines, tars, pictures with their "
-        "captions beside them, what save_to_disk wrote), shards/{00000..00012}.tar, or a Hub id."
-    )
+    dataset: str = option(help=DATASET)
     split: str | None = option(
         None,
         help="Split of the data, also train[:10%] or train+test. If not given, train, or the only "
@@ -72,7 +75,30 @@ class DataOptions(Options):
 class Sources(DataOptions):
     """Sources of model, data and query."""
 
-    model: str = option(help="Folder of a saved CLIP-like model, or a Hub id.")
+    model: str = option(
+        "", help="Folder of a saved CLIP-like model, or a Hub id. Required without `embeddings`."
+    )
+    dataset: str = option("", help=f"{DATASET} Required without `embeddings`.")
+    embeddings: str | None = option(
+        None,
+        help="Embeddings of pairs in place of a model and pictures: an .npz file, or a folder as "
+        "DataComp or clip-retrieval writes it, with tables of captions beside the arrays. The "
+        "query and a test are of the same form.",
+    )
+    embeddings_key: str | None = option(
+        None,
+        help="Which embeddings, where there are those of several models: l14 of l14_img and "
+        "l14_txt.",
+        is_advanced=True,
+        needs="embeddings",
+    )
+    logit_scale: float | None = option(
+        None,
+        help="Inverse temperature of the model that made the embeddings. If not given, 100, as of "
+        "CLIP.",
+        is_advanced=True,
+        needs="embeddings",
+    )
     query: str | None = option(
         None,
         help="Clean pairs like those that the model is for. Their loss is what a pair is judged "
@@ -101,6 +127,18 @@ class Sources(DataOptions):
         "model it was trained from.",
         is_advanced=True,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = {name: getattr(self, name) for name in ("model", "dataset", "processor")}
+        for name, value in given.items():
+            if self.embeddings is not None and value:
+                raise UserError(
+                    f"`{name}` and `embeddings` are given, which take the place of model and data. "
+                    "Leave one of them out."
+                )
+            if self.embeddings is None and not value and name != "processor":
+                raise UserError(f"`{name}` is missing. Give it, or `embeddings` of the pairs.")
 
     @property
     def columns(self) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_ecif.engine.features import Features
+from hf_ecif.errors import UserError
 from hf_ecif.influence.rows import BLANK, Preprocessor
 
 if TYPE_CHECKING:
@@ -58,7 +59,16 @@ def leave_out(text: str, span: Span) -> str:
 
 
 def embed_captions(model: LoadedModel, captions: list[str]) -> Tensor:
-    """Normalised text embeddings ``(V, d)`` of the model as given."""
+    """Normalised text embeddings ``(V, d)`` of the model as given.
+
+    Raises:
+        UserError: the model is one of embeddings, which reads no captions.
+    """
+    if not model.reads_captions:
+        raise UserError(
+            "New captions cannot be compared with embeddings alone, since the model that made them "
+            "is not here: leave out `vocabulary`, or audit the pictures with the model."
+        )
     encoder = model.encoder
     preprocess = Preprocessor(encoder, model.processor, lambda: iter([captions]))
     # The towers want an image; one does for all.
