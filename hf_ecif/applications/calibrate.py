@@ -59,7 +59,7 @@ from hf_ecif.detection.detect import LEAST_THRESHOLD
 from hf_ecif.errors import UserError
 from hf_ecif.reports.audit import write_report
 from hf_ecif.utils.files import PARTIAL, aside, read_json, write_json
-from hf_ecif.utils.formatting import Bools, Floats
+from hf_ecif.utils.formatting import Bools, Floats, share
 
 SHEET, DESIGN = "sheet", "sample.json"  # in the audit's folder `calibration`
 FEWEST = 10  # verdicts to calibrate by
@@ -283,11 +283,11 @@ def _count(verdicts: Mapping[int, Verdict], strata: list[Stratum]) -> VerdictCou
 def _describe(
     counts: VerdictCounts, before: Quality, after: Quality, curve: Curve, made: Promise | None
 ) -> CalibrationFacts:
-    def share(one: Estimate) -> ShareFacts:
+    def facts(one: Estimate) -> ShareFacts:
         return ShareFacts(**asdict(one))
 
     def quality(one: Quality) -> QualityFacts:
-        return QualityFacts(precision=share(one.precision), recall=share(one.recall))
+        return QualityFacts(precision=facts(one.precision), recall=facts(one.recall))
 
     asked = None
     if made is not None:
@@ -300,7 +300,7 @@ def _describe(
     return CalibrationFacts(
         level=LEVEL,
         verdicts=counts,
-        noise_rate=share(after.noise_rate),
+        noise_rate=facts(after.noise_rate),
         before=quality(before),
         after=quality(after),
         curve=CurveOfProbability(**asdict(curve)),
@@ -319,11 +319,11 @@ def _warnings(counts: VerdictCounts, asked: PromiseFacts | None) -> Iterator[str
     if asked is not None and not asked.holds:
         needed = verdicts_needed(asked.precision, asked.confidence)
         yield (
-            f"That {asked.precision:.0%} of the flagged rows are wrong cannot be promised with "
-            f"{asked.confidence:.0%} confidence, so only rows that were judged wrong are flagged. "
-            f"It takes at least {needed} verdicts on flagged rows, all of them wrong. Judge more "
+            f"That {share(asked.precision)} of the flagged rows are wrong cannot be promised with "
+            f"{share(asked.confidence)} confidence, so only rows that were judged wrong are "
+            f"flagged. It takes at least {needed} verdicts on flagged rows, all of them wrong. Judge more "
             f"(`sample={2 * (needed + 4)}`), or promise less: of the rows that the audit flags, "
-            f"{asked.supported:.0%} are wrong with this confidence."
+            f"{share(asked.supported)} are wrong with this confidence."
         )
 
 

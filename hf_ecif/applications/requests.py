@@ -242,11 +242,20 @@ class CleanRequest(Options):
     output: Path | None = option(None, help="New folder for kept/ and removed/.")
     test: str | None = option(
         None,
-        help="Data that nothing was decided by: neither audited nor the query. The audited model "
-        "is fine-tuned on the rows before and after, with as many steps for each, and retrieves "
-        "and classifies these.",
+        help="Held-out rows: neither audited nor the query. The audited model is fine-tuned on the "
+        "rows before and after, with as many steps for each, and tested on these.",
     )
     test_split: str = option("test", help="Split of the test.")
+    class_column: str | None = option(
+        None,
+        help="Column of the test that names the class of an image, for zero-shot accuracy. Without "
+        "it, retrieval alone is tested.",
+    )
+    class_template: list[str] | None = option(
+        None,
+        help="Prompt for a class, {} for its name; 'a photo of a {}' if not given. Give it again "
+        "for more prompts, whose embeddings are averaged.",
+    )
     repeats: int = option(3, help="Fine-tunings of each kind, averaged.", at_least=1)
     model: str | None = option(
         None, help="What is fine-tuned; the audited model if not given.", is_advanced=True

@@ -24,6 +24,7 @@ from hf_ecif import metrics
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.loaded import AnyRows
+from hf_ecif.utils.formatting import share
 from hf_ecif.utils.progress import ProgressFactory, silent
 from hf_ecif.utils.seeds import derive, stream
 
@@ -47,6 +48,8 @@ class Validation:
         ceiling: `spearman` expected of a perfect prediction; None without repeats.
         slope: slope of actual on predicted changes; one if their size is right.
         sign_agreement: share of the pairs of subsets whose order is predicted correctly.
+        signs_right: share of the subsets whose effect, help or harm, is predicted correctly; None
+            where all true changes have one sign, so that any constant guess is right.
         seconds: time of one retraining.
     """
 
@@ -59,6 +62,7 @@ class Validation:
     ceiling: float | None
     slope: float
     sign_agreement: float
+    signs_right: float | None
     seconds: float
 
     @property
@@ -76,16 +80,24 @@ class Validation:
         if reached < UNDECIDED[0] and self.high / ceiling > UNDECIDED[1]:
             return "These are too few subsets to tell: try more `subsets`."
         if reached >= 0.8:
-            return "The scores predict retrainings on these data."
+            return f"The scores predict the order of retrainings on these data{self._on_signs}."
         if reached >= 0.5:
-            return "The scores predict well which removals help or hurt on these data."
+            return f"The scores predict much of the order of retrainings on these data{self._on_signs}."
         if reached > 0:
-            return "The scores point the right way on these data, but do not measure."
+            return f"The scores point the right way on these data{self._on_signs}."
         return (
             "The scores do not predict retrainings on these data: use them to find candidates, "
             "not to predict. A larger query may help, a gentler fit (`fit_learning_rate`), or the "
             "unrolled response, if this was the stationary one."
         )
+
+    @property
+    def _on_signs(self) -> str:
+        """What is known about help and harm, after a verdict on the order."""
+        if self.signs_right is not None:
+            return f", and tell help from harm in {share(self.signs_right)} of them"
+        side = "hurt" if self.actual[0] > 0 else "helped"
+        return f"; all removals {side}, so whether they tell help from harm is not known"
 
 
 def validate(
@@ -116,7 +128,7 @@ def validate(
     scores = influence.scores().task
     if not 0 < math.ceil(removed_share * count) <= count - 2:
         raise UserError(
-            f"Without {removed_share:.1%} of the {count} rows, fewer than two are left to train "
+            f"Without {share(removed_share)} of the {count} rows, fewer than two are left to train "
             "on: give a smaller `removed_share`, or more rows."
         )
     gone = torch.stack(
@@ -150,6 +162,7 @@ def compare(predicted: Floats, actual: Floats, removed_share: float, seconds: fl
     centred = predicted - predicted.mean()
     first, second = np.triu_indices(len(mean), 1)
     order = (predicted[first] - predicted[second]) * (mean[first] - mean[second])
+    has_both = bool((mean > 0).any() and (mean < 0).any())
     return Validation(
         removed_share=removed_share,
         predicted=predicted.tolist(),
@@ -160,6 +173,7 @@ def compare(predicted: Floats, actual: Floats, removed_share: float, seconds: fl
         ceiling=found["noise_ceiling"],
         slope=float(centred @ (mean - mean.mean()) / (centred @ centred)),
         sign_agreement=float((order > 0).mean()),
+        signs_right=float((predicted * mean > 0).mean()) if has_both else None,
         seconds=seconds,
     )
 

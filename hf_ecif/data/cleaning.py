@@ -13,6 +13,7 @@ from hf_ecif.config import Strategy
 from hf_ecif.data.columns import set_column
 from hf_ecif.data.schema import require_text
 from hf_ecif.errors import UserError
+from hf_ecif.utils import formatting
 
 Bools = NDArray[np.bool_]
 
@@ -169,7 +170,8 @@ def _mark_worst(scored: Dataset, share: float) -> tuple[Dataset, Bools]:
     reasons = _column(scored, "ecif_reason")
     for row in worst.tolist():
         reasons[row] = reasons[row] or (
-            f"among the worst {share:.3g} of the rows, at {probability[row]:.0%}; not flagged"
+            f"among the worst {formatting.share(share)} of the rows, at "
+            f"{formatting.share(probability[row])}; not flagged"
         )
     return set_column(scored, "ecif_reason", reasons), remove
 

@@ -11,8 +11,8 @@ import datasets
 import numpy as np
 
 from hf_ecif.data.images import thumbnail
-from hf_ecif.data.summary import Summary
-from hf_ecif.utils.formatting import Bools, Floats, mark, readable_exponent, shorten
+from hf_ecif.data.summary import Columns, Summary
+from hf_ecif.utils.formatting import Bools, Floats, mark, readable_exponent, share, shorten
 
 CAPTION_LENGTH = 280
 REASON_LENGTH = 700
@@ -116,6 +116,28 @@ class ScoredRows:
         # By way of int8, because Arrow has no direct way from a boolean to a double.
         column = column.cast("int8") if column.type == "bool" else column
         return np.asarray(column.cast("double").to_numpy(), dtype=np.float64)
+
+
+def show_row(cells: dict[str, Any], columns: Columns) -> Shown:
+    """A row that is not numbered, for a strip of pictures."""
+    picture, problem = thumbnail(cells[columns.image])
+    probability = cells.get("ecif_noise_probability")
+    return Shown(
+        thumbnail=picture,
+        problem=problem,
+        marked=mark(str(cells[columns.text] or ""), _spans(cells), CAPTION_LENGTH),
+        note="" if probability is None else f"{share(probability)} misaligned",
+    )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row as a strip of pictures shows it; ``note`` is a figure below its caption."""
+
+    thumbnail: str | None
+    problem: str | None
+    marked: list[tuple[str, bool]]
+    note: str
 
 
 def _spans(cells: dict[str, Any]) -> list[tuple[int, int]]:

@@ -162,7 +162,7 @@ def validation_scatter(predicted: Floats, actual: Floats, caption: str) -> Figur
         actual: changes by retraining.
         caption: text above the plot.
     """
-    figure, axes = _blank_figure(height=4.2)
+    figure, axes = _blank_figure(height=3.4)
     axes.scatter(predicted, actual, s=22, color=KEPT, alpha=0.8, linewidths=0)
     slope, offset = np.polyfit(predicted, actual, 1)
     ends = np.array([predicted.min(), predicted.max()])

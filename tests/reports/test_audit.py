@@ -335,7 +335,7 @@ def test_table_of_groups(tmp_path: Path, count: int) -> None:
     assert "By the column language" in text
     assert "the other 7 rows are judged by those of all data" in text
     for number in range(count):
-        assert f"<i>{number}</i> 80 25.0 % 41.0 % 17 3" in text
+        assert f"<i>{number}</i> 80 25 % 41 % 17 3" in text
     assert ("Show 10 more" in text) == (count == 40)
     assert "Group by group" not in Page(render(make_scored(5), tmp_path)).text
 
@@ -373,11 +373,11 @@ def test_one_row_and_one_constant_score(tmp_path: Path) -> None:
 def test_what_a_rate_is_worth_is_told(tmp_path: Path) -> None:
     noise = {"rate": 0.195, "threshold": 0.5, "interval": [0.15, 0.24]}
     page = Page(render(make_scored(5), tmp_path, format_version=2, noise=noise))
-    assert "Estimated noise 19.5 % 15.0 % to 24.0 %; 0 borderline" in page.text
-    assert "About 19.5 % (15.0 % to 24.0 %) of the 5 pairs look misaligned" in page.text
+    assert "Estimated noise 19.5 % 15 % to 24 %; 0 borderline" in page.text
+    assert "About 19.5 % (15 % to 24 %) of the 5 pairs look misaligned" in page.text
     page = Page(render(make_scored(5), tmp_path, noise=noise | {"rate_is_bound": True}))
-    assert "Estimated noise 19.5 % at most 24.0 %; 0 borderline" in page.text
-    assert "About 19.5 % (at most 24.0 %) of the 5 pairs look misaligned" in page.text
+    assert "Estimated noise 19.5 % at most 24 %; 0 borderline" in page.text
+    assert "About 19.5 % (at most 24 %) of the 5 pairs look misaligned" in page.text
     reason = "the model cannot tell right from wrong here."
     page = Page(render(make_scored(5, flagged=2.0), tmp_path, noise=noise | {"abstains": reason}))
     assert "Nothing is flagged: the model cannot tell right from wrong here." in page.text
