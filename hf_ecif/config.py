@@ -162,6 +162,11 @@ class InfluenceConfig(Config):
 
     Raises:
         UserError: a value is out of its range.
+
+    Example:
+        >>> from hf_ecif import InfluenceConfig
+        >>> InfluenceConfig(parameters="last_block", probes=4).learning_rate
+        0.0001
     """
 
     parameters: str = option(
@@ -330,6 +335,11 @@ class DetectionConfig(Config):
 
     Raises:
         UserError: a value is out of its range.
+
+    Example:
+        >>> from hf_ecif import DetectionConfig
+        >>> DetectionConfig(injected_share=0.2).injected_share
+        0.2
     """
 
     injections: int = option(

@@ -321,8 +321,8 @@ def _warnings(counts: VerdictCounts, asked: PromiseFacts | None) -> Iterator[str
         yield (
             f"That {share(asked.precision)} of the flagged rows are wrong cannot be promised with "
             f"{share(asked.confidence)} confidence, so only rows that were judged wrong are "
-            f"flagged. It takes at least {needed} verdicts on flagged rows, all of them wrong. Judge more "
-            f"(`sample={2 * (needed + 4)}`), or promise less: of the rows that the audit flags, "
+            f"flagged. It takes at least {needed} verdicts on flagged rows, all of them wrong. Judge "
+            f"more (`sample={2 * (needed + 4)}`), or promise less: of the rows that the audit flags, "
             f"{share(asked.supported)} are wrong with this confidence."
         )
 

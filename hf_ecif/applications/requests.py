@@ -37,6 +37,12 @@ class Sources(Options):
     query_split: str = option("validation", help="Split of the query.")
     image_column: str = option("image", help="Column of the images.")
     text_column: str = option("text", help="Column of the captions.")
+    processor: str | None = option(
+        None,
+        help="Folder or Hub id of the processor, where none lies beside the model: that of the "
+        "model it was trained from.",
+        is_advanced=True,
+    )
 
     @property
     def columns(self) -> tuple[str, str]:
@@ -238,6 +244,12 @@ class CleanRequest(Options):
     beside: tuple[Strategy, ...] = ()
     share: float | None = option(
         None, help="Share of the scored rows, between 0 and 1, that `strategy=worst` drops."
+    )
+    findings: list[str] | None = option(
+        None,
+        help="Kinds of findings to drop, separated by commas: rows with these are removed, flagged "
+        "or not, and those with another finding stay, but for rows that a person has judged. "
+        "'none' keeps them all. If not given, rows with a finding go where they are flagged.",
     )
     output: Path | None = option(None, help="New folder for kept/ and removed/.")
     test: str | None = option(

@@ -52,6 +52,18 @@ class Audit:
         dataset: all rows in their order, with influence columns; everything else is unchanged.
         summary: results in figures, and how they were computed.
         traced: traced errors of the query, or their folder; None if none were traced.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> audit = hf_ecif.audit(demo.model, pairs, demo.query, config=quick)
+        >>> cleaned = audit.clean()
+        >>> len(cleaned.kept) + len(cleaned.removed)
+        60
+        >>> audit.report().html[:15]
+        '<!DOCTYPE html>'
     """
 
     dataset: Dataset
@@ -167,6 +179,16 @@ class Cleaned(CleanResult):
         audit: audit of the rows.
         strategy: strategy by which they were split.
         share: share of removed rows, for ``worst``.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> audit = hf_ecif.audit(demo.model, pairs, demo.query, config=quick)
+        >>> cleaned = audit.clean("worst", share=0.1)
+        >>> len(cleaned.kept), len(cleaned.removed)
+        (54, 6)
     """
 
     audit: Audit
@@ -256,6 +278,18 @@ def load_audit(folder: str | Path) -> Audit:
 
     Raises:
         UserError: there is no audit, or its rows do not match its summary.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> audit = hf_ecif.audit(demo.model, pairs, demo.query, config=quick)
+        >>> from tempfile import mkdtemp
+        >>> folder = mkdtemp()
+        >>> audit.save(folder)
+        >>> hf_ecif.load_audit(folder).summary.flagged == audit.summary.flagged
+        True
     """
     place = AuditFolder(Path(folder).expanduser())
     summary = place.read_summary()

@@ -31,6 +31,11 @@ from hf_ecif.utils.seeds import derive, stream
 Floats = NDArray[np.float64]
 # An interval that contains both does not show whether the scores are worth anything.
 UNDECIDED = (0.3, 0.8)
+WORTH = {  # by how much of the ceiling the lower end of the interval reaches at least
+    0.8: "predict the order of retrainings",
+    0.5: "predict much of the order of retrainings",
+    0.0: "point the right way",
+}
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,9 @@ class Validation:
         reached = self.low / ceiling
         if reached < UNDECIDED[0] and self.high / ceiling > UNDECIDED[1]:
             return "These are too few subsets to tell: try more `subsets`."
-        if reached >= 0.8:
-            return f"The scores predict the order of retrainings on these data{self._on_signs}."
-        if reached >= 0.5:
-            return f"The scores predict much of the order of retrainings on these data{self._on_signs}."
-        if reached > 0:
-            return f"The scores point the right way on these data{self._on_signs}."
+        for least, what in WORTH.items():
+            if reached > least:
+                return f"The scores {what} on these data{self._on_signs}."
         return (
             "The scores do not predict retrainings on these data: use them to find candidates, "
             "not to predict. A larger query may help, a gentler fit (`fit_learning_rate`), or the "
@@ -121,6 +123,16 @@ def validate(
 
     Raises:
         UserError: a subset would have fewer than two rows.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> model = hf_ecif.InfluenceModel.from_pretrained(demo.model)
+        >>> influence = model.fit(pairs, demo.query)
+        >>> found = hf_ecif.validate(influence, demo.query, subsets=4, repeats=1)
+        >>> -1 <= found.spearman <= 1
+        True
     """
     seed, count = influence.config.seed, len(influence.rows)
     asked = influence.model.rows(query)

@@ -134,6 +134,14 @@ def value(
 
     Raises:
         UserError: an argument cannot be used.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> valued = hf_ecif.value(demo.model, pairs, demo.query, slice_column="category")
+        >>> "ecif_score" in valued.column_names
+        True
     """
     if config is None and not isinstance(model, InfluenceModel):
         config = InfluenceConfig(response="unrolled")

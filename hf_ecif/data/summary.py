@@ -154,6 +154,7 @@ class Provenance(Record):
     """Where the figures of a run come from: what every summary has.
 
     Attributes:
+        processor: where the model's processor is from, if it does not lie beside the model.
         rows: of the data.
         scored: those that could be read.
         unreadable: those that could not.
@@ -164,6 +165,7 @@ class Provenance(Record):
 
     format_version: int = FORMAT
     model: str
+    processor: str | None = None
     dataset: str
     split: str
     columns: Columns
@@ -370,6 +372,7 @@ class CleaningFacts(Record):
     Attributes:
         audit: its folder.
         counts: rows by what became of them, as `CleanResult.counts` has them.
+        findings: removed rows by their finding.
         expected_right: how many of the captions that were replaced are right now, by their
             probabilities; None where that is not known.
         comparison: of models fine-tuned on the rows before and after.
@@ -379,6 +382,7 @@ class CleaningFacts(Record):
     strategy: str
     share: float | None = None
     counts: dict[str, int]
+    findings: dict[str, int] = {}
     expected_right: float | None = None
     comparison: ComparisonFacts | None = None
 
@@ -497,6 +501,15 @@ class Summary(Provenance):
         fingerprints: hashes of the model, the data, the query and the config.
         seconds: by stage.
         about: a sentence on what was audited.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> audit = hf_ecif.audit(demo.model, pairs, demo.query, config=quick)
+        >>> audit.summary.rows == audit.summary.kept + audit.summary.removed
+        True
     """
 
     flagged: int

@@ -90,7 +90,7 @@ def zero_shot_accuracy(model: LoadedModel, theta: Tensor, rows: Rows, classes: C
 
 
 def freeze_captions(model: LoadedModel, captions: list[str]) -> Iterator[Features]:
-    """Captions at the frozen boundary, in micro-batches; each with one image, which says nothing."""
+    """Captions at the frozen boundary, in micro-batches, each with an image that says nothing."""
     encoder = model.encoder
     preprocess = Preprocessor(encoder, model.processor, lambda: iter([captions]))
     image = preprocess([BLANK]).image  # the towers want one, which does for all

@@ -99,6 +99,7 @@ def cleaning_lines(
     comparison: ComparisonFacts | None,
     output: Path | None,
     expected_right: float | None = None,
+    findings: Mapping[str, int] | None = None,
 ) -> Iterator[Shown]:
     """Lines on a cleaning: rows by outcome, and the gains of models.
 
@@ -108,8 +109,12 @@ def cleaning_lines(
         comparison: comparison of models fine-tuned before and after.
         output: folder of the written rows.
         expected_right: how many of the new captions are right, where that is known.
+        findings: rows that the first strategy removed by their finding.
     """
     yield _counts(audit, counts)
+    if findings:
+        by_kind = ", ".join(f"{kind} {count:,}" for kind, count in findings.items())
+        yield f"Removed rows with a finding: {by_kind}."
     relabelled = sum(one.get("relabelled", 0) for one in counts.values())
     if relabelled and expected_right is not None:
         yield f"Of {relabelled:,} new captions, about {expected_right:,.0f} should be right."
@@ -150,8 +155,8 @@ def calibration_lines(summary: Summary, output: Path) -> Iterator[Shown]:
     made = found.promise
     if made and made.holds:
         yield (
-            f"With {share(made.confidence)} confidence, at least {share(made.precision)} of the flagged "
-            "rows are wrong."
+            f"With {share(made.confidence)} confidence, at least {share(made.precision)} of the "
+            "flagged rows are wrong."
         )
     yield (
         f"{summary.flagged:,} rows are flagged, {summary.kept:,} kept and {summary.removed:,} "

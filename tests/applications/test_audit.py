@@ -16,6 +16,7 @@ from datasets import Dataset, Image, Value, load_dataset
 from PIL import Image as PILImage
 
 from hf_ecif.applications.audit import AuditRequest, run_audit
+from hf_ecif.applications.audit_summary import _warn_of_groups
 from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.data.columns import COLUMNS, WRONG_WORDS
 from hf_ecif.data.summary import Summary
@@ -229,6 +230,17 @@ def test_summary_counts_what_is_in_the_files(
     assert summary.noise.verified.to_dict() == {"right": 30, "wrong": 0}  # half of the query
     assert not summary.noise.rate_is_bound
     assert summary.config == CONFIG.to_dict() | ONCE.to_dict()
+
+
+def test_a_group_that_is_flagged_beyond_chance_is_named(summary: Summary) -> None:
+    group = summary.groups.table[0]
+    often = group.replace(group="latin", rows=100, flagged=60)
+    rest = group.replace(group="greek", rows=1000, flagged=50)
+    groups = summary.groups.replace(table=[often, rest])
+    told = [*_warn_of_groups(summary.replace(groups=groups, scored=1100, flagged=110))]
+    assert [("latin (60 of 100)" in text, "greek" in text) for text in told] == [(True, False)]
+    alike = summary.groups.replace(table=[often.replace(flagged=6), rest])
+    assert not [*_warn_of_groups(summary.replace(groups=alike, scored=1100, flagged=56))]
 
 
 def test_groups_in_the_summary_are_those_of_the_files(summary: Summary, scored: Dataset) -> None:

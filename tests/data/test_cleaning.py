@@ -51,6 +51,62 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
 
 
+def with_findings(flags: list, kinds: list, chances: list) -> Dataset:
+    rows = scored(flags, ["flagged" if flag else None for flag in flags])
+    rows = rows.add_column("ecif_finding", kinds, feature=Value("string"))
+    return rows.add_column("ecif_noise_probability", chances, feature=Value("float32"))
+
+
+class TestFindings:
+    """Of six rows: right, wrong, a placeholder, and three stock phrases, two of them judged."""
+
+    ROWS = (
+        [False, True, True, False, True, False],
+        [None, None, "placeholder_image", *["stock_phrase"] * 3],
+        [0.1, 0.9, 0.95, 0.5, 1.0, 0.0],
+    )
+
+    @pytest.mark.parametrize(
+        ("findings", "removed"),
+        [
+            (None, ["1", "2", "4"]),
+            ((), ["1", "4"]),
+            (("stock_phrase",), ["1", "3", "4"]),
+            (("placeholder_image", "stock_phrase"), ["1", "2", "3", "4"]),
+        ],
+    )
+    def test_they_decide_on_their_rows_but_not_on_verdicts(self, findings, removed):
+        result = clean(with_findings(*self.ROWS), findings=findings)
+        assert result.removed["text"][:] == removed
+        assert sorted(result.kept["text"][:] + removed) == list("012345")
+        assert all(result.removed["ecif_reason"][:])
+
+    def test_removed_rows_are_counted_by_finding(self):
+        result = clean(with_findings(*self.ROWS), findings=("stock_phrase",))
+        assert result.removed_findings() == {"stock_phrase": 2}
+        assert result.counts()["removed_not_flagged"] == 1
+        reason = result.removed["ecif_reason"][1]
+        assert "nothing in common" in reason
+        assert "not flagged" in reason
+
+    def test_other_strategies_leave_them_alone(self):
+        rows = with_findings(*self.ROWS)
+        rows = rows.add_column("ecif_suggested_text", [None, "new", "new", *[None] * 3])
+        rows = rows.add_column("ecif_score", [0.0] * 6)
+        relabelled = clean(rows, "relabel", findings=("placeholder_image",))
+        assert relabelled.removed["text"][:] == ["2", "4"]
+        assert relabelled.kept["text"][:] == ["0", "new", "3", "5"]
+        worst = clean(rows, "worst", share=0.5, findings=())
+        assert worst.removed["text"][:] == [
+            "1",
+            "4",
+        ]  # half of the four without a finding or judged
+
+    def test_none_without_their_column(self):
+        with pytest.raises(UserError, match="'ecif_finding'"):
+            clean(scored([False], [None]), findings=())
+
+
 class TestClean:
     def test_flagged_and_unscored_rows_are_removed(self):
         result = clean(scored([False, True, None, False], [None, "harmful", "image missing", None]))

@@ -16,7 +16,7 @@ from hf_ecif.engine.towers import PIXELS
 from hf_ecif.errors import UserError
 from hf_ecif.influence import rows as features_module
 from hf_ecif.influence.rows import Chain, Preprocessor, Rows, read_rows, require_rows
-from hf_ecif.influence.saving import load_model
+from hf_ecif.models.load import load_model
 from tests.support import DEMO
 from tests.support.families import build
 
