@@ -55,6 +55,7 @@ def audit(
     config: InfluenceConfig | None = None,
     truth_column: str | None = None,
     verified_column: str | None = None,
+    verdicts: str | Path | None = None,
     group_column: str | None = None,
     vocabulary: str | Path | Sequence[str] | None = None,
     suggest: bool = True,
@@ -85,6 +86,8 @@ def audit(
             alone, to tell how much it found.
         verified_column: boolean, true of rows that are known to be right, false of wrong ones, null
             of all others. The detection builds on it.
+        verdicts: a sheet of `hf-ecif calibrate`, filled in: a person's verdicts on these rows. The
+            detection builds on them, too.
         group_column: of names, a language for instance. Groups of fifty rows or more get a noise
             rate and a threshold of their own.
         vocabulary: captions to suggest, or a file with one on each line. Those of rows that are
@@ -122,6 +125,7 @@ def audit(
     options = AuditOptions(
         truth_column=truth_column,
         verified_column=verified_column,
+        verdicts=Path(verdicts).expanduser() if verdicts is not None else None,
         group_column=group_column,
         vocabulary=Path(vocabulary) if isinstance(vocabulary, str) else vocabulary,
         suggest=suggest,

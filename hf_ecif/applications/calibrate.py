@@ -348,7 +348,7 @@ def _write(
             rate=facts.noise_rate.value,
             threshold=threshold,
             borderline=0,
-            interval=None,
+            interval=(facts.noise_rate.low, facts.noise_rate.high),
             rate_is_bound=False,
             abstains=None,
             verified=verified,

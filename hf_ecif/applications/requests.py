@@ -64,6 +64,11 @@ class AuditOptions(Options):
         help="Boolean column of verdicts: true of rows known to be right, false of wrong ones, "
         "null of all others. The detection builds on it.",
     )
+    verdicts: Path | None = option(
+        None,
+        help="A sheet of `hf-ecif calibrate OUT --sample`, filled in: a person's verdicts on these "
+        "rows. The detection builds on them, as on a `verified_column`.",
+    )
     group_column: str | None = option(
         None,
         help="Column of names, a language for instance. Groups of 50 rows or more get a noise "

@@ -1,5 +1,6 @@
 """A whole audit of 150 rows of the demo, some of them damaged on purpose."""
 
+import csv
 import io
 import struct
 import zlib
@@ -355,6 +356,29 @@ def test_a_column_of_verdicts_is_built_on(small: Callable[..., Summary], folder:
     scored = read(folder / "verdicts" / "out" / "scored")
     assert scored["ecif_noise_probability"][:8] == [0.0] * 6 + [1.0] * 2
     assert scored["ecif_flag"][:8] == [False] * 6 + [True] * 2
+
+
+def test_a_sheet_of_verdicts_is_built_on(
+    small: Callable[..., Summary], folder: Path, before: Dataset, tmp_path: Path
+) -> None:
+    captions = before["text"][60:85]
+    verdicts = ["wrong", "right", "", "cannot tell", "right"]
+
+    def sheet(name: str, *captions: str) -> Path:
+        lines = zip(range(5), verdicts, captions, strict=True)
+        path = tmp_path / name
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([["row", "verdict", "caption"], *lines])
+        return path
+
+    summary = small("sheet", options={"verdicts": sheet("own.csv", *captions[:5])})
+    assert summary.noise.verified.to_dict() == {"right": 2, "wrong": 1}
+    scored = read(folder / "sheet" / "out" / "scored")
+    assert [scored["ecif_noise_probability"][row] for row in (0, 1, 4)] == [1.0, 0.0, 0.0]
+    assert scored["ecif_flag"][:2] == [True, False]
+    with pytest.raises(UserError, match="record 1: .* belong to other data"):
+        small("other", options={"verdicts": sheet("other.csv", "no", *captions[1:5])})
 
 
 def test_verdicts_for_all_rows_leave_none_to_judge(small: Callable[..., Summary]) -> None:
