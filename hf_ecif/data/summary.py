@@ -248,8 +248,8 @@ class Noise(Record):
         rate: estimated share of the readable rows.
         threshold: of the probability, above which a row is flagged.
         borderline: rows whose error reaches across it.
-        interval: of the rate, at 95 % confidence, or at that of the calibration where there is one; None
-            where it is not known.
+        interval: of the rate, at 95 % confidence, or at that of the calibration where there is
+            one; None where it is not known.
         rate_is_bound: whether no row is known to be right, so that only the upper end of the
             interval is to be relied on.
         abstains: why nothing is flagged, where the model cannot tell right from wrong.
