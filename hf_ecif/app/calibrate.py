@@ -127,8 +127,9 @@ def build(session: Session, limits: Limits, tab: gr.Tab) -> None:
                     0.99,
                     0.9,
                     step=0.01,
-                    label="Share of the flags that is wrong pairs, at least",
+                    label="At least this share of the flagged pairs is misaligned",
                     buttons=[],
+                    visible=False,
                     elem_id="judge-precision",
                 )
             output = gr.Textbox(
@@ -148,6 +149,7 @@ def build(session: Session, limits: Limits, tab: gr.Tab) -> None:
     pairs.select(take_verdicts, kept, kept, show_progress="hidden", trigger_mode="multiple")
     moved = [*begun, kept.change, promised.change, precision.change]
     gr.on(moved, tell, asked, said, **REDRAW)
+    promised.change(lambda on: gr.Slider(visible=on), promised, precision, show_progress="hidden")
     save.click(save_sheet, [*chosen, kept], save)
     given.upload(read_sheet, [session.folder, person, given, kept], [kept, applied]).then(
         show_pairs, [*chosen, kept], pairs

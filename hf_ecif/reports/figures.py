@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy.stats import beta
 
-from hf_ecif.utils.formatting import Bools, Floats, number, superscript
+from hf_ecif.utils.formatting import Bools, Floats, number, share, superscript
 
 INK, MUTED, RULE, KEPT, FLAGGED = "#1d2329", "#5c6671", "#e1ddd3", "#4a7a96", "#c1501b"
 
@@ -33,7 +33,7 @@ CURVE_STYLES: tuple[dict[str, Any], ...] = (
 
 
 def probability_histogram(probability: Floats, flag: Bools, threshold: float | None) -> Figure:
-    """Histogram of the detector's probabilities, with its threshold.
+    """Histogram of the detector's probabilities on a logarithmic scale, with its threshold.
 
     Args:
         probability: probability of being misaligned, for each scored pair.
@@ -42,6 +42,12 @@ def probability_histogram(probability: Floats, flag: Bools, threshold: float | N
     """
     figure, axes = _blank_figure()
     _stacked(axes, probability, flag, np.linspace(0.0, 1.0, 41))
+    # A few flagged pairs are to be seen beside many kept ones; a bar of one pair has a height.
+    axes.set_yscale("log")
+    axes.set_ylim(0.5)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(int(value))))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(10))
     axes.set_xlim(0.0, 1.0)
     axes.set_xlabel("probability of being misaligned")
     axes.set_ylabel("pairs")
@@ -49,7 +55,7 @@ def probability_histogram(probability: Floats, flag: Bools, threshold: float | N
         axes.axvline(threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
         side, gap = ("right", -6) if threshold > 0.75 else ("left", 6)
         axes.annotate(
-            f"threshold {number(threshold)}",
+            f"threshold {share(threshold)}",
             (threshold, 0.96),
             xytext=(gap, 0),
             textcoords="offset points",

@@ -18,10 +18,10 @@ from hf_ecif.utils.formatting import number, shorten
 Numbers = NDArray[np.int64]
 GROUPS, EXAMPLES = 3, 6  # shown of a finding, and of one of its groups
 LABEL_LENGTH = 60
-KEEP_FIRST = (
-    "scored.filter(lambda group, row: group in (None, row),\n"
-    '              input_columns="ecif_duplicate_group", with_indices=True)'
-)
+KEEP_FIRST = """\
+scored = load_dataset("OUT/scored", split="train")
+first = scored.filter(lambda group, row: group in (None, row),
+                      input_columns="ecif_duplicate_group", with_indices=True)"""
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,14 @@ class Step:
 
     @property
     def lines(self) -> str:
-        """The command; a long one with an option a line, as a shell takes it."""
-        command = self.command or ""
-        return command if len(command) <= WIDTH else command.replace(" --", " \\\n  --")
+        """The command, a long one on several lines, as a shell takes them."""
+        first, *options = (self.command or "").split(" --")
+        lines = [first]
+        for option in options:
+            if len(lines[-1]) + len(option) + 3 > WIDTH:
+                lines.append(" ")
+            lines[-1] += f" --{option}"
+        return " \\\n".join(lines)
 
 
 def after_audit(summary: Summary) -> Iterator[Step]:
