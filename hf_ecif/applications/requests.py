@@ -124,9 +124,9 @@ class TraceRequest(Sources):
     output: Path = option(help="New folder for the results.")
     errors: ErrorKind = option(
         "retrieval-text",
-        help="Which errors of the query: retrieval-text (captions that find another image than "
-        "their own), retrieval-image (images that find another caption), or zero-shot (images of "
-        "another class; the captions are the classes).",
+        help="Which errors of the query: retrieval-text (captions that retrieve the wrong "
+        "image), retrieval-image (images that retrieve the wrong caption), or zero-shot (images "
+        "that are given the wrong class; the captions are the classes).",
     )
     rows: list[int] | None = option(
         None, help="A row of the query to trace, right or wrong; give it again for more rows."
@@ -201,7 +201,7 @@ class ValidateRequest(Sources):
 
     output: Path = option(help="New folder for the results.")
     subsets: int = option(64, help="Random subsets to retrain on.", at_least=4)
-    removed_share: float = option(0.5, help="Share of the rows that each subset goes without.")
+    removed_share: float = option(0.5, help="Share of the rows that is left out of each subset.")
     repeats: int = option(2, help="Retrainings of each subset, averaged.", at_least=1)
 
 

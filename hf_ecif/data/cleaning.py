@@ -32,7 +32,7 @@ UNTRAINED, BEFORE = "not fine-tuned", "all rows"  # versions that every cleaning
 NEEDED = {
     "worst": ("ecif_noise_probability", "ecif_score"),
     "weight": ("ecif_noise_probability",),
-    "relabel": ("ecif_suggested_text",),
+    "relabel": ("ecif_suggested_text", SUGGESTED_PROBABILITY),
 }
 
 
@@ -139,7 +139,13 @@ def _by_strategy(
     flags = _column(scored, "ecif_flag")
     suspicious = np.array([flag is None or flag for flag in flags], dtype=bool)
     if strategy == "relabel":
-        has_other = np.array([text is not None for text in _column(scored, "ecif_suggested_text")])
+        # A caption of which it is not known how likely it is right, is no suggestion.
+        both = zip(
+            _column(scored, "ecif_suggested_text"),
+            _column(scored, SUGGESTED_PROBABILITY),
+            strict=True,
+        )
+        has_other = np.array([None not in pair for pair in both], dtype=bool)
         relabelled = np.array([flag is True for flag in flags], dtype=bool) & has_other & among
         return _relabel(scored, relabelled, text_column), suspicious & ~relabelled
     return scored, suspicious

@@ -54,17 +54,6 @@ class ScoredRows:
         """Exponent of the unit in which a page states scores."""
         return readable_exponent(self.score[self.readable])
 
-    @cached_property
-    def order_of_groups(self) -> Floats:
-        """A key that keeps duplicate groups together, those with the most probable noise first."""
-        here = np.flatnonzero(np.isfinite(self.duplicate))
-        _, group = np.unique(self.duplicate[here], return_inverse=True)
-        worst = np.zeros(len(here))
-        np.fmax.at(worst, group, self.probability[here])  # null where none is given
-        key = np.full(len(self.duplicate), np.nan)
-        key[here] = np.lexsort((group, -worst[group])).argsort()
-        return key
-
     @property
     def unreadable_rows(self) -> list[int]:
         return [int(row) for row in np.flatnonzero(~self.readable)]

@@ -16,7 +16,7 @@ from hf_ecif.data.summary import Summary
 from hf_ecif.utils.formatting import number, shorten
 
 Numbers = NDArray[np.int64]
-GROUPS, EXAMPLES = 3, 6  # shown of a finding, and of one of its groups
+GROUPS, EXAMPLES = 4, 6  # shown of a finding, and of one of its groups
 LABEL_LENGTH = 60
 KEEP_FIRST = """\
 scored = load_dataset("OUT/scored", split="train")
