@@ -98,7 +98,9 @@ class TestResult:
 
     def test_words(self, audit: Audit) -> None:
         head, *notes = repr(audit).splitlines()
-        assert head.startswith(f"Audit({ROWS} rows, {audit.summary.flagged} flagged, estimated noise ")
+        assert head.startswith(
+            f"Audit({ROWS} rows, {audit.summary.flagged} flagged, estimated noise "
+        )
         assert [note.strip() for note in notes] == audit.summary.warnings
         shown = audit._repr_html_()
         assert "<table>" in shown
