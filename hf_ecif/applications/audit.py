@@ -112,8 +112,15 @@ def audit(
         UserError: something given cannot be used; it says what, and what to do.
 
     Example:
-        >>> audit = hf_ecif.audit("openai/clip-vit-base-patch32", pairs)  # doctest: +SKIP
-        >>> audit.dataset.filter(lambda row: row["ecif_flag"])  # doctest: +SKIP
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> audit = hf_ecif.audit(demo.model, pairs, demo.query, config=quick)
+        >>> audit.dataset.num_rows
+        60
+        >>> audit.dataset.filter(lambda row: row["ecif_flag"]).column_names[:2]
+        ['image', 'text']
     """
     options = AuditOptions(
         truth_column=truth_column,

@@ -211,7 +211,9 @@ def compare_cleanings(
     columns = summary.columns.image, text_column
     test_set = _open_test(request.test, request.test_split, columns)
     config = InfluenceConfig.from_dict(summary.config, "summary.json")
-    model = InfluenceModel.from_pretrained(request.model or summary.model, config)
+    model = InfluenceModel.from_pretrained(
+        request.model or summary.model, config, processor=summary.processor
+    )
 
     def read(name: str, dataset: Dataset) -> Rows:
         return model.read(dataset, *columns, progress(f"Read {name}", len(dataset)))

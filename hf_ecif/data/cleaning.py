@@ -110,6 +110,16 @@ def clean(
     Raises:
         UserError: If a column is missing, the data have been cleaned already, the share is none,
             or a row would be removed without a reason.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> audit = hf_ecif.audit(demo.model, pairs, demo.query, config=quick)
+        >>> parts = hf_ecif.clean(audit.dataset, "weight")
+        >>> len(parts.kept), "ecif_weight" in parts.kept.column_names
+        (60, True)
     """
     _check(scored, strategy, share, text_column, findings)
     decided, remove_found = _by_findings(scored, findings)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_ecif.data.cleaning import BEFORE
+from hf_ecif.data.exports.rows import Exported
 from hf_ecif.data.summary import (
     ComparisonFacts,
     RemovalSummary,
@@ -97,6 +98,16 @@ def audit_lines(summary: Summary, output: Path) -> Iterator[Shown]:
         )
     yield from map(Warned, summary.warnings)
     yield Place("Report", output / "report.html")
+
+
+def export_lines(exported: Exported, output: Path) -> Iterator[Shown]:
+    """Lines on the rows that were written, and on how to open them."""
+    yield f"{exported.rows:,} rows in {', '.join(exported.files[:NAMED])}" + (
+        "." if len(exported.files) <= NAMED else f" and {len(exported.files) - NAMED:,} more."
+    )
+    yield from exported.notes
+    yield f"Open: {exported.opens}"
+    yield Place("Folder", output)
 
 
 def cleaning_lines(

@@ -17,6 +17,7 @@ from datasets import Dataset, Image, Value, load_dataset
 from PIL import Image as PILImage
 
 from hf_ecif.applications.audit import AuditRequest, run_audit
+from hf_ecif.applications.audit_summary import _warn_of_groups
 from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.data.columns import COLUMNS, WRONG_WORDS
 from hf_ecif.data.summary import Summary
@@ -232,6 +233,17 @@ def test_summary_counts_what_is_in_the_files(
     assert summary.config == CONFIG.to_dict() | ONCE.to_dict()
 
 
+def test_a_group_that_is_flagged_beyond_chance_is_named(summary: Summary) -> None:
+    group = summary.groups.table[0]
+    often = group.replace(group="latin", rows=100, flagged=60)
+    rest = group.replace(group="greek", rows=1000, flagged=50)
+    groups = summary.groups.replace(table=[often, rest])
+    told = [*_warn_of_groups(summary.replace(groups=groups, scored=1100, flagged=110))]
+    assert [("latin (60 of 100)" in text, "greek" in text) for text in told] == [(True, False)]
+    alike = summary.groups.replace(table=[often.replace(flagged=6), rest])
+    assert not [*_warn_of_groups(summary.replace(groups=alike, scored=1100, flagged=56))]
+
+
 def test_groups_in_the_summary_are_those_of_the_files(summary: Summary, scored: Dataset) -> None:
     (group,) = summary.groups.table  # the wrong rows are fewer than a group needs
     rows = scored.filter(lambda row: row["noise"] == "none" and row["ecif_flag"] is not None)
@@ -365,7 +377,7 @@ def test_a_sheet_of_verdicts_is_built_on(
     scored = read(folder / "sheet" / "out" / "scored")
     assert [scored["ecif_noise_probability"][row] for row in (0, 1, 4)] == [1.0, 0.0, 0.0]
     assert scored["ecif_flag"][:2] == [True, False]
-    with pytest.raises(UserError, match="record 1: .* belong to other data"):
+    with pytest.raises(UserError, match=r"record 1: .* belong to other data"):
         small("other", options={"verdicts": sheet("other.csv", "no", *captions[1:5])})
 
 

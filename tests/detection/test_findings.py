@@ -178,7 +178,12 @@ def test_what_is_said_of_rows_with_a_finding() -> None:
     detection = detected(13, wrong=[0, 4])
     settled = settle(detection, findings)
     assert settled.probability.tolist() == [0.9, 0.9, 0.95, 0.1, 0.1, 0.5, 0.5, *[0.9] * 6]
-    assert np.flatnonzero(settled.flag).tolist() == [0, 2, 5, 6]  # the pair's fault, not the model's
+    assert np.flatnonzero(settled.flag).tolist() == [
+        0,
+        2,
+        5,
+        6,
+    ]  # the pair's fault, not the model's
     assert settled.borderline.tolist() == [True, True, *[False] * 5, *[True] * 6]
     judged = np.array([UNKNOWN, UNKNOWN, RIGHT, UNKNOWN, WRONG, RIGHT, *[UNKNOWN] * 7])
     verified = settle(detection, findings, judged)
