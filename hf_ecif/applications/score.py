@@ -23,7 +23,6 @@ from hf_ecif.data.lists import fold
 from hf_ecif.data.loading import Source, find_rows, fingerprint_source, stream_rows
 from hf_ecif.data.pairs import PairOptions, draw, make_pairs
 from hf_ecif.data.parquet import write_rows
-from hf_ecif.data.schema import AnyDataset
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.utils import distributed
@@ -253,7 +252,7 @@ def _options(request: ScoreRequest, dataset: Dataset | IterableDataset) -> PairO
     return replace(options, image_column=source.image, text_column=source.text)
 
 
-def _undecoded(dataset: AnyDataset) -> AnyDataset:
+def _undecoded(dataset: Any) -> Any:
     """The rows with images as bytes, which need not be encoded again."""
     for name, kind in (dataset.features or {}).items():
         if isinstance(kind, Image):
