@@ -244,6 +244,11 @@ def is_influence_column(name: str) -> bool:
     return name.startswith("ecif_") or name in OTHER_NAMES
 
 
+def is_ours(name: str) -> bool:
+    """Whether a column is none of the source's own."""
+    return name.startswith("ecif_") or is_influence_column(name)
+
+
 def is_plain(feature: Any) -> bool:
     """Whether a column holds numbers, booleans or strings."""
     return isinstance(feature, Value) and not feature.dtype.endswith("binary")
