@@ -110,7 +110,7 @@ def _read_known(options: AuditOptions, opened: Opened) -> Verdicts | None:
     known = read_verified(dataset, column, "verified_column") if column else None
     if path is None:
         return known
-    captions = dataset[opened.sources.text_column][:]
+    captions = dataset[opened.sources.columns[1]][:]
     judged = to_marks(read_verdicts(path, len(dataset), captions), len(dataset))
     return judged if known is None else np.where(judged != UNKNOWN, judged, known)
 
