@@ -63,9 +63,7 @@ class EmbeddedPreprocessor:
         if not places:
             return None, None, [], reasons
         images, captions = images[good], captions[good]
-        features = Features(
-            *({INPUT: torch.from_numpy(v).to(self.dtype)} for v in (captions, images))
-        )
+        features = Features(text=self._inputs(captions), image=self._inputs(images))
         return features, _keys(images, captions, [str(texts[p]) for p in places]), places, reasons
 
     def _inputs(self, side: Vectors) -> Inputs:
