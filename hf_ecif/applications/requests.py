@@ -222,9 +222,9 @@ class TraceRequest(Sources):
     output: Path = option(help="New folder for the results.")
     errors: ErrorKind = option(
         "retrieval-text",
-        help="Which errors of the query: retrieval-text (captions that find another image than "
-        "their own), retrieval-image (images that find another caption), or zero-shot (images of "
-        "another class; the captions are the classes).",
+        help="Which errors of the query: retrieval-text (captions that retrieve the wrong "
+        "image), retrieval-image (images that retrieve the wrong caption), or zero-shot (images "
+        "that are given the wrong class; the captions are the classes).",
     )
     rows: list[int] | None = option(
         None, help="A row of the query to trace, right or wrong; give it again for more rows."
@@ -309,7 +309,7 @@ class ValidateRequest(Sources):
 
     output: Path = option(help="New folder for the results.")
     subsets: int = option(64, help="Random subsets to retrain on.", at_least=4)
-    removed_share: float = option(0.5, help="Share of the rows that each subset goes without.")
+    removed_share: float = option(0.5, help="Share of the rows that is left out of each subset.")
     repeats: int = option(2, help="Retrainings of each subset, averaged.", at_least=1)
 
 
@@ -363,12 +363,23 @@ class CleanRequest(Options):
     output: Path | None = option(None, help="New folder for kept/ and removed/.")
     test: str | None = option(
         None,
-        help="Data that nothing was decided by: neither audited nor the query. The audited model "
-        "is fine-tuned on the rows before and after, with as many steps for each, and retrieves "
-        "and classifies these.",
+        help="Held-out rows: neither audited nor the query. The audited model is fine-tuned on the "
+        "rows before and after, with as many steps for each, and tested on these.",
     )
     test_split: str | None = option(
         None, help="Split of the test. If not given, test, or the only one.", needs="test"
+    )
+    class_column: str | None = option(
+        None,
+        help="Column of the test that names the class of an image, for zero-shot accuracy. Without "
+        "it, retrieval alone is tested.",
+        needs="test",
+    )
+    class_template: list[str] | None = option(
+        None,
+        help="Prompt for a class, {} for its name; 'a photo of a {}' if not given. Give it again "
+        "for more prompts, whose embeddings are averaged.",
+        needs="test",
     )
     repeats: int = option(3, help="Fine-tunings of each kind, averaged.", at_least=1, needs="test")
     model: str | None = option(

@@ -178,10 +178,15 @@ class LoadedModel:
         target = query_target(self.encoder, self.asked(query), self.config)
         return target.values(self.encoder, theta)
 
-    def score_as_given(self, rows: AnyRows) -> Scores:
-        """Losses and cosines by the model as given; influence parts are of no query."""
+    def score_as_given(self, rows: AnyRows, embeddings: Embeddings | None = None) -> Scores:
+        """Losses and cosines by the model as given; influence parts are of no query.
+
+        Args:
+            rows: the rows.
+            embeddings: of the rows by the model as given, where they are known.
+        """
         found = self.rows(rows)
-        embeddings = self.encoder.embed_as_given(found.features)
+        embeddings = embeddings or self.encoder.embed_as_given(found.features)
         how = scoring_pass(found, self.config)
         return score_embedded(self.encoder, found.features, embeddings, how)
 
