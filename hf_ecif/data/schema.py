@@ -59,7 +59,8 @@ def check_columns(dataset: AnyDataset, image_column: str, text_column: str) -> A
     require_columns(types, image_column, text_column)
     require_text(types, text_column)
     images = as_images(dataset, image_column)
-    if is_text(images.features[image_column]):  # references to embeddings
+    now: Mapping[str, Any] = images.features or {}
+    if is_text(now[image_column]):  # references to embeddings
         return images
     return images.cast_column(image_column, Image(decode=False))
 

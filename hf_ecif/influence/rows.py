@@ -227,7 +227,7 @@ def read_rows(
     cells = dataset.select_columns([image_column, text_column])
     mine = distributed.share(len(cells))
     preprocess = (
-        EmbeddedPreprocessor(encoder.model.config.width, encoder.input_dtype)
+        EmbeddedPreprocessor(processor.width, encoder.input_dtype)
         if isinstance(processor, EmbeddingProcessor)
         else Preprocessor(encoder, processor, lambda: _chunks(cells, mine, text_column))
     )
