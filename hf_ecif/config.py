@@ -11,7 +11,8 @@ import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from hf_ecif.errors import UserError
 
@@ -33,7 +34,24 @@ RATE_OF_LAYERS = 1e-4  # of last_block and its like, and of what a regular expre
 
 
 Strategy = Literal["drop", "worst", "weight", "relabel"]  # of a cleaning
+RowFormat = Literal[  # of rows on disk
+    "saved", "parquet", "arrow", "csv", "json", "webdataset", "imagefolder", "sidecars"
+]
+ExportFormat = Literal[
+    "parquet-ids",
+    "uids",
+    "keys",
+    "webdataset",
+    "label-studio",
+    "fiftyone",
+    "lightly",
+    "cleanlab",
+]
+ExportedRows = Literal["usual", "all", "kept", "removed", "flagged", "sample"]
 SUGGEST_PROBABILITY = 0.7  # of being right, from which on a caption is suggested
+
+# Injected captions from which a detector learns no less than from more, and most runs for fewer.
+ENOUGH_INJECTED, MOST_INJECTIONS = 400, 3
 
 # Fields that version 0.1 wrote by another name.
 RENAMED = {"plantings": "injections", "planted_share": "injected_share"}
@@ -44,6 +62,7 @@ def option(
     *,
     help: str,
     at_least: float | None = None,
+    needs: str | None = None,
     is_advanced: bool = False,
     is_resource: bool = False,
     is_argument: bool = False,
@@ -55,6 +74,7 @@ def option(
         default: its value if none is given; required without one.
         help: what it means, in whole sentences.
         at_least: the smallest sound value.
+        needs: another field, without which this one means nothing and must keep its default.
         is_advanced: whether few will need it: help lists it apart.
         is_resource: whether it costs time or memory, and decides nothing.
         is_argument: whether the command takes it by its place, not by a flag.
@@ -63,6 +83,7 @@ def option(
     metadata = {
         "help": help,
         "at_least": at_least,
+        "needs": needs,
         "is_advanced": is_advanced,
         "is_resource": is_resource,
         "is_argument": is_argument,
@@ -71,25 +92,40 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def choices_of(hint: Any) -> tuple[Any, ...]:
+    """Values among which a field chooses, besides None; none of a field of another type.
+
+    >>> choices_of(Literal["a", "b"] | None), choices_of(int)
+    (('a', 'b'), ())
+    """
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    return next((get_args(one) for one in parts if get_origin(one) is Literal), ())
+
+
 @dataclass(frozen=True)
 class Options:
     """Fields made by `option`, checked when they are set.
 
     Raises:
-        UserError: a value is out of its range, not finite, or none of its choices.
+        UserError: a value is out of its range, not finite, none of its choices, or means nothing
+            without another one.
     """
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for one in fields(self):
             value, least = getattr(self, one.name), one.metadata.get("at_least")
-            named = f"`{one.name}={value}`"
+            named, needs = f"`{one.name}={value}`", one.metadata.get("needs")
+            if needs and value != one.default and not getattr(self, needs):
+                raise UserError(f"{named} means nothing without `{needs}`. Give both, or neither.")
             if least is not None and value is not one.default and not value >= least:
                 raise UserError(f"{named}: must be at least {least:g}.")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{named}: must be finite.")
-            choices = get_args(hints[one.name])
-            if get_origin(hints[one.name]) is Literal and value not in choices:
+            choices = choices_of(hints[one.name])
+            if choices and value is not one.default and value not in choices:
                 raise UserError(f"{named}: must be one of {', '.join(choices)}.")
 
     @classmethod
@@ -342,10 +378,14 @@ class DetectionConfig(Config):
         0.2
     """
 
+    # On 1,492 rows of the demo with noise of its own (4 seeds, two kinds), one run of 224 injected
+    # captions finds a rate 2.5 points off that of three runs where captions are exchanged at
+    # random, and an F1 lower by 0.013; with two runs, neither differs by its error.
     injections: int = option(
-        3,
-        help="Runs in which captions are exchanged on purpose, to learn what wrong looks like.",
-        at_least=1,
+        0,
+        help="Runs in which captions are exchanged on purpose, to learn what wrong looks like; 0: "
+        "as many as exchange 400 captions together, but three at most.",
+        at_least=0,
         is_advanced=True,
         flag="plantings",
     )
@@ -355,6 +395,11 @@ class DetectionConfig(Config):
         is_advanced=True,
         flag="planted-share",
     )
+
+    def runs(self, rows: int) -> int:
+        """`injections`, or how many it takes with so many rows."""
+        needed = math.ceil(ENOUGH_INJECTED / max(1, self.injected_share * rows))
+        return self.injections or min(needed, MOST_INJECTIONS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -124,6 +124,21 @@ def draw_rows(audit: Path, size: int, seed: int = 0) -> Sample:
     return Sample(opened, opened.draw(size, seed), size, seed)
 
 
+def sampled_rows(folder: AuditFolder) -> list[int] | None:
+    """Numbers of the rows of an audit's sheet, in its order; None where none were drawn."""
+    path = folder.calibration / DESIGN
+    if not path.is_file():
+        return None
+    design = read_json(path)
+    return _order([stratum["drawn"] for stratum in design["strata"]], design["seed"])
+
+
+def _order(drawn: list[list[int]], seed: int) -> list[int]:
+    """Random order, which tells nothing of flags."""
+    rows: list[int] = np.random.default_rng(seed).permutation(np.concatenate(drawn)).tolist()
+    return rows
+
+
 def run_calibration(request: CalibrateRequest) -> Summary:
     """Read verdicts, and write the audit anew by them: kept and removed are all rows again.
 
@@ -192,8 +207,7 @@ class Sample:
     @property
     def rows(self) -> list[int]:
         """Row numbers in random order."""
-        drawn = np.concatenate([stratum.drawn for stratum in self.strata])
-        return list(np.random.default_rng(self.seed).permutation(drawn).tolist())
+        return _order([stratum.drawn.tolist() for stratum in self.strata], self.seed)
 
     def judge(
         self,

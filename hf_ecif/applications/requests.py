@@ -11,32 +11,116 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hf_ecif.config import SUGGEST_PROBABILITY, DetectionConfig, Options, Strategy, option
+from hf_ecif.config import (
+    SUGGEST_PROBABILITY,
+    DetectionConfig,
+    ExportedRows,
+    ExportFormat,
+    Options,
+    RowFormat,
+    Strategy,
+    option,
+)
+from hf_ecif.errors import UserError
 
 OVERWRITE = "Replace an earlier run in OUTPUT."
 RESUME = "Go on with an interrupted run in OUTPUT, where it was."
+
+DATASET = (
+    "Pairs: a folder or a file (parquet, csv, JSON lines, tars, pictures with their captions "
+    "beside them, what save_to_disk wrote), shards/{00000..00012}.tar, or a Hub id."
+)
 
 ErrorKind = Literal["retrieval-text", "retrieval-image", "zero-shot"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sources(Options):
+class DataOptions(Options):
+    """The rows that a command works on."""
+
+    dataset: str = option(help=DATASET)
+    split: str | None = option(
+        None,
+        help="Split of the data, also train[:10%] or train+test. If not given, train, or the only "
+        "one.",
+    )
+    config_name: str | None = option(
+        None, flag="config", help="Configuration of the data, where there are several."
+    )
+    image_column: str | None = option(
+        None, help="Column of the images. If not given, the one of that type."
+    )
+    text_column: str | None = option(
+        None,
+        help="Column of the captions, of lists of captions, or of classes. If not given, the one "
+        "of that type.",
+    )
+    template: str | None = option(
+        None,
+        help="Sentence around each name of a class, such as 'a photo of a {}'.",
+    )
+    limit: int | None = option(None, help="Read the first rows alone, this many.", at_least=1)
+    sample: int | None = option(
+        None, help="Read this many rows alone, drawn at random.", at_least=1
+    )
+    format: RowFormat | None = option(
+        None,
+        help="What the files are, where that is not found by what is there: saved, parquet, arrow, "
+        "csv, json, webdataset, imagefolder or sidecars.",
+        is_advanced=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources(DataOptions):
     """Sources of model, data and query."""
 
-    model: str = option(help="Folder of a saved CLIP-like model, or a Hub id.")
-    dataset: str = option(
-        help="Pairs: a folder of save_to_disk, parquet files or an image folder with metadata, or "
-        "a Hub id."
+    model: str = option(
+        "", help="Folder of a saved CLIP-like model, or a Hub id. Required without `embeddings`."
     )
-    split: str = option("train", help="Split of the data.")
+    dataset: str = option("", help=f"{DATASET} Required without `embeddings`.")
+    embeddings: str | None = option(
+        None,
+        help="Embeddings of pairs in place of a model and pictures: an .npz file, or a folder as "
+        "DataComp or clip-retrieval writes it, with tables of captions beside the arrays. The "
+        "query and a test are of the same form.",
+    )
+    embeddings_key: str | None = option(
+        None,
+        help="Which embeddings, where there are those of several models: l14 of l14_img and "
+        "l14_txt.",
+        is_advanced=True,
+        needs="embeddings",
+    )
+    logit_scale: float | None = option(
+        None,
+        help="Inverse temperature of the model that made the embeddings. If not given, 100, as of "
+        "CLIP.",
+        is_advanced=True,
+        needs="embeddings",
+    )
     query: str | None = option(
         None,
         help="Clean pairs like those that the model is for. Their loss is what a pair is judged "
         "by. Chosen from the data if not given.",
     )
-    query_split: str = option("validation", help="Split of the query.")
-    image_column: str = option("image", help="Column of the images.")
-    text_column: str = option("text", help="Column of the captions.")
+    query_split: str | None = option(
+        None,
+        help="Split of the query. If not given, validation, or the only one.",
+        needs="query",
+    )
+    query_config: str | None = option(
+        None, help="Configuration of the query, where there are several.", needs="query"
+    )
+    query_image_column: str | None = option(
+        None,
+        help="Column of the query's images. If not given, that of the data, or the one of that "
+        "type.",
+        needs="query",
+    )
+    query_text_column: str | None = option(
+        None, help="Column of the query's captions; likewise.", needs="query"
+    )
     processor: str | None = option(
         None,
         help="Folder or Hub id of the processor, where none lies beside the model: that of the "
@@ -44,9 +128,23 @@ class Sources(Options):
         is_advanced=True,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = {name: getattr(self, name) for name in ("model", "dataset", "processor")}
+        for name, value in given.items():
+            if self.embeddings is not None and value:
+                raise UserError(
+                    f"`{name}` and `embeddings` are given, which take the place of model and data. "
+                    "Leave one of them out."
+                )
+            if self.embeddings is None and not value and name != "processor":
+                raise UserError(f"`{name}` is missing. Give it, or `embeddings` of the pairs.")
+
     @property
     def columns(self) -> tuple[str, str]:
-        """Names of the image and the text column."""
+        """Names of the image and the text column, once they are known."""
+        assert self.image_column is not None
+        assert self.text_column is not None
         return self.image_column, self.text_column
 
 
@@ -157,17 +255,25 @@ class ValueRequest(Sources):
         help="Pairs that are not trained on, to be ranked by what each would bring if it were "
         "added: those to buy or to label.",
     )
-    candidates_split: str = option("train", help="Split of the candidates.")
+    candidates_split: str | None = option(
+        None,
+        help="Split of the candidates. If not given, train, or the only one.",
+        needs="candidates",
+    )
     curves: bool = option(
         False,
         help="Check the ranking: remove 5-30 % of the pairs, the most harmful first, the most "
         "valuable first and at random, and refit.",
     )
-    repeats: int = option(3, help="Refits of each point of a curve.", at_least=1)
+    repeats: int = option(3, help="Refits of each point of a curve.", at_least=1, needs="curves")
     test: str | None = option(
-        None, help="Held-out pairs that curves are judged by; the query if not given."
+        None,
+        help="Held-out pairs that curves are judged by; the query if not given.",
+        needs="curves",
     )
-    test_split: str = option("test", help="Split of the held-out pairs.")
+    test_split: str | None = option(
+        None, help="Split of the held-out pairs. If not given, test, or the only one.", needs="test"
+    )
     leverage: bool = option(
         False,
         help="Add ecif_leverage, how much of what holds a pair's fit is the pair itself (a lower "
@@ -189,7 +295,9 @@ class RemoveRequest(Sources):
     test: str | None = option(
         None, help="Further pairs to measure the models on, beside the query."
     )
-    test_split: str = option("test", help="Split of the test.")
+    test_split: str | None = option(
+        None, help="Split of the test. If not given, test, or the only one.", needs="test"
+    )
     steps: int = option(
         2, help="Newton steps, each with fresh curvature.", at_least=1, is_advanced=True
     )
@@ -215,17 +323,13 @@ class FitRequest(Sources):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreRequest(Options):
+class ScoreRequest(DataOptions):
     """Request of a scoring with a saved fit."""
 
     influence: str = option(
         help="Folder of `hf-ecif fit`, or a Hub id of one that was pushed.", is_argument=True
     )
-    dataset: str = option(help="Rows to score: a folder, parquet files or a Hub id.")
     output: Path = option(help="Folder for the scored rows.")
-    split: str = option("train", help="Split of the data.")
-    image_column: str = option("image", help="Column of the images.")
-    text_column: str = option("text", help="Column of the captions.")
     streaming: bool = option(False, help="Read the rows as a stream; nothing is downloaded ahead.")
     overwrite: bool = option(False, help=OVERWRITE)
     resume: bool = option(False, help=RESUME)
@@ -262,18 +366,22 @@ class CleanRequest(Options):
         help="Held-out rows: neither audited nor the query. The audited model is fine-tuned on the "
         "rows before and after, with as many steps for each, and tested on these.",
     )
-    test_split: str = option("test", help="Split of the test.")
+    test_split: str | None = option(
+        None, help="Split of the test. If not given, test, or the only one.", needs="test"
+    )
     class_column: str | None = option(
         None,
         help="Column of the test that names the class of an image, for zero-shot accuracy. Without "
         "it, retrieval alone is tested.",
+        needs="test",
     )
     class_template: list[str] | None = option(
         None,
         help="Prompt for a class, {} for its name; 'a photo of a {}' if not given. Give it again "
         "for more prompts, whose embeddings are averaged.",
+        needs="class_column",
     )
-    repeats: int = option(3, help="Fine-tunings of each kind, averaged.", at_least=1)
+    repeats: int = option(3, help="Fine-tunings of each kind, averaged.", at_least=1, needs="test")
     model: str | None = option(
         None, help="What is fine-tuned; the audited model if not given.", is_advanced=True
     )
@@ -307,3 +415,31 @@ class CalibrateRequest(Options):
     confidence: float = option(0.9, help="Confidence with which the precision is promised.")
     overwrite: bool = option(False, help="Calibrate the audit in place, or draw another sheet.")
     seed: int = option(0, help="Seed of the sample.", at_least=0, is_advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest(Options):
+    """Which rows of an audit leave it, and in which format."""
+
+    audit: Path = option(help="Folder of an audit, or of what `clean` wrote.", is_argument=True)
+    to: ExportFormat = option(
+        help="parquet-ids, scores without images; uids, DataComp's array; keys, a list for each "
+        "tar; webdataset, tars; label-studio, tasks to judge; fiftyone; lightly; or cleanlab, a "
+        "table of issues."
+    )
+    output: Path = option(help="New folder for the files.")
+    rows: ExportedRows = option(
+        "usual",
+        help="all, kept, removed, flagged, or the sample that `hf-ecif calibrate` drew, without "
+        "verdicts. If not given, the kept ones as uids, keys and webdataset; the sample, if there "
+        "is one, or the flagged ones as label-studio; and else all.",
+    )
+    id_column: str | None = option(
+        None, help="Column of uids; if not given, uid, by itself or in the json of a tar."
+    )
+    repeats: int = option(
+        0,
+        help="Write every row as often as this times its ecif_weight, rounded; of what `clean` "
+        "wrote with `strategy=weight`, as parquet-ids, uids, keys or webdataset.",
+        at_least=0,
+    )

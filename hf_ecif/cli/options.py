@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from hf_ecif.cli.flags import flag_of, name_flags
+from hf_ecif.cli.help import ADVANCED, Command, HelpAll
 from hf_ecif.cli.screen import Result, screen, warn
-from hf_ecif.config import DetectionConfig, InfluenceConfig, Options
+from hf_ecif.config import DetectionConfig, InfluenceConfig, Options, choices_of
 
 CLEANING, MODELS, MANY = "Find wrong pairs", "Understand and change a model", "Many rows"
 _HELP = """Which image-text pairs help a CLIP-like model, which hurt it, and which are wrong.
@@ -25,7 +26,7 @@ hf-ecif push runs/clean me/pairs-clean
 """
 app = typer.Typer(
     help=_HELP,
-    epilog="`hf-ecif COMMAND --help` explains a command and all of its options.",
+    epilog="`hf-ecif COMMAND --help` explains a command, and `--help-all` all of its options.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -36,6 +37,7 @@ _COMMON = [
     Parameter("quiet", Parameter.KEYWORD_ONLY, default=False, annotation=Quiet),
     Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=_Json),
 ]
+_HELP_ALL = Parameter("help_all", Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
 _PASSED = ("request", "config", "progress")  # to the work of a command
 
 
@@ -81,8 +83,9 @@ def command(
                 result = work(progress=shows.progress, **passed)
             shows.result(result)
 
-        run.__signature__ = Signature([*shown, *_COMMON, *retired])  # type: ignore[attr-defined]
-        return app.command(rich_help_panel=panel)(run)
+        common = [*_COMMON, *([_HELP_ALL] if any(map(_is_advanced, shown)) else [])]
+        run.__signature__ = Signature([*shown, *common, *retired])  # type: ignore[attr-defined]
+        return app.command(rich_help_panel=panel, cls=Command)(run)
 
     return decorate
 
@@ -107,7 +110,7 @@ def _parameters(kind: type[Options], defaults: Mapping[str, Any]) -> Iterator[Pa
 
 
 def _parameter(field: Field[Any], hint: Any, default: Any) -> Parameter:
-    is_choice = get_origin(hint) is Literal  # checked by the field, as in the library
+    is_choice = bool(choices_of(hint))  # checked by the field, as in the library
     about: dict[str, Any] = {"help": name_flags(field.metadata["help"])}
     about["metavar"] = "<choice>" if is_choice else None
     if field.metadata["is_argument"]:
@@ -115,14 +118,23 @@ def _parameter(field: Field[Any], hint: Any, default: Any) -> Parameter:
     else:
         # Without names, typer would give each boolean a --no- form; few need one.
         names = () if default is True else (flag_of(field),)
-        panel = "Advanced" if field.metadata["is_advanced"] else None
+        panel = ADVANCED if field.metadata["is_advanced"] else None
         made = typer.Option(*names, **about, rich_help_panel=panel)
     return Parameter(
         field.name,
         Parameter.KEYWORD_ONLY,
         default=Parameter.empty if default is MISSING else default,
-        annotation=Annotated[str if is_choice else hint, made],
+        annotation=Annotated[(str | None if default is None else str) if is_choice else hint, made],
     )
+
+
+def _is_advanced(one: Parameter) -> bool:
+    return any(getattr(made, "rich_help_panel", None) == ADVANCED for made in _made(one))
+
+
+def _made(one: Parameter) -> tuple[Any, ...]:
+    """What typer is told of a parameter."""
+    return getattr(one.annotation, "__metadata__", ())
 
 
 def _retired(shown: Sequence[Parameter]) -> Iterator[Parameter]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hf_ecif.errors import UserError
 from hf_ecif.influence.classification import freeze_captions
 
 if TYPE_CHECKING:
@@ -57,7 +58,16 @@ def leave_out(text: str, span: Span) -> str:
 
 
 def embed_captions(model: LoadedModel, captions: list[str]) -> Tensor:
-    """Normalised text embeddings ``(V, d)`` of the model as given."""
+    """Normalised text embeddings ``(V, d)`` of the model as given.
+
+    Raises:
+        UserError: the model is one of embeddings, which reads no captions.
+    """
+    if not model.reads_captions:
+        raise UserError(
+            "New captions cannot be compared with embeddings alone, since the model that made them "
+            "is not here: leave out `vocabulary`, or audit the pictures with the model."
+        )
     encoder, parts = model.encoder, freeze_captions(model, captions)
     return torch.cat([encoder.embed(encoder.theta, part).text for part in parts])
 

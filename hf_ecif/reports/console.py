@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from hf_ecif.data.exports.rows import Exported
 from hf_ecif.data.summary import (
     ComparisonFacts,
     RemovalSummary,
@@ -91,6 +92,16 @@ def audit_lines(summary: Summary, output: Path) -> Iterator[Shown]:
         )
     yield from map(Warned, summary.warnings)
     yield Place("Report", output / "report.html")
+
+
+def export_lines(exported: Exported, output: Path) -> Iterator[Shown]:
+    """Lines on the rows that were written, and on how to open them."""
+    yield f"{exported.rows:,} rows in {', '.join(exported.files[:NAMED])}" + (
+        "." if len(exported.files) <= NAMED else f" and {len(exported.files) - NAMED:,} more."
+    )
+    yield from exported.notes
+    yield f"Open: {exported.opens}"
+    yield Place("Folder", output)
 
 
 def cleaning_lines(

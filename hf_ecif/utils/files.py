@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
+from uuid import uuid4
 
 from hf_ecif.errors import UserError
 
@@ -43,6 +47,19 @@ def aside(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def aside_folder(path: Path) -> Iterator[Path]:
+    """Temporary folder that becomes ``path`` at the end; ``path`` may be an empty folder."""
+    # A sibling, since a rename is only atomic within one file system.
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def sweep(folder: Path) -> None:
     """Delete the unfinished files that killed runs left in a folder and below."""
     for path in list(folder.rglob(f".*{PARTIAL}")):
@@ -50,6 +67,19 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+@cache
+def scratch_folder() -> Path:
+    """A folder that is removed when the program ends."""
+    folder = mkdtemp(prefix="hf-ecif-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def scratch_file(suffix: str = "") -> Path:
+    """A name that no other file in `scratch_folder` has."""
+    return scratch_folder() / f"{uuid4().hex}{suffix}"
 
 
 def write_text(text: str, path: Path) -> None:

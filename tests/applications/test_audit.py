@@ -377,7 +377,7 @@ def test_a_sheet_of_verdicts_is_built_on(
     scored = read(folder / "sheet" / "out" / "scored")
     assert [scored["ecif_noise_probability"][row] for row in (0, 1, 4)] == [1.0, 0.0, 0.0]
     assert scored["ecif_flag"][:2] == [True, False]
-    with pytest.raises(UserError, match="record 1: .* belong to other data"):
+    with pytest.raises(UserError, match=r"record 1: .* belong to other data"):
         small("other", options={"verdicts": sheet("other.csv", "no", *captions[1:5])})
 
 

@@ -346,16 +346,38 @@ class TestWriteShards:
         assert [cell["path"] for cell in raw] == ["x", "x", "x", "lone.jpg"]
 
     def test_missing_images_stay_missing(self, tmp_path):
+        """No other file comes in, and no name of a folder of this machine."""
         (tmp_path / "secret").write_text("password")
         cells = [None, *({"bytes": None, "path": str(tmp_path / n)} for n in ("none", "secret"))]
         features = Features({"image": Image(decode=False)})
         dataset = Dataset.from_dict({"image": cells}, features=features)
         write_shards(dataset, tmp_path / "out")
-        assert reload(tmp_path / "out").cast_column("image", features["image"])["image"][:] == cells
+        read = reload(tmp_path / "out").cast_column("image", features["image"])["image"][:]
+        assert read == [None, *({"bytes": None, "path": name} for name in ("none", "secret"))]
+
+    def test_images_that_are_not_scored_are_kept(self, tmp_path):
+        contents = {
+            "a.svg": b'<?xml version="1.0"?>\n<svg width="9"/>',
+            "b.heic": b"\0\0\0\x18ftypheic..",
+        }
+        for name, content in contents.items():
+            (tmp_path / name).write_bytes(content)
+        cells = [{"bytes": None, "path": str(tmp_path / name)} for name in contents]
+        features = Features({"image": Image(decode=False)})
+        write_shards(Dataset.from_dict({"image": cells}, features=features), tmp_path / "out")
+        read = reload(tmp_path / "out").cast_column("image", features["image"])["image"][:]
+        assert read == [{"bytes": content, "path": name} for name, content in contents.items()]
 
     def test_no_rows(self, tmp_path):
         write_shards(scored([], []), tmp_path / "out")
-        assert [p.name for p in (tmp_path / "out").iterdir()] == ["data-00000-of-00001.parquet"]
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == ["README.md", "data-00000-of-00001.parquet"]
+        with pytest.raises(ValueError, match="corresponds to no data") as refused:
+            load_dataset(str(tmp_path / "out"))
+        told = (tmp_path / "out/README.md").read_text()
+        assert "corresponds to no data" in str(refused.value)
+        assert "corresponds to no data" in told
+        assert "streaming=True" in told
         opened = load_dataset(str(tmp_path / "out"), split="train", streaming=True)
         assert list(opened) == []
         assert opened.features == Features({**FEATURES, "image": Image()})
