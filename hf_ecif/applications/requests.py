@@ -409,7 +409,7 @@ class CleanRequest(Options):
         None,
         help="Prompt for a class, {} for its name; 'a photo of a {}' if not given. Give it again "
         "for more prompts, whose embeddings are averaged.",
-        needs="test",
+        needs="class_column",
     )
     repeats: int = option(3, help="Fine-tunings of each kind, averaged.", at_least=1, needs="test")
     model: str | None = option(
