@@ -92,7 +92,7 @@ def test_value_is_the_likelihood_of_the_sample_that_a_row_is_of() -> None:
             + scale**2 / (2 * module.SCALE_PENALTY)
         )
     ).fun
-    prior = module.SEEN_WRONG * np.log(fit.rate) + module.SEEN_RIGHT * np.log(1 - fit.rate)
+    prior = module.SEEN_RIGHT * np.log(1 - fit.rate)
     assert value == pytest.approx(expected - penalty + prior, rel=1e-6)
 
 
