@@ -24,6 +24,7 @@ from hf_ecif.influence.rows import Chain, Rows, Table, read_rows, require_rows, 
 from hf_ecif.influence.saving import save_model
 from hf_ecif.influence.scoring import Scores, score_embedded
 from hf_ecif.models.checks import require_finite, require_fit, with_padding
+from hf_ecif.models.embeddings import EmbeddingProcessor
 from hf_ecif.models.families import adapt
 from hf_ecif.models.load import load_model
 from hf_ecif.utils.checkpoints import Checkpoints
@@ -52,7 +53,7 @@ class LoadedModel:
         model = adapt(model)
         require_finite(model)
         self.processor = processor
-        if processor is not None:
+        if processor is not None and not isinstance(processor, EmbeddingProcessor):
             self.processor = with_padding(processor, model)
             require_fit(model, self.processor)
         self.name = name
@@ -96,6 +97,11 @@ class LoadedModel:
             name, processor=own, revision=revision, token=token, dtype=dtype, device=device
         )
         return cls(model, made, config, name)
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether new captions can be embedded, as a model of embeddings cannot."""
+        return not isinstance(self.processor, EmbeddingProcessor)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the model as given, and the processor; transformers' own `from_pretrained` reads it.
