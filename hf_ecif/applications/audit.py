@@ -21,7 +21,7 @@ from hf_ecif.applications.trace import (
     describe_errors_and_causes,
     describe_found,
 )
-from hf_ecif.config import SUGGEST_PROBABILITY, DetectionConfig, InfluenceConfig
+from hf_ecif.config import SUGGEST_PROBABILITY, DetectionConfig, InfluenceConfig, RowFormat
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
 from hf_ecif.data.schema import drop_influence_columns
 from hf_ecif.data.summary import (
@@ -43,14 +43,25 @@ SHOWN_TRACED = 8
 
 
 def audit(
-    model: InfluenceModel | PreTrainedModel | str | Path,
-    dataset: Rowset,
+    model: InfluenceModel | PreTrainedModel | str | Path | None = None,
+    dataset: Rowset | None = None,
     query: Rowset | None = None,
     *,
     split: str | None = None,
     query_split: str | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
+    config_name: str | None = None,
+    query_config: str | None = None,
+    query_image_column: str | None = None,
+    query_text_column: str | None = None,
+    template: str | None = None,
+    limit: int | None = None,
+    sample: int | None = None,
+    format: RowFormat | None = None,
+    embeddings: str | Path | None = None,
+    embeddings_key: str | None = None,
+    logit_scale: float | None = None,
     processor: Any = None,
     config: InfluenceConfig | None = None,
     truth_column: str | None = None,
@@ -73,14 +84,28 @@ def audit(
     Args:
         model: a CLIP-like model: loaded, a name on the Hub, a folder, or an `InfluenceModel`.
         dataset: image-text pairs: a `Dataset`, a `DatasetDict` (with ``split``), an
-            `IterableDataset`, a name on the Hub, or a folder.
+            `IterableDataset`, a name on the Hub, a folder or a file.
         query: clean pairs like those that the model is for, in any of these forms. Chosen from
             the data if absent.
-        split: of ``dataset``, where it has several; ``train`` if absent.
-        query_split: of ``query``; ``validation`` if absent.
+        split: of ``dataset``, where it has several, or a part, ``train[:10%]``; ``train``, or the
+            only one, if absent.
+        query_split: likewise of ``query``; ``validation``, or the only one, if absent.
         image_column: of images, their bytes or their paths; found by its type if absent.
-        text_column: of the captions; likewise.
-        processor: what AutoProcessor loads for ``model``, where that is loaded.
+        text_column: of the captions, of lists of captions or of classes; likewise.
+        config_name: configuration of ``dataset``, where it has several.
+        query_config: likewise of ``query``.
+        query_image_column: that of the data if absent, or found by its type.
+        query_text_column: likewise.
+        template: sentence around each name of a class, such as ``"a photo of a {}"``.
+        limit: how many of the first rows are read.
+        sample: how many rows are drawn at random.
+        format: what files are, where it is not found by what is there.
+        embeddings: file or folder of embeddings of the pairs, in place of ``model`` and
+            ``dataset``; ``query`` is one of that form, too.
+        embeddings_key: which of them, where there are those of several models.
+        logit_scale: inverse temperature of the model that made them; 100 if absent.
+        processor: what AutoProcessor loads for ``model``, where that is loaded; or its folder or
+            Hub id, where none lies beside the model.
         config: how influence is computed.
         truth_column: boolean, true of rows that are known to be wrong. Read after the detection
             alone, to tell how much it found.
@@ -106,7 +131,8 @@ def audit(
         progress: makes progress bars; these are hidden by ``datasets.disable_progress_bars()``.
 
     Returns:
-        The rows with their influence columns, what was found, and the ways on from there.
+        The rows with their influence columns, what was found, and the ways on from there. Of
+        lists of captions, there is a row for each caption, and lists again in what is saved.
 
     Raises:
         UserError: something given cannot be used; it says what, and what to do.
@@ -137,7 +163,9 @@ def audit(
     folder = Path(output).expanduser() if output is not None else None
     if folder is not None:
         distributed.decide(lambda: _require_free(folder, overwrite=overwrite))
-        named = [given for given in (model, dataset, query) if isinstance(given, str | Path)]
+        named = [
+            given for given in (model, dataset, query, embeddings) if isinstance(given, str | Path)
+        ]
         require_outside(folder, named)
     watch = Stopwatch()
     with watch("load"):
@@ -149,6 +177,17 @@ def audit(
             query_split=query_split,
             image_column=image_column,
             text_column=text_column,
+            config_name=config_name,
+            query_config=query_config,
+            query_image_column=query_image_column,
+            query_text_column=query_text_column,
+            template=template,
+            limit=limit,
+            sample=sample,
+            format=format,
+            embeddings=embeddings,
+            embeddings_key=embeddings_key,
+            logit_scale=logit_scale,
             processor=processor,
             config=config,
             max_rows=max_rows,
@@ -156,7 +195,7 @@ def audit(
         beside = read_beside(options, given.opened)
         fingerprints = given.opened.fingerprints()
     found = analyse(options, given.opened, beside, Checkpoints(), watch, progress)
-    result = _conclude(options, found, fingerprints, watch, given.original, given.notes)
+    result = _conclude(options, found, fingerprints, watch, given.opened.original, given.notes)
     if folder is not None:
         distributed.decide(lambda: result.save(folder, overwrite=overwrite))
     return result
@@ -187,7 +226,7 @@ def run_audit(
         beside = read_beside(request, opened)
         fingerprints = opened.fingerprints()
     settings = config.deciding() | request.detection.deciding()
-    manifest = settings | fingerprints | {"columns": request.columns}
+    manifest = settings | fingerprints | opened.manifest()
     known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
     try:
         found = analyse(request, opened, beside, known, watch, progress)
@@ -196,7 +235,7 @@ def run_audit(
         raise
 
     def write() -> Summary:
-        result = _conclude(request, found, fingerprints, watch, opened.dataset)
+        result = _conclude(request, found, fingerprints, watch, opened.original)
         result.write(AuditFolder(request.output))
         known.clear()
         return result.summary
@@ -256,7 +295,7 @@ def _describe_traced(found: Analysis, traced: Found, summary: Summary) -> Traced
 def _check_output(request: AuditRequest) -> None:
     """Refuse a folder that holds what must not be lost."""
     _require_free(request.output, resume=request.resume, overwrite=request.overwrite)
-    named = (request.dataset, request.query, request.model)
+    named = (request.dataset, request.query, request.model, request.embeddings)
     require_outside(request.output, [source for source in named if source])
 
 

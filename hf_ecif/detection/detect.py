@@ -145,7 +145,7 @@ def detect(
     """Probability, threshold and noise rate from signals of the data and of injected mismatches.
 
     Args:
-        signals: ``(N, S)``, of the data, to be judged.
+        signals: ``(N, S)``, of the data, to be judged; higher for wrong pairs.
         reference: ``(R, S)``, of the rows that were left as they are in the runs with injected
             mismatches.
         injected: ``(M, S)`` for each kind of rows whose captions were exchanged on purpose in these
@@ -173,7 +173,7 @@ def detect(
     mixture = fit_mixture(samples)
     suspicion = mixture.log_ratio(signals)
     if images is not None:
-        suspicion = pool_captions(suspicion, images)
+        suspicion[heard] = pool_captions(suspicion[heard], images[heard])
     power = _power(mixture, samples)
     interval = rate_interval(samples, mixture)
     unverified = samples.right.rows == 0
