@@ -20,7 +20,7 @@ from hf_ecif.engine.objectives.similarity import agree
 BLOCK = 2**24  # cosines held at a time
 # Two products of the same vectors differ by this much in float32.
 ROUNDING = 1e-6
-# For `average_distance`: few and near ones, since wrong pairs hide among similar ones. On the
+# For `distance_from`: few and near ones, since wrong pairs hide among similar ones. On the
 # training rows of the demo, 3, 10 and 20 neighbours rank wrong captions as well as 5 do. Equal
 # weights rank worse, by up to 0.04 in AUPRC, and so do weights that fall faster.
 NEIGHBOURS = 5
@@ -39,6 +39,24 @@ class Best(NamedTuple):
     key: Tensor
     cosine: Tensor
     runner_up: Tensor
+
+
+class Neighbourhood(NamedTuple):
+    """Rows among which neighbours are looked for.
+
+    Attributes:
+        anchors: ``(N, d)``, embeddings of the side on which neighbours are found.
+        others: ``(N, d)``, embeddings of the other side.
+        mismatch: ``(N,)``, cosine distance between the two sides of a row.
+        same: ``(N, L)``; rows that agree in a column do not count as neighbours of each other.
+        mute: ``(N,)`` booleans, true for rows that are nobody's neighbours; none if absent.
+    """
+
+    anchors: Tensor
+    others: Tensor
+    mismatch: Tensor
+    same: Tensor
+    mute: Tensor | None = None
 
 
 def count_better(anchors: Tensor, keys: Tensor, own: Tensor) -> Tensor:
@@ -83,29 +101,44 @@ def average_distance(
     same: Tensor | None = None,
     mute: Tensor | None = None,
 ) -> Tensor:
-    """Distance of rows on one side from their neighbours on the other; ``(N,)``, at least zero.
+    """`distance_from` of rows among themselves, ``(N,)``; a row is not its own neighbour.
+
+    Args:
+        anchors: as in `Neighbourhood`, as all others.
+        others: likewise.
+        mismatch: likewise.
+        same: likewise; all rows are different if absent.
+        mute: likewise.
+    """
+    same = torch.arange(len(anchors)) if same is None else same
+    return distance_from(
+        Neighbourhood(anchors, others, mismatch, same, mute), anchors, others, same
+    )
+
+
+def distance_from(among: Neighbourhood, anchors: Tensor, others: Tensor, same: Tensor) -> Tensor:
+    """Distance of rows on one side from their neighbours on the other; ``(M,)``, at least zero.
 
     The mean of ``exp(-DECAY (d + m)) a`` over the `NEIGHBOURS` rows with the nearest ``anchors``,
     where ``d`` is the cosine distance of the anchors, ``a`` that of ``others``, and ``m`` the
-    neighbour's own mismatch. A row is not its own neighbour.
+    neighbour's own mismatch.
 
     Args:
-        anchors: ``(N, d)``, embeddings of the side on which neighbours are found.
-        others: ``(N, d)``, embeddings of the other side.
-        mismatch: ``(N,)``, cosine distance between the two sides of a row.
-        same: ``(N, L)``; rows that agree in a column do not count as neighbours of each other.
-        mute: ``(N,)`` booleans, true for rows that are nobody's neighbours.
+        among: the rows that can be neighbours.
+        anchors: ``(M, d)``, of the rows that are asked about.
+        others: ``(M, d)``, likewise.
+        same: ``(M, L)``, likewise; rows of the neighbourhood that agree in a column do not count.
     """
-    count = min(NEIGHBOURS, len(anchors))
-    same = (torch.arange(len(anchors)) if same is None else same).to(anchors.device)
+    count = min(NEIGHBOURS, len(among.anchors))
+    own, known = (numbers.to(anchors.device) for numbers in (same, among.same))
     parts = []
-    for rows, cosines in _cosines(anchors, anchors):
-        barred = agree(same[rows], same)
-        if mute is not None:
-            barred |= mute.to(barred.device)
+    for rows, cosines in _cosines(anchors, among.anchors):
+        barred = agree(own[rows], known)
+        if among.mute is not None:
+            barred |= among.mute.to(barred.device)
         nearest = cosines.masked_fill_(barred, -torch.inf).topk(count, dim=1)
-        weight = (-DECAY * (1 - nearest.values + mismatch[nearest.indices])).exp()
-        apart = 1 - (others[rows, None] * others[nearest.indices]).sum(dim=2)
+        weight = (-DECAY * (1 - nearest.values + among.mismatch[nearest.indices])).exp()
+        apart = 1 - (others[rows, None] * among.others[nearest.indices]).sum(dim=2)
         parts.append((weight * apart).sum(dim=1) / NEIGHBOURS)
     return torch.cat(parts) if parts else anchors.new_zeros(0)
 
