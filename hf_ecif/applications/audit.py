@@ -31,6 +31,7 @@ from hf_ecif.data.summary import (
     TraceSummary,
 )
 from hf_ecif.detection.annotate import add_columns
+from hf_ecif.detection.auditor import Auditor
 from hf_ecif.errors import UserError
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.utils import distributed
@@ -219,14 +220,15 @@ def _conclude(
         | {"config": config.fingerprint(), "detection": options.detection.fingerprint()},
         seconds=watch.seconds(),
     )
+    auditor = Auditor(found.learned, *found.opened.sources.columns, options.group_column)
     if found.traced is None:
-        return Audit(scored, summary)
+        return Audit(scored, summary, auditor=auditor)
     traced = _describe_traced(found, found.traced, summary)
     findings = TraceFindings(
         **{name: getattr(traced.summary, name) for name in TraceFacts.model_fields},
         worst=list(traced.errors[:SHOWN_TRACED]),
     )
-    return Audit(scored, summary.replace(trace=findings), traced)
+    return Audit(scored, summary.replace(trace=findings), traced, auditor)
 
 
 def _describe_traced(found: Analysis, traced: Found, summary: Summary) -> Traced:

@@ -18,6 +18,7 @@ from hf_ecif.data.cleaning import CleanResult, clean
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns
 from hf_ecif.data.summary import CleaningFacts, Summary, TracedError, TraceSummary
+from hf_ecif.detection.auditor import Auditor
 from hf_ecif.errors import UserError
 from hf_ecif.hub.push import PushReport, push
 from hf_ecif.reports.audit import render_brief, render_report
@@ -52,11 +53,14 @@ class Audit:
         dataset: all rows in their order, with influence columns; everything else is unchanged.
         summary: results in figures, and how they were computed.
         traced: traced errors of the query, or their folder; None if none were traced.
+        auditor: what was learned, which judges any number of other rows alike; None of an audit
+            that was loaded.
     """
 
     dataset: Dataset
     summary: Summary
     traced: Traced | AuditFolder | None = field(default=None, compare=False)
+    auditor: Auditor | None = field(default=None, compare=False)
 
     def clean(self, strategy: Strategy = "drop", *, share: float | None = None) -> Cleaned:
         """Kept rows and removed rows, the latter with their `ecif_reason`.

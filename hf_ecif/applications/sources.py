@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from datasets import Dataset
+from torch import Tensor
 
 from hf_ecif.applications.requests import Sources
 from hf_ecif.config import InfluenceConfig
@@ -72,23 +73,33 @@ class Opened:
     ) -> tuple[Rows, Rows]:
         """Rows and query at the frozen boundary."""
         known = checkpoints or Checkpoints()
-
-        def read(name: str, dataset: Dataset) -> Rows:
-            advance = progress(f"Read {name}", len(distributed.share(len(dataset))))
-            return self.model.read(dataset, *self.sources.columns, advance, known.within(name))
-
-        rows = read("rows", self.dataset)
+        rows = self._read_rows(progress, known)
         if self.query_set is None:
             return rows, choose_query(rows, self.model.encoder, seed=self.model.config.seed)
-        return rows, read("query", self.query_set)
+        return rows, self._read("query", self.query_set, progress, known)
 
     def read_with_verified(
-        self, progress: ProgressFactory = silent, checkpoints: Checkpoints | None = None
+        self,
+        progress: ProgressFactory = silent,
+        checkpoints: Checkpoints | None = None,
+        sample: Tensor | None = None,
     ) -> tuple[Rows, Rows, Learning]:
-        """Rows and query, and what a detector learns from: both, or with half of the query."""
+        """Rows and query, and what a detector learns from: both, or with half of the query.
+
+        Args:
+            progress: makes progress bars.
+            checkpoints: store of what was read.
+            sample: ``(m,)``, ascending, numbers of the rows of the data to read; all if absent.
+        """
         known, model = checkpoints or Checkpoints(), self.model
+        dataset = self.dataset if sample is None else self.dataset.select(sample.numpy())
+
+        def numbered(rows: Rows) -> Rows:
+            return rows if sample is None else rows.numbered(sample, len(self.dataset))
+
         if self.query_set is None:
-            rows, query = self.read(progress, known)
+            rows = numbered(replace(self, dataset=dataset)._read_rows(progress, known))
+            query = choose_query(rows, model.encoder, seed=model.config.seed)
             return rows, query, Learning(rows, query)
 
         def read(name: str, cells: Dataset | Chain) -> Rows:
@@ -97,11 +108,21 @@ class Opened:
 
         query = require_rows(read("query", self.query_set))
         if len(query) < FEWEST_HALVED:
-            rows = require_rows(read("rows", self.dataset))
+            rows = numbered(require_rows(read("rows", dataset)))
             return rows, query, Learning(rows, query)
         verified, left = halve_query(query, model.config.seed)
-        together = read("rows", Chain(self.dataset, self.query_set.select(verified.positions)))
-        return require_rows(together.first(len(self.dataset))), query, Learning(together, left)
+        together = read("rows", Chain(dataset, self.query_set.select(verified.positions)))
+        rows = numbered(require_rows(together.first(len(dataset))))
+        return rows, query, Learning(together, left)
+
+    def _read_rows(self, progress: ProgressFactory, known: Checkpoints) -> Rows:
+        return self._read("rows", self.dataset, progress, known)
+
+    def _read(
+        self, name: str, dataset: Dataset, progress: ProgressFactory, known: Checkpoints
+    ) -> Rows:
+        advance = progress(f"Read {name}", len(distributed.share(len(dataset))))
+        return self.model.read(dataset, *self.sources.columns, advance, known.within(name))
 
     def provenance(self, rows: Rows, query: Rows, **of_query: Any) -> dict[str, Any]:
         """Fields of a `Provenance`, except warnings.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from textwrap import shorten
 
 import numpy as np
@@ -21,6 +22,26 @@ ROWS_NAMED = 3
 TELLING = 0.9  # share of the pairs that neighbours speak less against
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """Signals of the rows that others are ranked among, ``(N,)`` each, ascending.
+
+    Attributes:
+        loo_loss: losses without the row itself, in nats.
+        image_neighbours: as in `Signals`; likewise ``text_neighbours``.
+    """
+
+    loo_loss: Floats
+    image_neighbours: Floats
+    text_neighbours: Floats
+
+    @classmethod
+    def of(cls, scores: Scores, signals: Signals) -> Ranks:
+        """The ranks of rows among themselves."""
+        values = (scores.loo_loss, signals.image_neighbours, signals.text_neighbours)
+        return cls(*(np.sort(_numbers(value)) for value in values))
+
+
 def explain_flags(
     rows: Rows,
     scores: Scores,
@@ -28,6 +49,7 @@ def explain_flags(
     detection: Detection,
     evidence: Evidence | None = None,
     findings: Findings | None = None,
+    ranks: Ranks | None = None,
 ) -> list[str | None]:
     """A sentence for every flagged row of the readable ones, None for the others.
 
@@ -38,12 +60,13 @@ def explain_flags(
         detection: of these rows.
         evidence: of these rows; without it, no other row is named.
         findings: of these rows; without them, there are none.
+        ranks: of the rows that these are ranked among; themselves if absent.
     """
-    rank = _share_below(scores.loo_loss)
-    apart = [
-        ("caption", "similar images", _share_below(signals.image_neighbours)),
-        ("image", "similar captions", _share_below(signals.text_neighbours)),
-    ]
+    among = ranks or Ranks.of(scores, signals)
+    rank = _share_below(scores.loo_loss, among.loo_loss)
+    captions = _share_below(signals.image_neighbours, among.image_neighbours)
+    images = _share_below(signals.text_neighbours, among.text_neighbours)
+    apart = [("caption", "similar images", captions), ("image", "similar captions", images)]
     duplicates = [] if evidence is None else _duplicates(evidence, rows)
 
     def clauses(row: int) -> Iterator[str]:
@@ -76,10 +99,13 @@ def explain_flags(
     ]
 
 
-def _share_below(values: Tensor) -> Floats:
-    """Share of the rows with a smaller value, ``(n,)``."""
-    found = values.double().cpu().numpy()
-    return np.searchsorted(np.sort(found), found, side="left") / len(found)
+def _share_below(values: Tensor, among: Floats) -> Floats:
+    """Share of the ascending ones that are smaller, ``(n,)``."""
+    return np.searchsorted(among, _numbers(values), side="left") / len(among)
+
+
+def _numbers(values: Tensor) -> Floats:
+    return np.asarray(values.double().cpu().numpy())
 
 
 def _misfit(row: int, evidence: Evidence) -> Iterator[str]:

@@ -20,7 +20,7 @@ seed, and of 0.0 on another.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Literal, get_args
@@ -105,9 +105,18 @@ def find_findings(rows: Rows, given: Embeddings) -> Findings:
         "says_nothing": torch.tensor([says_nothing(text) for text in rows.texts]),
         "stock_phrase": is_stock,
     }
-    table = torch.stack([marks[kind] for kind in KINDS], dim=1).tolist()
-    kinds = [next(compress(KINDS, row), None) for row in table]
+    kinds = first_kind([marks[kind] for kind in KINDS])
     return Findings(kinds, images, captions, keys.truncated)
+
+
+def first_kind(marks: Sequence[Tensor]) -> list[Kind | None]:
+    """The first kind that each row is of.
+
+    Args:
+        marks: ``(n,)`` booleans for each of `KINDS`.
+    """
+    table = torch.stack(list(marks), dim=1).tolist()
+    return [next(compress(KINDS, row), None) for row in table]
 
 
 def settle(detection: Detection, findings: Findings, verdicts: Verdicts | None = None) -> Detection:

@@ -71,8 +71,8 @@ class Newcomers:
     def scores(self, rows: Rows) -> Scores:
         """Scores of rows, whose signs and units are those of training rows.
 
-        `Scores.self_influence` is what the row's own loss would fall by if it were trained on, and
-        no part of what it is now: `Scores.loss` is that without it.
+        Nothing of a row's loss is due to a training on it, so `Scores.self_influence` is zero;
+        `Scores.self_stderr` is the standard error of the loss over the context batches.
         """
         first, *others = [self._score(rows, *place) for place in self._places]
         if not others:
@@ -132,15 +132,21 @@ class Newcomers:
         encoder, config = self.influence.model.encoder, self.influence.config
         new = self._push(theta, directions, rows)
         queries = len(directions.query.reshape(-1, len(theta)))
-        table = ScoreTable(queries, len(directions.probes), len(rows))
+        table, losses = ScoreTable(queries, len(directions.probes), len(rows)), []
         for context, (_, same) in zip(contexts, self._alike(rows), strict=True):
             along = _no_roles(new.here)
             if len(new.moved.scale):
                 along = encoder.contrastive.joining_tangents(
                     context, new, form=config.role, same=same
                 )
-            self._add(table, context.here, new.here, same, along, queries)
-        return table.scores(directions.query.shape[:-1], encoder)
+            losses.append(self._add(table, context.here, new.here, same, along, queries))
+        scores = table.scores(directions.query.shape[:-1], encoder)
+        error = torch.stack(losses).double().std(dim=0) / len(losses) ** 0.5
+        return replace(
+            scores,
+            self_influence=torch.zeros_like(scores.loss),
+            self_stderr=error.to(scores.loss),
+        )
 
     def _add(
         self,
@@ -150,13 +156,15 @@ class Newcomers:
         same: Alike | None,
         along: Roles,
         queries: int,
-    ) -> None:
-        """Add one context batch to the sums over them."""
+    ) -> Tensor:
+        """Add one context batch to the sums over them; returns the losses there."""
         loss, count = self.influence.model.encoder.contrastive, len(new.text)
         terms = loss.TERMS * self.influence.fitted.train_count
         cosine = (new.text * new.image).sum(dim=1)
-        plain = torch.stack([loss.joining_losses(context, new, same), cosine])
-        table.add(torch.arange(count), *parts_of_roles(along, queries, terms), plain)
+        losses = loss.joining_losses(context, new, same)
+        parts = parts_of_roles(along, queries, terms)
+        table.add(torch.arange(count), *parts, torch.stack([losses, cosine]))
+        return losses.cpu()
 
     def _alike(self, rows: Rows) -> list[tuple[Tensor, Alike | None]]:
         """Every context batch, and what says which of its rows are no negatives of newcomers."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from hf_ecif.detection.replacements import Candidates, Pairs, find_winners, probability_right
+from hf_ecif.detection.replacements import Candidates, Pairs, find_winners, learn_rightness
 
 COUNT, DIM, WRONG = 900, 16, 200
 
@@ -44,7 +44,9 @@ def suggest(how: str, seed: int = 0, vocabulary: bool = False, precision: float 
     rows = torch.from_numpy(np.flatnonzero(flag))
     winners = find_winners(given, rows, listed or Candidates.of(given))
     right = (winners.key == pairs.key[rows]).numpy()
-    return right, probability_right(given, winners, flag, probability, vocabulary=listed)
+    learned = learn_rightness(given, winners, flag, probability, vocabulary=listed)
+    assert learned is not None
+    return right, learned(winners.features)
 
 
 def test_winners_by_brute_force():
