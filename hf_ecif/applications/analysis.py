@@ -73,6 +73,7 @@ class Analysis:
     Attributes:
         sample: ``(m,)``, ascending, their numbers where they are not all rows; None where they are.
         learned: what judges other rows alike.
+        group_column: name of the column of groups, where there are groups.
     """
 
     opened: Opened
@@ -92,6 +93,7 @@ class Analysis:
     traced: Found | None
     sample: Tensor | None
     learned: Learned
+    group_column: str | None
 
 
 def read_beside(options: AuditOptions, opened: Opened) -> Beside:
@@ -213,6 +215,7 @@ def analyse(
         traced=traced,
         sample=sample,
         learned=learned,
+        group_column=options.group_column,
     )
 
 

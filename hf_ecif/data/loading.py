@@ -100,7 +100,7 @@ def read_stream(stream: IterableDataset, most: int) -> tuple[Dataset, bool]:
     for name, kind in (features or {}).items():
         if isinstance(kind, Image):  # to be kept as it is, not decoded and encoded again
             stream = stream.cast_column(name, Image(decode=False))
-    rows, folder = iter(stream), Path(mkdtemp(dir=_folder_of_streams()))
+    rows, folder = iter(stream), Path(temporary_folder())
     parts = iter(lambda: list(islice(rows, ROWS_PER_GROUP)), [])
     files: list[str | bytes | PathLike[Any]] = []
     count = 0
@@ -116,8 +116,13 @@ def read_stream(stream: IterableDataset, most: int) -> tuple[Dataset, bool]:
     return read.cast(features) if features is not None else read, has_more
 
 
+def temporary_folder() -> str:
+    """A new folder that is there until the program ends."""
+    return mkdtemp(dir=_temporary_folder())
+
+
 @cache
-def _folder_of_streams() -> str:
+def _temporary_folder() -> str:
     folder = mkdtemp(prefix="hf-ecif-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from textwrap import shorten
 
@@ -67,7 +67,10 @@ def explain_flags(
     captions = _share_below(signals.image_neighbours, among.image_neighbours)
     images = _share_below(signals.text_neighbours, among.text_neighbours)
     apart = [("caption", "similar images", captions), ("image", "similar captions", images)]
-    duplicates = [] if evidence is None else _duplicates(evidence, rows)
+    duplicates: Iterable[SharedRows] = ()
+    if evidence is not None:
+        own = rows.positions.numpy()
+        duplicates = SharedRows.of_both(evidence.same_image, evidence.same_caption, own)
 
     def clauses(row: int) -> Iterator[str]:
         if findings is not None and findings.kinds[row] == "placeholder_image":
@@ -118,29 +121,40 @@ def _misfit(row: int, evidence: Evidence) -> Iterator[str]:
         yield f"{whose} ('{shorten(text, CAPTION_LENGTH, placeholder='…')}') fits its image better"
 
 
-def _duplicates(evidence: Evidence, rows: Rows) -> list[_Duplicates]:
-    return [
-        _Duplicates("image is nearly", evidence.same_image, rows),
-        _Duplicates("caption is also", evidence.same_caption, rows),
-    ]
+class SharedRows:
+    """Which other rows have the image, or the caption, of a row.
 
+    Args:
+        words: how that is said.
+        firsts: ``(n,)``, number of the first row that has it, for every readable row.
+        positions: ``(n,)``, numbers of the readable rows, ascending.
+    """
 
-class _Duplicates:
-    """Which other rows have the image, or the caption, of a row."""
+    def __init__(self, words: str, firsts: Numbers, positions: Numbers) -> None:
+        self._words, self._firsts, self._positions = words, firsts, positions
+        self._order = np.argsort(firsts, kind="stable")
+        self._sorted = firsts[self._order]
 
-    def __init__(self, words: str, firsts: Numbers, rows: Rows) -> None:
-        self._words = words
-        self._firsts = firsts.tolist()
-        self._positions = rows.positions.tolist()
-        self._members: dict[int, list[int]] = {}
-        for position, first in zip(self._positions, self._firsts, strict=True):
-            self._members.setdefault(first, []).append(position)
+    @classmethod
+    def of_both(
+        cls, same_image: Numbers, same_caption: Numbers, positions: Numbers
+    ) -> tuple[SharedRows, SharedRows]:
+        """By image and by caption."""
+        return (
+            cls("image is nearly", same_image, positions),
+            cls("caption is also", same_caption, positions),
+        )
 
     def of(self, row: int) -> Iterator[str]:
-        members = self._members[self._firsts[row]]
-        others = len(members) - 1
+        """The clause of a readable row, if others share with it."""
+        start, stop = (
+            int(np.searchsorted(self._sorted, self._firsts[row], side=side))
+            for side in ("left", "right")
+        )
+        others = stop - start - 1
         if others:
-            named = [m for m in members[: ROWS_NAMED + 1] if m != self._positions[row]][:ROWS_NAMED]
+            members = self._positions[self._order[start:stop][: ROWS_NAMED + 1]].tolist()
+            named = [member for member in members if member != self._positions[row]][:ROWS_NAMED]
             more = f" and {others - len(named)} more" if others > len(named) else ""
             plural = "rows" if others > 1 else "row"
             yield f"its {self._words} that of {plural} {', '.join(map(str, named))}{more}"

@@ -124,7 +124,7 @@ class Evidence:
     def describe_duplicates(self) -> dict[str, dict[str, int]]:
         """Groups of more than one row, and rows in them, by what is alike."""
         kinds = {"image": self.same_image, "caption": self.same_caption, "either": self.duplicate}
-        return {kind: _describe_groups(first) for kind, first in kinds.items()}
+        return {kind: describe_groups(first) for kind, first in kinds.items()}
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def find_evidence(
         model, rows, embeddings, detection, vocabulary, mute, seed, (margin, probability)
     )
     positions = rows.positions.cpu()
-    same_image, same_caption = map(_first_like, (rows.keys.images, rows.keys.captions))
+    same_image, same_caption = map(first_like, (rows.keys.images, rows.keys.captions))
     own = torch.arange(len(rows))
     duplicate = link(len(rows), iter([(own, same_image), (own, same_caption)]))
     return Evidence(
@@ -387,13 +387,18 @@ def _group_equal(keys: list[str]) -> Tensor:
     return torch.tensor([firsts.setdefault(key, row) for row, key in enumerate(keys)])
 
 
-def _first_like(keys: Tensor) -> Tensor:
+def first_like(keys: Tensor) -> Tensor:
     """``(n,)``, the first row with the key of each."""
     first, number = firsts(keys)
     return first[number]
 
 
-def _describe_groups(first: Numbers) -> dict[str, int]:
+def describe_groups(first: Numbers) -> dict[str, int]:
+    """Groups of more than one row, the rows in them, and the rows of the largest.
+
+    Args:
+        first: ``(n,)``, number of the first row of every row's group.
+    """
     sizes = np.unique(first, return_counts=True)[1]
     shared = sizes[sizes > 1]
     return {"groups": len(shared), "rows": int(shared.sum()), "largest": int(sizes.max())}
