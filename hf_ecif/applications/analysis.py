@@ -28,7 +28,7 @@ from hf_ecif.detection.detect import (
 from hf_ecif.detection.explain import Ranks
 from hf_ecif.detection.findings import Findings, find_findings, settle
 from hf_ecif.detection.injection import Injected, inject_mismatches
-from hf_ecif.detection.judging import Learned, Sample
+from hf_ecif.detection.judging import Assessed, Learned, Sample
 from hf_ecif.detection.known_findings import KnownFindings
 from hf_ecif.detection.signals import Known, Signals, signal_errors, signals_of_rows
 from hf_ecif.detection.suggestions import Evidence, find_evidence, read_vocabulary
@@ -186,10 +186,7 @@ def analyse(
         contexts=contexts,
         sample=Sample(
             known=Known(given, pairs.rows.siblings, mute[: len(pairs.rows)]),
-            scores=scores,
-            as_given=as_given,
-            signals=signals,
-            detection=replace(of_pairs, groups=()),
+            assessed=Assessed(scores, as_given, signals, replace(of_pairs, groups=())),
             verdicts=verdicts[: len(pairs.rows)],
         ),
         findings=known_findings,

@@ -247,7 +247,7 @@ class _Alike:
         keys = pa.concat_tables(tables)
         there = np.asarray(keys[IMAGE_KEY].is_valid())
         image, caption = (
-            first_like(torch.from_numpy(np.array(keys[name].drop_null()))) for name in names
+            first_like(torch.tensor(keys[name].drop_null().to_numpy())) for name in names
         )
         own = torch.arange(len(image))
         either = link(len(image), iter([(own, image), (own, caption)]))

@@ -153,6 +153,8 @@ class Audit:
             f"{found.noise.told}, {found.unreadable:,} unreadable)"
         )
         notes = [*found.warnings]
+        if found.learned_from:
+            notes.insert(0, f"Learned from {found.learned_from:,} of the rows")
         if found.noise.abstains:
             notes.insert(0, f"Nothing is flagged: {found.noise.abstains}")
         return "\n".join([head, *(f"  {note}" for note in notes)])

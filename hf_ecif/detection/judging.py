@@ -14,10 +14,10 @@ does not grow with their number, and gives them all that the rows of the sample 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,48 +28,62 @@ from hf_ecif.detection.detect import UNKNOWN, Detection, Detector, Verdicts
 from hf_ecif.detection.explain import Ranks
 from hf_ecif.detection.findings import Findings, settle
 from hf_ecif.detection.known_findings import KnownFindings
+from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.signals import Known, Signals, compare_with, signal_errors
 from hf_ecif.detection.suggestions import Suggester
 from hf_ecif.engine.neighbours import find_best
+from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.influence.contexts import Contexts, Newcomers
 from hf_ecif.influence.influence import Influence
-from hf_ecif.influence.pairs import Pairs, distinct_pairs
+from hf_ecif.influence.pairs import distinct_pairs
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
 
 Record = TypeVar("Record", bound=Any)
+ODD = 0x9E3779B97F4A7C1  # a factor that loses no bit of a number of 64 bits
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """The distinct pairs that were learned from, ``(m,)`` each, as others are compared with them.
+class Assessed(NamedTuple):
+    """What was found of ``n`` pairs.
 
     Attributes:
-        known: what neighbours are found by.
         scores: at the fitted parameters.
         as_given: at the model's own.
-        signals: of the pairs.
-        detection: of the pairs, before findings were settled.
-        verdicts: what a person said of them.
+        signals: what tells wrong from right.
+        detection: probabilities and flags.
     """
 
-    known: Known
     scores: Scores
     as_given: Scores
     signals: Signals
     detection: Detection
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The ``m`` distinct pairs that were learned from, as others are compared with them.
+
+    Attributes:
+        known: what neighbours are found by.
+        assessed: what was found of them, before findings were settled.
+        verdicts: ``(m,)``, what a person said of them.
+    """
+
+    known: Known
+    assessed: Assessed
     verdicts: Verdicts
 
     @cached_property
-    def log_ratio(self) -> np.ndarray:
+    def log_ratio(self) -> Floats:
         """Log density ratios by themselves, without what other captions of the image say."""
-        return self.detector.mixture.log_ratio(self.signals.stack())
+        return self.detector.mixture.log_ratio(self.assessed.signals.stack())
 
     @property
     def detector(self) -> Detector:
         """What was learned."""
-        assert self.detection.detector is not None
-        return self.detection.detector
+        detector = self.assessed.detection.detector
+        assert detector is not None
+        return detector
 
     @cached_property
     def _index(self) -> tuple[Tensor, Tensor]:
@@ -118,31 +132,21 @@ class Learned:
         findings = self.findings.find(rows)
         rows = self._join_near_images(rows, given.image)
         copy = self.sample.find(rows.siblings)
-        is_new = copy < 0
-        new = distinct_pairs(rows.select(is_new.nonzero()[:, 0]))
-        first = is_new.nonzero()[:, 0][new.first]
-        scores = self._newcomers.scores(new.rows)
-        as_given = self._newcomers.score_as_given(new.rows)
-        there = first.to(given.text.device)
-        own = given._replace(text=given.text[there], image=given.image[there])
-        signals = compare_with(self.sample.known, scores, own, new.rows.siblings)
-        found = self._detect(
-            new.rows, scores, signals, [groups[row] for row in first.tolist()] if groups else []
-        )
-
-        def whole(known: Record, fresh: Record) -> Record:
-            return _merged(known, fresh, new, copy)
-
-        known = np.where(is_new.numpy(), UNKNOWN, self.sample.verdicts[copy.numpy()])
-        detection = settle(whole(self.sample.detection, found), findings, known)
-        return Judged(
-            rows,
-            whole(self.sample.scores, scores),
-            whole(self.sample.as_given, as_given),
-            whole(self.sample.signals, signals),
-            detection,
-            findings,
-        )
+        found = _taken(self.sample.assessed, copy)
+        new = (copy < 0).nonzero()[:, 0]
+        if len(new):
+            pairs = distinct_pairs(rows.select(new))
+            names = [groups[row] for row in new[pairs.first].tolist()] if groups else []
+            fresh = self._assess(pairs.rows, _rows_of(given, new[pairs.first]), names)
+            found = Assessed(
+                *(
+                    _with_rows(one, new, pairs.spread(other))
+                    for one, other in zip(found, fresh, strict=True)
+                )
+            )
+        verdicts = np.where(copy.numpy() < 0, UNKNOWN, self.sample.verdicts[copy.numpy()])
+        settled = settle(found.detection, findings, verdicts)
+        return Judged(rows, found._replace(detection=settled), findings)
 
     def columns(self, judged: Judged) -> dict[str, list[Any]]:
         """`COLUMNS` of judged rows, those that name other rows null."""
@@ -150,13 +154,10 @@ class Learned:
         evidence = None
         if self.suggester is not None:
             given = model.embed_as_given(judged.rows)
-            evidence = self.suggester.evidence(model, judged.rows, given, judged.detection)
+            evidence = self.suggester.evidence(model, judged.rows, given, judged.assessed.detection)
         return column_values(
             judged.rows,
-            judged.scores,
-            judged.as_given,
-            judged.signals,
-            judged.detection,
+            *judged.assessed,
             self.influence.config.relative,
             evidence,
             judged.findings,
@@ -175,6 +176,13 @@ class Learned:
         there = known.siblings[best.key.cpu(), 1]
         near = (best.cosine >= self.least_cosine).cpu()
         return rows.with_images(torch.where(near, there, rows.keys.images))
+
+    def _assess(self, rows: Rows, given: Embeddings, groups: Sequence[str | None]) -> Assessed:
+        """What is found of distinct pairs that are not in the sample."""
+        scores = self._newcomers.scores(rows)
+        as_given = self._newcomers.score_as_given(rows)
+        signals = compare_with(self.sample.known, scores, given, rows.siblings)
+        return Assessed(scores, as_given, signals, self._detect(rows, scores, signals, groups))
 
     def _detect(
         self, rows: Rows, scores: Scores, signals: Signals, groups: Sequence[str | None]
@@ -198,45 +206,52 @@ class Judged:
 
     Attributes:
         rows: the rows; an image that is nearly one of the sample has its key.
-        scores: at the fitted parameters.
-        as_given: at the model's own.
-        signals: what told wrong from right.
-        detection: probabilities and flags.
+        assessed: what was found of them.
         findings: rows of which it makes little sense to ask.
     """
 
     rows: Rows
-    scores: Scores
-    as_given: Scores
-    signals: Signals
-    detection: Detection
+    assessed: Assessed
     findings: Findings
 
 
 def _hash(siblings: Tensor) -> Tensor:
-    """A number for both keys of every pair, ``(n,)``; the factor is odd, so that none is lost."""
-    return siblings[:, 0] * 0x9E3779B97F4A7C1 + siblings[:, 1]
+    """A number for both keys of every pair, ``(n,)``."""
+    return siblings[:, 0] * ODD + siblings[:, 1]
 
 
-def _merged(known: Record, fresh: Record, new: Pairs, copy: Tensor) -> Record:
-    """What is known of copies, and what was found of new pairs, row by row.
+def _rows_of(embeddings: Embeddings, rows: Tensor) -> Embeddings:
+    here = rows.to(embeddings.text.device)
+    return embeddings._replace(text=embeddings.text[here], image=embeddings.image[here])
 
-    Args:
-        known: of the pairs of the sample, a dataclass.
-        fresh: of the new pairs, likewise.
-        new: the rows that are no copies, as distinct pairs.
-        copy: ``(n,)``, the pair of the sample that each row is a copy of, or -1.
-    """
-    spread, is_new = new.spread(fresh), copy < 0
 
-    def both(name: str) -> Any:
-        old, now = getattr(known, name), getattr(spread, name)
-        if not isinstance(now, Tensor | np.ndarray) or now.ndim == 0:
-            return now
-        is_tensor = isinstance(now, Tensor)
-        chosen, here = (part if is_tensor else part.numpy() for part in (copy, is_new))
-        values = old[..., chosen]
-        values[..., here] = now
-        return values
+def _taken(assessed: Assessed, pairs: Tensor) -> Assessed:
+    """What was found of some pairs, ``(n,)``."""
+    return Assessed(*(_mapped(one, lambda _, value: _at(value, pairs)) for one in assessed))
 
-    return replace(fresh, **{field.name: both(field.name) for field in fields(fresh)})
+
+def _with_rows(record: Record, rows: Tensor, others: Record) -> Record:
+    """A record with other values in some rows, ``(k,)``."""
+
+    def changed(name: str, value: Any) -> Any:
+        value[..., rows if isinstance(value, Tensor) else rows.numpy()] = getattr(others, name)
+        return value
+
+    return _mapped(record, changed)
+
+
+def _at(value: Any, rows: Tensor) -> Any:
+    return value[..., rows if isinstance(value, Tensor) else rows.numpy()]
+
+
+def _mapped(record: Record, change: Callable[[str, Any], Any]) -> Record:
+    """A dataclass in which everything that has a value for every row is changed."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return replace(
+        record,
+        **{
+            name: change(name, value)
+            for name, value in values.items()
+            if isinstance(value, Tensor | np.ndarray)
+        },
+    )

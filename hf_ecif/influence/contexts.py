@@ -69,7 +69,7 @@ class Newcomers:
     contexts: Contexts
 
     def scores(self, rows: Rows) -> Scores:
-        """Scores of rows, whose signs and units are those of training rows.
+        """Scores of rows, at least one; signs and units are those of training rows.
 
         Nothing of a row's loss is due to a training on it, so `Scores.self_influence` is zero;
         `Scores.self_stderr` is the standard error of the loss over the context batches.
@@ -91,7 +91,7 @@ class Newcomers:
         table = ScoreTable(0, 0, len(rows))
         for batch, same in self._alike(rows):
             context = _rows_of(there, batch)
-            self._add(table, context, new, same, _no_roles(new), 0)
+            self._add(table, context, new, same, _no_roles(len(rows), new), 0)
         return table.scores(torch.Size([0]), model.encoder)
 
     @cached_property
@@ -134,7 +134,7 @@ class Newcomers:
         queries = len(directions.query.reshape(-1, len(theta)))
         table, losses = ScoreTable(queries, len(directions.probes), len(rows)), []
         for context, (_, same) in zip(contexts, self._alike(rows), strict=True):
-            along = _no_roles(new.here)
+            along = _no_roles(len(rows), new.here)
             if len(new.moved.scale):
                 along = encoder.contrastive.joining_tangents(
                     context, new, form=config.role, same=same
@@ -184,5 +184,6 @@ def _rows_of(embeddings: Embeddings, rows: Tensor) -> Embeddings:
     return embeddings._replace(text=text, image=image)
 
 
-def _no_roles(embeddings: Embeddings) -> Roles:
-    return Roles(*embeddings.scale.new_zeros(2, 0, len(embeddings.text)))
+def _no_roles(count: int, like: Embeddings) -> Roles:
+    """Derivatives of the roles of some rows where there are no directions."""
+    return Roles(*like.scale.new_zeros(2, 0, count))
