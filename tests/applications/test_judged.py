@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets.config
 import numpy as np
@@ -14,6 +15,7 @@ from datasets import Dataset, Image, load_dataset
 
 from hf_ecif import DetectionConfig, InfluenceConfig, load_audit
 from hf_ecif.applications import judged as module
+from hf_ecif.applications import result
 from hf_ecif.applications.analysis import choose_sample
 from hf_ecif.applications.audit import AuditRequest, run_audit
 from hf_ecif.data.captions import plain
@@ -50,7 +52,7 @@ def run(folder: Path) -> Callable[..., AuditRequest]:
     """Audits, each done once; the request, with the output."""
     data = str(folder / "data")
 
-    def run(name: str, **options: object) -> AuditRequest:
+    def run(name: str, **options: Any) -> AuditRequest:
         request = AuditRequest(
             model=str(DEMO / "model"),
             dataset=data,
@@ -60,10 +62,13 @@ def run(folder: Path) -> Callable[..., AuditRequest]:
             suggest_probability=0.0,
             truth_column="is_misaligned",
             group_column="noise",
-            **{"learn_rows": LEARNED} | options,  # type: ignore[arg-type]
+            learn_rows=LEARNED,
         )
+        request = replace(request, **options)
         if not request.output.exists():
             with pytest.MonkeyPatch.context() as patch:
+                if name != "judged":  # figures take longer than all the rest
+                    patch.setattr(result, "render_report", lambda scored, summary: "")
                 patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
                 patch.setattr(module, "PART_ROWS", PART)
                 run_audit(request, CONFIG)
@@ -131,9 +136,7 @@ class TestResult:
             rows = scored.filter(lambda row, name=group.group: row["noise"] == name)
             flags = [flag for flag in rows["ecif_flag"] if flag is not None]
             assert (group.rows, group.flagged) == (len(flags), sum(flags))
-        wrong = [
-            row for row in scored if row["is_misaligned"] and row["ecif_flag"] is not None
-        ]
+        wrong = [row for row in scored if row["is_misaligned"] and row["ecif_flag"] is not None]
         assert summary.truth is not None
         assert summary.truth.misaligned == len(wrong)
         assert summary.truth.found == sum(row["ecif_flag"] for row in wrong)
@@ -156,6 +159,7 @@ class TestResult:
 
 
 class TestVerdicts:
+    @pytest.mark.slow
     def test_rows_learned_from_are_those_of_an_audit_of_them_alone(
         self, run: Callable[..., AuditRequest], scored: Dataset, sample: np.ndarray, folder: Path
     ) -> None:
@@ -194,11 +198,13 @@ class TestVerdicts:
         assert named
         assert all(plain(scored["text"][number]) == plain(text) for text, number in named)
 
+    @pytest.mark.slow
     def test_parts_make_no_difference(
         self, run: Callable[..., AuditRequest], scored: Dataset, folder: Path
     ) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+            patch.setattr(result, "render_report", lambda scored, summary: "")
             request = replace(run("judged"), output=folder / "one part")
             run_audit(request, CONFIG)
         found = read(request.output / "scored")
@@ -210,6 +216,7 @@ class TestVerdicts:
             elif name != "ecif_reason":
                 assert first == second, name
 
+    @pytest.mark.slow
     def test_without_suggestions_duplicates_are_null(
         self, run: Callable[..., AuditRequest]
     ) -> None:
