@@ -23,7 +23,7 @@ from hf_ecif.engine.objectives import Embeddings, Roles
 from hf_ecif.engine.objectives.joining import Alike, Pushed
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.rows import Rows
-from hf_ecif.influence.scoring import Directions, Scores, ScoreTable, parts_of_roles
+from hf_ecif.influence.scoring import PROBED, Directions, Scores, ScoreTable, parts_of_roles
 from hf_ecif.utils.seeds import stream
 
 
@@ -107,9 +107,11 @@ class Newcomers:
 
     def _push_contexts(self, theta: Tensor, directions: Directions) -> list[Pushed]:
         pushed = self._push(theta, directions, self.contexts.rows)
-        return [
+        queries = len(directions.query.reshape(-1, len(theta)))
+        batches = [
             Pushed(*(_rows_of(part, batch) for part in pushed)) for batch in self.contexts.batches
         ]
+        return batches[:PROBED] + [_first(batch, queries) for batch in batches[PROBED:]]
 
     def _push(self, theta: Tensor, directions: Directions, rows: Rows) -> Pushed:
         encoder, config = self.influence.model.encoder, self.influence.config
@@ -133,8 +135,12 @@ class Newcomers:
         new = self._push(theta, directions, rows)
         queries = len(directions.query.reshape(-1, len(theta)))
         table, losses = ScoreTable(queries, len(directions.probes), len(rows)), []
-        for context, (_, same) in zip(contexts, self._alike(rows), strict=True):
+        for number, (context, (_, same)) in enumerate(
+            zip(contexts, self._alike(rows), strict=True)
+        ):
             along = _no_roles(len(rows), new.here)
+            if number == PROBED:
+                new = _first(new, queries)
             if len(new.moved.scale):
                 along = encoder.contrastive.joining_tangents(
                     context, new, form=config.role, same=same
@@ -182,6 +188,11 @@ def _rows_of(embeddings: Embeddings, rows: Tensor) -> Embeddings:
     here = rows.to(embeddings.text.device)
     text, image = (side.index_select(-2, here) for side in embeddings[:2])
     return embeddings._replace(text=text, image=image)
+
+
+def _first(pushed: Pushed, count: int) -> Pushed:
+    """The same rows with their first tangents alone."""
+    return pushed._replace(moved=Embeddings(*(part[:count] for part in pushed.moved)))
 
 
 def _no_roles(count: int, like: Embeddings) -> Roles:
