@@ -204,7 +204,7 @@ def analyse(
             verdicts=verdicts[: len(pairs.rows)],
         ),
         findings=known_findings,
-        suggester=evidence and evidence.suggester,
+        suggester=None if evidence is None else evidence.suggester,
         ranks=Ranks.of(pairs.spread(scores), pairs.spread(signals)),
         least_cosine=least,
     )

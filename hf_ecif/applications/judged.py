@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_ecif.applications.analysis import Analysis
+from hf_ecif.data.findings import KINDS
 from hf_ecif.data.parquet import is_whole
 from hf_ecif.data.summary import DuplicateCounts, Duplicates
 from hf_ecif.detection.annotate import FEATURES, column_values, spread_columns
 from hf_ecif.detection.explain import SharedRows
-from hf_ecif.detection.findings import KINDS
 from hf_ecif.detection.suggestions import describe_groups, first_like
 from hf_ecif.engine.neighbours import link
 from hf_ecif.influence.rows import Rows
@@ -220,7 +220,8 @@ def _put_together(found: Analysis, parts: _Parts, progress: ProgressFactory) -> 
             tally.add(table, part)
             writer.write_table(table.cast(_SCHEMA))
             advance(len(part))
-    return tally.conclude(Dataset.from_file(str(path)), alike and alike.describe())
+    duplicates = None if alike is None else alike.describe()
+    return tally.conclude(Dataset.from_file(str(path)), duplicates)
 
 
 @dataclass(frozen=True)

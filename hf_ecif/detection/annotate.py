@@ -43,7 +43,7 @@ _OTHERS: dict[str, Any] = {
 }
 TYPES: dict[str, Any] = {name: (_NUMBERS | _OTHERS)[name] for name in COLUMNS}
 FEATURES = Features(
-    {name: Value(kind) if isinstance(kind, str) else kind for name, kind in TYPES.items()}
+    **{name: Value(kind) if isinstance(kind, str) else kind for name, kind in TYPES.items()}
 )
 
 

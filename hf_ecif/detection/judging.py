@@ -138,12 +138,7 @@ class Learned:
             pairs = distinct_pairs(rows.select(new))
             names = [groups[row] for row in new[pairs.first].tolist()] if groups else []
             fresh = self._assess(pairs.rows, _rows_of(given, new[pairs.first]), names)
-            found = Assessed(
-                *(
-                    _with_rows(one, new, pairs.spread(other))
-                    for one, other in zip(found, fresh, strict=True)
-                )
-            )
+            found = _joined(found, new, Assessed(*map(pairs.spread, fresh)))
         verdicts = np.where(copy.numpy() < 0, UNKNOWN, self.sample.verdicts[copy.numpy()])
         settled = settle(found.detection, findings, verdicts)
         return Judged(rows, found._replace(detection=settled), findings)
@@ -225,23 +220,31 @@ def _rows_of(embeddings: Embeddings, rows: Tensor) -> Embeddings:
     return embeddings._replace(text=embeddings.text[here], image=embeddings.image[here])
 
 
-def _taken(assessed: Assessed, pairs: Tensor) -> Assessed:
-    """What was found of some pairs, ``(n,)``."""
-    return Assessed(*(_mapped(one, lambda _, value: _at(value, pairs)) for one in assessed))
+def _taken(known: Assessed, pairs: Tensor) -> Assessed:
+    """What is known of some pairs, ``(n,)``, in tensors of their own."""
+
+    def taken(record: Record) -> Record:
+        return _mapped(record, lambda _, value: value[..., _index(value, pairs)])
+
+    return Assessed(*map(taken, known))
 
 
-def _with_rows(record: Record, rows: Tensor, others: Record) -> Record:
-    """A record with other values in some rows, ``(k,)``."""
+def _joined(assessed: Assessed, rows: Tensor, fresh: Assessed) -> Assessed:
+    """The same with what was found of some rows, ``(k,)``, in the place of what was there."""
 
-    def changed(name: str, value: Any) -> Any:
-        value[..., rows if isinstance(value, Tensor) else rows.numpy()] = getattr(others, name)
-        return value
+    def joined(record: Record, others: Record) -> Record:
+        def changed(name: str, value: Any) -> Any:
+            value[..., _index(value, rows)] = getattr(others, name)
+            return value
 
-    return _mapped(record, changed)
+        return _mapped(record, changed)
+
+    return Assessed(*map(joined, assessed, fresh))
 
 
-def _at(value: Any, rows: Tensor) -> Any:
-    return value[..., rows if isinstance(value, Tensor) else rows.numpy()]
+def _index(value: Any, rows: Tensor) -> Any:
+    """Numbers of rows, as tensors and as arrays take them."""
+    return rows if isinstance(value, Tensor) else rows.numpy()
 
 
 def _mapped(record: Record, change: Callable[[str, Any], Any]) -> Record:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_ecif.data.captions import says_nothing
-from hf_ecif.detection.findings import KINDS, Findings, Kind, first_kind
+from hf_ecif.data.findings import KINDS, Kind
+from hf_ecif.detection.findings import Findings, first_kind
 from hf_ecif.influence.keys import Keys, firsts
 from hf_ecif.influence.rows import Rows
 
