@@ -22,9 +22,8 @@ from hf_ecif.applications.trace import (
     describe_errors_and_causes,
     describe_found,
 )
-from hf_ecif.config import SUGGEST_PROBABILITY, DetectionConfig, InfluenceConfig
+from hf_ecif.config import SUGGEST_PROBABILITY, DetectionConfig, InfluenceConfig, RowFormat
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
-from hf_ecif.data.loading import temporary_folder
 from hf_ecif.data.schema import drop_influence_columns
 from hf_ecif.data.summary import (
     Summary,
@@ -54,6 +53,14 @@ def audit(
     query_split: str | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
+    config_name: str | None = None,
+    query_config: str | None = None,
+    query_image_column: str | None = None,
+    query_text_column: str | None = None,
+    template: str | None = None,
+    limit: int | None = None,
+    sample: int | None = None,
+    format: RowFormat | None = None,
     processor: Any = None,
     config: InfluenceConfig | None = None,
     truth_column: str | None = None,
@@ -77,13 +84,22 @@ def audit(
     Args:
         model: a CLIP-like model: loaded, a name on the Hub, a folder, or an `InfluenceModel`.
         dataset: image-text pairs: a `Dataset`, a `DatasetDict` (with ``split``), an
-            `IterableDataset`, a name on the Hub, or a folder.
+            `IterableDataset`, a name on the Hub, a folder or a file.
         query: clean pairs like those that the model is for, in any of these forms. Chosen from
             the data if absent.
-        split: of ``dataset``, where it has several; ``train`` if absent.
-        query_split: of ``query``; ``validation`` if absent.
+        split: of ``dataset``, where it has several, or a part, ``train[:10%]``; ``train``, or the
+            only one, if absent.
+        query_split: likewise of ``query``; ``validation``, or the only one, if absent.
         image_column: of images, their bytes or their paths; found by its type if absent.
-        text_column: of the captions; likewise.
+        text_column: of the captions, of lists of captions or of classes; likewise.
+        config_name: configuration of ``dataset``, where it has several.
+        query_config: likewise of ``query``.
+        query_image_column: that of the data if absent, or found by its type.
+        query_text_column: likewise.
+        template: sentence around each name of a class, such as ``"a photo of a {}"``.
+        limit: how many of the first rows are read.
+        sample: how many rows are drawn at random.
+        format: what files are, where it is not found by what is there.
         processor: what AutoProcessor loads for ``model``, where that is loaded.
         config: how influence is computed.
         truth_column: boolean, true of rows that are known to be wrong. Read after the detection
@@ -112,7 +128,8 @@ def audit(
         progress: makes progress bars; these are hidden by ``datasets.disable_progress_bars()``.
 
     Returns:
-        The rows with their influence columns, what was found, and the ways on from there.
+        The rows with their influence columns, what was found, and the ways on from there. Of
+        lists of captions, there is a row for each caption, and lists again in what is saved.
 
     Raises:
         UserError: something given cannot be used; it says what, and what to do.
@@ -156,6 +173,14 @@ def audit(
             query_split=query_split,
             image_column=image_column,
             text_column=text_column,
+            config_name=config_name,
+            query_config=query_config,
+            query_image_column=query_image_column,
+            query_text_column=query_text_column,
+            template=template,
+            limit=limit,
+            sample=sample,
+            format=format,
             processor=processor,
             config=config,
             max_rows=max_rows,
@@ -163,8 +188,10 @@ def audit(
         beside = read_beside(options, given.opened)
         fingerprints = given.opened.fingerprints()
     found = analyse(options, given.opened, beside, Checkpoints(), watch, progress)
-    judged = _judge(found, Path(distributed.decide(temporary_folder)), watch, progress)
-    result = _conclude(options, found, judged, fingerprints, watch, given.original, given.notes)
+    judged = _judge(found, distributed.decide(scratch_file), watch, progress)
+    result = _conclude(
+        options, found, judged, fingerprints, watch, given.opened.original, given.notes
+    )
     if folder is not None:
         distributed.decide(lambda: result.save(folder, overwrite=overwrite))
     return result
@@ -195,8 +222,7 @@ def run_audit(
         beside = read_beside(request, opened)
         fingerprints = opened.fingerprints()
     settings = config.deciding() | request.detection.deciding()
-    manifest = settings | fingerprints | {"columns": request.columns}
-    manifest |= {"learn_rows": request.learn_rows}
+    manifest = settings | fingerprints | opened.manifest() | {"learn_rows": request.learn_rows}
     place = request.output / CHECKPOINTS
     known = Checkpoints.open(place, manifest, resume=request.resume)
     try:
@@ -207,7 +233,7 @@ def run_audit(
     judged = _judge(found, place, watch, progress)
 
     def write() -> Summary:
-        result = _conclude(request, found, judged, fingerprints, watch, opened.dataset)
+        result = _conclude(request, found, judged, fingerprints, watch, opened.original)
         result.write(AuditFolder(request.output))
         known.clear()
         return result.summary

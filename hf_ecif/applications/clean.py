@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import CleanRequest
+from hf_ecif.applications.sources import PairLike, read_named
 from hf_ecif.config import InfluenceConfig, Strategy
 from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.cleaning import BEFORE, WEIGHT, CleanResult, clean
@@ -20,6 +21,7 @@ from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns, read_flags
 from hf_ecif.data.summary import (
     CleaningFacts,
+    Columns,
     ComparisonFacts,
     Measured,
     OutcomeFacts,
@@ -70,7 +72,8 @@ def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Clea
         require_free(output)
     audit, scored, summary = _open_audit(request.audit)
     text_column = request.text_column or (summary.columns.text if summary else "text")
-    results = _clean_by_all(scored, request, text_column)
+    name_column = summary.reading.text if summary else None
+    results = _clean_by_all(scored, request, text_column, name_column)
     comparison = None
     if request.test:
         comparison = compare_cleanings(request, scored, results, summary, text_column, progress)
@@ -94,7 +97,7 @@ def _open_audit(folder: Path) -> tuple[AuditFolder, Dataset, Summary | None]:
 
 
 def _clean_by_all(
-    scored: Dataset, request: CleanRequest, text_column: str
+    scored: Dataset, request: CleanRequest, text_column: str, name_column: str | None
 ) -> dict[Strategy, CleanResult]:
     findings = None if request.findings is None else read_kinds(request.findings)
     strategies = dict.fromkeys((request.strategy, *request.beside))
@@ -107,6 +110,7 @@ def _clean_by_all(
             share=request.share if strategy in takers else None,
             findings=findings,
             text_column=text_column,
+            name_column=name_column,
         )
         for strategy in strategies
     }
@@ -209,7 +213,8 @@ def compare_cleanings(
             "needs. Give the folder of the audit, as hf-ecif audit wrote it."
         )
     columns = summary.columns.image, text_column
-    test_set = _open_test(request.test, request.test_split, columns)
+    test_given = read_named("test", request.test, request.test_split, usual="test")
+    test_set = _like(summary, text_column).make(test_given).rows
     config = InfluenceConfig.from_dict(summary.config, "summary.json")
     model = InfluenceModel.from_pretrained(
         request.model or summary.model, config, processor=summary.processor
@@ -229,7 +234,7 @@ def compare_cleanings(
         wrong = read_flags(scored, summary.truth.column, "truth_column", "is wrong")[rows.positions]
         right = rows.select(torch.from_numpy(~wrong).nonzero()[:, 0])
         versions["all that are right"] = [Version(right)] * request.repeats
-    source = f"{request.test}, split {request.test_split}"
+    source = test_given.told
     return Comparison(
         outcomes=compare(model, versions, test, seed=config.seed, progress=progress),
         test=source,
@@ -238,15 +243,11 @@ def compare_cleanings(
     )
 
 
-def _open_test(source: str, split: str, columns: tuple[str, str]) -> Dataset:
-    dataset = load_rows(source, split)
-    for column in columns:
-        if column not in dataset.column_names:
-            raise UserError(
-                f"`test={source}` has no column {column!r}, which the audited data have. Its "
-                f"columns are: {', '.join(dataset.column_names)}. Rename the one that is meant."
-            )
-    return check_columns(dataset, *columns)
+def _like(summary: Summary, text_column: str) -> PairLike:
+    """How the audit made its pairs."""
+    columns = Columns(image=summary.columns.image, text=text_column)
+    source = columns.replace(text=summary.reading.text or text_column)
+    return PairLike(columns, source, summary.reading.template)
 
 
 def _weighted(rows: Rows, kept: Dataset) -> Version:

@@ -17,6 +17,7 @@ from hf_ecif.config import (
     ExportedRows,
     ExportFormat,
     Options,
+    RowFormat,
     Strategy,
     option,
 )
@@ -29,23 +30,72 @@ ErrorKind = Literal["retrieval-text", "retrieval-image", "zero-shot"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sources(Options):
+class DataOptions(Options):
+    """The rows that a command works on."""
+
+    dataset: str = option(
+        help="Pairs: a folder or a file (parquet, csv, JSON lines, tars, pictures with their "
+        "captions beside them, what save_to_disk wrote), shards/{00000..00012}.tar, or a Hub id."
+    )
+    split: str | None = option(
+        None,
+        help="Split of the data, also train[:10%] or train+test. If not given, train, or the only "
+        "one.",
+    )
+    config_name: str | None = option(
+        None, flag="config", help="Configuration of the data, where there are several."
+    )
+    image_column: str | None = option(
+        None, help="Column of the images. If not given, the one of that type."
+    )
+    text_column: str | None = option(
+        None,
+        help="Column of the captions, of lists of captions, or of classes. If not given, the one "
+        "of that type.",
+    )
+    template: str | None = option(
+        None,
+        help="Sentence around each name of a class, such as 'a photo of a {}'.",
+    )
+    limit: int | None = option(None, help="Read the first rows alone, this many.", at_least=1)
+    sample: int | None = option(
+        None, help="Read this many rows alone, drawn at random.", at_least=1
+    )
+    format: RowFormat | None = option(
+        None,
+        help="What the files are, where that is not found by what is there: saved, parquet, arrow, "
+        "csv, json, webdataset, imagefolder or sidecars.",
+        is_advanced=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources(DataOptions):
     """Sources of model, data and query."""
 
     model: str = option(help="Folder of a saved CLIP-like model, or a Hub id.")
-    dataset: str = option(
-        help="Pairs: a folder of save_to_disk, parquet files or an image folder with metadata, or "
-        "a Hub id."
-    )
-    split: str = option("train", help="Split of the data.")
     query: str | None = option(
         None,
         help="Clean pairs like those that the model is for. Their loss is what a pair is judged "
         "by. Chosen from the data if not given.",
     )
-    query_split: str = option("validation", help="Split of the query.")
-    image_column: str = option("image", help="Column of the images.")
-    text_column: str = option("text", help="Column of the captions.")
+    query_split: str | None = option(
+        None,
+        help="Split of the query. If not given, validation, or the only one.",
+        needs="query",
+    )
+    query_config: str | None = option(
+        None, help="Configuration of the query, where there are several.", needs="query"
+    )
+    query_image_column: str | None = option(
+        None,
+        help="Column of the query's images. If not given, that of the data, or the one of that "
+        "type.",
+        needs="query",
+    )
+    query_text_column: str | None = option(
+        None, help="Column of the query's captions; likewise.", needs="query"
+    )
     processor: str | None = option(
         None,
         help="Folder or Hub id of the processor, where none lies beside the model: that of the "
@@ -55,7 +105,9 @@ class Sources(Options):
 
     @property
     def columns(self) -> tuple[str, str]:
-        """Names of the image and the text column."""
+        """Names of the image and the text column, once they are known."""
+        assert self.image_column is not None
+        assert self.text_column is not None
         return self.image_column, self.text_column
 
 
@@ -173,7 +225,11 @@ class ValueRequest(Sources):
         help="Pairs that are not trained on, to be ranked by what each would bring if it were "
         "added: those to buy or to label.",
     )
-    candidates_split: str = option("train", help="Split of the candidates.", needs="candidates")
+    candidates_split: str | None = option(
+        None,
+        help="Split of the candidates. If not given, train, or the only one.",
+        needs="candidates",
+    )
     curves: bool = option(
         False,
         help="Check the ranking: remove 5-30 % of the pairs, the most harmful first, the most "
@@ -185,7 +241,9 @@ class ValueRequest(Sources):
         help="Held-out pairs that curves are judged by; the query if not given.",
         needs="curves",
     )
-    test_split: str = option("test", help="Split of the held-out pairs.", needs="test")
+    test_split: str | None = option(
+        None, help="Split of the held-out pairs. If not given, test, or the only one.", needs="test"
+    )
     leverage: bool = option(
         False,
         help="Add ecif_leverage, how much of what holds a pair's fit is the pair itself (a lower "
@@ -207,7 +265,9 @@ class RemoveRequest(Sources):
     test: str | None = option(
         None, help="Further pairs to measure the models on, beside the query."
     )
-    test_split: str = option("test", help="Split of the test.", needs="test")
+    test_split: str | None = option(
+        None, help="Split of the test. If not given, test, or the only one.", needs="test"
+    )
     steps: int = option(
         2, help="Newton steps, each with fresh curvature.", at_least=1, is_advanced=True
     )
@@ -233,17 +293,13 @@ class FitRequest(Sources):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreRequest(Options):
+class ScoreRequest(DataOptions):
     """Request of a scoring with a saved fit."""
 
     influence: str = option(
         help="Folder of `hf-ecif fit`, or a Hub id of one that was pushed.", is_argument=True
     )
-    dataset: str = option(help="Rows to score: a folder, parquet files or a Hub id.")
     output: Path = option(help="Folder for the scored rows.")
-    split: str = option("train", help="Split of the data.")
-    image_column: str = option("image", help="Column of the images.")
-    text_column: str = option("text", help="Column of the captions.")
     streaming: bool = option(False, help="Read the rows as a stream; nothing is downloaded ahead.")
     overwrite: bool = option(False, help=OVERWRITE)
     resume: bool = option(False, help=RESUME)
@@ -281,7 +337,9 @@ class CleanRequest(Options):
         "is fine-tuned on the rows before and after, with as many steps for each, and retrieves "
         "and classifies these.",
     )
-    test_split: str = option("test", help="Split of the test.", needs="test")
+    test_split: str | None = option(
+        None, help="Split of the test. If not given, test, or the only one.", needs="test"
+    )
     repeats: int = option(3, help="Fine-tunings of each kind, averaged.", at_least=1, needs="test")
     model: str | None = option(
         None, help="What is fine-tuned; the audited model if not given.", is_advanced=True

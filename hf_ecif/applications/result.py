@@ -90,8 +90,13 @@ class Audit:
         Raises:
             UserError: there is no such strategy, or its share is missing.
         """
-        text = self.summary.columns.text
-        result = clean(self.dataset, strategy, share=share, text_column=text)
+        result = clean(
+            self.dataset,
+            strategy,
+            share=share,
+            text_column=self.summary.columns.text,
+            name_column=self.summary.reading.text,
+        )
         return Cleaned(result.kept, result.removed, audit=self, strategy=strategy, share=share)
 
     def report(self) -> Report:

@@ -6,20 +6,22 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import ScoreRequest
-from hf_ecif.data.loading import fingerprint_source, load_rows, stream_rows
+from hf_ecif.data.lists import fold
+from hf_ecif.data.loading import Source, find_rows, fingerprint_source, stream_rows
+from hf_ecif.data.pairs import PairOptions, draw, make_pairs
 from hf_ecif.data.parquet import is_whole, write_rows
-from hf_ecif.data.schema import check_columns
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.utils import distributed
@@ -33,6 +35,7 @@ T = TypeVar("T")
 SHARDS, SCORING = "scored", "scoring.json"  # the second in a finished run
 
 
+FIRST = 32  # rows from which the columns are known
 BATCHES = 4  # contrastive batches in a block, so that its rows meet in many ways
 
 
@@ -53,24 +56,38 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
             overwrite=request.overwrite,
         )
     )
+    source = Source(
+        request.dataset,
+        request.split,
+        config=request.config_name,
+        format=request.format,
+        image_column=request.image_column,
+    )
+    dataset, split = _open(request, source)
     influence = _open_fit(request.influence)
-    dataset, size = _open(request), BATCHES * influence.config.batch_size
+    dataset = _draw(dataset, request, influence.config.seed)
+    size, pairs = BATCHES * influence.config.batch_size, _options(request, dataset)
     manifest = {
         "fit": influence.fingerprint,
         "dataset": request.dataset,
-        "data": distributed.decide(lambda: fingerprint_source(request.dataset)),
-        "split": request.split,
+        "data": distributed.decide(lambda: fingerprint_source(source)),
+        "split": split,
+        "config": request.config_name,
+        "format": request.format,
+        "limit": request.limit,
+        "sample": request.sample,
+        "template": request.template,
         "streaming": request.streaming,
-        "columns": {"image": request.image_column, "text": request.text_column},
+        "columns": {"image": pairs.image_column, "text": pairs.text_column},
         "processes": distributed.count(),
         "rows_per_block": size,
     }
     distributed.decide(lambda: _begin(request, manifest))
-    mine = _score_blocks(request, influence, dataset, size, progress)
+    mine = _score_blocks(request.output / SHARDS, influence, dataset, pairs, size, progress)
     counts = sum(distributed.collect(mine), Counter())
     if not counts["rows"]:
         distributed.decide((request.output / MANIFEST).unlink)  # there is nothing to go on with
-        raise UserError(f"{request.dataset}: the split {request.split!r} has no rows.")
+        raise UserError(f"{request.dataset}: the split {split!r} has no rows.")
     summary = manifest | {name: counts[name] for name in ("rows", "unscored", "shards")}
     if distributed.is_main():
         write_json(summary, request.output / SCORING)
@@ -100,14 +117,14 @@ class _Block(NamedTuple):
 
 
 def _score_blocks(
-    request: ScoreRequest,
+    folder: Path,
     influence: Influence,
     dataset: Dataset | IterableDataset,
+    pairs: PairOptions,
     size: int,
     progress: ProgressFactory,
 ) -> Counter[str]:
     """Score this process's blocks; returns numbers of rows, unscored rows and shards."""
-    folder, names = request.output / SHARDS, (request.image_column, request.text_column)
     counts: Counter[str] = Counter()
     if isinstance(dataset, IterableDataset):
         blocks = _blocks_of_stream(dataset, size, folder)
@@ -119,11 +136,17 @@ def _score_blocks(
         path = folder / block.shard
         if not is_whole(path):
             with distributed.alone():
-                write_rows(influence.score(block.load(), *names), path)
+                write_rows(_score(influence, block.load(), pairs), path)
         done = _count(path)
         counts.update(done)
         advance(done["rows"])
     return counts
+
+
+def _score(influence: Influence, rows: Dataset, pairs: PairOptions) -> Dataset:
+    """Rows with their scores; captions in lists have lists of scores."""
+    made = make_pairs(rows, pairs)
+    return fold(influence.score(made.rows, *made.columns.names))
 
 
 def _my_ranges(count: int, size: int) -> list[range]:
@@ -145,7 +168,7 @@ def _blocks_of_stream(dataset: IterableDataset, size: int, folder: Path) -> Iter
     done = [*takewhile(is_whole, sorted(folder.glob(f"part-{rank:04d}-*.parquet")))]
     for path in done:
         yield _Block(path.name, _never)
-    rest = mine.skip(sum(_count(path)["rows"] for path in done))
+    rest = mine.skip(sum(pq.read_metadata(path).num_rows for path in done))
     batches = _with_tail(_ahead(rest.iter(batch_size=size)), size)
     for number, cells in enumerate(batches, start=len(done)):
         load = partial(Dataset.from_dict, cells, features=dataset.features)
@@ -183,17 +206,45 @@ def _never() -> Dataset:
 
 
 def _count(path: Path) -> Counter[str]:
-    """Numbers of rows and of unscored rows in a shard."""
+    """Numbers of rows, or captions in lists, and of those that are not scored, in a shard."""
     scores = pq.read_table(path, columns=["ecif_score"]).column(0)
+    if pa.types.is_list(scores.type):
+        scores = scores.combine_chunks().flatten()
     return Counter(rows=len(scores), unscored=scores.null_count, shards=1)
 
 
-def _open(request: ScoreRequest) -> Dataset | IterableDataset:
-    names = request.image_column, request.text_column
+def _open(request: ScoreRequest, source: Source) -> tuple[Dataset | IterableDataset, str]:
+    """Rows, and the name of their split."""
     if not request.streaming:
-        return check_columns(load_rows(request.dataset, request.split), *names)
-    stream = stream_rows(request.dataset, request.split)
-    return stream if stream.features is None else check_columns(stream, *names)
+        found = find_rows(source)
+        return found.rows, found.split
+    if request.sample is not None:
+        raise UserError("`sample` needs to know how many rows there are, which a stream does not.")
+    stream = stream_rows(source)
+    return stream, request.split or str(stream.split or source.usual)
+
+
+def _draw(
+    dataset: Dataset | IterableDataset, request: ScoreRequest, seed: int
+) -> Dataset | IterableDataset:
+    if isinstance(dataset, Dataset):
+        return draw(dataset, request.limit, request.sample, seed)
+    return dataset if request.limit is None else dataset.take(request.limit)
+
+
+def _options(request: ScoreRequest, dataset: Dataset | IterableDataset) -> PairOptions:
+    """How pairs are made of every block, by columns that are the same in all of them."""
+    first = Dataset.from_list(list(_undecoded(dataset).take(FIRST)), features=dataset.features)
+    options = PairOptions(request.image_column, request.text_column, request.template)
+    source = make_pairs(first, options).source
+    return replace(options, image_column=source.image, text_column=source.text)
+
+
+def _undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    for name, kind in (dataset.features or {}).items():
+        if isinstance(kind, Image):
+            dataset = dataset.cast_column(name, Image(decode=False))
+    return dataset
 
 
 def _begin(request: ScoreRequest, manifest: dict[str, Any]) -> None:

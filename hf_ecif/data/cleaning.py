@@ -87,6 +87,7 @@ def clean(
     share: float | None = None,
     findings: Collection[Kind] | None = None,
     text_column: str = "text",
+    name_column: str | None = None,
 ) -> CleanResult:
     """Part a scored data set into the rows to keep and the rows to remove.
 
@@ -106,6 +107,8 @@ def clean(
             kinds are not, whatever their flag, but for rows that a person has judged. If absent,
             findings count as their flags say.
         text_column: Of the captions, for ``relabel`` alone.
+        name_column: What captions were made of, classes for instance. It is relabelled, too, and a
+            row whose suggestion is no caption of it is removed.
 
     Raises:
         UserError: If a column is missing, the data have been cleaned already, the share is none,
@@ -123,12 +126,17 @@ def clean(
     """
     _check(scored, strategy, share, text_column, findings)
     decided, remove_found = _by_findings(scored, findings)
-    cleaned, remove = _by_strategy(scored, strategy, share, text_column, ~decided)
+    cleaned, remove = _by_strategy(scored, strategy, share, text_column, name_column, ~decided)
     return _part(_name_findings(cleaned, remove_found), np.where(decided, remove_found, remove))
 
 
 def _by_strategy(
-    scored: Dataset, strategy: Strategy, share: float | None, text_column: str, among: Bools
+    scored: Dataset,
+    strategy: Strategy,
+    share: float | None,
+    text_column: str,
+    name_column: str | None,
+    among: Bools,
 ) -> tuple[Dataset, Bools]:
     """The rows as the strategy leaves them, and which of those that it decides on go."""
     if strategy == "worst" and share is not None:
@@ -140,6 +148,8 @@ def _by_strategy(
     if strategy == "relabel":
         has_other = np.array([text is not None for text in _column(scored, "ecif_suggested_text")])
         relabelled = np.array([flag is True for flag in flags], dtype=bool) & has_other & among
+        if name_column in scored.column_names and name_column != text_column:
+            scored, relabelled = _rename(scored, relabelled, text_column, name_column)
         return _relabel(scored, relabelled, text_column), suspicious & ~relabelled
     return scored, suspicious
 
@@ -261,6 +271,19 @@ def _relabel(scored: Dataset, relabelled: Bools, text_column: str) -> Dataset:
     originals = [text if r else None for text, r in zip(old, relabelled, strict=True)]
     scored = set_column(scored, text_column, texts)
     return set_column(scored, ORIGINAL_TEXT, originals, "string")
+
+
+def _rename(
+    scored: Dataset, relabelled: Bools, text_column: str, name_column: str
+) -> tuple[Dataset, Bools]:
+    """Rows with the names that suggested captions were made of, and which rows get one."""
+    names, new = _column(scored, name_column), _column(scored, "ecif_suggested_text")
+    name_of = dict(zip(_column(scored, text_column), names, strict=True))
+    relabelled = relabelled & np.array([text in name_of for text in new], dtype=bool)
+    chosen = [
+        name_of[text] if r else name for name, text, r in zip(names, new, relabelled, strict=True)
+    ]
+    return set_column(scored, name_column, chosen), relabelled
 
 
 def _column(dataset: Dataset, name: str) -> list[Any]:

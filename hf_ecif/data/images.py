@@ -141,10 +141,35 @@ def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
         return None
 
 
-def image_hashes(dataset: Dataset, image_column: str) -> set[bytes]:
-    """Hashes of the readable images, by which equal images of two data sets are found."""
+def decode_base64(text: str) -> bytes | None:
+    """The image that a text is the base64 form of, also as a data URI; None if it is of none."""
+    _, _, body = text.rpartition(",") if text.startswith("data:") else ("", "", text)
+    try:
+        content = base64.b64decode("".join(body.split()), altchars=_altchars(body), validate=True)
+        _open_image(io.BytesIO(content))
+    except Exception:  # damaged headers make Pillow raise nearly anything
+        return None
+    return content
+
+
+def _altchars(body: str) -> bytes | None:
+    """Signs of the form that is safe in addresses, where a text has them."""
+    return b"-_" if "-" in body or "_" in body else None
+
+
+def image_hashes(
+    dataset: Dataset, image_column: str, among: set[bytes] | None = None
+) -> set[bytes]:
+    """Hashes of the readable images, by which equal images of two data sets are found.
+
+    Args:
+        dataset: the rows.
+        image_column: name of the column of images.
+        among: the hashes to look for; all are kept if absent.
+    """
     contents = (image_bytes(cell) for cell in dataset[image_column])
-    return {xxhash.xxh3_128_digest(content) for content in contents if content}
+    hashes = (xxhash.xxh3_128_digest(content) for content in contents if content)
+    return {one for one in hashes if among is None or one in among}
 
 
 def fingerprint_rows(dataset: Dataset) -> str:

@@ -61,6 +61,31 @@ class Columns(Record):
     image: str
     text: str
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """Both, the image first."""
+        return self.image, self.text
+
+
+class Reading(Record):
+    """How pairs were made of what was read.
+
+    Attributes:
+        format: what the files were read as; None of a data set in memory.
+        config: which configuration of several.
+        limit: how many of the first rows were read; None of all.
+        sample: how many rows were drawn at random; None of all.
+        template: sentence around the name of a class.
+        text: column that captions were made of, where they are not in it as they are.
+    """
+
+    format: str | None = None
+    config: str | None = None
+    limit: int | None = None
+    sample: int | None = None
+    template: str | None = None
+    text: str | None = None
+
 
 class QueryFacts(Record):
     """What stood for the purpose of the model.
@@ -77,6 +102,8 @@ class QueryFacts(Record):
         alignment: cosine of its gradient and that of the training rows.
         slice_column: by which it was cut into slices, for a valuation.
         unnamed: its rows in no slice.
+        columns: of its pairs, where they have other names than those of the data.
+        config: which configuration of several.
     """
 
     source: str
@@ -90,6 +117,8 @@ class QueryFacts(Record):
     alignment: Real = nan
     slice_column: str | None = None
     unnamed: int = 0
+    columns: Columns | None = None
+    config: str | None = None
 
 
 class Solve(Record):
@@ -154,6 +183,7 @@ class Provenance(Record):
     """Where the figures of a run come from: what every summary has.
 
     Attributes:
+        reading: how pairs were made of the data.
         processor: where the model's processor is from, if it does not lie beside the model.
         rows: of the data.
         scored: those that could be read.
@@ -169,6 +199,7 @@ class Provenance(Record):
     dataset: str
     split: str
     columns: Columns
+    reading: Reading = Reading()
     rows: int
     scored: int
     unreadable: int

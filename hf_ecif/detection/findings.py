@@ -59,12 +59,14 @@ class Findings:
         images: ``(n,)``, different images that the row's caption stands under.
         captions: ``(n,)``, different captions that stand under the row's image.
         truncated: ``(n,)`` booleans, whether the caption is longer than the model reads.
+        known_flagged: `flagged`, where that is known from other rows; these tell it if absent.
     """
 
     kinds: list[Kind | None]
     images: Tensor
     captions: Tensor
     truncated: Tensor
+    known_flagged: tuple[Kind, ...] | None = None
 
     def are(self, *kinds: Kind) -> Tensor:
         """``(n,)`` booleans, true for rows of some kinds."""
@@ -79,6 +81,8 @@ class Findings:
     @property
     def flagged(self) -> tuple[Kind, ...]:
         """Kinds whose rows are flagged; see the module's docstring."""
+        if self.known_flagged is not None:
+            return self.known_flagged
         return flagged_kinds(self.counts(), len(self.kinds))
 
     def counts(self) -> dict[str, int]:

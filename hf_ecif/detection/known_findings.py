@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class KnownFindings:
         placeholders: keys of the images that are placeholders, ascending.
         captions: how many different captions stood under each.
         cut: ``(k, 2)``, keys of captions that are cut off, as the model reads them, and in full.
+        flagged: kinds whose rows are flagged.
     """
 
     phrases: Tensor
@@ -35,6 +36,7 @@ class KnownFindings:
     placeholders: Tensor
     captions: Tensor
     cut: Tensor
+    flagged: tuple[Kind, ...]
 
     @classmethod
     def learn(cls, findings: Findings, rows: Rows) -> KnownFindings:
@@ -46,6 +48,7 @@ class KnownFindings:
             *_counted(keys.captions[stock], findings.images[stock]),
             *_counted(keys.images[placeholder], findings.captions[placeholder]),
             both[firsts(both)[0]],
+            findings.flagged,
         )
 
     def find(self, rows: Rows) -> Findings:
@@ -61,11 +64,7 @@ class KnownFindings:
             "stock_phrase": phrase,
         }
         kinds = first_kind([marks[kind] for kind in KINDS])
-        return Findings(kinds, images, captions, keys.truncated)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its parts by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return Findings(kinds, images, captions, keys.truncated, self.flagged)
 
     def _hides_others(self, rows: Rows) -> Tensor:
         """``(n,)`` booleans, whether another caption is equal as far as the model reads."""

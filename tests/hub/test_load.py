@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 
 from hf_ecif import InfluenceModel
 from hf_ecif.data.images import image_bytes
-from hf_ecif.data.loading import load_rows, load_splits, stream_rows
+from hf_ecif.data.loading import Source, load_rows, load_splits, stream_rows
 from hf_ecif.errors import UserError
 from hf_ecif.models.load import load_model
 from hf_ecif.utils.hub_errors import explain_hub_error, is_transient
@@ -53,14 +53,16 @@ class TestPlaces:
         assert image_bytes(loaded[1]["image"]) == picture(first + 1)
 
     def test_stream(self, birds):
-        stream = stream_rows(f"{REPO}@v1", "train").cast_column("image", Image(decode=False))
+        stream = stream_rows(Source(f"{REPO}@v1", "train")).cast_column(
+            "image", Image(decode=False)
+        )
         rows = list(stream)
         assert [row["text"] for row in rows] == [f"bird number {row}" for row in range(12)]
         assert image_bytes(rows[1]["image"]) == picture(1)
 
     def test_stream_of_a_missing_split(self, birds):
         with pytest.raises(UserError, match="dev"):
-            stream_rows(REPO, "dev")
+            stream_rows(Source(REPO, "dev"))
 
     def test_all_splits(self, birds):
         splits = load_splits(f"{REPO}@v1")
@@ -182,7 +184,7 @@ class TestNoNetwork:
         with caplog.at_level(logging.WARNING):
             assert load_rows(f"{REPO}@v1", "train")["text"][:] == before
         said = [
-            record.message for record in caplog.records if record.name == "hf_ecif.data.loading"
+            record.message for record in caplog.records if record.name == "hf_ecif.data.readers.hub"
         ]
         assert len(said) == 1
         assert "Looking for a copy from an earlier run" in said[0]
