@@ -12,6 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
