@@ -124,7 +124,7 @@ def _read_known(options: AuditOptions, opened: Opened) -> Verdicts | None:
     known = read_verified(dataset, column, "verified_column") if column else None
     if path is None:
         return known
-    captions = dataset[opened.sources.text_column][:]
+    captions = dataset[opened.like.columns.text][:]
     judged = to_marks(read_verdicts(path, len(dataset), captions), len(dataset))
     return judged if known is None else np.where(judged != UNKNOWN, judged, known)
 

@@ -37,7 +37,7 @@ from hf_ecif.errors import UserError
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
-from hf_ecif.utils.files import CHECKPOINTS
+from hf_ecif.utils.files import CHECKPOINTS, scratch_file
 from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 from hf_ecif.utils.stopwatch import Stopwatch
 
@@ -254,8 +254,8 @@ def _judge(
 
 
 def _auditor(found: Analysis) -> Auditor:
-    sources = found.opened.sources
-    return Auditor(found.learned, *sources.columns, found.group_column)
+    columns = found.opened.like.columns
+    return Auditor(found.learned, columns.image, columns.text, found.group_column)
 
 
 def _conclude(

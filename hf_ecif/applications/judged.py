@@ -148,9 +148,9 @@ class _Parts:
     def _judge(self, numbers: NDArray[np.int64]) -> pa.Table:
         """Verdicts on rows that were not learned from."""
         found, learned = self.found, self.found.learned
-        sources, model = found.opened.sources, found.opened.model
+        columns, model = found.opened.like.columns, found.opened.model
         cells = found.opened.dataset.select(numbers)
-        rows = model.read_any(cells, *sources.columns)
+        rows = model.read_any(cells, columns.image, columns.text)
         if not len(rows):
             return _table(rows, {name: [] for name in FEATURES})
         names = found.beside.groups

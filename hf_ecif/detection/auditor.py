@@ -70,6 +70,16 @@ class Auditor:
         text_column: name of the captions' column.
         group_column: name of the groups' column; None where the audit had none.
         source: folder or Hub id that it was loaded from; empty if it was not.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> pairs = demo.dataset.select(range(60))
+        >>> auditor = hf_ecif.audit(demo.model, pairs, demo.query, config=quick).auditor
+        >>> judged = auditor(demo.dataset[60:64])
+        >>> [value is None for value in judged["ecif_noise_probability"]]
+        [False, False, False, False]
     """
 
     learned: Learned

@@ -58,6 +58,11 @@ class Assessed(NamedTuple):
     signals: Signals
     detection: Detection
 
+    def mapped(self, change: Callable[..., Any], *others: Assessed) -> Assessed:
+        """What a function makes of every part, and of those of others."""
+        parts: list[Any] = [change(*ones) for ones in zip(self, *others, strict=True)]
+        return Assessed(*parts)
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -138,7 +143,7 @@ class Learned:
             pairs = distinct_pairs(rows.select(new))
             names = [groups[row] for row in new[pairs.first].tolist()] if groups else []
             fresh = self._assess(pairs.rows, _rows_of(given, new[pairs.first]), names)
-            found = _joined(found, new, Assessed(*map(pairs.spread, fresh)))
+            found = _joined(found, new, fresh.mapped(pairs.spread))
         verdicts = np.where(copy.numpy() < 0, UNKNOWN, self.sample.verdicts[copy.numpy()])
         settled = settle(found.detection, findings, verdicts)
         return Judged(rows, found._replace(detection=settled), findings)
@@ -226,7 +231,7 @@ def _taken(known: Assessed, pairs: Tensor) -> Assessed:
     def taken(record: Record) -> Record:
         return _mapped(record, lambda _, value: value[..., _index(value, pairs)])
 
-    return Assessed(*map(taken, known))
+    return known.mapped(taken)
 
 
 def _joined(assessed: Assessed, rows: Tensor, fresh: Assessed) -> Assessed:
@@ -239,7 +244,7 @@ def _joined(assessed: Assessed, rows: Tensor, fresh: Assessed) -> Assessed:
 
         return _mapped(record, changed)
 
-    return Assessed(*map(joined, assessed, fresh))
+    return assessed.mapped(joined, fresh)
 
 
 def _index(value: Any, rows: Tensor) -> Any:
