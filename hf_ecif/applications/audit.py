@@ -45,8 +45,8 @@ SHOWN_TRACED = 8
 
 
 def audit(
-    model: InfluenceModel | PreTrainedModel | str | Path,
-    dataset: Rowset,
+    model: InfluenceModel | PreTrainedModel | str | Path | None = None,
+    dataset: Rowset | None = None,
     query: Rowset | None = None,
     *,
     split: str | None = None,
@@ -61,6 +61,9 @@ def audit(
     limit: int | None = None,
     sample: int | None = None,
     format: RowFormat | None = None,
+    embeddings: str | Path | None = None,
+    embeddings_key: str | None = None,
+    logit_scale: float | None = None,
     processor: Any = None,
     config: InfluenceConfig | None = None,
     truth_column: str | None = None,
@@ -100,7 +103,12 @@ def audit(
         limit: how many of the first rows are read.
         sample: how many rows are drawn at random.
         format: what files are, where it is not found by what is there.
-        processor: what AutoProcessor loads for ``model``, where that is loaded.
+        embeddings: file or folder of embeddings of the pairs, in place of ``model`` and
+            ``dataset``; ``query`` is one of that form, too.
+        embeddings_key: which of them, where there are those of several models.
+        logit_scale: inverse temperature of the model that made them; 100 if absent.
+        processor: what AutoProcessor loads for ``model``, where that is loaded; or its folder or
+            Hub id, where none lies beside the model.
         config: how influence is computed.
         truth_column: boolean, true of rows that are known to be wrong. Read after the detection
             alone, to tell how much it found.
@@ -161,7 +169,9 @@ def audit(
     folder = Path(output).expanduser() if output is not None else None
     if folder is not None:
         distributed.decide(lambda: _require_free(folder, overwrite=overwrite))
-        named = [given for given in (model, dataset, query) if isinstance(given, str | Path)]
+        named = [
+            given for given in (model, dataset, query, embeddings) if isinstance(given, str | Path)
+        ]
         require_outside(folder, named)
     watch = Stopwatch()
     with watch("load"):
@@ -181,6 +191,9 @@ def audit(
             limit=limit,
             sample=sample,
             format=format,
+            embeddings=embeddings,
+            embeddings_key=embeddings_key,
+            logit_scale=logit_scale,
             processor=processor,
             config=config,
             max_rows=max_rows,
@@ -315,7 +328,7 @@ def _describe_traced(found: Analysis, traced: Found, summary: Summary) -> Traced
 def _check_output(request: AuditRequest) -> None:
     """Refuse a folder that holds what must not be lost."""
     _require_free(request.output, resume=request.resume, overwrite=request.overwrite)
-    named = (request.dataset, request.query, request.model)
+    named = (request.dataset, request.query, request.model, request.embeddings)
     require_outside(request.output, [source for source in named if source])
 
 

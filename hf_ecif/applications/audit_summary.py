@@ -133,11 +133,11 @@ def _of_all_rows(
 
 
 def _describe_loading(opened: Opened) -> Loaded:
-    model = opened.model
+    model, processor = opened.model, opened.model.processor
     return Loaded(
         revision=find_commit(opened.sources.model),
         dtype=str(model.encoder.input_dtype).removeprefix("torch."),
-        image_processor=type(model.processor.image_processor).__name__,
+        image_processor=type(getattr(processor, "image_processor", processor)).__name__,
     )
 
 

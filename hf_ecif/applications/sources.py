@@ -16,6 +16,8 @@ from torch import Tensor
 
 from hf_ecif.applications.requests import Sources
 from hf_ecif.config import InfluenceConfig, RowFormat
+from hf_ecif.data.embeddings import COLUMN as EMBEDDING
+from hf_ecif.data.embeddings import width_of
 from hf_ecif.data.images import fingerprint_rows, image_hashes
 from hf_ecif.data.loading import Source, find_rows
 from hf_ecif.data.pairs import MadePairs, PairOptions, make_pairs, rename_like
@@ -32,6 +34,7 @@ from hf_ecif.influence.fitted import Fitted
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.queries import choose_query
 from hf_ecif.influence.rows import Chain, Rows, require_rows
+from hf_ecif.models.embeddings import embedding_name
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
@@ -277,6 +280,7 @@ def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:
     Raises:
         UserError: one of them cannot be loaded, or lacks a column.
     """
+    sources = resolve_embeddings(sources)
     data = read_named(
         "dataset",
         sources.dataset,
@@ -299,6 +303,31 @@ def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:
         sources,
         lambda: InfluenceModel.from_pretrained(sources.model, config, processor=sources.processor),
         config.seed,
+    )
+
+
+def resolve_embeddings(sources: Sources) -> Sources:
+    """Sources in which given embeddings are the data, and projections of them the model.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    if sources.embeddings is None:
+        return sources
+    key = sources.embeddings_key
+    with _told_of("embeddings", sources.embeddings):
+        width = width_of(sources.embeddings, key)
+    return replace(
+        sources,
+        model=embedding_name(width, sources.logit_scale),
+        dataset=sources.embeddings,
+        embeddings=None,
+        embeddings_key=None,
+        logit_scale=None,
+        config_name=key or sources.config_name,
+        query_config=key if sources.query else None,
+        image_column=EMBEDDING,
+        query_image_column=EMBEDDING if sources.query else None,
     )
 
 
@@ -442,7 +471,8 @@ def open_beside(
         if split is not None:
             raise UserError(f"`{role}_split={split}` is a split of `{role}`: give it, too.")
         return None
-    named = read_named(role, name, split, usual=usual)
+    key = opened.reading.config if opened.reading.format == "embeddings" else None
+    named = read_named(role, name, split, usual=usual, config=key)
     return replace(named, rows=opened.like.make(named).rows)
 
 

@@ -239,7 +239,7 @@ def detect(
     """Probability, threshold and noise rate from signals of the data and of injected mismatches.
 
     Args:
-        signals: ``(N, S)``, of the data, to be judged.
+        signals: ``(N, S)``, of the data, to be judged; higher for wrong pairs.
         reference: ``(R, S)``, of the rows that were left as they are in the runs with injected
             mismatches.
         injected: ``(M, S)`` for each kind of rows whose captions were exchanged on purpose in these
@@ -266,9 +266,9 @@ def detect(
     samples = _samples(reference, known, injected, verdicts[heard])
     mixture = fit_mixture(samples)
     suspicion = mixture.log_ratio(signals)
-    pooling = None if images is None else Pooling.learn(suspicion, images)
+    pooling = None if images is None else Pooling.learn(suspicion[heard], images[heard])
     if images is not None and pooling is not None:
-        suspicion = pooling.pool(suspicion, images)
+        suspicion[heard] = pooling.pool(suspicion[heard], images[heard])
     power = _power(mixture, samples)
     interval = rate_interval(samples, mixture)
     unverified = samples.right.rows == 0

@@ -17,6 +17,7 @@ from hf_ecif.detection.signals import Signals
 from hf_ecif.detection.suggestions import Evidence, Numbers
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
+from hf_ecif.utils.formatting import nats, share
 
 CAPTION_LENGTH = 80  # of a caption that is quoted
 ROWS_NAMED = 3
@@ -52,7 +53,9 @@ def explain_flags(
     findings: Findings | None = None,
     ranks: Ranks | None = None,
 ) -> list[str | None]:
-    """A sentence for every flagged row of the readable ones, None for the others.
+    """A verdict and facts for every flagged row of the readable ones, None for the others.
+
+    Facts are parted by semicolons, and the most telling ones come first.
 
     Args:
         rows: the readable rows.
@@ -90,23 +93,23 @@ def explain_flags(
             yield f"its image stands over {count} captions that have nothing in common"
         if evidence is not None:
             yield from _misfit(row, evidence)
-        yield f"held out, its loss is in the top {100 - int(100 * rank[row])}%"
-        for own, like, share in apart:
-            if share[row] >= TELLING:
+        yield f"held out, its loss is in the top {100 - int(100 * rank[row])} %"
+        for own, like, below in apart:
+            if below[row] >= TELLING:
                 yield (
                     f"its {own} is farther from the {own}s of {like} than that of "
-                    f"{int(100 * share[row])}% of the pairs"
+                    f"{int(100 * below[row])} % of the pairs"
                 )
-        role = scores.positive[row].item()
-        effect = "raises" if role < 0 else "lowers"
-        yield f"as a positive it {effect} the query's loss by {abs(role):.1e}"
         for kind in duplicates:
             yield from kind.of(row)
+        role = scores.positive[row].item()
+        effect = "raises" if role < 0 else "lowers"
+        yield f"as a positive it {effect} the query's loss by {nats(abs(role))} nats"
 
     return [
         empty(row)
         or f"{'probably' if probability > 0.5 else 'possibly'} misaligned "
-        f"({probability:.0%}{', borderline' if near else ''}): {'; '.join(clauses(row))}"
+        f"({share(probability)}{', borderline' if near else ''}): {'; '.join(clauses(row))}"
         if flag
         else None
         for row, (flag, near, probability) in enumerate(
@@ -125,13 +128,21 @@ def _numbers(values: Tensor) -> Floats:
 
 
 def _misfit(row: int, evidence: Evidence) -> Iterator[str]:
-    count, text = evidence.better_images[row], evidence.better_text[row]
+    words, text = evidence.wrong_words[row], evidence.better_text[row]
+    if words:
+        yield f"its image contradicts {', '.join(_quote(word.text) for word in words)}"
+    count = evidence.better_images[row]
     if count > 0:
         yield f"its caption fits {count} other image{'s' if count > 1 else ''} better"
     if text is not None:
         source = evidence.better_row[row]
-        whose = f"the caption of row {source}" if source >= 0 else "the caption"
-        yield f"{whose} ('{shorten(text, CAPTION_LENGTH, placeholder='…')}') fits its image better"
+        whose = f"the caption of row {source}" if source >= 0 else "another caption"
+        yield f"the model prefers {whose} for its image ({_quote(text)})"
+
+
+def _quote(text: str) -> str:
+    """A caption in quotes, without the sign that parts the facts."""
+    return f"'{shorten(text, CAPTION_LENGTH, placeholder='…').replace(';', ',')}'"
 
 
 class SharedRows:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_ecif.data.findings import KINDS
 from hf_ecif.detection.annotate import column_values
 from hf_ecif.detection.detect import UNKNOWN, Detection, Detector, Verdicts
 from hf_ecif.detection.explain import Ranks
@@ -38,6 +39,7 @@ from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.pairs import distinct_pairs
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
+from hf_ecif.utils.formatting import Bools
 
 Record = TypeVar("Record", bound=Any)
 ODD = 0x9E3779B97F4A7C1  # a factor that loses no bit of a number of 64 bits
@@ -90,6 +92,12 @@ class Sample:
         assert detector is not None
         return detector
 
+    @property
+    def heard(self) -> Bools:
+        """``(m,)``, which of them are evidence for others."""
+        mute = self.known.mute
+        return np.ones(len(self.verdicts), dtype=bool) if mute is None else ~mute.cpu().numpy()
+
     @cached_property
     def _index(self) -> tuple[Tensor, Tensor]:
         """Hashes of the pairs, ascending, and the pair of each."""
@@ -141,8 +149,10 @@ class Learned:
         new = (copy < 0).nonzero()[:, 0]
         if len(new):
             pairs = distinct_pairs(rows.select(new))
-            names = [groups[row] for row in new[pairs.first].tolist()] if groups else []
-            fresh = self._assess(pairs.rows, _rows_of(given, new[pairs.first]), names)
+            first = new[pairs.first]
+            names = [groups[row] for row in first.tolist()] if groups else []
+            silent = findings.are(*KINDS)[first].numpy()
+            fresh = self._assess(pairs.rows, _rows_of(given, first), names, silent)
             found = _joined(found, new, fresh.mapped(pairs.spread))
         verdicts = np.where(copy.numpy() < 0, UNKNOWN, self.sample.verdicts[copy.numpy()])
         settled = settle(found.detection, findings, verdicts)
@@ -177,27 +187,42 @@ class Learned:
         near = (best.cosine >= self.least_cosine).cpu()
         return rows.with_images(torch.where(near, there, rows.keys.images))
 
-    def _assess(self, rows: Rows, given: Embeddings, groups: Sequence[str | None]) -> Assessed:
-        """What is found of distinct pairs that are not in the sample."""
+    def _assess(
+        self, rows: Rows, given: Embeddings, groups: Sequence[str | None], silent: Bools
+    ) -> Assessed:
+        """What is found of distinct pairs that are not in the sample.
+
+        Args:
+            rows: the pairs.
+            given: their embeddings by the model as given.
+            groups: their groups, where there are groups.
+            silent: ``(n,)``, which are findings, and no evidence for others.
+        """
         scores = self._newcomers.scores(rows)
         as_given = self._newcomers.score_as_given(rows)
-        signals = compare_with(self.sample.known, scores, given, rows.siblings)
-        return Assessed(scores, as_given, signals, self._detect(rows, scores, signals, groups))
+        signals = compare_with(self.sample.known, scores, as_given, given, rows.siblings)
+        detection = self._detect(rows, scores, signals, groups, silent)
+        return Assessed(scores, as_given, signals, detection)
 
     def _detect(
-        self, rows: Rows, scores: Scores, signals: Signals, groups: Sequence[str | None]
+        self,
+        rows: Rows,
+        scores: Scores,
+        signals: Signals,
+        groups: Sequence[str | None],
+        silent: Bools,
     ) -> Detection:
         detector, values = self.sample.detector, signals.stack()
-        log_ratio, images = detector.mixture.log_ratio(values), rows.keys.images.numpy()
+        suspicion, images = detector.mixture.log_ratio(values), rows.keys.images.numpy()
         there = self.sample.known.siblings[:, 1].numpy()
-        shared = np.isin(there, images)
+        shared = np.isin(there, images) & self.sample.heard
         pooled = detector.suspicion(
-            np.concatenate([log_ratio, self.sample.log_ratio[shared]]),
-            np.concatenate([images, there[shared]]),
+            np.concatenate([suspicion[~silent], self.sample.log_ratio[shared]]),
+            np.concatenate([images[~silent], there[shared]]),
         )
+        suspicion[~silent] = pooled[: int((~silent).sum())]
         error = detector.error(values, signal_errors(scores))
-        verdicts = np.full(len(rows), UNKNOWN)
-        return detector.judge(pooled[: len(rows)], error, verdicts, groups)
+        return detector.judge(suspicion, error, np.full(len(rows), UNKNOWN), groups)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,12 @@ from typing import Any
 import torch
 
 from hf_ecif.errors import UserError
+from hf_ecif.models.embeddings import (
+    MODEL_TYPE,
+    EmbeddingModel,
+    EmbeddingProcessor,
+    embedding_model,
+)
 from hf_ecif.models.open_clip import is_open_clip, load_open_clip
 from hf_ecif.models.place import Place, locate
 from hf_ecif.models.processors import load_processor
@@ -45,6 +51,9 @@ def load_model(
         UserError: nothing there, or not loadable.
     """
     wanted, target = _dtype(dtype), _device(device)
+    made_up = embedding_model(name)
+    if made_up is not None:
+        return made_up.to(target, wanted), EmbeddingProcessor()
     place = locate(name, revision, token)
     if place.is_copy:
         _log.warning("%s: The Hub cannot be reached. Taking the copy from an earlier run.", name)
@@ -66,6 +75,9 @@ def _load(
         return _load(_inner_module(place), processor, dtype, depth + 1)
     if "adapter_config.json" in files and "config.json" not in files:
         return _load_adapted(place, processor, dtype, depth)
+    if place.has("config.json") and place.read("config.json").get("model_type") == MODEL_TYPE:
+        options = {"dtype": dtype, **place.options}
+        return EmbeddingModel.from_pretrained(place.path, **options), EmbeddingProcessor()
     if is_open_clip(place):
         return load_open_clip(place, processor, dtype)
     model = load_saved(place, dtype)
