@@ -30,15 +30,13 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, IterableDataset
 from huggingface_hub.constants import HF_HOME
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import Tensor
 
 from hf_ecif.data.columns import COLUMNS
 from hf_ecif.detection.annotate import FEATURES, TYPES, spread_columns
 from hf_ecif.detection.judging import Judged, Learned
-from hf_ecif.detection.mixture import Basis
 from hf_ecif.engine.features import Features as Inputs
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
@@ -327,7 +325,7 @@ def _codecs(influence: Influence) -> dict[type, Codec]:
     return {
         Influence: Codec(lambda value: {}, lambda parts: influence),
         Inputs: Codec(_parts_of_inputs, _inputs),
-        Basis: Codec(_parts_of_basis, _basis),
+        Pipeline: Codec(_parts_of_scale, _scale),
     }
 
 
@@ -344,21 +342,12 @@ def _inputs(parts: dict[str, Any]) -> Inputs:
     return Inputs(side("text"), side("image"))
 
 
-def _parts_of_basis(basis: Basis) -> dict[str, Any]:
-    scaler, guess = basis.scale[0], basis.guess
-    return {
-        "mean": scaler.mean_,
-        "scale": scaler.scale_,
-        "coefficients": guess.coef_,
-        "intercepts": guess.intercept_,
-        "classes": guess.classes_,
-    }
+def _parts_of_scale(scale: Pipeline) -> dict[str, Any]:
+    return {"mean": scale[0].mean_, "scale": scale[0].scale_}
 
 
-def _basis(parts: dict[str, Any]) -> Basis:
-    values = {name: value.numpy() for name, value in parts.items()}
-    scaler, guess = StandardScaler(), LogisticRegression()
-    scaler.mean_, scaler.scale_ = values["mean"], values["scale"]
-    guess.coef_, guess.intercept_ = values["coefficients"], values["intercepts"]
-    guess.classes_ = values["classes"]
-    return Basis(make_pipeline(scaler, FunctionTransformer(np.arcsinh)), guess)
+def _scale(parts: dict[str, Any]) -> Pipeline:
+    """The scale of a mixture."""
+    standard = StandardScaler()
+    standard.mean_, standard.scale_ = parts["mean"].numpy(), parts["scale"].numpy()
+    return make_pipeline(standard, FunctionTransformer(np.arcsinh, validate=True))

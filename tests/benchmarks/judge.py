@@ -164,8 +164,8 @@ def main() -> None:
     error = np.std(differences, ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else float("nan")
     peaks = "; ".join(f"{one['MiB']:.0f} MiB for {one['rows']:,} rows" for one in results["memory"])
     note = (
-        f"{len(rows):,} rows, each learned from once, and judged once; {len(seeds)} seed(s). Judged, "
-        f"their mean probability is {np.mean(differences):+.4f} from what it is where they are "
+        f"{len(rows):,} rows, each learned from once, and judged once; {len(seeds)} seed(s). "
+        f"Judged, their mean probability is {np.mean(differences):+.4f} from what it is where they are "
         f"learned from (standard error {error:.4f}). Peak memory above the model: {peaks}."
     )
     title = "Rows learned from, and rows judged"
