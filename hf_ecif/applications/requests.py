@@ -25,6 +25,7 @@ from hf_ecif.errors import UserError
 from hf_ecif.utils.demo import TRUTH, demo_folder
 
 OVERWRITE = "Replace an earlier run in OUTPUT."
+LEARN_ROWS = 20_000  # an audit learns from; of more rows, a random sample of so many
 RESUME = "Go on with an interrupted run in OUTPUT, where it was."
 
 DATASET = (
@@ -187,10 +188,17 @@ class AuditOptions(Options):
         "section of the report, and a page of its own.",
         at_least=0,
     )
+    learn_rows: int = option(
+        LEARN_ROWS,
+        help="Rows that the audit learns from, drawn at random: the model is fitted to them, and "
+        "the detector calibrated on them. All others are judged one by one by what was learned, in "
+        "memory that does not grow with their number.",
+        at_least=20,
+    )
     suggest: bool = option(
         True,
-        help="Compare all rows with each other: captions that fit flagged images better, and "
-        "duplicates. Takes the square of the rows in time, not in memory.",
+        help="Compare all rows with those that the audit learns from: captions that fit flagged "
+        "images better, and duplicates.",
         is_advanced=True,
     )
     vocabulary: Path | Sequence[str] | None = None

@@ -158,14 +158,23 @@ def _altchars(body: str) -> bytes | None:
     return b"-_" if "-" in body or "_" in body else None
 
 
-def image_hashes(dataset: Dataset, image_column: str) -> set[bytes]:
-    """Hashes of the readable images, by which equal images of two data sets are found."""
+def image_hashes(
+    dataset: Dataset, image_column: str, among: set[bytes] | None = None
+) -> set[bytes]:
+    """Hashes of the readable images, by which equal images of two data sets are found.
+
+    Args:
+        dataset: the rows.
+        image_column: name of the column of images.
+        among: the hashes to look for; all are kept if absent.
+    """
     cells = dataset[image_column]
     if len(cells) and is_reference(cells[0]):
         contents = _embeddings_in(dataset, image_column)
     else:
         contents = (image_bytes(cell) for cell in cells)
-    return {xxhash.xxh3_128_digest(content) for content in contents if content}
+    hashes = (xxhash.xxh3_128_digest(content) for content in contents if content)
+    return {one for one in hashes if among is None or one in among}
 
 
 def _embeddings_in(dataset: Dataset, column: str) -> Iterator[bytes | None]:

@@ -83,6 +83,16 @@ class Rows:
         reasons = {row: reason for row, reason in self.reasons.items() if row < total}
         return replace(here, reasons=reasons, total=total)
 
+    def numbered(self, numbers: Tensor, total: int) -> Rows:
+        """These rows as some of a larger data set.
+
+        Args:
+            numbers: ``(self.total,)``, their row numbers there.
+            total: rows of that data set.
+        """
+        reasons = {int(numbers[row]): reason for row, reason in self.reasons.items()}
+        return replace(self, positions=numbers[self.positions], reasons=reasons, total=total)
+
     def with_texts_of(self, donors: Tensor) -> Rows:
         """These images, each with the caption of another row."""
         return replace(
