@@ -81,7 +81,7 @@ def read_pair(
     Returns:
         A pair that has either an image or a reason.
 
-    Example:
+    Examples:
         >>> read_pair(None, "a cat", max_pixels=1_000_000).reason
         'image missing'
     """
