@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from hf_ecif.app import overview, what_if
+from hf_ecif.app import calibrate, findings, overview, what_if
 from hf_ecif.app import publish as publishing
 from hf_ecif.app import review as reviewing
 from hf_ecif.app import run as running
@@ -69,6 +69,10 @@ def make_app(
                 overview.build(session)
             with gr.Tab("Review", id="review"):
                 reviewing.build(session)
+            with gr.Tab("Findings", id="findings") as tab:
+                findings.build(session, tab)
+            with gr.Tab("Calibrate", id="calibrate") as tab:
+                calibrate.build(session, limits, tab)
             with gr.Tab("Trace", id="trace"):
                 tracing.build(session)
             with gr.Tab("What if", id="what-if"):

@@ -15,6 +15,8 @@ from hf_ecif.applications.sources import PairLike, read_named
 from hf_ecif.config import InfluenceConfig, Strategy
 from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.cleaning import BEFORE, WEIGHT, CleanResult, clean
+from hf_ecif.data.columns import read_groups
+from hf_ecif.data.embeddings import place_references
 from hf_ecif.data.findings import read_kinds
 from hf_ecif.data.images import image_hashes
 from hf_ecif.data.loading import load_rows
@@ -28,6 +30,7 @@ from hf_ecif.data.summary import (
     Summary,
 )
 from hf_ecif.errors import UserError
+from hf_ecif.influence.classification import TEMPLATES, read_classes
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.retraining import (
     Outcome,
@@ -73,13 +76,16 @@ def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Clea
     audit, scored, summary = _open_audit(request.audit)
     text_column = request.text_column or (summary.columns.text if summary else "text")
     name_column = summary.reading.text if summary else None
+    if request.test and summary and summary.reading.format == "embeddings":
+        scored = place_references(scored, summary.dataset)
     results = _clean_by_all(scored, request, text_column, name_column)
     comparison = None
     if request.test:
         comparison = compare_cleanings(request, scored, results, summary, text_column, progress)
     cleaning = Cleaning(results, comparison)
     if output:
-        told = _write(cleaning, request, AuditFolder(output))
+        columns = Columns(image=summary.columns.image, text=text_column) if summary else None
+        told = _write(cleaning, request, columns, AuditFolder(output))
         if summary:
             _write_evidence(audit, scored, summary, told, AuditFolder(output))
     return cleaning
@@ -116,7 +122,9 @@ def _clean_by_all(
     }
 
 
-def _write(cleaning: Cleaning, request: CleanRequest, output: AuditFolder) -> CleaningFacts:
+def _write(
+    cleaning: Cleaning, request: CleanRequest, columns: Columns | None, output: AuditFolder
+) -> CleaningFacts:
     """The rows, and what is told of them in ``cleaning.json``."""
     output.write_rows(cleaning.result)
     facts = CleaningFacts(
@@ -128,8 +136,9 @@ def _write(cleaning: Cleaning, request: CleanRequest, output: AuditFolder) -> Cl
         expected_right=cleaning.result.expected_right,
         comparison=cleaning.comparison.describe() if cleaning.comparison else None,
     )
-    if facts.comparison:
-        write_cleaning_page(facts, facts.comparison, output.cleaning_page)
+    if facts.comparison and columns:  # a comparison needs the summary that names them
+        removed = check_columns(cleaning.result.removed, columns.image, columns.text)
+        write_cleaning_page(facts, facts.comparison, removed, columns, output.cleaning_page)
     output.write_cleaning(facts)
     return facts
 
@@ -213,7 +222,9 @@ def compare_cleanings(
             "needs. Give the folder of the audit, as hf-ecif audit wrote it."
         )
     columns = summary.columns.image, text_column
-    test_given = read_named("test", request.test, request.test_split, usual="test")
+    embedded = summary.reading.format == "embeddings"
+    key = summary.reading.config if embedded else None
+    test_given = read_named("test", request.test, request.test_split, usual="test", config=key)
     test_set = _like(summary, text_column).make(test_given).rows
     config = InfluenceConfig.from_dict(summary.config, "summary.json")
     model = InfluenceModel.from_pretrained(
@@ -235,8 +246,14 @@ def compare_cleanings(
         right = rows.select(torch.from_numpy(~wrong).nonzero()[:, 0])
         versions["all that are right"] = [Version(right)] * request.repeats
     source = test_given.told
+    classes = None
+    if request.class_column:
+        named = read_groups(test_set, request.class_column, "class_column")
+        classes = read_classes(model, test, named, request.class_template or TEMPLATES)
     return Comparison(
-        outcomes=compare(model, versions, test, seed=config.seed, progress=progress),
+        outcomes=compare(
+            model, versions, test, classes=classes, seed=config.seed, progress=progress
+        ),
         test=source,
         test_rows=len(test),
         warnings=list(_warnings(source, scored, test_set, columns[0], summary)),

@@ -15,6 +15,7 @@ from hf_ecif.applications.sources import (
     Named,
     Opened,
     open_named,
+    open_sources,
     read_named,
 )
 from hf_ecif.config import InfluenceConfig
@@ -43,7 +44,7 @@ class Given:
 
 def open_given(
     model: Any,
-    dataset: Rowset,
+    dataset: Rowset | None,
     query: Rowset | None = None,
     *,
     processor: Any = None,
@@ -66,6 +67,10 @@ def open_given(
     Raises:
         UserError: an argument cannot be read, or is ambiguous.
     """
+    if options.get("embeddings") is not None:
+        return _open_embeddings(model, dataset, query, config, options)
+    if model is None or dataset is None:
+        raise UserError("`model` and `dataset` are missing. Give both, or `embeddings`.")
     _check_model(model, processor, config)
     asked = Sources(
         model=_model_name(model),
@@ -87,6 +92,25 @@ def open_given(
     if asked.limit is not None and asked.limit <= max_rows:
         notes = ()  # that there are more is no news
     return Given(opened, (*notes, *more))
+
+
+def _open_embeddings(
+    model: Any,
+    dataset: Rowset | None,
+    query: Rowset | None,
+    config: InfluenceConfig | None,
+    options: dict[str, Any],
+) -> Given:
+    """Embeddings in place of model and data; the query is of that form, too."""
+    if model is not None or dataset is not None:
+        raise UserError(
+            "`embeddings` take the place of `model` and `dataset`. Leave out the one or the other."
+        )
+    if query is not None and not isinstance(query, str | Path):
+        raise UserError("With `embeddings`, `query` names a file or a folder of embeddings, too.")
+    given = options | {"embeddings": str(options["embeddings"])}
+    sources = Sources(query=None if query is None else str(query), **given)
+    return Given(open_sources(sources, config or InfluenceConfig()), ())
 
 
 def _check_model(model: Any, processor: Any, config: InfluenceConfig | None) -> None:

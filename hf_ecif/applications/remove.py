@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
+import numpy as np
 from torch import Tensor
 
 from hf_ecif.applications.outputs import require_free
@@ -22,6 +23,7 @@ from hf_ecif.influence.rows import Rows, require_pairs
 from hf_ecif.influence.saving import save_model
 from hf_ecif.reports.outcomes import write_removal_page
 from hf_ecif.utils import distributed
+from hf_ecif.utils.formatting import nats
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 LEAST_CHANGE = 0.01  # nats of the query's loss that are worth a word
@@ -81,7 +83,8 @@ def run_remove(
         )
         save_model(model.edited(theta), model.processor, request.output)
         summary.save(request.output / "removal.json")
-        write_removal_page(summary, request.output / "removal.html")
+        removed = opened.dataset.select(np.flatnonzero(wanted))
+        write_removal_page(summary, removed, request.output / "removal.html")
         return summary
 
     return distributed.decide(write)
@@ -113,6 +116,7 @@ def _against_the_scores(query: dict[str, dict[str, float]], predicted: float) ->
     if largest < LEAST_CHANGE or abs(change - predicted) < APART * largest:
         return None
     return (
-        f"The query's loss changed by {change:+.4f}, where the scores predicted {predicted:+.4f}. "
-        "One of the two is wrong: compare with `retrain` before you use the edited model."
+        f"The query's loss changed by {nats(change, signed=True)} nats, where the scores predicted "
+        f"{nats(predicted, signed=True)}. One of the two is wrong: compare with `retrain` before "
+        "you use the edited model."
     )

@@ -22,7 +22,7 @@ from hf_ecif.applications.requests import ScoreRequest
 from hf_ecif.data.lists import fold
 from hf_ecif.data.loading import Source, find_rows, fingerprint_source, stream_rows
 from hf_ecif.data.pairs import PairOptions, draw, make_pairs
-from hf_ecif.data.parquet import write_rows
+from hf_ecif.data.parquet import is_whole, write_rows
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.utils import distributed
@@ -136,7 +136,7 @@ def _score_blocks(
         advance = progress("Score rows", sum(len(rows) for rows in _my_ranges(len(dataset), size)))
     for block in blocks:
         path = folder / block.shard
-        if not _is_whole(path):
+        if not is_whole(path):
             with distributed.alone():
                 write_rows(_score(influence, block.load(), pairs), path)
         done = _count(path)
@@ -167,7 +167,7 @@ def _blocks_of_stream(dataset: IterableDataset, size: int, folder: Path) -> Iter
     """Blocks that are done already, then those still to be read, one of them ahead."""
     rank = distributed.rank()
     mine = split_dataset_by_node(dataset, rank, distributed.count())
-    done = [*takewhile(_is_whole, sorted(folder.glob(f"part-{rank:04d}-*.parquet")))]
+    done = [*takewhile(is_whole, sorted(folder.glob(f"part-{rank:04d}-*.parquet")))]
     for path in done:
         yield _Block(path.name, _never)
     rest = mine.skip(sum(pq.read_metadata(path).num_rows for path in done))
@@ -205,15 +205,6 @@ def _with_tail(
 
 def _never() -> Dataset:
     raise AssertionError("A block that is done is not read again.")
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a shard is complete, by its last bytes."""
-    try:
-        pq.read_metadata(path)
-    except (OSError, pa.ArrowInvalid):
-        return False
-    return True
 
 
 def _count(path: Path) -> Counter[str]:

@@ -12,9 +12,12 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset
+from torch import Tensor
 
 from hf_ecif.applications.requests import Sources
 from hf_ecif.config import InfluenceConfig, RowFormat
+from hf_ecif.data.embeddings import COLUMN as EMBEDDING
+from hf_ecif.data.embeddings import width_of
 from hf_ecif.data.images import fingerprint_rows, image_hashes
 from hf_ecif.data.loading import Source, find_rows
 from hf_ecif.data.pairs import MadePairs, PairOptions, make_pairs, rename_like
@@ -31,6 +34,7 @@ from hf_ecif.influence.fitted import Fitted
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.queries import choose_query
 from hf_ecif.influence.rows import Chain, Rows, require_rows
+from hf_ecif.models.embeddings import embedding_name
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
@@ -93,23 +97,33 @@ class Opened:
     ) -> tuple[Rows, Rows]:
         """Rows and query at the frozen boundary."""
         known = checkpoints or Checkpoints()
-
-        def read(name: str, dataset: Dataset) -> Rows:
-            advance = progress(f"Read {name}", len(distributed.share(len(dataset))))
-            return self.model.read(dataset, *self.sources.columns, advance, known.within(name))
-
-        rows = read("rows", self.dataset)
+        rows = self._read_rows(progress, known)
         if self.query_set is None:
             return rows, choose_query(rows, self.model.encoder, seed=self.model.config.seed)
-        return rows, read("query", self.query_set)
+        return rows, self._read("query", self.query_set, progress, known)
 
     def read_with_verified(
-        self, progress: ProgressFactory = silent, checkpoints: Checkpoints | None = None
+        self,
+        progress: ProgressFactory = silent,
+        checkpoints: Checkpoints | None = None,
+        sample: Tensor | None = None,
     ) -> tuple[Rows, Rows, Learning]:
-        """Rows and query, and what a detector learns from: both, or with half of the query."""
+        """Rows and query, and what a detector learns from: both, or with half of the query.
+
+        Args:
+            progress: makes progress bars.
+            checkpoints: store of what was read.
+            sample: ``(m,)``, ascending, numbers of the rows of the data to read; all if absent.
+        """
         known, model = checkpoints or Checkpoints(), self.model
+        dataset = self.dataset if sample is None else self.dataset.select(sample.numpy())
+
+        def numbered(rows: Rows) -> Rows:
+            return rows if sample is None else rows.numbered(sample, len(self.dataset))
+
         if self.query_set is None:
-            rows, query = self.read(progress, known)
+            rows = numbered(replace(self, dataset=dataset)._read_rows(progress, known))
+            query = choose_query(rows, model.encoder, seed=model.config.seed)
             return rows, query, Learning(rows, query)
 
         def read(name: str, cells: Dataset | Chain) -> Rows:
@@ -118,11 +132,21 @@ class Opened:
 
         query = require_rows(read("query", self.query_set))
         if len(query) < FEWEST_HALVED:
-            rows = require_rows(read("rows", self.dataset))
+            rows = numbered(require_rows(read("rows", dataset)))
             return rows, query, Learning(rows, query)
         verified, left = halve_query(query, model.config.seed)
-        together = read("rows", Chain(self.dataset, self.query_set.select(verified.positions)))
-        return require_rows(together.first(len(self.dataset))), query, Learning(together, left)
+        together = read("rows", Chain(dataset, self.query_set.select(verified.positions)))
+        rows = numbered(require_rows(together.first(len(dataset))))
+        return rows, query, Learning(together, left)
+
+    def _read_rows(self, progress: ProgressFactory, known: Checkpoints) -> Rows:
+        return self._read("rows", self.dataset, progress, known)
+
+    def _read(
+        self, name: str, dataset: Dataset, progress: ProgressFactory, known: Checkpoints
+    ) -> Rows:
+        advance = progress(f"Read {name}", len(distributed.share(len(dataset))))
+        return self.model.read(dataset, *self.sources.columns, advance, known.within(name))
 
     def provenance(self, rows: Rows, query: Rows, **of_query: Any) -> dict[str, Any]:
         """Fields of a `Provenance`, except warnings.
@@ -173,7 +197,8 @@ class Opened:
         """Number of images of the query that are also in the data."""
         assert self.query_set is not None
         column = self.like.columns.image
-        return len(image_hashes(self.dataset, column) & image_hashes(self.query_set, column))
+        theirs = image_hashes(self.query_set, column)
+        return len(image_hashes(self.dataset, column, among=theirs))
 
     def warnings(self, rows: Rows, query: Rows) -> Iterator[str]:
         """Warnings about rows and query that a reader of the results must know."""
@@ -255,6 +280,7 @@ def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:
     Raises:
         UserError: one of them cannot be loaded, or lacks a column.
     """
+    sources = resolve_embeddings(sources)
     data = read_named(
         "dataset",
         sources.dataset,
@@ -278,6 +304,31 @@ def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:
         sources,
         lambda: InfluenceModel.from_pretrained(sources.model, config, processor=sources.processor),
         config.seed,
+    )
+
+
+def resolve_embeddings(sources: Sources) -> Sources:
+    """Sources in which given embeddings are the data, and projections of them the model.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    if sources.embeddings is None:
+        return sources
+    key = sources.embeddings_key
+    with _told_of("embeddings", sources.embeddings):
+        width = width_of(sources.embeddings, key)
+    return replace(
+        sources,
+        model=embedding_name(width, sources.logit_scale),
+        dataset=sources.embeddings,
+        embeddings=None,
+        embeddings_key=None,
+        logit_scale=None,
+        config_name=key or sources.config_name,
+        query_config=key if sources.query else None,
+        image_column=EMBEDDING,
+        query_image_column=EMBEDDING if sources.query else None,
     )
 
 
@@ -422,7 +473,8 @@ def open_beside(
         if split is not None:
             raise UserError(f"`{role}_split={split}` is a split of `{role}`: give it, too.")
         return None
-    named = read_named(role, name, split, usual=usual)
+    key = opened.reading.config if opened.reading.format == "embeddings" else None
+    named = read_named(role, name, split, usual=usual, config=key)
     return replace(named, rows=opened.like.make(named).rows)
 
 

@@ -101,8 +101,8 @@ class _Leverage:
 
 
 def value(
-    model: InfluenceModel | PreTrainedModel | str | Path,
-    dataset: Rowset,
+    model: InfluenceModel | PreTrainedModel | str | Path | None = None,
+    dataset: Rowset | None = None,
     query: Rowset | None = None,
     *,
     slice_column: str | None = None,
@@ -118,6 +118,9 @@ def value(
     limit: int | None = None,
     sample: int | None = None,
     format: RowFormat | None = None,
+    embeddings: str | Path | None = None,
+    embeddings_key: str | None = None,
+    logit_scale: float | None = None,
     processor: Any = None,
     config: InfluenceConfig | None = None,
     max_rows: int = MOST_STREAMED,
@@ -144,7 +147,8 @@ def value(
         limit: how many of the first rows are read.
         sample: how many rows are drawn at random.
         format: what files are, where it is not found by what is there.
-        processor: processor of a loaded model.
+        embeddings: see `audit`; likewise ``embeddings_key`` and ``logit_scale``.
+        processor: processor of a loaded model, or where that of a named one is.
         config: how influence is computed; by default with the unrolled response, which predicts
             removals best.
         max_rows: largest number of rows to read of a stream.
@@ -184,6 +188,9 @@ def value(
         limit=limit,
         sample=sample,
         format=format,
+        embeddings=embeddings,
+        embeddings_key=embeddings_key,
+        logit_scale=logit_scale,
         processor=processor,
         config=config,
         max_rows=max_rows,

@@ -16,6 +16,7 @@ from hf_ecif.data.columns import set_column
 from hf_ecif.data.findings import KINDS, MEANINGS, Kind
 from hf_ecif.data.schema import require_text
 from hf_ecif.errors import UserError
+from hf_ecif.utils import formatting
 
 Bools = NDArray[np.bool_]
 
@@ -31,7 +32,7 @@ UNTRAINED, BEFORE = "not fine-tuned", "all rows"  # versions that every cleaning
 NEEDED = {
     "worst": ("ecif_noise_probability", "ecif_score"),
     "weight": ("ecif_noise_probability",),
-    "relabel": ("ecif_suggested_text",),
+    "relabel": ("ecif_suggested_text", SUGGESTED_PROBABILITY),
 }
 
 
@@ -146,7 +147,13 @@ def _by_strategy(
     flags = _column(scored, "ecif_flag")
     suspicious = np.array([flag is None or flag for flag in flags], dtype=bool)
     if strategy == "relabel":
-        has_other = np.array([text is not None for text in _column(scored, "ecif_suggested_text")])
+        # A caption of which it is not known how likely it is right, is no suggestion.
+        both = zip(
+            _column(scored, "ecif_suggested_text"),
+            _column(scored, SUGGESTED_PROBABILITY),
+            strict=True,
+        )
+        has_other = np.array([None not in pair for pair in both], dtype=bool)
         relabelled = np.array([flag is True for flag in flags], dtype=bool) & has_other & among
         if name_column in scored.column_names and name_column != text_column:
             scored, relabelled = _rename(scored, relabelled, text_column, name_column)
@@ -251,7 +258,8 @@ def _mark_worst(scored: Dataset, share: float, among: Bools) -> tuple[Dataset, B
     reasons = _column(scored, "ecif_reason")
     for row in worst.tolist():
         reasons[row] = reasons[row] or (
-            f"among the worst {share:.3g} of the rows, at {probability[row]:.0%}; not flagged"
+            f"among the worst {formatting.share(share)} of the rows, at "
+            f"{formatting.share(probability[row])}; not flagged"
         )
     return set_column(scored, "ecif_reason", reasons), remove
 

@@ -23,13 +23,15 @@ from datasets import (
 from numpy.typing import NDArray
 
 from hf_ecif.data.columns import CAPTION, PLACE, ROW
+from hf_ecif.data.embeddings import COLUMN as EMBEDDING
+from hf_ecif.data.embeddings import is_reference
 from hf_ecif.data.images import decode_base64
 from hf_ecif.errors import UserError
 from hf_ecif.utils.files import scratch_file
 
 # Columns that are meant where several could be, the likeliest first.
 USUAL = {
-    "image": ("image", "jpg", "img", "picture", "photo"),
+    "image": ("image", "jpg", "img", "picture", "photo", EMBEDDING),
     "text": ("text", "caption", "captions", "txt", "sentence", "sentences", "title", "prompt"),
 }
 NO_CAPTIONS = ("__key__", "__url__", "json", "file_name")  # that are text, but nobody's caption
@@ -56,7 +58,11 @@ def check_columns(dataset: AnyDataset, image_column: str, text_column: str) -> A
     types: Mapping[str, Any] = dataset.features or {}
     require_columns(types, image_column, text_column)
     require_text(types, text_column)
-    return as_images(dataset, image_column).cast_column(image_column, Image(decode=False))
+    images = as_images(dataset, image_column)
+    now: Mapping[str, Any] = images.features or {}
+    if is_text(now[image_column]):  # references to embeddings
+        return images
+    return images.cast_column(image_column, Image(decode=False))
 
 
 def require_columns(types: Mapping[str, Any], image_column: str, text_column: str) -> None:
@@ -136,7 +142,7 @@ def as_images(dataset: AnyDataset, column: str) -> AnyDataset:
     Args:
         dataset: rows; of a stream, the types of the columns must be known.
         column: bytes, paths, structs of both, or base64. Further parts of a struct become columns,
-            named ``image.width`` for instance.
+            named ``image.width`` for instance. References to embeddings stay as they are.
 
     Raises:
         UserError: the column holds something else, or addresses of images.
@@ -150,6 +156,8 @@ def as_images(dataset: AnyDataset, column: str) -> AnyDataset:
         )
     _refuse_addresses(dataset, column, kind)
     if isinstance(kind, Image):
+        return dataset
+    if is_text(kind) and any(map(is_reference, _first_texts(dataset, column))):
         return dataset
     if is_text(kind) and any(map(decode_base64, _first_texts(dataset, column))):
         return _from_base64(dataset, column)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from hf_ecif.data.images import thumbnail
-from hf_ecif.data.summary import Summary
-from hf_ecif.utils.formatting import Bools, Floats, mark, readable_exponent, shorten
+from hf_ecif.data.summary import Columns, Summary
+from hf_ecif.utils.formatting import Bools, Floats, mark, readable_exponent, share, shorten
 
 CAPTION_LENGTH = 280
 REASON_LENGTH = 700
@@ -38,6 +41,7 @@ class ScoredRows:
         self.negative = self._floats("ecif_negative")
         self.stderr = self._floats("ecif_stderr")
         self.probability = self._floats("ecif_noise_probability")
+        self.suspicion = self._floats("ecif_suspicion")
         self.flag: Bools = self._floats("ecif_flag") == 1.0
         self.borderline: Bools = self._floats("ecif_borderline") == 1.0
         self.margin = self._floats("ecif_suggested_margin")
@@ -49,17 +53,6 @@ class ScoredRows:
     def exponent(self) -> int:
         """Exponent of the unit in which a page states scores."""
         return readable_exponent(self.score[self.readable])
-
-    @cached_property
-    def order_of_groups(self) -> Floats:
-        """A key that keeps duplicate groups together, those with the most probable noise first."""
-        here = np.flatnonzero(np.isfinite(self.duplicate))
-        _, group = np.unique(self.duplicate[here], return_inverse=True)
-        worst = np.zeros(len(here))
-        np.fmax.at(worst, group, self.probability[here])  # null where none is given
-        key = np.full(len(self.duplicate), np.nan)
-        key[here] = np.lexsort((group, -worst[group])).argsort()
-        return key
 
     @property
     def unreadable_rows(self) -> list[int]:
@@ -87,6 +80,8 @@ class ScoredRows:
         """A row as a page shows it."""
         cells = self._scored[row]
         picture, problem = thumbnail(cells[self._image])
+        # Without a probability of being right, as in version 0.1, most suggestions are wrong.
+        suggested = cells.get("ecif_suggested_text") if math.isfinite(self.chance[row]) else None
         return Card(
             row=row,
             caption=shorten(str(cells[self._text] or ""), CAPTION_LENGTH),
@@ -94,7 +89,8 @@ class ScoredRows:
             thumbnail=picture,
             problem=problem,
             reason=shorten(str(cells.get("ecif_reason") or ""), REASON_LENGTH) or None,
-            suggestion=shorten(str(cells.get("ecif_suggested_text") or ""), CAPTION_LENGTH) or None,
+            suggestion=shorten(str(suggested or ""), CAPTION_LENGTH) or None,
+            finding=cells.get("ecif_finding"),
             margin=float(self.margin[row]),
             chance=float(self.chance[row]),
             duplicate=int(self.duplicate[row]) if math.isfinite(self.duplicate[row]) else None,
@@ -108,14 +104,56 @@ class ScoredRows:
             negative=float(self.negative[row]),
         )
 
+    def column(self, name: str) -> pa.ChunkedArray:
+        """All values of a column."""
+        return self._scored.select_columns([name]).with_format("arrow")[:][name]
+
+    def strings(self, name: str) -> NDArray[np.object_]:
+        """A column of strings, ``(N,)``; None for null, and where there is no such column."""
+        if name not in self._scored.column_names:
+            return np.full(len(self._scored), None, dtype=object)
+        return np.array(self.column(name).to_pylist(), dtype=object)
+
+    def is_true(self, name: str) -> Bools:
+        """Where a boolean column is true, ``(N,)``; nowhere if there is no such column."""
+        return self._floats(name) == 1.0
+
+    def captions(self, rows: NDArray[np.int64]) -> list[str]:
+        """Captions of some rows, in full."""
+        return [text or "" for text in self.column(self._text).take(pa.array(rows)).to_pylist()]
+
     def _floats(self, name: str) -> Floats:
         """A numeric column with not-a-number for null, whatever its type in the data set."""
         if name not in self._scored.column_names:
             return np.full(len(self._scored), np.nan)
-        column = self._scored.select_columns([name]).with_format("arrow")[:][name]
+        column = self.column(name)
         # By way of int8, because Arrow has no direct way from a boolean to a double.
         column = column.cast("int8") if column.type == "bool" else column
         return np.asarray(column.cast("double").to_numpy(), dtype=np.float64)
+
+
+def show_row(cells: dict[str, Any], columns: Columns) -> Shown:
+    """A row that is not numbered, for a strip of pictures."""
+    picture, problem = thumbnail(cells[columns.image])
+    probability = cells.get("ecif_noise_probability")
+    return Shown(
+        thumbnail=picture,
+        problem=problem,
+        marked=mark(str(cells[columns.text] or ""), _spans(cells), CAPTION_LENGTH),
+        note="" if probability is None else f"{share(probability)} misaligned",
+        facts=split_reason(cells.get("ecif_reason") or ""),
+    )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row as a strip of pictures shows it; ``note`` is a figure below its caption."""
+
+    thumbnail: str | None
+    problem: str | None
+    marked: list[tuple[str, bool]]
+    note: str
+    facts: list[str]
 
 
 def _spans(cells: dict[str, Any]) -> list[tuple[int, int]]:
@@ -129,7 +167,8 @@ def _spans(cells: dict[str, Any]) -> list[tuple[int, int]]:
 class Card:
     """One row of the data set as a page shows it.
 
-    ``marked`` is the caption in parts, and whether the image contradicts each.
+    ``marked`` is the caption in parts, and whether the image contradicts each; a ``suggestion`` is
+    right with the probability ``chance``.
     """
 
     row: int
@@ -139,6 +178,7 @@ class Card:
     problem: str | None
     reason: str | None
     suggestion: str | None
+    finding: str | None
     margin: float
     chance: float
     duplicate: int | None
@@ -150,3 +190,24 @@ class Card:
     stderr: float
     positive: float
     negative: float
+
+    @property
+    def note(self) -> str:
+        """The figure below its picture."""
+        known = math.isfinite(self.probability)
+        return f"{share(self.probability)} misaligned" if known else f"row {self.row:,}"
+
+    @property
+    def facts(self) -> list[str]:
+        """What speaks against the pair, one by one, the most telling first."""
+        return split_reason(self.reason or "")
+
+
+def split_reason(reason: str) -> list[str]:
+    """Facts of a reason, without the verdict and the probability before them.
+
+    >>> split_reason("probably misaligned (87 %): its caption fits 14 images; its loss is high")
+    ['its caption fits 14 images', 'its loss is high']
+    """
+    without = re.sub(r"\b(probably|possibly) misaligned \([^)]*\): ", "", reason)
+    return [fact for fact in without.split("; ") if fact]

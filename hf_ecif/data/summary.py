@@ -279,8 +279,8 @@ class Noise(Record):
         rate: estimated share of the readable rows.
         threshold: of the probability, above which a row is flagged.
         borderline: rows whose error reaches across it.
-        interval: of the rate, at 95 % confidence, or at that of the calibration where there is one;
-            None where it is not known.
+        interval: of the rate, at 95 % confidence, or at that of the calibration where there is
+            one; None where it is not known.
         rate_is_bound: whether no row is known to be right, so that only the upper end of the
             interval is to be relied on.
         abstains: why nothing is flagged, where the model cannot tell right from wrong.
@@ -522,6 +522,8 @@ class Summary(Provenance):
         flagged: rows that look misaligned.
         kept: rows to go on with.
         removed: the others; both together are all rows.
+        learned_from: rows that the audit learned from, where it judged others by them; None where
+            it learned from all.
         findings: rows by the kind of what is the matter with them.
         unreadable_reasons: rows that could not be read, by the reason.
         groups: noise by group, where that was asked for.
@@ -549,6 +551,7 @@ class Summary(Provenance):
     removed: int
     noise: Noise
     fit: FitFacts
+    learned_from: int | None = None
     findings: dict[str, int] = {}
     unreadable_reasons: dict[str, int] = {}
     groups: Groups | None = None
@@ -870,6 +873,7 @@ class ValidationSummary(Provenance):
     ceiling: float | None
     slope: Real
     sign_agreement: Real
+    signs_right: float | None = None
     verdict: str
     seconds: Real
 
@@ -903,3 +907,29 @@ class ComparisonFacts(Record):
     test_rows: int
     outcomes: list[OutcomeFacts]
     warnings: list[str]
+
+    @property
+    def measure(self) -> str:
+        """What versions are judged by: zero-shot accuracy if the test has classes, else R@1."""
+        accuracy = "zero_shot_accuracy"
+        return accuracy if accuracy in self.outcomes[0].measures else "text_to_image_recall@1"
+
+    @property
+    def best(self) -> str:
+        """Version of the highest `measure`."""
+        return max(self.outcomes, key=lambda one: one.measures[self.measure].mean).version
+
+    def gain(self, version: str, over: str) -> tuple[float, float | None]:
+        """By how much a version's `measure` is above another's, and its standard error.
+
+        The error is that over the repeats together with that of the choice of test rows: for a
+        gain ``g``, at least a share ``g`` of the test rows changed from wrong to right, so the
+        latter alone has a variance of at least ``g (1 - g) / n``. That of a single repeat is not
+        known.
+        """
+        measures = {one.version: one.measures[self.measure] for one in self.outcomes}
+        gain, error = measures[version].gain(measures[over])
+        if error is None:
+            return gain, None
+        sampling = abs(gain) * (1 - abs(gain)) / self.test_rows
+        return gain, (error**2 + sampling) ** 0.5

@@ -21,12 +21,11 @@ from hf_ecif.hub.markdown import (
     Metadata,
     as_list,
     describe_solve,
-    hide_folders,
     merge_card,
     render,
 )
 from hf_ecif.reports.figures import probability_histogram
-from hf_ecif.utils.hub_paths import parse_hub_path
+from hf_ecif.utils.hub_paths import hide_folders, parse_hub_path
 
 EVIDENCE = "hf_ecif"
 HISTOGRAM = f"{EVIDENCE}/histogram.png"

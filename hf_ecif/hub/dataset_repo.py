@@ -29,9 +29,9 @@ from hf_ecif.hub.dataset_card import (
     show_removed,
     write_card,
 )
-from hf_ecif.hub.markdown import hide_folders, hub_card, local_card
+from hf_ecif.hub.markdown import hub_card, local_card
 from hf_ecif.utils.files import to_json
-from hf_ecif.utils.hub_paths import parse_hub_path
+from hf_ecif.utils.hub_paths import hide_folders, parse_hub_path
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 _SPLIT = re.compile(r"\w+(\.\w+)*")  # what `datasets` accepts as the name of a split

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 _NAME = r"(?P<repo_id>[\w-][\w.-]*/[\w-][\w.-]*)"
@@ -13,6 +14,9 @@ _HUB_ID = re.compile(rf"{_NAME}(@(?P<revision>\S+))?(?P<path>)")
 _URI = re.compile(
     rf"hf://datasets/{_NAME}(@(?P<revision>refs/\w+/\w+|[^/\s]+))?(?:/(?P<path>.*?))?/?"
 )
+
+_PART = r"[^\s/'\"`,;:()<>]+"
+_PATH = re.compile(rf"(?<![\w/.:~<-])~?(?:/{_PART})*/(?P<name>{_PART})/?")
 
 
 class HubPath(NamedTuple):
@@ -77,6 +81,29 @@ def public_name(source: str) -> str:
         ('me/pairs@v1', 'pairs')
     """
     return source if parse_hub_path(source) else Path(source).expanduser().resolve().name
+
+
+def hide_folders(value: Any) -> Any:
+    """Values in which paths of this machine are replaced by folder names, at any depth."""
+    if isinstance(value, dict):
+        return {name: hide_folders(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [hide_folders(part) for part in value]
+    if not isinstance(value, str) or os.sep not in value or len(value) > 1000:
+        return value
+    source, comma, split = value.partition(", split ")
+    path = Path(source).expanduser()
+    local = path.is_absolute() or path.exists() or source.startswith(".")
+    return f"{public_name(source) if local else source}{comma}{split}"
+
+
+def hide_paths(text: str) -> str:
+    """A sentence in which absolute paths of this machine are replaced by their last part.
+
+    >>> hide_paths("3 images of /home/me/pairs, split test, are in https://hf.co/me/pairs, too")
+    '3 images of pairs, split test, are in https://hf.co/me/pairs, too'
+    """
+    return _PATH.sub(lambda match: match["name"], text)
 
 
 def _match(source: str) -> HubPath | None:

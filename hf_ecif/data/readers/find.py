@@ -14,7 +14,9 @@ from datasets import Dataset, concatenate_datasets
 
 from hf_ecif.config import RowFormat
 from hf_ecif.data.audit_folder import AuditFolder
+from hf_ecif.data.embeddings import is_embeddings
 from hf_ecif.data.readers.builders import build, build_files, by_split, split_of
+from hf_ecif.data.readers.embeddings import open_embeddings
 from hf_ecif.data.readers.hub import open_repository
 from hf_ecif.data.readers.patterns import find_files, is_pattern
 from hf_ecif.data.readers.saved import is_saved, open_saved
@@ -28,8 +30,8 @@ from hf_ecif.utils.hub_paths import parse_hub_path
 SOURCES = (
     "Give a folder written by save_to_disk; a file or a folder of parquet, arrow, csv, tsv or JSON "
     "lines; tars of WebDataset (a folder, a file, shards/{00000..00012}.tar); pictures with "
-    "metadata.csv or with their captions beside them; or a Hub id (owner/name or "
-    "owner/name@revision, hf://datasets/owner/name/folder)."
+    "metadata.csv or with their captions beside them; arrays of embeddings; or a Hub id "
+    "(owner/name or owner/name@revision, hf://datasets/owner/name/folder)."
 )
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -48,6 +50,8 @@ def open_source(source: str, config: str | None = None, format: RowFormat | None
     path, place = Path(source).expanduser(), parse_hub_path(source)
     if place is not None and (source.startswith("hf://") or not _is_file_name(source)):
         return open_repository(place, config)
+    if is_embeddings(path) and format is None:
+        return open_embeddings(path, config)
     if path.is_dir():
         return _open_folder(_rows_in(path), config, format)
     if not path.is_file() and not is_pattern(source):
