@@ -31,7 +31,7 @@ from hf_ecif.utils.files import scratch_file
 
 # Columns that are meant where several could be, the likeliest first.
 USUAL = {
-    "image": ("image", "jpg", "img", "picture", "photo", EMBEDDING),
+    "image": ("image", "jpg", EMBEDDING),
     "text": ("text", "caption", "captions", "txt", "sentence", "sentences", "title", "prompt"),
 }
 NO_CAPTIONS = ("__key__", "__url__", "json", "file_name")  # that are text, but nobody's caption
