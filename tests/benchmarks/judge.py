@@ -165,8 +165,8 @@ def main() -> None:
     peaks = "; ".join(f"{one['MiB']:.0f} MiB for {one['rows']:,} rows" for one in results["memory"])
     note = (
         f"{len(rows):,} rows, each learned from once, and judged once; {len(seeds)} seed(s). "
-        f"Judged, their mean probability is {np.mean(differences):+.4f} from what it is where they are "
-        f"learned from (standard error {error:.4f}). Peak memory above the model: {peaks}."
+        f"Judged, their mean probability is {np.mean(differences):+.4f} from what it is where they "
+        f"are learned from (standard error {error:.4f}). Peak memory above the model: {peaks}."
     )
     title = "Rows learned from, and rows judged"
     print_table(title, heading, table)
