@@ -37,6 +37,7 @@ from hf_ecif.detection.detect import (
 )
 from hf_ecif.detection.findings import tell
 from hf_ecif.detection.groups import often_flagged
+from hf_ecif.detection.signals import PLACE
 from hf_ecif.detection.suggestions import Evidence
 from hf_ecif.influence.saving import find_commit
 from hf_ecif.utils.formatting import Bools, Floats
@@ -154,7 +155,8 @@ def _describe_noise(found: Analysis) -> Noise:
         verified=Verified(right=right, wrong=wrong) if right or wrong else None,
         injected_auroc=detection.injected_auroc,
         injected_score_auroc=auroc(
-            -np.concatenate(injected.kinds)[:, 1], -injected.reference[:, 1]
+            np.concatenate(injected.kinds)[:, PLACE["relative"]],
+            injected.reference[:, PLACE["relative"]],
         ),
     )
 

@@ -63,6 +63,7 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
         config=request.config_name,
         format=request.format,
         image_column=request.image_column,
+        limit=request.limit,
     )
     dataset, split = _open(request, source)
     influence = _open_fit(request.influence)
@@ -221,7 +222,7 @@ def _open(request: ScoreRequest, source: Source) -> tuple[Dataset | IterableData
         return found.rows, found.split
     if request.sample is not None:
         raise UserError("`sample` needs to know how many rows there are, which a stream does not.")
-    stream = stream_rows(source)
+    stream = _undecoded(stream_rows(source))
     return stream, request.split or str(stream.split or source.usual)
 
 
@@ -235,13 +236,15 @@ def _draw(
 
 def _options(request: ScoreRequest, dataset: Dataset | IterableDataset) -> PairOptions:
     """How pairs are made of every block, by columns that are the same in all of them."""
-    first = Dataset.from_list(list(_undecoded(dataset).take(FIRST)), features=dataset.features)
+    rows = _undecoded(dataset)
+    first = Dataset.from_list(list(rows.take(FIRST)), features=rows.features)
     options = PairOptions(request.image_column, request.text_column, request.template)
     source = make_pairs(first, options).source
     return replace(options, image_column=source.image, text_column=source.text)
 
 
-def _undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+def _undecoded(dataset: Any) -> Any:
+    """The rows with images as bytes, which need not be encoded again."""
     for name, kind in (dataset.features or {}).items():
         if isinstance(kind, Image):
             dataset = dataset.cast_column(name, Image(decode=False))

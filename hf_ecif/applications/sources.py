@@ -288,6 +288,7 @@ def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:
         config=sources.config_name,
         format=sources.format,
         image_column=sources.image_column,
+        limit=sources.limit,
     )
     query = sources.query and read_named(
         "query",
@@ -340,6 +341,7 @@ def read_named(
     config: str | None = None,
     format: RowFormat | None = None,
     image_column: str | None = None,
+    limit: int | None = None,
 ) -> Named:
     """Rows of a source; see `hf_ecif.data.loading.Source`.
 
@@ -347,7 +349,7 @@ def read_named(
         UserError: they cannot be read; it says of which role they are.
     """
     with _told_of(role, name):
-        found = find_rows(Source(name, split, usual, config, format, image_column))
+        found = find_rows(Source(name, split, usual, config, format, image_column, limit))
     return Named(role, name, found.rows, found.split, found.format)
 
 

@@ -59,7 +59,8 @@ def check_columns(dataset: AnyDataset, image_column: str, text_column: str) -> A
     require_columns(types, image_column, text_column)
     require_text(types, text_column)
     images = as_images(dataset, image_column)
-    if is_text(images.features[image_column]):  # references to embeddings
+    now: Mapping[str, Any] = images.features or {}
+    if is_text(now[image_column]):  # references to embeddings
         return images
     return images.cast_column(image_column, Image(decode=False))
 
@@ -242,6 +243,11 @@ def is_influence_column(name: str) -> bool:
     if name == CAPTION or name.startswith((ROW, PLACE)):
         return False
     return name.startswith("ecif_") or name in OTHER_NAMES
+
+
+def is_ours(name: str) -> bool:
+    """Whether a column is none of the source's own."""
+    return name.startswith("ecif_") or is_influence_column(name)
 
 
 def is_plain(feature: Any) -> bool:

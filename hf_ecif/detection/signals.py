@@ -14,7 +14,7 @@ spread, runs with more wrong pairs would look like others.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -52,6 +52,10 @@ class Signals:
         """``(N, 5)``, what `detect` weighs: all of them higher for misaligned pairs."""
         parts = astuple(replace(self, relative=-self.relative))
         return torch.stack([part.double().cpu() for part in parts], dim=1).numpy()
+
+
+# Places of the signals in what `Signals.stack` gives.
+PLACE = {one.name: place for place, one in enumerate(fields(Signals))}
 
 
 class Known(NamedTuple):

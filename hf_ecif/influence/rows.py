@@ -277,8 +277,7 @@ def choose_preprocessor(
         all_texts: as for `Preprocessor`.
     """
     if isinstance(processor, EmbeddingProcessor):
-        config: Any = encoder.model.config
-        return EmbeddedPreprocessor(config.width, encoder.input_dtype)
+        return EmbeddedPreprocessor(processor.width, encoder.input_dtype)
     return Preprocessor(encoder, processor, all_texts)
 
 
