@@ -306,7 +306,10 @@ class TestCoco:
         rows = load_rows(str(folder))
         assert rows["captions"][:3] == [[], [CAPTIONS[1], "once more"], [CAPTIONS[2]]]
         assert rows["image_id"][:2] == ["0", "7"]
-        assert find_rows(Source(str(path))).split == "train"
+        found = find_rows(Source(str(path)))
+        assert found.split == "validation"
+        cells = found.rows.cast_column("image", Image(decode=False))["image"][:]
+        assert all(map(image_bytes, cells))
 
 
 class TestClasses:

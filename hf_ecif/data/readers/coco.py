@@ -61,10 +61,12 @@ def _columns(table: Path, bases: Sequence[Path]) -> dict[str, list[Any]]:
         captions[one["image_id"]].append(one.get("caption"))
     images = known["images"]
     return {
-        "image": [
-            {"bytes": None, "path": str(leads_to(one["file_name"], bases))} for one in images
-        ],
+        "image": [_cell(one["file_name"], bases) for one in images],
         "captions": [captions[one["id"]] for one in images],
         "image_id": [str(one["id"]) for one in images],
         "file_name": [one["file_name"] for one in images],
     }
+
+
+def _cell(name: str, bases: Sequence[Path]) -> dict[str, Any]:
+    return {"bytes": None, "path": str(leads_to(name, bases))}
