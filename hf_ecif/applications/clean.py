@@ -71,7 +71,6 @@ def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Clea
             cannot be read.
     """
     output = request.output
-    _check(request)
     if output:
         require_free(output)
     audit, scored, summary = _open_audit(request.audit)
@@ -90,14 +89,6 @@ def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Clea
         if summary:
             _write_evidence(audit, scored, summary, told, AuditFolder(output))
     return cleaning
-
-
-def _check(request: CleanRequest) -> None:
-    """Refuse classes without what has them."""
-    if request.class_column and not request.test:
-        raise UserError("`class_column` is a column of the `test`, which is missing.")
-    if request.class_template and not request.class_column:
-        raise UserError("`class_template` needs the `class_column` that names the classes.")
 
 
 def _open_audit(folder: Path) -> tuple[AuditFolder, Dataset, Summary | None]:

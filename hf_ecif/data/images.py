@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ MOST_RESIZED = 2**22  # pixels on the way into the model: 50 MB as floats of thr
 Resized = Callable[[int, int], tuple[int, int]]
 THUMBNAIL_SIDE = 160
 PROBLEM_LENGTH = 160
+MOST_ZIPPED = 2**28  # bytes of a file in an archive
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def read_pair(
     Returns:
         A pair that has either an image or a reason.
 
-    Example:
+    Examples:
         >>> read_pair(None, "a cat", max_pixels=1_000_000).reason
         'image missing'
     """
@@ -158,14 +160,23 @@ def _altchars(body: str) -> bytes | None:
     return b"-_" if "-" in body or "_" in body else None
 
 
-def image_hashes(dataset: Dataset, image_column: str) -> set[bytes]:
-    """Hashes of the readable images, by which equal images of two data sets are found."""
+def image_hashes(
+    dataset: Dataset, image_column: str, among: set[bytes] | None = None
+) -> set[bytes]:
+    """Hashes of the readable images, by which equal images of two data sets are found.
+
+    Args:
+        dataset: the rows.
+        image_column: name of the column of images.
+        among: the hashes to look for; all are kept if absent.
+    """
     cells = dataset[image_column]
     if len(cells) and is_reference(cells[0]):
         contents = _embeddings_in(dataset, image_column)
     else:
         contents = (image_bytes(cell) for cell in cells)
-    return {xxhash.xxh3_128_digest(content) for content in contents if content}
+    hashes = (xxhash.xxh3_128_digest(content) for content in contents if content)
+    return {one for one in hashes if among is None or one in among}
 
 
 def _embeddings_in(dataset: Dataset, column: str) -> Iterator[bytes | None]:
@@ -288,9 +299,22 @@ def _open_cell(image_cell: dict[str, Any] | None) -> BinaryIO:
         return io.BytesIO(content)
     if content is not None or not path:
         raise _RefusedError("image missing")
+    if path.startswith("zip://"):
+        return _open_zipped(path)
     if not os.path.isfile(path):
         raise _RefusedError(f"image unreadable: no local file {os.path.basename(path)!r}")
     return open(path, "rb")
+
+
+def _open_zipped(path: str) -> BinaryIO:
+    """A file in an archive of this machine, which `datasets` names ``zip://inside::archive``."""
+    inside, _, archive = path.removeprefix("zip://").partition("::")
+    if not os.path.isfile(archive):
+        raise _RefusedError(f"image unreadable: no local file {os.path.basename(archive)!r}")
+    with zipfile.ZipFile(archive) as zipped:
+        if zipped.getinfo(inside).file_size > MOST_ZIPPED:
+            raise _RefusedError("image unreadable: larger than a file of an image in an archive")
+        return io.BytesIO(zipped.read(inside))
 
 
 def _open_image(file: BinaryIO) -> PILImage.Image:

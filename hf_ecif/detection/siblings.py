@@ -18,6 +18,8 @@ wrong (four draws), and 0.90 in place of 0.91 where whole images are (three).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_expit, logit
@@ -32,25 +34,55 @@ ROUNDS, SETTLED = 1000, 1e-7
 DEPENDENCE = 0.5  # of the captions of an image: 0 if they were independent witnesses, 1 if copies
 
 
-def pool_captions(log_ratio: Floats, images: Integers) -> Floats:
-    """Log ratio ``(N,)`` of every pair that also counts what its image's other captions say.
+class Pooling(NamedTuple):
+    """How often either kind of error happens where images have several captions.
 
-    With a noise rate, it makes probabilities as ``log_ratio`` does. Where an image has one caption,
-    nothing changes.
-
-    Args:
-        log_ratio: ``(N,)``, ``log f_wrong(x_n) / f_right(x_n)`` of distinct pairs by themselves.
-        images: ``(N,)``, equal for pairs of one image.
+    Attributes:
+        whole: share of the images that are wrong as a whole.
+        single: share of the wrong captions of the others.
     """
-    _, image, counts = np.unique(images, return_inverse=True, return_counts=True)
-    several = counts[image] > 1
-    pooled = log_ratio.copy()
-    if several.any():
+
+    whole: float
+    single: float
+
+    @classmethod
+    def learn(cls, log_ratio: Floats, images: Integers) -> Pooling | None:
+        """The likeliest one; None where every image has one caption. See `pool`."""
+        several = _has_several(images)
+        if not several.any():
+            return None
         _, image = np.unique(images[several], return_inverse=True)
-        whole, single = _how_often(log_ratio[several], image)
-        odds = _log_odds(log_ratio[several], image, whole, single)
-        pooled[several] = odds - logit(whole + (1 - whole) * single)
-    return pooled
+        return cls(*_how_often(log_ratio[several], image))
+
+    def pool(self, log_ratio: Floats, images: Integers) -> Floats:
+        """Log ratio ``(N,)`` of every pair that also counts what its image's other captions say.
+
+        With a noise rate, it makes probabilities as ``log_ratio`` does. Where an image has one
+        caption, nothing changes.
+
+        Args:
+            log_ratio: ``(N,)``, ``log f_wrong(x_n) / f_right(x_n)`` of distinct pairs by
+                themselves.
+            images: ``(N,)``, equal for pairs of one image.
+        """
+        several, pooled = _has_several(images), log_ratio.copy()
+        if several.any():
+            _, image = np.unique(images[several], return_inverse=True)
+            odds = _log_odds(log_ratio[several], image, self.whole, self.single)
+            pooled[several] = odds - logit(self.whole + (1 - self.whole) * self.single)
+        return pooled
+
+
+def pool_captions(log_ratio: Floats, images: Integers) -> Floats:
+    """`Pooling.pool` with the shares that these pairs themselves make likeliest."""
+    pooling = Pooling.learn(log_ratio, images)
+    return log_ratio.copy() if pooling is None else pooling.pool(log_ratio, images)
+
+
+def _has_several(images: Integers) -> NDArray[np.bool_]:
+    """``(N,)``, whether the image of a pair has other captions, too."""
+    _, image, counts = np.unique(images, return_inverse=True, return_counts=True)
+    return counts[image] > 1
 
 
 def _how_often(log_ratio: Floats, image: Integers) -> tuple[float, float]:

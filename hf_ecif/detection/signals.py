@@ -14,13 +14,14 @@ spread, runs with more wrong pairs would look like others.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hf_ecif.detection.mixture import Floats
-from hf_ecif.engine.neighbours import average_distance
+from hf_ecif.engine.neighbours import Neighbourhood, distance_from
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.influence.loaded import LoadedModel
 from hf_ecif.influence.rows import Rows
@@ -53,12 +54,57 @@ class Signals:
         return torch.stack([part.double().cpu() for part in parts], dim=1).numpy()
 
 
+# Places of the signals in what `Signals.stack` gives.
+PLACE = {one.name: place for place, one in enumerate(fields(Signals))}
+
+
+class Known(NamedTuple):
+    """Rows that others are compared with.
+
+    Attributes:
+        given: embeddings of the rows by the model as given, ``(N, d)``.
+        siblings: ``(N, 2)``, equal numbers for equal captions, and for equal images.
+        mute: ``(N,)`` booleans, true for rows that are no evidence for others; none if absent.
+    """
+
+    given: Embeddings
+    siblings: Tensor
+    mute: Tensor | None = None
+
+    def around_images(self) -> Neighbourhood:
+        """Where the most similar images are looked for."""
+        return self._around(self.given.image, self.given.text, self.siblings[:, 1:])
+
+    def around_texts(self) -> Neighbourhood:
+        """Where the most similar captions are looked for."""
+        return self._around(self.given.text, self.given.image, self.siblings)
+
+    def _around(self, anchors: Tensor, others: Tensor, same: Tensor) -> Neighbourhood:
+        mismatch = 1 - (self.given.text * self.given.image).sum(dim=1)
+        return Neighbourhood(anchors, others, mismatch, same, self.mute)
+
+
 def find_signals(
     scores: Scores,
     as_given: Scores,
     given: Embeddings,
     siblings: Tensor,
     mute: Tensor | None = None,
+) -> Signals:
+    """`compare_with` of rows among themselves; a row is not its own neighbour.
+
+    Args:
+        scores: of the rows, at the fitted parameters.
+        as_given: of the rows, by the model as given.
+        given: as in `Known`, as all others.
+        siblings: likewise.
+        mute: likewise.
+    """
+    return compare_with(Known(given, siblings, mute), scores, as_given, given, siblings)
+
+
+def compare_with(
+    known: Known, scores: Scores, as_given: Scores, given: Embeddings, siblings: Tensor
 ) -> Signals:
     """Ask all five.
 
@@ -69,20 +115,19 @@ def find_signals(
     benchmarks, a copy would give them away by how the noise was made.
 
     Args:
-        scores: of the rows, at the fitted parameters.
-        as_given: of the rows, by the model as given.
-        given: embeddings of the rows by the model as given, ``(N, d)``.
-        siblings: ``(N, 2)``, equal numbers for equal captions, and for equal images.
-        mute: ``(N,)`` booleans, true for rows that are no evidence for others.
+        known: the rows that can be neighbours.
+        scores: of the rows that are asked about, at the fitted parameters.
+        as_given: of these, by the model as given.
+        given: their embeddings by the model as given.
+        siblings: what they are known by, as in `Known`.
     """
-    mismatch = 1 - (given.text * given.image).sum(dim=1)
     text, image = given.text, given.image
     return Signals(
         loss=scores.loo_loss.double().clamp_min(0).log1p(),
         given_loss=as_given.loss.double().clamp_min(0).log1p(),
         relative=scores.relative,
-        image_neighbours=average_distance(image, text, mismatch, siblings[:, 1], mute),
-        text_neighbours=average_distance(text, image, mismatch, siblings, mute),
+        image_neighbours=distance_from(known.around_images(), image, text, siblings[:, 1:]),
+        text_neighbours=distance_from(known.around_texts(), text, image, siblings),
     )
 
 

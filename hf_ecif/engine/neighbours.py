@@ -23,7 +23,7 @@ BLOCK = 2**24  # cosines held at a time
 INDEXED = 2**14  # anchors that are looked up in an index at a time
 # Two products of the same vectors differ by this much in float32.
 ROUNDING = 1e-6
-# For `average_distance`: few and near ones, since wrong pairs hide among similar ones. On the
+# For `distance_from`: few and near ones, since wrong pairs hide among similar ones. On the
 # training rows of the demo, 3, 10 and 20 neighbours rank wrong captions as well as 5 do. Equal
 # weights rank worse, by up to 0.04 in AUPRC, and so do weights that fall faster.
 NEIGHBOURS = 5
@@ -44,6 +44,24 @@ class Best(NamedTuple):
     key: Tensor
     cosine: Tensor
     runner_up: Tensor
+
+
+class Neighbourhood(NamedTuple):
+    """Rows among which neighbours are looked for.
+
+    Attributes:
+        anchors: ``(N, d)``, embeddings of the side on which neighbours are found.
+        others: ``(N, d)``, embeddings of the other side.
+        mismatch: ``(N,)``, cosine distance between the two sides of a row.
+        same: ``(N, L)``; rows that agree in a column do not count as neighbours of each other.
+        mute: ``(N,)`` booleans, true for rows that are nobody's neighbours; none if absent.
+    """
+
+    anchors: Tensor
+    others: Tensor
+    mismatch: Tensor
+    same: Tensor
+    mute: Tensor | None = None
 
 
 def count_better(anchors: Tensor, keys: Tensor, own: Tensor) -> Tensor:
@@ -90,25 +108,38 @@ def average_distance(
     same: Tensor | None = None,
     mute: Tensor | None = None,
 ) -> Tensor:
-    """Distance of rows on one side from their neighbours on the other; ``(N,)``, at least zero.
+    """`distance_from` of rows among themselves, ``(N,)``; a row is not its own neighbour.
+
+    Args:
+        anchors: as in `Neighbourhood`, as all others.
+        others: likewise.
+        mismatch: likewise.
+        same: likewise; all rows are different if absent.
+        mute: likewise.
+    """
+    same = torch.arange(len(anchors)) if same is None else same
+    return distance_from(
+        Neighbourhood(anchors, others, mismatch, same, mute), anchors, others, same
+    )
+
+
+def distance_from(among: Neighbourhood, anchors: Tensor, others: Tensor, same: Tensor) -> Tensor:
+    """Distance of rows on one side from their neighbours on the other; ``(M,)``, at least zero.
 
     The mean of ``exp(-DECAY (d + m)) a`` over the `NEIGHBOURS` rows with the nearest ``anchors``,
     where ``d`` is the cosine distance of the anchors, ``a`` that of ``others``, and ``m`` the
-    neighbour's own mismatch. A row is not its own neighbour.
+    neighbour's own mismatch.
 
     Args:
-        anchors: ``(N, d)``, embeddings of the side on which neighbours are found.
-        others: ``(N, d)``, embeddings of the other side.
-        mismatch: ``(N,)``, cosine distance between the two sides of a row.
-        same: ``(N, L)``; rows that agree in a column do not count as neighbours of each other.
-        mute: ``(N,)`` booleans, true for rows that are nobody's neighbours.
+        among: the rows that can be neighbours.
+        anchors: ``(M, d)``, of the rows that are asked about.
+        others: ``(M, d)``, likewise.
+        same: ``(M, L)``, likewise; rows of the neighbourhood that agree in a column do not count.
     """
-    same = (torch.arange(len(anchors)) if same is None else same).to(anchors.device)
-    heard = torch.ones(len(anchors), dtype=torch.bool) if mute is None else ~mute.cpu()
-    parts = []
-    for rows, near in _nearest(anchors, same, heard.to(anchors.device)):
-        weight = (-DECAY * (1 - near.cosines + mismatch[near.rows])).exp()
-        apart = 1 - (others[rows, None] * others[near.rows]).sum(dim=2)
+    own, parts = same.to(anchors.device), []
+    for rows, near in _nearest(among, anchors, own):
+        weight = (-DECAY * (1 - near.cosines + among.mismatch[near.rows])).exp()
+        apart = 1 - (others[rows, None] * among.others[near.rows]).sum(dim=2)
         parts.append((weight * apart).sum(dim=1) / NEIGHBOURS)
     return torch.cat(parts) if parts else anchors.new_zeros(0)
 
@@ -168,18 +199,22 @@ class _Near(NamedTuple):
     rows: Tensor
 
 
-def _nearest(anchors: Tensor, same: Tensor, heard: Tensor) -> Iterator[tuple[slice, _Near]]:
+def _nearest(among: Neighbourhood, anchors: Tensor, own: Tensor) -> Iterator[tuple[slice, _Near]]:
     """The `NEIGHBOURS` nearest of the heard rows that do not agree with a row, in blocks."""
-    if not is_worthwhile(anchors, anchors):
-        for rows, cosines in _cosines(anchors, anchors):
-            yield rows, _among(cosines, same[rows], same, heard)
+    keys, device = among.anchors, anchors.device
+    same = among.same.to(device)
+    heard = torch.ones(len(keys), dtype=torch.bool) if among.mute is None else ~among.mute.cpu()
+    heard = heard.to(device)
+    if anchors is not keys or not is_worthwhile(keys, keys):
+        for rows, cosines in _cosines(anchors, keys):
+            yield rows, _among(cosines, own[rows], same, heard)
         return
     # Of equal anchors a few are enough, and all would crowd out what is not a sibling of them.
     first = same if same.dim() == 1 else same[:, 0]
-    keys = _some_of_each(first, heard).nonzero()[:, 0]
-    index = Index.build(anchors[keys], anchors, NEIGHBOURS + SPARE)
-    for rows in _slices(len(anchors), INDEXED):
-        yield rows, _by_index(index, keys, anchors, rows, same, heard)
+    some = _some_of_each(first, heard).nonzero()[:, 0]
+    index = Index.build(keys[some], keys, NEIGHBOURS + SPARE)
+    for rows in _slices(len(keys), INDEXED):
+        yield rows, _by_index(index, some, keys, rows, same, heard)
 
 
 def _among(cosines: Tensor, own: Tensor, same: Tensor, heard: Tensor) -> _Near:

@@ -54,8 +54,14 @@ def read_classes(
         templates: prompts, with ``{}`` for the name of a class.
 
     Raises:
-        UserError: a template has no place for a name, or fewer than two classes are left.
+        UserError: a template has no place for a name, fewer than two classes are left, or the model
+            is one of embeddings, which reads no captions.
     """
+    if not model.reads_captions:
+        raise UserError(
+            "Classes cannot be named to embeddings alone, since the model that made them is not "
+            "here: leave out `class_column`."
+        )
     for template in templates:
         if "{}" not in template:
             raise UserError(

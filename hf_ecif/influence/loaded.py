@@ -20,7 +20,15 @@ from hf_ecif.engine.parameters import add_lora, has_adapters
 from hf_ecif.errors import UserError
 from hf_ecif.influence.batching import AnyQuery, query_target, scoring_pass
 from hf_ecif.influence.queries import Query
-from hf_ecif.influence.rows import Chain, Rows, Table, read_rows, require_rows, require_same_encoder
+from hf_ecif.influence.rows import (
+    Chain,
+    Rows,
+    Table,
+    choose_preprocessor,
+    read_rows,
+    require_rows,
+    require_same_encoder,
+)
 from hf_ecif.influence.saving import save_model
 from hf_ecif.influence.scoring import Scores, score_embedded
 from hf_ecif.models.checks import require_finite, require_fit, with_padding
@@ -160,6 +168,11 @@ class LoadedModel:
             checkpoints=checkpoints,
             advance=advance,
         )
+
+    def warm_up(self) -> None:
+        """Let the towers find their frozen part, which frozen inputs alone do not show them."""
+        preprocess = choose_preprocessor(self.encoder, self.processor, lambda: iter([]))
+        self.encoder.freeze(preprocess.blank())
 
     def rows(self, rows: AnyRows) -> Rows:
         """Rows unchanged, or those of a data set, whose columns are found by their types.

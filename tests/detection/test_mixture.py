@@ -92,14 +92,14 @@ def test_value_is_the_likelihood_of_the_sample_that_a_row_is_of() -> None:
             + scale**2 / (2 * module.SCALE_PENALTY)
         )
     ).fun
-    prior = module.SEEN_WRONG * np.log(fit.rate) + module.SEEN_RIGHT * np.log(1 - fit.rate)
+    prior = module.SEEN_RIGHT * np.log(1 - fit.rate)
     assert value == pytest.approx(expected - penalty + prior, rel=1e-6)
 
 
 def test_no_signal_speaks_for_what_it_speaks_against() -> None:
     """Where a signal is lower in the injected rows by chance, it counts for nothing."""
     rng = np.random.default_rng(0)
-    unknown, injected = rng.normal(size=(400, 2)), rng.normal(size=(60, 2)) + [2.0, -0.7]
+    unknown, injected = rng.normal(size=(400, 2)), rng.normal([2.0, -0.7], size=(60, 2))
     none = Sample(np.empty((0, 2)), 0)
     fit = fit_mixture(Samples(Sample(unknown, 400), none, none, [Sample(injected, 60)]))
     assert fit.weights[0, 1] > 0

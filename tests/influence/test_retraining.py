@@ -399,8 +399,8 @@ def test_command_in_json(run: Run, audit: Path, test_source: str) -> None:
     [
         (["--repeats", 0], "--repeats"),
         (["--strategy", "drop", "--share", 0.1], "only the strategy"),
-        (["--class-column", "colour"], "--class-column 'colour' is not in the data set"),
-        (["--class-template", "a {}"], "--class-template needs the --class-column"),
+        (["--class-column", "colour"], "--class-column 'colour'"),
+        (["--class-template", "a {}"], "means nothing without --class-column"),
     ],
 )
 def test_command_tells_mistakes(
