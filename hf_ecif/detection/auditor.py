@@ -244,9 +244,7 @@ def _as_array(name: str, values: list[Any]) -> np.ndarray:
     """A column as NumPy has it; cells that are lists stay cells."""
     if TYPES[name] == "float32":
         return np.array(values, dtype=np.float32)
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
+    return np.fromiter(values, dtype=object, count=len(values))
 
 
 @lru_cache(maxsize=2)
