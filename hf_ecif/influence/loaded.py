@@ -21,11 +21,10 @@ from hf_ecif.errors import UserError
 from hf_ecif.influence.batching import AnyQuery, query_target, scoring_pass
 from hf_ecif.influence.queries import Query
 from hf_ecif.influence.rows import (
-    BLANK,
     Chain,
-    Preprocessor,
     Rows,
     Table,
+    choose_preprocessor,
     read_rows,
     require_rows,
     require_same_encoder,
@@ -172,8 +171,8 @@ class LoadedModel:
 
     def warm_up(self) -> None:
         """Let the towers find their frozen part, which frozen inputs alone do not show them."""
-        preprocess = Preprocessor(self.encoder, self.processor, lambda: iter([]))
-        self.encoder.freeze(preprocess([BLANK]))
+        preprocess = choose_preprocessor(self.encoder, self.processor, lambda: iter([]))
+        self.encoder.freeze(preprocess.blank())
 
     def rows(self, rows: AnyRows) -> Rows:
         """Rows unchanged, or those of a data set, whose columns are found by their types.
