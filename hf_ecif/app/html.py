@@ -22,21 +22,6 @@ element.addEventListener('click', event => {
 });
 """
 
-# Keys press the buttons of the review, except while text is edited.
-KEYS = """
-<script>
-document.addEventListener('keydown', event => {
-  const writing = event.target.closest(
-    'input:not([type=radio], [type=checkbox], [type=range]), textarea, select');
-  if (writing || event.ctrlKey || event.metaKey || event.altKey) return;
-  const id = {k: 'keep', r: 'remove', u: 'undo', j: 'next', p: 'previous'}[event.key];
-  const button = id && document.getElementById('review-' + id);
-  if (button && button.offsetParent) { event.preventDefault(); button.click(); }
-});
-</script>
-"""
-
-
 def render(template: str, **values: Any) -> str:
     """HTML of a template with these values."""
     return environment(__package__).get_template(f"{template}.html.j2").render(**values)

@@ -10,14 +10,21 @@ import pandas as pd
 
 from hf_ecif.app.html import PICK, render
 from hf_ecif.app.selection import Audit, Span, open_audit
-from hf_ecif.app.session import REDRAW, Session, keep_threshold, read_review, review_row
+from hf_ecif.app.session import (
+    REDRAW,
+    Session,
+    keep_threshold,
+    picture_address,
+    read_review,
+    review_row,
+)
 from hf_ecif.utils.formatting import number, superscript
 
 BINS = 40
 MOST_POINTS = 4000  # largest number in a scatter plot, for the browser's sake
 SHOWN = 16
 HEIGHT = 340
-WORDS = {"keep": "keep", "remove": "remove", "recaption": "new caption"}
+WORDS = {"keep": "keep", "remove": "remove", "recaption": "new caption", "unsure": "not sure"}
 COLOURS = {"kept": "#4a7a96", "flagged": "#c1501b"}
 
 
@@ -86,7 +93,7 @@ def build(session: Session) -> None:
     cards.select(review_row, None, [session.row, session.tabs])
 
 
-def show(folder: str, reviews: dict[str, str], threshold: float, span: Span | None) -> Overview:
+def show(folder: str, reviews: str | None, threshold: float, span: Span | None) -> Overview:
     """Values of the tab for an audit at a threshold."""
     audit = open_audit(folder)
     review = read_review(reviews, audit)
@@ -96,7 +103,7 @@ def show(folder: str, reviews: dict[str, str], threshold: float, span: Span | No
         "summary": audit.summary,
         "flagged": int(flags.sum()),
         "kept": int((~flags & audit.rows.readable).sum()),
-        "borderline": int(audit.rows.borderline.sum()),
+        "borderline": int(audit.borderline(threshold).sum()),
         "decided": len(review.current),
         "threshold": threshold,
     }
@@ -108,7 +115,9 @@ def show(folder: str, reviews: dict[str, str], threshold: float, span: Span | No
         gr.Button(visible=span is not None),
         render(
             "cards",
-            cards=[audit.rows.card(row) for row in rows[:SHOWN]],
+            cards=[
+                audit.rows.card(row, picture_address(reviews, row)) for row in rows[:SHOWN]
+            ],
             decisions=review.current,
             words=WORDS,
             chosen=None,
@@ -118,7 +127,7 @@ def show(folder: str, reviews: dict[str, str], threshold: float, span: Span | No
     )
 
 
-def go_back(folder: str, reviews: dict[str, str]) -> tuple[float, dict[str, str]]:
+def go_back(folder: str, reviews: str | None) -> tuple[float, str | None]:
     """The audit's threshold, and the decisions without another one."""
     own = open_audit(folder).threshold
     return own, keep_threshold(folder, reviews, own)

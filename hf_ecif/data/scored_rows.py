@@ -9,24 +9,28 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from hf_ecif.data.images import thumbnail
+from hf_ecif.data.parquet_rows import ParquetRows
 from hf_ecif.data.summary import Summary
 from hf_ecif.utils.formatting import Bools, Floats, mark, readable_exponent, shorten
 
 CAPTION_LENGTH = 280
 REASON_LENGTH = 700
+WORDS = ("ecif_reason", "ecif_suggested_text", "ecif_original_text", "ecif_wrong_words")
 
 
 class ScoredRows:
     """The influence columns as arrays; rows with their images are fetched one by one.
 
     Args:
-        scored: Rows with influence columns; images are undecoded cells.
-        summary: Of the audit.
+        scored: rows with influence columns, in memory or in parquet files; images are undecoded
+            cells.
+        summary: that of the audit.
     """
 
-    def __init__(self, scored: datasets.Dataset, summary: Summary) -> None:
+    def __init__(self, scored: datasets.Dataset | ParquetRows, summary: Summary) -> None:
         self._scored = scored
         self._image = summary.columns.image
         self._text = summary.columns.text
@@ -38,6 +42,7 @@ class ScoredRows:
         self.negative = self._floats("ecif_negative")
         self.stderr = self._floats("ecif_stderr")
         self.probability = self._floats("ecif_noise_probability")
+        self.suspicion = self._floats("ecif_suspicion")
         self.flag: Bools = self._floats("ecif_flag") == 1.0
         self.borderline: Bools = self._floats("ecif_borderline") == 1.0
         self.margin = self._floats("ecif_suggested_margin")
@@ -72,21 +77,31 @@ class ScoredRows:
 
     def text(self, row: int) -> str:
         """The caption in full."""
-        return str(self._scored[row][self._text] or "")
+        return str(self._cells(row)[self._text] or "")
 
     def marked(self, row: int) -> list[tuple[str, bool]]:
         """The caption in full, in parts, and whether the image contradicts each."""
-        text = self.text(row)
-        return mark(text, _spans(self._scored[row]), len(text))
+        cells = self._cells(row)
+        text = str(cells[self._text] or "")
+        return mark(text, _spans(cells), len(text))
 
     def cell(self, row: int) -> dict[str, Any] | None:
         """The image, not decoded."""
-        return self._scored[row][self._image]
+        if isinstance(self._scored, ParquetRows):
+            found = self._scored.value(row, self._image)
+        else:
+            found = self._scored[row][self._image]
+        return {"bytes": found, "path": None} if isinstance(found, bytes) else found
 
-    def card(self, row: int) -> Card:
-        """A row as a page shows it."""
-        cells = self._scored[row]
-        picture, problem = thumbnail(cells[self._image])
+    def card(self, row: int, address: str | None = None) -> Card:
+        """A row as a page shows it.
+
+        Args:
+            row: number of the row.
+            address: where a browser finds the picture; if absent, the card holds a copy.
+        """
+        cells = self._cells(row)
+        picture, problem = (address, None) if address else thumbnail(self.cell(row))
         return Card(
             row=row,
             caption=shorten(str(cells[self._text] or ""), CAPTION_LENGTH),
@@ -108,11 +123,58 @@ class ScoredRows:
             negative=float(self.negative[row]),
         )
 
+    def _cells(self, row: int) -> dict[str, Any]:
+        """What a card tells in words."""
+        if not isinstance(self._scored, ParquetRows):
+            return self._scored[row]
+        names = (self._text, self.truth, *WORDS)
+        here = [name for name in names if name in self._scored.column_names]
+        return {name: self._scored.value(row, name) for name in here}
+
+    @cached_property
+    def suggested(self) -> Bools:
+        """Rows with a caption that fits better, ``(N,)``."""
+        return np.isfinite(self.margin)
+
+    @cached_property
+    def known_wrong(self) -> Bools:
+        """Rows that are known to be wrong, ``(N,)``; none where nothing is known."""
+        return self._floats(self.truth or "") == 1.0
+
+    def reason(self, row: int) -> str | None:
+        """Why the row was flagged, or could not be scored."""
+        return str(self._cells(row).get("ecif_reason") or "") or None
+
+    def suggestion(self, row: int) -> str | None:
+        """The caption that fits better, in full."""
+        return str(self._cells(row).get("ecif_suggested_text") or "") or None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns and their types, with what `datasets` has noted about them."""
+        if isinstance(self._scored, ParquetRows):
+            return self._scored.schema
+        return self._scored.features.arrow_schema
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of all columns, in order."""
+        return list(self._scored.column_names)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """All values of a column."""
+        if isinstance(self._scored, ParquetRows):
+            return self._scored.column(name)
+        return self._scored.select_columns([name]).with_format("arrow")[:][name]
+
+    def __len__(self) -> int:
+        return len(self._scored)
+
     def _floats(self, name: str) -> Floats:
         """A numeric column with not-a-number for null, whatever its type in the data set."""
         if name not in self._scored.column_names:
             return np.full(len(self._scored), np.nan)
-        column = self._scored.select_columns([name]).with_format("arrow")[:][name]
+        column = self.column(name)
         # By way of int8, because Arrow has no direct way from a boolean to a double.
         column = column.cast("int8") if column.type == "bool" else column
         return np.asarray(column.cast("double").to_numpy(), dtype=np.float64)
