@@ -11,7 +11,8 @@ ORACLE := curvlinops-for-pytorch backpack-for-pytorch
 ORACLE_NEEDS := einconv einops linear_operator opt-einsum scipy tqdm unfoldNd
 
 .DEFAULT_GOAL := help
-.PHONY: help install chromium run demo test test-slow test-all notebooks lint bench speed clean
+.PHONY: help install chromium run demo test test-slow test-all notebooks docs lint bench speed wheel \
+	check-fresh audit-dependencies clean
 
 help: ## show this text
 	@echo "make <target> [PYTHON=python3.11]"
@@ -55,6 +56,9 @@ test-all: test test-slow ## run all tests
 notebooks: install ## run the notebooks and keep their outputs
 	OMP_NUM_THREADS=1 $(BIN)/pytest --nbmake --overwrite notebooks
 
+docs: install ## build the guides and the reference, into build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 lint: install ## check style, formatting, types and the order of the packages
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -71,6 +75,20 @@ bench: install ## run every experiment in brief, into runs/bench; in full: pytho
 
 speed: install ## measure what the engine costs, beside its floors (half an hour, nothing beside it)
 	$(BIN)/python -m tests.benchmarks.engine
+
+wheel: install ## build the wheel and the source distribution, into dist
+	$(BIN)/pip install -q -c constraints.txt build
+	$(BIN)/python -m build
+
+# All that a newcomer does first, on what is committed: the README's commands, the pages, the wheel.
+check-fresh: ## clone into a temporary folder, and there run, build the docs, and audit from the wheel
+	fresh=$$(mktemp -d) && git clone -q . $$fresh/clone && cd $$fresh/clone \
+		&& $(MAKE) run docs wheel PYTHON=$(PYTHON) \
+		&& $(PYTHON) -m venv $$fresh/empty && $$fresh/empty/bin/pip install -q dist/*.whl \
+		&& cd $$fresh && empty/bin/hf-ecif audit --demo --output audit && rm -rf $$fresh
+
+audit-dependencies: install ## look up the pinned versions among known vulnerabilities (needs a network)
+	$(BIN)/pip install -q pip-audit && $(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
 
 clean: ## remove caches and build outputs; .venv and runs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage coverage.xml

@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # torch and transformers take seconds, which ``--help`` does 
     from hf_ecif.config import DetectionConfig as DetectionConfig
     from hf_ecif.config import InfluenceConfig as InfluenceConfig
     from hf_ecif.data.cleaning import clean as clean
+    from hf_ecif.data.demo import Demo as Demo
+    from hf_ecif.data.demo import load_demo as load_demo
     from hf_ecif.data.loading import load_rows as load_rows
     from hf_ecif.data.summary import Summary as Summary
     from hf_ecif.errors import UserError as UserError
@@ -47,6 +49,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds, which ``--help`` does 
 _PUBLIC = {
     "Audit": "applications.result",
     "Cleaned": "applications.result",
+    "Demo": "data.demo",
     "DetectionConfig": "config",
     "Influence": "influence.influence",
     "InfluenceCallback": "influence.callback",
@@ -60,6 +63,7 @@ _PUBLIC = {
     "clean": "data.cleaning",
     "find_errors": "applications.tracing",
     "load_audit": "applications.result",
+    "load_demo": "data.demo",
     "load_rows": "data.loading",
     "push": "hub.push",
     "retrieval_margin": "influence.queries",

@@ -33,7 +33,21 @@ RATE_OF_LAYERS = 1e-4  # of last_block and its like, and of what a regular expre
 
 
 Strategy = Literal["drop", "worst", "weight", "relabel"]  # of a cleaning
+ExportFormat = Literal[
+    "parquet-ids",
+    "uids",
+    "keys",
+    "webdataset",
+    "label-studio",
+    "fiftyone",
+    "lightly",
+    "cleanlab",
+]
+ExportedRows = Literal["usual", "all", "kept", "removed", "flagged", "sample"]
 SUGGEST_PROBABILITY = 0.7  # of being right, from which on a caption is suggested
+
+# Injected captions from which a detector learns no less than from more, and most runs for fewer.
+ENOUGH_INJECTED, MOST_INJECTIONS = 400, 3
 
 # Fields that version 0.1 wrote by another name.
 RENAMED = {"plantings": "injections", "planted_share": "injected_share"}
@@ -44,6 +58,7 @@ def option(
     *,
     help: str,
     at_least: float | None = None,
+    needs: str | None = None,
     is_advanced: bool = False,
     is_resource: bool = False,
     is_argument: bool = False,
@@ -55,6 +70,7 @@ def option(
         default: its value if none is given; required without one.
         help: what it means, in whole sentences.
         at_least: the smallest sound value.
+        needs: another field, without which this one means nothing and must keep its default.
         is_advanced: whether few will need it: help lists it apart.
         is_resource: whether it costs time or memory, and decides nothing.
         is_argument: whether the command takes it by its place, not by a flag.
@@ -63,6 +79,7 @@ def option(
     metadata = {
         "help": help,
         "at_least": at_least,
+        "needs": needs,
         "is_advanced": is_advanced,
         "is_resource": is_resource,
         "is_argument": is_argument,
@@ -76,14 +93,17 @@ class Options:
     """Fields made by `option`, checked when they are set.
 
     Raises:
-        UserError: a value is out of its range, not finite, or none of its choices.
+        UserError: a value is out of its range, not finite, none of its choices, or means nothing
+            without another one.
     """
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for one in fields(self):
             value, least = getattr(self, one.name), one.metadata.get("at_least")
-            named = f"`{one.name}={value}`"
+            named, needs = f"`{one.name}={value}`", one.metadata.get("needs")
+            if needs and value != one.default and not getattr(self, needs):
+                raise UserError(f"{named} means nothing without `{needs}`. Give both, or neither.")
             if least is not None and value is not one.default and not value >= least:
                 raise UserError(f"{named}: must be at least {least:g}.")
             if isinstance(value, float) and not math.isfinite(value):
@@ -162,6 +182,11 @@ class InfluenceConfig(Config):
 
     Raises:
         UserError: a value is out of its range.
+
+    Example:
+        >>> from hf_ecif import InfluenceConfig
+        >>> InfluenceConfig(parameters="last_block", probes=4).learning_rate
+        0.0001
     """
 
     parameters: str = option(
@@ -330,12 +355,21 @@ class DetectionConfig(Config):
 
     Raises:
         UserError: a value is out of its range.
+
+    Example:
+        >>> from hf_ecif import DetectionConfig
+        >>> DetectionConfig(injected_share=0.2).injected_share
+        0.2
     """
 
+    # On 1,492 rows of the demo with noise of its own (4 seeds, two kinds), one run of 224 injected
+    # captions finds a rate 2.5 points off that of three runs where captions are exchanged at
+    # random, and an F1 lower by 0.013; with two runs, neither differs by its error.
     injections: int = option(
-        3,
-        help="Runs in which captions are exchanged on purpose, to learn what wrong looks like.",
-        at_least=1,
+        0,
+        help="Runs in which captions are exchanged on purpose, to learn what wrong looks like; 0: "
+        "as many as exchange 400 captions together, but three at most.",
+        at_least=0,
         is_advanced=True,
         flag="plantings",
     )
@@ -345,6 +379,11 @@ class DetectionConfig(Config):
         is_advanced=True,
         flag="planted-share",
     )
+
+    def runs(self, rows: int) -> int:
+        """`injections`, or how many it takes with so many rows."""
+        needed = math.ceil(ENOUGH_INJECTED / max(1, self.injected_share * rows))
+        return self.injections or min(needed, MOST_INJECTIONS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

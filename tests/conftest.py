@@ -24,7 +24,7 @@ from transformers import CLIPConfig, CLIPModel
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objectives import Embeddings
 from tests.support.commands import data, run  # noqa: F401  # fixtures, for all folders of tests
-from tests.support.hub.fixtures import hub, running_hub  # noqa: F401
+from tests.support.hub.fixtures import api, hub, running_hub  # noqa: F401
 
 VOCABULARY, TOKENS, PIXELS = 50, 12, 16
 

@@ -1,9 +1,10 @@
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hf_ecif.applications.requests import CleanRequest, RemoveRequest, ValueRequest
 from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.errors import UserError
 
@@ -87,6 +88,14 @@ def test_a_share_of_injections_out_of_range(value: float) -> None:
         DetectionConfig(injected_share=value)
 
 
+@pytest.mark.parametrize(
+    ("rows", "runs"), [(2, 3), (800, 3), (1000, 3), (1400, 2), (2600, 2), (2700, 1), (10**6, 1)]
+)
+def test_few_rows_take_more_injections(rows: int, runs: int) -> None:
+    assert DetectionConfig().runs(rows) == runs
+    assert DetectionConfig(injections=5).runs(rows) == 5
+
+
 def test_configs_of_version_0_1_hold_both() -> None:
     """A file of 0.1, and the record of a run, have the fields of both configs in one."""
     values = {"seed": 3, "plantings": 5, "planted_share": 0.2}
@@ -117,3 +126,28 @@ def test_learning_rate_suits_the_parameters_or_is_given(
     named = replace(config, fit_learning_rate=config.learning_rate)
     assert named.fingerprint() == config.fingerprint()
     assert InfluenceConfig.from_dict(config.to_dict()) == named
+
+
+@pytest.mark.parametrize(
+    ("request_of", "given", "needs"),
+    [
+        (CleanRequest, {"test_split": "dev"}, "test"),
+        (CleanRequest, {"repeats": 5}, "test"),
+        (ValueRequest, {"candidates_split": "dev"}, "candidates"),
+        (ValueRequest, {"test": "some/pairs"}, "curves"),
+        (RemoveRequest, {"test_split": "dev"}, "test"),
+    ],
+)
+def test_an_option_that_means_nothing_by_itself(
+    request_of: Any, given: dict[str, Any], needs: str
+) -> None:
+    required = {
+        one.name: Path("x")
+        for one in fields(request_of)
+        if one.default is MISSING and one.default_factory is MISSING
+    }
+    ((name, value),) = given.items()
+    with pytest.raises(UserError, match=rf"^`{name}={value}` means nothing without `{needs}`"):
+        request_of(**required, **given)
+    request_of(**required)
+    request_of(**required, **given, **{needs: True if needs == "curves" else "some/pairs"})

@@ -1,6 +1,7 @@
 """What `import hf_ecif` offers is there, typed, and costs nothing until it is used."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 import hf_ecif
+
+# A push needs a Hub, and the callback a training: the guides have examples, which are run, too.
+WITHOUT_EXAMPLE = {"push", "InfluenceCallback"}
 
 
 @pytest.mark.parametrize("name", hf_ecif.__all__)
@@ -45,3 +49,11 @@ def test_nothing_heavy_is_imported_before_it_is_used() -> None:
     code = "import sys, hf_ecif; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "transformers", "datasets", "pydantic"}.isdisjoint(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", sorted(set(hf_ecif._PUBLIC) - WITHOUT_EXAMPLE))
+def test_every_public_name_has_an_example_that_runs(name: str) -> None:
+    """`make test` runs it, with the other examples in docstrings."""
+    text = inspect.getdoc(getattr(hf_ecif, name)) or ""
+    assert ">>> " in text
+    assert "+SKIP" not in text

@@ -1,7 +1,7 @@
 """The demo's audit: influence columns that are stored, with images from the demo's data.
 
-``spaces_demo`` holds a model, its data and ``audit/``, their audit without images. These are joined
-when an app starts, so every picture is in the repository only once.
+The demo holds a model, its data and ``audit/``, their audit without images. These are joined when
+an app starts, so every picture is stored only once.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from hf_ecif.data.audit_folder import SUMMARY, AuditFolder
+from hf_ecif.data.demo import demo_folder
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.parquet import write_shards
 from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
 from hf_ecif.utils.files import write_json
 
-PLACE = Path(__file__).parents[2] / "spaces_demo"
 ABOUT = "A CLIP with 1.7 M parameters on pictures it has never seen; every fifth caption is wrong."
 _SCORES = "scores.parquet"
 
@@ -41,12 +41,12 @@ def save_columns(audit: Path, place: Path) -> None:
     write_json(told, place / "audit" / SUMMARY)
 
 
-def open_embedded(folder: Path, place: Path = PLACE) -> Summary:
+def open_embedded(folder: Path, place: Path | None = None) -> Summary:
     """Write the demo's audit, with its images, into a folder.
 
     Args:
         folder: a new folder for the audit.
-        place: the demo's folder.
+        place: the demo's folder; the embedded one if absent.
 
     Returns:
         The summary, with the present places of model and data.
@@ -54,11 +54,9 @@ def open_embedded(folder: Path, place: Path = PLACE) -> Summary:
     Raises:
         UserError: the demo is not there, or its audit does not belong to its data.
     """
+    place = place or demo_folder()
     if not (place / "audit" / _SCORES).is_file():
-        raise UserError(
-            f"{place} holds no demo, which is part of the repository but not of an installed "
-            "package. Name the folder of an audit: hf-ecif demo OUT."
-        )
+        raise UserError(f"{place} holds no audit. Name the folder of one: hf-ecif demo OUT.")
     summary = Summary.load(place / "audit" / SUMMARY)
     data, model = str(place / "data"), str(place / "model")
     rows = load_rows(data, summary.split)

@@ -272,6 +272,7 @@ def _prepare(folder: str) -> Prepared:
         query_split=query.split or "validation",
         image_column=summary.columns.image,
         text_column=summary.columns.text,
+        processor=summary.processor,
     )
     opened = open_sources(sources, config)
     if len(opened.dataset) != summary.rows:

@@ -17,7 +17,9 @@ from hf_ecif.applications.trace import (
     find_and_trace,
 )
 from hf_ecif.data.columns import read_groups
-from hf_ecif.data.schema import read_flags, read_verdicts
+from hf_ecif.data.schema import read_flags
+from hf_ecif.data.schema import read_verdicts as read_verified
+from hf_ecif.data.verdicts import read_verdicts, to_marks
 from hf_ecif.detection.detect import (
     RIGHT,
     UNKNOWN,
@@ -92,13 +94,25 @@ def read_beside(options: AuditOptions, opened: Opened) -> Beside:
     if options.trace and opened.query_set is None:
         raise UserError("`trace` looks for errors in the query: give one (`query`).")
     truth, group, words = options.truth_column, options.group_column, options.vocabulary
-    wrong, verified = "is known to be wrong", options.verified_column
     return Beside(
-        read_flags(opened.dataset, truth, "truth_column", wrong) if truth else None,
-        read_verdicts(opened.dataset, verified, "verified_column") if verified else None,
+        read_flags(opened.dataset, truth, "truth_column", "is known to be wrong")
+        if truth
+        else None,
+        _read_known(options, opened),
         read_groups(opened.dataset, group) if group else None,
         read_vocabulary(words) if isinstance(words, Path) else list(words or []) or None,
     )
+
+
+def _read_known(options: AuditOptions, opened: Opened) -> Verdicts | None:
+    """What is known of the rows, by a column and by verdicts of a person, who has the last word."""
+    column, path, dataset = options.verified_column, options.verdicts, opened.dataset
+    known = read_verified(dataset, column, "verified_column") if column else None
+    if path is None:
+        return known
+    captions = dataset[opened.sources.text_column][:]
+    judged = to_marks(read_verdicts(path, len(dataset), captions), len(dataset))
+    return judged if known is None else np.where(judged != UNKNOWN, judged, known)
 
 
 def analyse(

@@ -55,6 +55,7 @@ def audit(
     config: InfluenceConfig | None = None,
     truth_column: str | None = None,
     verified_column: str | None = None,
+    verdicts: str | Path | None = None,
     group_column: str | None = None,
     vocabulary: str | Path | Sequence[str] | None = None,
     suggest: bool = True,
@@ -85,6 +86,8 @@ def audit(
             alone, to tell how much it found.
         verified_column: boolean, true of rows that are known to be right, false of wrong ones, null
             of all others. The detection builds on it.
+        verdicts: a sheet of `hf-ecif calibrate`, filled in: a person's verdicts on these rows. The
+            detection builds on them, too.
         group_column: of names, a language for instance. Groups of fifty rows or more get a noise
             rate and a threshold of their own.
         vocabulary: captions to suggest, or a file with one on each line. Those of rows that are
@@ -109,12 +112,20 @@ def audit(
         UserError: something given cannot be used; it says what, and what to do.
 
     Example:
-        >>> audit = hf_ecif.audit("openai/clip-vit-base-patch32", pairs)  # doctest: +SKIP
-        >>> audit.dataset.filter(lambda row: row["ecif_flag"])  # doctest: +SKIP
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> audit = hf_ecif.audit(demo.model, pairs, demo.query, config=quick)
+        >>> audit.dataset.num_rows
+        60
+        >>> audit.dataset.filter(lambda row: row["ecif_flag"]).column_names[:2]
+        ['image', 'text']
     """
     options = AuditOptions(
         truth_column=truth_column,
         verified_column=verified_column,
+        verdicts=Path(verdicts).expanduser() if verdicts is not None else None,
         group_column=group_column,
         vocabulary=Path(vocabulary) if isinstance(vocabulary, str) else vocabulary,
         suggest=suggest,

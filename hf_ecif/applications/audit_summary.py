@@ -34,6 +34,7 @@ from hf_ecif.detection.detect import (
     auroc,
 )
 from hf_ecif.detection.findings import tell
+from hf_ecif.detection.groups import often_flagged
 from hf_ecif.detection.suggestions import Evidence
 from hf_ecif.influence.saving import find_commit
 
@@ -188,19 +189,33 @@ def _warn_of_likeness(found: Analysis) -> Iterator[str]:
         )
 
 
+def _warn_of_groups(summary: Summary) -> Iterator[str]:
+    groups = summary.groups.table if summary.groups else []
+    named = [groups[number] for number in often_flagged(groups, summary.scored, summary.flagged)]
+    if summary.groups and named:
+        told = ", ".join(f"{group.group} ({group.flagged:,} of {group.rows:,})" for group in named)
+        yield (
+            f"By {summary.groups.column!r}, some groups are flagged more often than all others "
+            f"together, beyond chance: {told}. Right pairs that the model knows less well look "
+            "wrong to it: judge some rows of these groups before any of them goes."
+        )
+
+
 def _warnings(summary: Summary) -> Iterator[str]:
     if summary.groups and not summary.groups.table:
         yield (
             f"No group of {summary.groups.column!r} has {SMALLEST_GROUP} rows, so all rows "
             "are judged by one noise rate and threshold."
         )
+    yield from _warn_of_groups(summary)
     if summary.noise.injected_score_auroc < 0.5:
         yield (
             "ecif_score is inverted here: wrong pairs made on purpose look valuable, not harmful. "
             "The model is far from an optimum on these data (see gradient_norm): fit it longer "
             "(`fit_epochs`), and rank by ecif_noise_probability or ecif_loo_loss meanwhile."
         )
-    yield from tell(summary.findings)
+    abstains = summary.noise.abstains is not None
+    yield from tell(summary.findings, summary.scored, abstains=abstains)
     yield from filter(None, (solve.warning for solve in summary.solvers))
     if summary.scored < 200:
         yield (

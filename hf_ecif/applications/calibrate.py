@@ -107,8 +107,7 @@ def write_sheet(audit: Path, size: int, *, seed: int = 0, overwrite: bool = Fals
             "`overwrite` to draw another."
         )
     strata = opened.draw(size, seed)
-    drawn = np.concatenate([stratum.drawn for stratum in strata])
-    rows = np.random.default_rng(seed).permutation(drawn).tolist()
+    rows = _order([stratum.drawn.tolist() for stratum in strata], seed)
     sheet = Sheet(rows, folder / f"{SHEET}.csv", folder / f"{SHEET}.parquet")
     content = opened.sheet(rows)
     write_rows(content, sheet.parquet)
@@ -117,6 +116,21 @@ def write_sheet(audit: Path, size: int, *, seed: int = 0, overwrite: bool = Fals
     design = {"seed": seed, "size": size, "strata": list(map(_describe_stratum, strata))}
     write_json(design, folder / DESIGN)
     return sheet
+
+
+def sampled_rows(folder: AuditFolder) -> list[int] | None:
+    """Numbers of the rows of an audit's sheet, in its order; None where none were drawn."""
+    path = folder.calibration / DESIGN
+    if not path.is_file():
+        return None
+    design = read_json(path)
+    return _order([stratum["drawn"] for stratum in design["strata"]], design["seed"])
+
+
+def _order(drawn: list[list[int]], seed: int) -> list[int]:
+    """Random order, which tells nothing of flags."""
+    rows: list[int] = np.random.default_rng(seed).permutation(np.concatenate(drawn)).tolist()
+    return rows
 
 
 def run_calibration(request: CalibrateRequest) -> Summary:
@@ -348,7 +362,7 @@ def _write(
             rate=facts.noise_rate.value,
             threshold=threshold,
             borderline=0,
-            interval=None,
+            interval=(facts.noise_rate.low, facts.noise_rate.high),
             rate_is_bound=False,
             abstains=None,
             verified=verified,

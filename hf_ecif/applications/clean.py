@@ -14,6 +14,7 @@ from hf_ecif.applications.requests import CleanRequest
 from hf_ecif.config import InfluenceConfig, Strategy
 from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.cleaning import BEFORE, WEIGHT, CleanResult, clean
+from hf_ecif.data.findings import read_kinds
 from hf_ecif.data.images import image_hashes
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns, read_flags
@@ -95,6 +96,7 @@ def _open_audit(folder: Path) -> tuple[AuditFolder, Dataset, Summary | None]:
 def _clean_by_all(
     scored: Dataset, request: CleanRequest, text_column: str
 ) -> dict[Strategy, CleanResult]:
+    findings = None if request.findings is None else read_kinds(request.findings)
     strategies = dict.fromkeys((request.strategy, *request.beside))
     # A share without the one strategy that takes it is passed on, to be refused.
     takers = [strategy for strategy in strategies if strategy == "worst"] or strategies
@@ -103,6 +105,7 @@ def _clean_by_all(
             scored,
             strategy,
             share=request.share if strategy in takers else None,
+            findings=findings,
             text_column=text_column,
         )
         for strategy in strategies
@@ -117,6 +120,7 @@ def _write(cleaning: Cleaning, request: CleanRequest, output: AuditFolder) -> Cl
         strategy=request.strategy,
         share=request.share,
         counts=cleaning.result.counts(),
+        findings=cleaning.result.removed_findings(),
         expected_right=cleaning.result.expected_right,
         comparison=cleaning.comparison.describe() if cleaning.comparison else None,
     )
@@ -207,7 +211,9 @@ def compare_cleanings(
     columns = summary.columns.image, text_column
     test_set = _open_test(request.test, request.test_split, columns)
     config = InfluenceConfig.from_dict(summary.config, "summary.json")
-    model = InfluenceModel.from_pretrained(request.model or summary.model, config)
+    model = InfluenceModel.from_pretrained(
+        request.model or summary.model, config, processor=summary.processor
+    )
 
     def read(name: str, dataset: Dataset) -> Rows:
         return model.read(dataset, *columns, progress(f"Read {name}", len(dataset)))

@@ -16,7 +16,7 @@ from hf_ecif.data.loading import load_rows, read_stream
 from hf_ecif.data.schema import check_columns, find_columns
 from hf_ecif.errors import UserError
 from hf_ecif.influence.model import InfluenceModel
-from hf_ecif.influence.saving import check_processor
+from hf_ecif.models.processors import check_processor
 
 Rowset: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict | str | Path
 IN_MEMORY = "a Dataset in memory"
@@ -61,7 +61,8 @@ def open_given(
         query_split: split of ``query``; ``validation`` if absent.
         image_column: column of images; found by its type if absent.
         text_column: column of captions; found by its type if absent.
-        processor: processor of a loaded dual encoder.
+        processor: processor of a loaded dual encoder; or folder or Hub id of one, where none lies
+            beside the model.
         config: how influence is computed; an `InfluenceModel` has its own.
         max_rows: largest number of rows to read of a stream.
 
@@ -76,6 +77,7 @@ def open_given(
     columns = find_columns(rows.dataset, image_column, text_column)
     sources = Sources(
         model=name,
+        processor=str(processor) if isinstance(processor, str | Path) else None,
         dataset=rows.name,
         split=rows.split,
         query=judge.name if judge else None,
@@ -118,11 +120,13 @@ def _open_model(
             )
         return model, model.name or _name_of(model.encoder.model)
     if isinstance(model, str | Path):
-        if processor is not None:
+        if processor is not None and not isinstance(processor, str | Path):
             raise UserError(
-                f"`processor` goes with a loaded model: that of {model} lies beside it."
+                f"`processor` goes with a loaded model: of {model}, give the folder or the Hub id "
+                "of its processor."
             )
-        return InfluenceModel.from_pretrained(model, config or InfluenceConfig()), str(model)
+        opened = InfluenceModel.from_pretrained(model, config, processor=processor)
+        return opened, str(model)
     if processor is None:
         raise UserError(
             f"A loaded {type(model).__name__} needs its `processor`, what "

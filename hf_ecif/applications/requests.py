@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hf_ecif.config import SUGGEST_PROBABILITY, DetectionConfig, Options, Strategy, option
+from hf_ecif.config import (
+    SUGGEST_PROBABILITY,
+    DetectionConfig,
+    ExportedRows,
+    ExportFormat,
+    Options,
+    Strategy,
+    option,
+)
 
 OVERWRITE = "Replace an earlier run in OUTPUT."
 RESUME = "Go on with an interrupted run in OUTPUT, where it was."
@@ -37,6 +45,12 @@ class Sources(Options):
     query_split: str = option("validation", help="Split of the query.")
     image_column: str = option("image", help="Column of the images.")
     text_column: str = option("text", help="Column of the captions.")
+    processor: str | None = option(
+        None,
+        help="Folder or Hub id of the processor, where none lies beside the model: that of the "
+        "model it was trained from.",
+        is_advanced=True,
+    )
 
     @property
     def columns(self) -> tuple[str, str]:
@@ -57,6 +71,11 @@ class AuditOptions(Options):
         None,
         help="Boolean column of verdicts: true of rows known to be right, false of wrong ones, "
         "null of all others. The detection builds on it.",
+    )
+    verdicts: Path | None = option(
+        None,
+        help="A sheet of `hf-ecif calibrate OUT --sample`, filled in: a person's verdicts on these "
+        "rows. The detection builds on them, as on a `verified_column`.",
     )
     group_column: str | None = option(
         None,
@@ -146,17 +165,19 @@ class ValueRequest(Sources):
         help="Pairs that are not trained on, to be ranked by what each would bring if it were "
         "added: those to buy or to label.",
     )
-    candidates_split: str = option("train", help="Split of the candidates.")
+    candidates_split: str = option("train", help="Split of the candidates.", needs="candidates")
     curves: bool = option(
         False,
         help="Check the ranking: remove 5-30 % of the pairs, the most harmful first, the most "
         "valuable first and at random, and refit.",
     )
-    repeats: int = option(3, help="Refits of each point of a curve.", at_least=1)
+    repeats: int = option(3, help="Refits of each point of a curve.", at_least=1, needs="curves")
     test: str | None = option(
-        None, help="Held-out pairs that curves are judged by; the query if not given."
+        None,
+        help="Held-out pairs that curves are judged by; the query if not given.",
+        needs="curves",
     )
-    test_split: str = option("test", help="Split of the held-out pairs.")
+    test_split: str = option("test", help="Split of the held-out pairs.", needs="test")
     leverage: bool = option(
         False,
         help="Add ecif_leverage, how much of what holds a pair's fit is the pair itself (a lower "
@@ -178,7 +199,7 @@ class RemoveRequest(Sources):
     test: str | None = option(
         None, help="Further pairs to measure the models on, beside the query."
     )
-    test_split: str = option("test", help="Split of the test.")
+    test_split: str = option("test", help="Split of the test.", needs="test")
     steps: int = option(
         2, help="Newton steps, each with fresh curvature.", at_least=1, is_advanced=True
     )
@@ -239,6 +260,12 @@ class CleanRequest(Options):
     share: float | None = option(
         None, help="Share of the scored rows, between 0 and 1, that `strategy=worst` drops."
     )
+    findings: list[str] | None = option(
+        None,
+        help="Kinds of findings to drop, separated by commas: rows with these are removed, flagged "
+        "or not, and those with another finding stay, but for rows that a person has judged. "
+        "'none' keeps them all. If not given, rows with a finding go where they are flagged.",
+    )
     output: Path | None = option(None, help="New folder for kept/ and removed/.")
     test: str | None = option(
         None,
@@ -246,8 +273,8 @@ class CleanRequest(Options):
         "is fine-tuned on the rows before and after, with as many steps for each, and retrieves "
         "and classifies these.",
     )
-    test_split: str = option("test", help="Split of the test.")
-    repeats: int = option(3, help="Fine-tunings of each kind, averaged.", at_least=1)
+    test_split: str = option("test", help="Split of the test.", needs="test")
+    repeats: int = option(3, help="Fine-tunings of each kind, averaged.", at_least=1, needs="test")
     model: str | None = option(
         None, help="What is fine-tuned; the audited model if not given.", is_advanced=True
     )
@@ -281,3 +308,31 @@ class CalibrateRequest(Options):
     confidence: float = option(0.9, help="Confidence with which the precision is promised.")
     overwrite: bool = option(False, help="Calibrate the audit in place, or draw another sheet.")
     seed: int = option(0, help="Seed of the sample.", at_least=0, is_advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest(Options):
+    """Which rows of an audit leave it, and in which format."""
+
+    audit: Path = option(help="Folder of an audit, or of what `clean` wrote.", is_argument=True)
+    to: ExportFormat = option(
+        help="parquet-ids, scores without images; uids, DataComp's array; keys, a list for each "
+        "tar; webdataset, tars; label-studio, tasks to judge; fiftyone; lightly; or cleanlab, a "
+        "table of issues."
+    )
+    output: Path = option(help="New folder for the files.")
+    rows: ExportedRows = option(
+        "usual",
+        help="all, kept, removed, flagged, or the sample that `hf-ecif calibrate` drew, without "
+        "verdicts. If not given, the kept ones as uids, keys and webdataset; the sample, if there "
+        "is one, or the flagged ones as label-studio; and else all.",
+    )
+    id_column: str | None = option(
+        None, help="Column of uids; if not given, uid, by itself or in the json of a tar."
+    )
+    repeats: int = option(
+        0,
+        help="Write every row as often as this times its ecif_weight, rounded; of what `clean` "
+        "wrote with `strategy=weight`, as parquet-ids, uids, keys or webdataset.",
+        at_least=0,
+    )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from datasets import Dataset
 
+from hf_ecif.applications.calibrate import sampled_rows
+from hf_ecif.applications.export import export, rows_of_audit, rows_of_cleaning
 from hf_ecif.applications.outputs import require_free, require_outside
-from hf_ecif.config import Strategy
+from hf_ecif.config import ExportedRows, ExportFormat, Strategy
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
 from hf_ecif.data.cleaning import CleanResult, clean
+from hf_ecif.data.exports.rows import Exported
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns
 from hf_ecif.data.summary import CleaningFacts, Summary, TracedError, TraceSummary
@@ -24,7 +27,7 @@ from hf_ecif.reports.audit import render_brief, render_report
 from hf_ecif.reports.trace import write_trace_page, write_traces
 from hf_ecif.utils.files import write_text
 from hf_ecif.utils.formatting import share
-from hf_ecif.utils.progress import ProgressFactory, tqdm_bars
+from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 
 HEIGHT = 720  # height of a report in a notebook, in pixels
 
@@ -52,11 +55,25 @@ class Audit:
         dataset: all rows in their order, with influence columns; everything else is unchanged.
         summary: results in figures, and how they were computed.
         traced: traced errors of the query, or their folder; None if none were traced.
+        sample: rows that ``hf-ecif calibrate`` drew to be judged; None if none were drawn.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> audit = hf_ecif.audit(demo.model, pairs, demo.query, config=quick)
+        >>> cleaned = audit.clean()
+        >>> len(cleaned.kept) + len(cleaned.removed)
+        60
+        >>> audit.report().html[:15]
+        '<!DOCTYPE html>'
     """
 
     dataset: Dataset
     summary: Summary
     traced: Traced | AuditFolder | None = field(default=None, compare=False)
+    sample: list[int] | None = field(default=None, compare=False)
 
     def clean(self, strategy: Strategy = "drop", *, share: float | None = None) -> Cleaned:
         """Kept rows and removed rows, the latter with their `ecif_reason`.
@@ -107,6 +124,30 @@ class Audit:
             write_trace_page(traced.errors, traced.summary, scored, traced.query_rows, page)
         write_text(render_report(scored, self.summary), folder.report)
         folder.finish(self.summary)
+
+    def export(
+        self,
+        to: ExportFormat,
+        folder: str | Path,
+        *,
+        rows: ExportedRows = "usual",
+        id_column: str | None = None,
+        progress: ProgressFactory = silent,
+    ) -> Exported:
+        """Write rows for another tool, as ``hf-ecif export`` does.
+
+        Args:
+            to: the format, ``webdataset`` for instance.
+            folder: new or empty.
+            rows: which rows; if not given, those that the format is for.
+            id_column: column of uids.
+            progress: makes a progress bar.
+
+        Raises:
+            UserError: the folder holds something, or the format cannot hold these rows.
+        """
+        own = replace(rows_of_audit(self.dataset, self.summary.columns), id_column=id_column)
+        return export(own, to, folder, rows, drawn=self.sample, progress=progress)
 
     def push_to_hub(
         self,
@@ -167,6 +208,16 @@ class Cleaned(CleanResult):
         audit: audit of the rows.
         strategy: strategy by which they were split.
         share: share of removed rows, for ``worst``.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> audit = hf_ecif.audit(demo.model, pairs, demo.query, config=quick)
+        >>> cleaned = audit.clean("worst", share=0.1)
+        >>> len(cleaned.kept), len(cleaned.removed)
+        (54, 6)
     """
 
     audit: Audit
@@ -199,6 +250,29 @@ class Cleaned(CleanResult):
         audit = Audit(self.audit.dataset, summary)
         audit.report().save(folder.report)
         folder.finish(summary)
+
+    def export(
+        self,
+        to: ExportFormat,
+        folder: str | Path,
+        *,
+        rows: ExportedRows = "usual",
+        id_column: str | None = None,
+        repeats: int = 0,
+        progress: ProgressFactory = silent,
+    ) -> Exported:
+        """Write rows for another tool; see `Audit.export`.
+
+        Args:
+            repeats: copies of a row of weight 1; after ``clean("weight")``, others are written as
+                often as their weight says. 0 writes each row once.
+
+        Raises:
+            UserError: the folder holds something, or the format cannot hold these rows.
+        """
+        own = rows_of_cleaning(self.kept, self.removed, self.audit.summary.columns)
+        own = replace(own, id_column=id_column, repeats=repeats)
+        return export(own, to, folder, rows, progress=progress)
 
     def push_to_hub(
         self,
@@ -256,6 +330,18 @@ def load_audit(folder: str | Path) -> Audit:
 
     Raises:
         UserError: there is no audit, or its rows do not match its summary.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> audit = hf_ecif.audit(demo.model, pairs, demo.query, config=quick)
+        >>> from tempfile import mkdtemp
+        >>> folder = mkdtemp()
+        >>> audit.save(folder)
+        >>> hf_ecif.load_audit(folder).summary.flagged == audit.summary.flagged
+        True
     """
     place = AuditFolder(Path(folder).expanduser())
     summary = place.read_summary()
@@ -270,4 +356,5 @@ def load_audit(folder: str | Path) -> Audit:
             f"{place.scored} has {len(dataset):,} rows, but {summary.rows:,} were audited. Run "
             "the audit again."
         )
-    return Audit(dataset, summary, place if place.traces.is_file() else None)
+    traced = place if place.traces.is_file() else None
+    return Audit(dataset, summary, traced, sample=sampled_rows(place))

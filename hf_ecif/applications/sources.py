@@ -116,6 +116,7 @@ class Opened:
         named = f"{sources.query}, split {sources.query_split}"
         return {
             "model": sources.model,
+            "processor": sources.processor,
             "dataset": sources.dataset,
             "split": sources.split,
             "columns": Columns(image=sources.image_column, text=sources.text_column),
@@ -196,7 +197,7 @@ def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:
     Raises:
         UserError: one of them cannot be loaded, or lacks a column.
     """
-    model = InfluenceModel.from_pretrained(sources.model, config)
+    model = InfluenceModel.from_pretrained(sources.model, config, processor=sources.processor)
     dataset = check_columns(load_rows(sources.dataset, sources.split), *sources.columns)
     query = None
     if sources.query:

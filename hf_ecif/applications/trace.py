@@ -101,6 +101,15 @@ def trace(
 
     Raises:
         UserError: the kind of errors or a row does not exist.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> model = hf_ecif.InfluenceModel.from_pretrained(demo.model)
+        >>> causes = hf_ecif.trace(model.fit(pairs, demo.query), demo.query, most=2, top_k=3)
+        >>> causes.num_rows
+        6
     """
     _check(errors, top_k, most, candidates)
     asked = influence.model.rows(query)

@@ -111,6 +111,16 @@ def find_errors(influence: Influence, rows: Rows, direction: Task = "text_to_ima
         influence: influence with the fitted parameters.
         rows: pairs, or labelled images, whose captions are the classes.
         direction: direction of the retrieval, or ``zero_shot`` for the class of an image.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> model = hf_ecif.InfluenceModel.from_pretrained(demo.model)
+        >>> rows = model.read(demo.query)
+        >>> errors = hf_ecif.find_errors(model.fit(pairs, rows), rows)
+        >>> 0 < len(errors.rows) < 200
+        True
     """
     found = _predict(influence, rows, direction)
     asked = queries_of(rows, direction)

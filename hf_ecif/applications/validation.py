@@ -109,6 +109,16 @@ def validate(
 
     Raises:
         UserError: a subset would have fewer than two rows.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> model = hf_ecif.InfluenceModel.from_pretrained(demo.model)
+        >>> influence = model.fit(pairs, demo.query)
+        >>> found = hf_ecif.validate(influence, demo.query, subsets=4, repeats=1)
+        >>> -1 <= found.spearman <= 1
+        True
     """
     seed, count = influence.config.seed, len(influence.rows)
     asked = influence.model.rows(query)

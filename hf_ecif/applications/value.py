@@ -19,6 +19,7 @@ from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import ValueRequest
 from hf_ecif.applications.sources import Opened, describe_solves, open_sources
 from hf_ecif.applications.valuation import (
+    WHOLE,
     Additions,
     Curve,
     Valuation,
@@ -134,6 +135,14 @@ def value(
 
     Raises:
         UserError: an argument cannot be used.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> valued = hf_ecif.value(demo.model, pairs, demo.query, slice_column="category")
+        >>> "ecif_score" in valued.column_names
+        True
     """
     if config is None and not isinstance(model, InfluenceModel):
         config = InfluenceConfig(response="unrolled")
@@ -218,9 +227,15 @@ def _read_slices(column: str | None, opened: Opened) -> list[str | None] | None:
     if column is None:
         return None
     try:
-        return read_groups(opened.query_rows, column, "slice_column")
+        names = read_groups(opened.query_rows, column, "slice_column")
     except UserError as error:
         raise UserError(str(error).replace("the data set", "the query")) from error
+    if WHOLE in names:
+        raise UserError(
+            f"`slice_column={column!r}` has a slice called {WHOLE!r}, as the whole query is. "
+            "Rename it."
+        )
+    return names
 
 
 def _analyse(

@@ -16,6 +16,7 @@ def calibrate(request: CalibrateRequest, progress: ProgressFactory) -> Result:
     First `hf-ecif calibrate OUT --sample 30`: judge the rows of the sheet that it writes. Then
     `hf-ecif calibrate OUT --verdicts OUT/calibration/sheet.csv --output NEW`: noise rate, precision
     and recall with 90 % intervals, calibrated probabilities, and NEW, an audit with better flags.
+    To let the detector learn from the verdicts, too, audit again with `--verdicts` and the sheet.
     """
     if (request.sample is None) == (request.verdicts is None):
         raise UserError("Give either `sample`, to draw rows to judge, or `verdicts`, to read them.")

@@ -56,7 +56,9 @@ def clean(
     known = (result.expected_right for result in cleaning.results.values())
     expected_right = next((expected for expected in known if expected is not None), None)
     counts = {str(name): result.counts() for name, result in cleaning.results.items()}
+    findings = cleaning.result.removed_findings()
+    facts = {"counts": counts, "findings": findings}
     return Result(
-        {"counts": counts, "comparison": comparison.to_dict() if comparison else None},
-        cleaning_lines(request.audit, counts, comparison, request.output, expected_right),
+        facts | {"comparison": comparison.to_dict() if comparison else None},
+        cleaning_lines(request.audit, counts, comparison, request.output, expected_right, findings),
     )

@@ -20,6 +20,7 @@ from hf_ecif.cli import (  # noqa: F401
     calibrate,
     clean,
     demo,
+    export,
     fit,
     push,
     remove,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 import typer
 
 from hf_ecif.cli.flags import flag_of, name_flags
+from hf_ecif.cli.help import ADVANCED, Command, HelpAll
 from hf_ecif.cli.screen import Result, screen, warn
 from hf_ecif.config import DetectionConfig, InfluenceConfig, Options
 
@@ -25,7 +26,7 @@ hf-ecif push runs/clean me/pairs-clean
 """
 app = typer.Typer(
     help=_HELP,
-    epilog="`hf-ecif COMMAND --help` explains a command and all of its options.",
+    epilog="`hf-ecif COMMAND --help` explains a command, and `--help-all` all of its options.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -36,6 +37,7 @@ _COMMON = [
     Parameter("quiet", Parameter.KEYWORD_ONLY, default=False, annotation=Quiet),
     Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=_Json),
 ]
+_HELP_ALL = Parameter("help_all", Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
 _PASSED = ("request", "config", "progress")  # to the work of a command
 
 
@@ -81,8 +83,9 @@ def command(
                 result = work(progress=shows.progress, **passed)
             shows.result(result)
 
-        run.__signature__ = Signature([*shown, *_COMMON, *retired])  # type: ignore[attr-defined]
-        return app.command(rich_help_panel=panel)(run)
+        common = [*_COMMON, *([_HELP_ALL] if any(map(_is_advanced, shown)) else [])]
+        run.__signature__ = Signature([*shown, *common, *retired])  # type: ignore[attr-defined]
+        return app.command(rich_help_panel=panel, cls=Command)(run)
 
     return decorate
 
@@ -115,7 +118,7 @@ def _parameter(field: Field[Any], hint: Any, default: Any) -> Parameter:
     else:
         # Without names, typer would give each boolean a --no- form; few need one.
         names = () if default is True else (flag_of(field),)
-        panel = "Advanced" if field.metadata["is_advanced"] else None
+        panel = ADVANCED if field.metadata["is_advanced"] else None
         made = typer.Option(*names, **about, rich_help_panel=panel)
     return Parameter(
         field.name,
@@ -123,6 +126,15 @@ def _parameter(field: Field[Any], hint: Any, default: Any) -> Parameter:
         default=Parameter.empty if default is MISSING else default,
         annotation=Annotated[str if is_choice else hint, made],
     )
+
+
+def _is_advanced(one: Parameter) -> bool:
+    return any(getattr(made, "rich_help_panel", None) == ADVANCED for made in _made(one))
+
+
+def _made(one: Parameter) -> tuple[Any, ...]:
+    """What typer is told of a parameter."""
+    return getattr(one.annotation, "__metadata__", ())
 
 
 def _retired(shown: Sequence[Parameter]) -> Iterator[Parameter]:

@@ -27,6 +27,20 @@ _FILE = re.compile(
 )
 
 
+class _Spaced(dict[int, int | str]):
+    """A table for `str.translate` that puts a space for punctuation, filled as it is used.
+
+    By Unicode category: a pattern of letters would take the vowel signs out of Indian scripts.
+    """
+
+    def __missing__(self, code: int) -> int | str:
+        is_punctuation = unicodedata.category(chr(code)).startswith("P")
+        return self.setdefault(code, " " if is_punctuation else code)
+
+
+_SPACED = _Spaced()
+
+
 def plain(text: str) -> str:
     """A caption without what makes no difference: case, spacing and punctuation.
 
@@ -34,9 +48,7 @@ def plain(text: str) -> str:
     True
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    # By Unicode category: a pattern of letters would take the vowel signs out of Indian scripts.
-    kept = "".join(" " if unicodedata.category(c).startswith("P") else c for c in folded)
-    return " ".join(kept.split()) or text
+    return " ".join(folded.translate(_SPACED).split()) or text
 
 
 def says_nothing(text: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from hf_ecif.config import Strategy
 from hf_ecif.data.columns import set_column
+from hf_ecif.data.findings import KINDS, MEANINGS, Kind
 from hf_ecif.data.schema import require_text
 from hf_ecif.errors import UserError
 
@@ -69,12 +72,20 @@ class CleanResult:
             "removed_unreadable": sum(flag is None for flag in flags),
         }
 
+    def removed_findings(self) -> dict[str, int]:
+        """Removed rows by their finding; those without one are not counted."""
+        if "ecif_finding" not in self.removed.column_names:
+            return {}
+        found = Counter(self.removed.with_format(None)["ecif_finding"][:])
+        return {kind: found[kind] for kind in KINDS if found[kind]}
+
 
 def clean(
     scored: Dataset,
     strategy: Strategy = "drop",
     *,
     share: float | None = None,
+    findings: Collection[Kind] | None = None,
     text_column: str = "text",
 ) -> CleanResult:
     """Part a scored data set into the rows to keep and the rows to remove.
@@ -91,30 +102,91 @@ def clean(
             scored, null in `ecif_reason` where it is not flagged.
         strategy: What becomes of suspicious rows.
         share: In (0, 1), for ``worst`` alone.
+        findings: Rows with an `ecif_finding` of these kinds are removed, too, and those of other
+            kinds are not, whatever their flag, but for rows that a person has judged. If absent,
+            findings count as their flags say.
         text_column: Of the captions, for ``relabel`` alone.
 
     Raises:
         UserError: If a column is missing, the data have been cleaned already, the share is none,
             or a row would be removed without a reason.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> audit = hf_ecif.audit(demo.model, pairs, demo.query, config=quick)
+        >>> parts = hf_ecif.clean(audit.dataset, "weight")
+        >>> len(parts.kept), "ecif_weight" in parts.kept.column_names
+        (60, True)
     """
-    _check(scored, strategy, share, text_column)
+    _check(scored, strategy, share, text_column, findings)
+    decided, remove_found = _by_findings(scored, findings)
+    cleaned, remove = _by_strategy(scored, strategy, share, text_column, ~decided)
+    return _part(_name_findings(cleaned, remove_found), np.where(decided, remove_found, remove))
+
+
+def _by_strategy(
+    scored: Dataset, strategy: Strategy, share: float | None, text_column: str, among: Bools
+) -> tuple[Dataset, Bools]:
+    """The rows as the strategy leaves them, and which of those that it decides on go."""
     if strategy == "worst" and share is not None:
-        return _part(*_mark_worst(scored, share))
+        return _mark_worst(scored, share, among)
     if strategy == "weight":
-        return _part(_add_weight(scored), np.zeros(len(scored), dtype=bool))
+        return _add_weight(scored), np.zeros(len(scored), dtype=bool)
     flags = _column(scored, "ecif_flag")
     suspicious = np.array([flag is None or flag for flag in flags], dtype=bool)
     if strategy == "relabel":
         has_other = np.array([text is not None for text in _column(scored, "ecif_suggested_text")])
-        relabelled = np.array([flag is True for flag in flags], dtype=bool) & has_other
-        return _part(_relabel(scored, relabelled, text_column), suspicious & ~relabelled)
-    return _part(scored, suspicious)
+        relabelled = np.array([flag is True for flag in flags], dtype=bool) & has_other & among
+        return _relabel(scored, relabelled, text_column), suspicious & ~relabelled
+    return scored, suspicious
 
 
-def _check(scored: Dataset, strategy: str, share: float | None, text_column: str) -> None:
+def _by_findings(scored: Dataset, findings: Collection[Kind] | None) -> tuple[Bools, Bools]:
+    """Rows that their finding decides on, ``(N,)`` booleans, and those of them that go.
+
+    It does not where a person has judged the pair, which is then certain, or where it could not be
+    read.
+    """
+    nothing = np.zeros(len(scored), dtype=bool)
+    if findings is None:
+        return nothing, nothing
+    kinds, flags, chances = (
+        _column(scored, name) for name in ("ecif_finding", "ecif_flag", "ecif_noise_probability")
+    )
+    decided = np.array(
+        [
+            kind is not None and flag is not None and chance not in (0.0, 1.0)
+            for kind, flag, chance in zip(kinds, flags, chances, strict=True)
+        ],
+        dtype=bool,
+    )
+    return decided, decided & np.array([kind in findings for kind in kinds], dtype=bool)
+
+
+def _name_findings(scored: Dataset, removed: Bools) -> Dataset:
+    """The rows, with a reason for each that goes for its finding and has none."""
+    if not removed.any():
+        return scored
+    kinds, reasons = _column(scored, "ecif_finding"), _column(scored, "ecif_reason")
+    for row in np.flatnonzero(removed).tolist():
+        reasons[row] = reasons[row] or f"{MEANINGS[kinds[row]]} ({kinds[row]}); not flagged"
+    return set_column(scored, "ecif_reason", reasons)
+
+
+def _check(
+    scored: Dataset,
+    strategy: str,
+    share: float | None,
+    text_column: str,
+    findings: Collection[Kind] | None,
+) -> None:
     if strategy not in get_args(Strategy):
         raise UserError(f"`strategy={strategy}`: must be one of {', '.join(get_args(Strategy))}.")
-    for column in ("ecif_flag", "ecif_reason", *NEEDED.get(strategy, ())):
+    of_findings = () if findings is None else ("ecif_finding", "ecif_noise_probability")
+    for column in ("ecif_flag", "ecif_reason", *NEEDED.get(strategy, ()), *of_findings):
         if column not in scored.column_names:
             raise UserError(
                 f"There is no column {column!r}. Run 'hf-ecif audit' first, and clean its output."
@@ -151,7 +223,7 @@ def _part(scored: Dataset, remove: Bools) -> CleanResult:
     return CleanResult(kept=kept, removed=removed)
 
 
-def _mark_worst(scored: Dataset, share: float) -> tuple[Dataset, Bools]:
+def _mark_worst(scored: Dataset, share: float, among: Bools) -> tuple[Dataset, Bools]:
     """The rows with a reason for each that goes, and which go."""
     probability, score = (
         np.array(_column(scored, name), dtype=float)  # null becomes not-a-number
@@ -164,7 +236,7 @@ def _mark_worst(scored: Dataset, share: float) -> tuple[Dataset, Bools]:
             "probabilities, and there are no worst rows to remove. Its report says what to do."
         )
     order = np.lexsort((score, -probability))  # not-a-number comes last
-    worst = order[: round(share * int((~remove).sum()))]
+    worst = order[among[order]][: round(share * int((among & ~remove).sum()))]
     remove[worst] = True
     reasons = _column(scored, "ecif_reason")
     for row in worst.tolist():

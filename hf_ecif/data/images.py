@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -23,10 +23,22 @@ from hf_ecif.utils.formatting import shorten
 
 # Formats that hold photographs and drawings. Pillow reads many more, some through other programs
 # (EPS runs Ghostscript), which no data set needs to reach.
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+IMAGE_FORMATS = {
+    "PNG": "png",
+    "JPEG": "jpg",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tiff",
+    "AVIF": "avif",
+    "JPEG2000": "jp2",
+    "PPM": "ppm",
+}  # and the endings of their files
+START = 4096  # bytes from which a format is told
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+MOST_RESIZED = 2**22  # pixels on the way into the model: 50 MB as floats of three channels
+Resized = Callable[[int, int], tuple[int, int]]
 THUMBNAIL_SIDE = 160
-
-
 PROBLEM_LENGTH = 160
 
 
@@ -46,7 +58,10 @@ class Pair:
 
 
 def read_pair(
-    image_cell: dict[str, Any] | PILImage.Image | None, text: str | None, max_pixels: int
+    image_cell: dict[str, Any] | PILImage.Image | None,
+    text: str | None,
+    max_pixels: int,
+    resized: Resized | None = None,
 ) -> Pair:
     """Decoded image and text of a row, or the reason why there is none.
 
@@ -58,6 +73,9 @@ def read_pair(
             image that was decoded already.
         text: The caption.
         max_pixels: Images of more pixels than this are refused.
+        resized: Width and height that the model's processor gives an image on the way; what has
+            more than `MOST_RESIZED` pixels then is refused, too. A line of 60,000 x 1 pixels would
+            take gigabytes at a height of 224.
 
     Returns:
         A pair that has either an image or a reason.
@@ -67,7 +85,7 @@ def read_pair(
         'image missing'
     """
     try:
-        image = _read_image(image_cell, max_pixels)
+        image = _read_image(image_cell, max_pixels, resized)
     except _RefusedError as refusal:
         return Pair(None, text or "", str(refusal))
     if text is None:
@@ -77,11 +95,34 @@ def read_pair(
     return Pair(image, text, None)
 
 
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the header of an image says.
+
+    Attributes:
+        suffix: ending of the name of such a file.
+        width: in pixels, as stored; likewise ``height``.
+    """
+
+    suffix: str
+    width: int
+    height: int
+
+
+def image_facts(content: bytes) -> ImageFacts | None:
+    """What the header of an image says; None if it is none, or damaged."""
+    try:
+        image = _open_image(io.BytesIO(content))
+    except Exception:  # damaged files make Pillow raise nearly anything
+        return None
+    return ImageFacts(IMAGE_FORMATS.get(image.format or "", "jpg"), *image.size)
+
+
 def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
     """Undecoded bytes of an image cell, read from its local file if only a path is stored.
 
-    A table can name any file of this machine. Only files that open as images are read, so that no
-    other file can end up in a result.
+    A table can name any file of this machine. Only files that are images are read, of formats that
+    are scored or not (SVG, HEIC), so that no other file can end up in a result.
 
     Returns:
         The bytes, or None if there are none to be had.
@@ -92,7 +133,8 @@ def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
         return bytes(image_cell["bytes"])
     try:
         with _open_cell(image_cell) as file:
-            _open_image(file)
+            if not _foreign_format(file):
+                _open_image(file)
             file.seek(0)
             return file.read()
     except Exception:  # damaged files make Pillow raise nearly anything
@@ -161,15 +203,11 @@ class _RefusedError(Exception):
 
 
 def _read_image(
-    image_cell: dict[str, Any] | PILImage.Image | None, max_pixels: int
+    image_cell: dict[str, Any] | PILImage.Image | None, max_pixels: int, resized: Resized | None
 ) -> PILImage.Image:
     try:
         with _header_of(image_cell) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise _RefusedError(
-                    f"image of {width} x {height} pixels is over the limit of {max_pixels}"
-                )
+            _check_size(*image.size, max_pixels, resized)
             image.load()
             return _on_white(_upright(_eight_bits(image)))
     except _RefusedError:
@@ -180,6 +218,19 @@ def _read_image(
         raise _RefusedError(f"image unreadable: {str(error) or type(error).__name__}") from error
 
 
+def _check_size(width: int, height: int, max_pixels: int, resized: Resized | None) -> None:
+    told = f"image of {width} x {height} pixels"
+    if not width * height:
+        raise _RefusedError(f"{told} has no pixels")
+    if width * height > max_pixels:
+        raise _RefusedError(f"{told} is over the limit of {max_pixels}")
+    wide, high = resized(width, height) if resized else (0, 0)
+    if wide * high > MOST_RESIZED:
+        raise _RefusedError(
+            f"{told} is too narrow: the model's processor would make it {wide} x {high}"
+        )
+
+
 @contextmanager
 def _header_of(image_cell: dict[str, Any] | PILImage.Image | None) -> Iterator[PILImage.Image]:
     """An image of which the header alone is read, unless it is decoded already."""
@@ -187,7 +238,19 @@ def _header_of(image_cell: dict[str, Any] | PILImage.Image | None) -> Iterator[P
         yield image_cell
         return
     with _open_cell(image_cell) as file:
+        if foreign := _foreign_format(file):
+            raise _RefusedError(f"image unreadable: {foreign}; convert it to PNG or JPEG")
         yield _open_image(file)
+
+
+def _foreign_format(file: BinaryIO) -> str | None:
+    """Name of an image format that is not scored, but kept as it is; None for all others."""
+    start = file.read(START)
+    file.seek(0)
+    if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS and b"avif" not in start[16:64]:
+        return "HEIC"
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    return "SVG" if text[:1] == b"<" and b"<svg" in text else None
 
 
 def _open_cell(image_cell: dict[str, Any] | None) -> BinaryIO:

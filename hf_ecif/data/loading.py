@@ -52,6 +52,13 @@ def load_rows(source: str, split: str) -> Dataset:
 
     Raises:
         UserError: the source or the split does not exist, cannot be read or has no rows.
+
+    Example:
+        >>> import hf_ecif
+        >>> from pathlib import Path
+        >>> folder = Path(hf_ecif.load_demo().model).parent / "data"
+        >>> len(hf_ecif.load_rows(str(folder), "validation"))
+        200
     """
 
     def read() -> Dataset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,8 +12,13 @@ from datasets import Dataset, Features, Image
 
 from hf_ecif.data.images import image_bytes
 from hf_ecif.errors import UserError
-from hf_ecif.utils.files import aside
+from hf_ecif.utils.files import aside, aside_folder
 
+NO_ROWS = """There are no rows here.
+
+`datasets.load_dataset` says of a folder without rows that it "corresponds to no data";
+`load_dataset(folder, streaming=True)` opens it.
+"""
 ROWS_PER_GROUP = 50  # bounds memory: images of this many rows are held at a time
 
 
@@ -22,8 +26,8 @@ def write_shards(dataset: Dataset, folder: Path, max_shard_bytes: int = 256 * 2*
     """Write parquet files that `datasets.load_dataset(str(folder))` opens.
 
     Images keep their bytes; images stored as paths are read into the files. The folder appears only
-    when it is complete. Without rows, one file holds the schema alone, which `load_dataset` opens
-    only with `streaming=True`.
+    when it is complete. Without rows, one file holds the schema alone, and a README says that
+    `load_dataset` opens it only with `streaming=True`.
 
     Args:
         dataset: the rows.
@@ -35,17 +39,12 @@ def write_shards(dataset: Dataset, folder: Path, max_shard_bytes: int = 256 * 2*
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists. Remove it, or choose another folder.")
-    # A sibling, since a rename is only atomic within one file system.
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
+    with aside_folder(folder) as partial:
         shards = _write_files(dataset, partial, max_shard_bytes)
         for number, shard in enumerate(shards):
             shard.rename(partial / f"data-{number:05d}-of-{len(shards):05d}.parquet")
-        partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        if not len(dataset):
+            (partial / "README.md").write_text(NO_ROWS, encoding="utf-8")
 
 
 def write_rows(dataset: Dataset, path: Path) -> None:
@@ -93,13 +92,15 @@ def _row_groups(dataset: Dataset, features: Features) -> Iterator[pa.Table]:
 
 
 def _embedded(column: pa.ChunkedArray) -> pa.Array:
-    """Images as bytes; without bytes, the path remains, to say which image it was."""
-    cells = []
-    for cell in column.to_pylist():
-        content = image_bytes(cell)
-        if content is not None:
-            cell = {"bytes": content, "path": cell["path"] and os.path.basename(cell["path"])}
-        cells.append(cell)
+    """Images as bytes, or without any, under names that say which image it was.
+
+    Names of the folders of this machine stay here.
+    """
+    cells = [
+        cell
+        and {"bytes": image_bytes(cell), "path": cell["path"] and os.path.basename(cell["path"])}
+        for cell in column.to_pylist()
+    ]
     return pa.array(cells, type=Image.pa_type)
 
 

@@ -17,6 +17,7 @@ from datasets import Dataset
 from hf_ecif.data.cleaning import ORIGINAL_TEXT, CleanResult
 from hf_ecif.data.columns import set_column
 from hf_ecif.errors import UserError
+from hf_ecif.utils.formatting import Bools
 
 Action = Literal["keep", "remove", "recaption", "unsure"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -147,6 +148,16 @@ def part_by_review(
     scored = set_column(scored, DECISION, actions, "string")
     kept, removed = (scored.select(np.flatnonzero(part)) for part in (~remove, remove))
     return scored, CleanResult(kept=kept, removed=removed)
+
+
+def is_kept(scored: Dataset) -> Bools:
+    """Whether each row of an audit is kept: by a person's decision, or else by its flag."""
+    plain = scored.with_format(None)
+    kept = np.array([flag is False for flag in plain["ecif_flag"][:]], dtype=bool)
+    if DECISION in scored.column_names:
+        for row, action in enumerate(plain[DECISION][:]):
+            kept[row] = kept[row] if action is None else action != "remove"
+    return kept
 
 
 def _flags(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
-from datasets import Dataset, Image, IterableDataset, Value
+from datasets import Audio, Dataset, Image, IterableDataset, LargeList, List, Value, Video
 from numpy.typing import NDArray
 
 from hf_ecif.errors import UserError
@@ -106,6 +106,24 @@ OTHER_NAMES = ("clip_score", "neg_clip_loss", "caption_truncated")
 def is_influence_column(name: str) -> bool:
     """Whether a column is none of the source's own."""
     return name.startswith("ecif_") or name in OTHER_NAMES
+
+
+def is_plain(feature: Any) -> bool:
+    """Whether a column holds numbers, booleans or strings."""
+    return isinstance(feature, Value) and not feature.dtype.endswith("binary")
+
+
+def holds_media(feature: Any) -> bool:
+    """Whether a column holds images, sounds, videos or bytes, at any depth."""
+    if isinstance(feature, dict):
+        return any(map(holds_media, feature.values()))
+    if isinstance(feature, list):
+        return any(map(holds_media, feature))
+    if isinstance(feature, List | LargeList):
+        return holds_media(feature.feature)
+    if isinstance(feature, Value):
+        return "binary" in feature.dtype
+    return isinstance(feature, Image | Audio | Video)
 
 
 def read_flags(dataset: Dataset, column: str, option: str, meaning: str) -> NDArray[np.bool_]:

@@ -154,6 +154,7 @@ class Provenance(Record):
     """Where the figures of a run come from: what every summary has.
 
     Attributes:
+        processor: where the model's processor is from, if it does not lie beside the model.
         rows: of the data.
         scored: those that could be read.
         unreadable: those that could not.
@@ -164,6 +165,7 @@ class Provenance(Record):
 
     format_version: int = FORMAT
     model: str
+    processor: str | None = None
     dataset: str
     split: str
     columns: Columns
@@ -246,7 +248,8 @@ class Noise(Record):
         rate: estimated share of the readable rows.
         threshold: of the probability, above which a row is flagged.
         borderline: rows whose error reaches across it.
-        interval: 95 % interval of the rate; None where it is not known.
+        interval: of the rate, at 95 % confidence, or at that of the calibration where there is one;
+            None where it is not known.
         rate_is_bound: whether no row is known to be right, so that only the upper end of the
             interval is to be relied on.
         abstains: why nothing is flagged, where the model cannot tell right from wrong.
@@ -370,6 +373,7 @@ class CleaningFacts(Record):
     Attributes:
         audit: its folder.
         counts: rows by what became of them, as `CleanResult.counts` has them.
+        findings: removed rows by their finding.
         expected_right: how many of the captions that were replaced are right now, by their
             probabilities; None where that is not known.
         comparison: of models fine-tuned on the rows before and after.
@@ -379,6 +383,7 @@ class CleaningFacts(Record):
     strategy: str
     share: float | None = None
     counts: dict[str, int]
+    findings: dict[str, int] = {}
     expected_right: float | None = None
     comparison: ComparisonFacts | None = None
 
@@ -498,6 +503,15 @@ class Summary(Provenance):
         fingerprints: hashes of the model, the data, the query and the config.
         seconds: by stage.
         about: a sentence on what was audited.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)
+        >>> audit = hf_ecif.audit(demo.model, pairs, demo.query, config=quick)
+        >>> audit.summary.rows == audit.summary.kept + audit.summary.removed
+        True
     """
 
     flagged: int

@@ -7,8 +7,9 @@ exports as JSON, JSON-MIN or CSV.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,8 +17,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 from datasets import Dataset
+from numpy.typing import NDArray
 from scipy.special import expit
 
+from hf_ecif.data.captions import plain
 from hf_ecif.data.columns import set_column
 from hf_ecif.errors import UserError
 from hf_ecif.utils.formatting import Bools, Floats
@@ -28,6 +31,7 @@ VERDICT = "ecif_verdict"
 AUDIT_PROBABILITY, AUDIT_FLAG = "ecif_audit_probability", "ecif_audit_flag"
 JUDGED, BY_OTHERS = "judged wrong by a person", "by the verdicts on other rows"  # in reasons
 ROW_NAMES = ("row", "ecif_row")
+CAPTION = "caption"
 VERDICT_NAMES = ("verdict", VERDICT, "choice", "label")
 RIGHT = ("right", "correct", "ok", "good", "fits", "fit", "match", "matches", "aligned", "keep")
 WRONG = ("wrong", "incorrect", "bad", "misfit", "mismatch", "mismatched", "misaligned", "remove")
@@ -41,19 +45,25 @@ SPELLINGS: dict[Verdict, tuple[str, ...]] = {
 AMBIGUOUS = ("true", "false", "yes", "no", "1", "0")
 
 
-def read_verdicts(path: Path, rows: int) -> dict[int, Verdict]:
+def read_verdicts(
+    path: Path, rows: int, captions: Sequence[str | None] | None = None
+) -> dict[int, Verdict]:
     """Verdicts by row number; rows whose verdict is empty are left out.
 
     Args:
         path: CSV, parquet or JSON.
         rows: that the audit has.
+        captions: ``rows`` of them; where the file has captions, too, they must be these.
 
     Raises:
-        UserError: the file cannot be read, or a row number or a verdict is none.
+        UserError: the file cannot be read, a row number or a verdict is none, or the verdicts are
+            on other rows.
     """
     verdicts: dict[int, Verdict] = {}
     for place, cells in _records(path):
         row = _row(cells, rows, place)
+        if captions is not None:
+            _check_caption(cells, captions[row], place)
         verdict = _verdict(cells, place)
         if verdict is None:
             continue
@@ -68,6 +78,14 @@ def read_verdicts(path: Path, rows: int) -> dict[int, Verdict]:
             f"{VERDICT_NAMES[0]!r}."
         )
     return verdicts
+
+
+def to_marks(verdicts: Mapping[int, Verdict], rows: int) -> NDArray[np.int8]:
+    """Verdicts ``(rows,)`` as a detector takes them: 1 is right, -1 wrong, 0 unknown."""
+    marks = np.zeros(rows, dtype=np.int8)
+    for row, verdict in verdicts.items():
+        marks[row] = {"right": 1, "wrong": -1, "cannot tell": 0}[verdict]
+    return marks
 
 
 def verdicts_of(scored: Dataset) -> dict[int, Verdict]:
@@ -180,7 +198,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 def _wanted(path: Path) -> list[str]:
     """Columns to read: not the images."""
     names = pyarrow.parquet.read_schema(path).names
-    return [name for name in names if name in (*ROW_NAMES, *VERDICT_NAMES)]
+    return [name for name in names if name in (*ROW_NAMES, *VERDICT_NAMES, CAPTION)]
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
@@ -218,6 +236,15 @@ def _row(cells: Mapping[str, Any], rows: int, place: str) -> int:
             "belong to another one."
         )
     return value
+
+
+def _check_caption(cells: Mapping[str, Any], caption: str | None, place: str) -> None:
+    told = cells.get(CAPTION)
+    if isinstance(told, str) and plain(told) != plain(caption or ""):
+        raise UserError(
+            f"{place}: the caption is {shorten(told, 60)!r}, but that of the row is "
+            f"{shorten(caption or '', 60)!r}. These verdicts belong to other data."
+        )
 
 
 def _verdict(cells: Mapping[str, Any], place: str) -> Verdict | None:

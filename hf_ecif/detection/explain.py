@@ -8,6 +8,7 @@ from textwrap import shorten
 import numpy as np
 from torch import Tensor
 
+from hf_ecif.data.findings import EMPTY, MEANINGS
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.findings import Findings
 from hf_ecif.detection.mixture import Floats
@@ -46,6 +47,17 @@ def explain_flags(
     ]
     duplicates = [] if evidence is None else _duplicates(evidence, rows)
 
+    def empty(row: int) -> str | None:
+        """Why a row is flagged that is as likely right as wrong, but says nothing."""
+        kind = None if findings is None else findings.kinds[row]
+        if findings is None or kind not in EMPTY or detection.probability[row] == 1:
+            return None
+        what = MEANINGS[kind]
+        if kind == "stock_phrase":
+            count = int(findings.images[row])
+            what = f"its caption stands under {count} images that have nothing in common"
+        return f"no use to learn from ({kind}), whether it is true or not: {what}"
+
     def clauses(row: int) -> Iterator[str]:
         if findings is not None and findings.kinds[row] == "placeholder_image":
             count = int(findings.captions[row])
@@ -66,7 +78,8 @@ def explain_flags(
             yield from kind.of(row)
 
     return [
-        f"{'probably' if probability > 0.5 else 'possibly'} misaligned "
+        empty(row)
+        or f"{'probably' if probability > 0.5 else 'possibly'} misaligned "
         f"({probability:.0%}{', borderline' if near else ''}): {'; '.join(clauses(row))}"
         if flag
         else None

@@ -6,15 +6,20 @@ own. Such rows are no evidence for others. They get and give no captions when mi
 injected, are nobody's neighbours, and neither the noise rate nor what is right is learned from
 them.
 
-What is said of them is what can be known. Under a *placeholder*, ``m`` captions that have nothing
-in common cannot all be right, but one of them at most: a pair is wrong with a probability of at
-least ``1 - 1/m``, and flagged. The others are not flagged. A caption that the model cannot read, or
-cannot tell from others, is as likely wrong as any: its probability is the noise rate. One that says
-nothing of its image is neither right nor wrong, and has an even chance: a stock phrase may be true
-of all of its images ("an icon") or of none ("order today"), and looks the same to the model. Of six
-phrases of either sort, on a tenth of 300 rows of the demo and kept out of the fit, the detector
-gave "an icon", "symbol" and "great quality, best price" the same median probability of 0.3 on one
-seed, and of 0.0 on another.
+What becomes of such a row depends on whether the pair is at fault, or the model. A pair is good
+training data if its caption tells its image from others. Under a *placeholder* no caption does:
+of ``m`` captions that have nothing in common one can be right at most, so the pair is wrong with a
+probability of at least ``1 - 1/m``, and flagged. A *stock phrase*, and a caption that says nothing,
+may be true of all of their images ("an icon") or of none ("order today"), and look the same to the
+model: of six phrases of either sort, on a tenth of 300 rows of the demo, the detector gave "an
+icon", "symbol" and "great quality, best price" the same median probability of 0.3 on one seed, and
+of 0.0 on another. So their probability of being misaligned is even. But true or not, they teach a
+contrastive model nothing, or worse, make negatives of images that they are true of, too: they are
+flagged, and the reason is that they say nothing, not that they are misaligned. Where more than a
+quarter of the rows are so, it is how these data are captioned; to flag them would discard the data
+set for what may be true, and they are told of alone. A caption that the *model* cannot read, or
+cannot tell from others, is no fault of the pair: it is as likely wrong as any, its probability is
+the noise rate, and it is not flagged. `hf-ecif clean --findings` overrules all this, kind by kind.
 """
 
 from __future__ import annotations
@@ -23,7 +28,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import compress
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -31,22 +35,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_ecif.data.captions import plain, says_nothing
+from hf_ecif.data.findings import EMPTY, KINDS, MEANINGS, Kind, flagged_kinds
 from hf_ecif.detection.detect import UNKNOWN, Detection, Verdicts
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.rows import Rows
 
-Kind = Literal[
-    "placeholder_image", "truncated_equal", "unknown_script", "says_nothing", "stock_phrase"
-]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-MEANINGS: dict[str, str] = {
-    "placeholder_image": "one image under many captions that have nothing in common",
-    "truncated_equal": "a caption that is equal to others as far as the model reads it",
-    "unknown_script": "a caption in a script that the model's tokenizer does not know",
-    "says_nothing": "a caption that says nothing: a file name, an address, a number, 'image'",
-    "stock_phrase": "one caption under many images that have nothing in common",
-}
 # So many different captions make an image a placeholder, so many images a caption a stock phrase.
 # With fewer, it cannot be told whether they have something in common: of five captions of an image
 # of the demo, one in twenty sets has no more than 2.5 standard errors allow to chance.
@@ -81,6 +75,11 @@ class Findings:
         """``(n,)`` booleans, true for rows that are no evidence; none where few others are left."""
         found = self.are(*KINDS)
         return found & (len(found) - found.sum() >= FEWEST_LEFT)
+
+    @property
+    def flagged(self) -> tuple[Kind, ...]:
+        """Kinds whose rows are flagged; see the module's docstring."""
+        return flagged_kinds(self.counts(), len(self.kinds))
 
     def counts(self) -> dict[str, int]:
         """Rows of every kind, and those with a caption that is cut off."""
@@ -124,34 +123,43 @@ def settle(detection: Detection, findings: Findings, verdicts: Verdicts | None =
         return detection
     judged = np.ones(len(detection.flag), dtype=bool) if verdicts is None else verdicts == UNKNOWN
     placeholder = findings.are("placeholder_image").numpy() & judged
-    empty = findings.are("says_nothing", "stock_phrase").numpy() & judged
+    empty = findings.are(*EMPTY).numpy() & judged
     unread = findings.are("truncated_equal", "unknown_script").numpy() & judged
-    unknown = empty | unread
+    faulty = placeholder | (empty & findings.are(*findings.flagged).numpy())
     at_least = np.where(placeholder, 1 - 1 / findings.captions.numpy(), 0)
     probability = np.maximum(detection.probability, at_least)
     probability[empty] = EVEN
     probability[unread] = detection.noise_rate
+    found = placeholder | empty | unread
     return replace(
         detection,
         probability=probability,
-        flag=(detection.flag | placeholder) & ~unknown,
-        borderline=detection.borderline & ~placeholder & ~unknown,
+        flag=np.where(found, faulty, detection.flag),
+        borderline=detection.borderline & ~found,
     )
 
 
-def tell(counts: Mapping[str, int]) -> Iterator[str]:
+def tell(counts: Mapping[str, int], rows: int, *, abstains: bool = False) -> Iterator[str]:
     """A sentence for every kind that was found.
 
     Args:
         counts: of `Findings.counts`.
+        rows: that can be read.
+        abstains: whether the model cannot tell right from wrong, so that nothing is flagged.
     """
+    flagged = () if abstains else flagged_kinds(counts, rows)
     for kind, meaning in MEANINGS.items():
         if counts.get(kind):
-            verdict = "flagged" if kind == "placeholder_image" else "not flagged for that"
+            verdict = "flagged" if kind in flagged else "not flagged for that"
             yield (
                 f"Rows with {meaning}: {counts[kind]:,}. They are {verdict}, and no evidence for "
                 f"other rows; their ecif_finding is {kind}."
             )
+    if not abstains and any(counts.get(kind) for kind in set(EMPTY).difference(flagged)):
+        yield (
+            "So many captions say nothing of their images that it seems to be how these data are "
+            f"captioned: they are kept. `hf-ecif clean --findings {','.join(EMPTY)}` removes them."
+        )
     if counts.get("truncated"):
         yield (
             f"Captions longer than the model reads: {counts['truncated']:,}. What is beyond its "

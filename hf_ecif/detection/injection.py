@@ -20,7 +20,6 @@ from hf_ecif.config import DetectionConfig
 from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.signals import find_signals
 from hf_ecif.engine.neighbours import cluster
-from hf_ecif.engine.objectives.similarity import agree
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.model import InfluenceModel
@@ -28,6 +27,9 @@ from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory, silent
 from hf_ecif.utils.seeds import stream
+
+Ints = NDArray[np.int64]
+TRIES = 32  # donors drawn at a time; if none fits, all are looked through
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,9 @@ class _Exchange:
     A single caption is copied from its donor. Two images swap all of theirs: with the captions
     still under the other image, its own captions, which say the like, would give them away.
 
+    A donor is drawn at random until one fits, since nearly all do: a search among all rows for
+    every exchange would take the square of their number.
+
     Attributes:
         donors: as in `Injection`, so far.
         whole: likewise.
@@ -106,63 +111,110 @@ class _Exchange:
     def __init__(
         self, rows: Rows, clusters: Tensor, among: Tensor | None, generator: torch.Generator
     ) -> None:
-        self._siblings, self._clusters, self._generator = rows.siblings, clusters, generator
-        self._free = torch.ones(len(rows), dtype=torch.bool) if among is None else among.clone()
-        self._among = self._free.clone()
-        self.donors = torch.arange(len(rows))
-        self.whole = torch.zeros(len(rows), dtype=torch.bool)
+        allowed = torch.ones(len(rows), dtype=torch.bool) if among is None else among
+        keys, self._generator = rows.siblings, generator
+        self._captions, self._images = (firsts(column)[1].numpy() for column in keys.unbind(1))
+        self._clusters, self._free = clusters.numpy(), allowed.numpy().copy()
+        self._families = _grouped(self._images, self._free)
+        self._sizes = np.bincount(self._images[self._free], minlength=len(self._families))
+        self._left = self._sizes.copy()
+        several = self._free & (self._sizes[self._images] > 1)
+        self._pools = _Pools.of(self._clusters, self._free)
+        self._pools_of_several = _Pools.of(self._clusters, several)
+        self._donors = np.arange(len(rows))
+        self._whole = np.zeros(len(rows), dtype=bool)
+
+    @property
+    def donors(self) -> Tensor:
+        return torch.from_numpy(self._donors)
+
+    @property
+    def whole(self) -> Tensor:
+        return torch.from_numpy(self._whole)
 
     def run(self, order: Tensor, count: int) -> None:
         """Exchange ``count`` captions or a few more, of the rows that come first in the order."""
-        turn, start = 0, int(self._free.sum())
+        turn, done = 0, 0
         for row in order.tolist():
-            if start - self._free.sum() >= count:
+            if done >= count:
                 break
             if not self._free[row]:
                 continue
-            family, alike = self._family(row), turn % 2 == 1
+            family, alike = self._families[self._images[row]], turn % 2 == 1
             if len(family) > 1 and turn // 2 % 2 == 1:
-                self._swap(row, family, alike)
+                done += self._swap(row, family, alike)
             else:
-                self._copy(row, family, alike)
+                done += self._copy(row, family, alike)
             turn += 1
 
-    def _family(self, row: int) -> Tensor:
-        """Rows that have the image of this one, itself among them."""
-        images = self._siblings[:, 1]
-        return ((images == images[row]) & self._among).nonzero()[:, 0]
+    def _copy(self, row: int, family: Ints, alike: bool) -> int:
+        """Returns how many rows have had their turn by it, as `_swap` does."""
+        donor = self._draw(row, family, self._pools, alike)
+        self._donors[row] = row if donor is None else donor
+        return self._take(np.array([row]))
 
-    def _copy(self, row: int, family: Tensor, alike: bool) -> None:
-        donor = self._draw(row, family, self._among, alike)
-        self.donors[row] = row if donor is None else donor
-        self._free[row] = False
+    def _swap(self, row: int, family: Ints, alike: bool) -> int:
+        donor = self._draw(row, family, self._pools_of_several, alike, whole=True)
+        other = family if donor is None else self._families[self._images[donor]]
+        for members, given in ((family, other), (other, family)):
+            self._donors[members] = given[np.arange(len(members)) % len(given)]
+            self._whole[members] = donor is not None
+        return self._take(np.union1d(family, other))
 
-    def _swap(self, row: int, family: Tensor, alike: bool) -> None:
-        several = self._of_several()
-        donor = self._draw(row, family, several & self._free, alike)
-        families = [family, family if donor is None else self._family(donor)]
-        for members, given in zip(families, reversed(families), strict=True):
-            self.donors[members] = given[torch.arange(len(members)) % len(given)]
-            self.whole[members] = donor is not None
-            self._free[members] = False
+    def _take(self, rows: Ints) -> int:
+        """Rows that are exchanged no more; returns the number of those that were free."""
+        rows = rows[self._free[rows]]
+        self._free[rows] = False
+        np.subtract.at(self._left, self._images[rows], 1)
+        return len(rows)
 
-    def _of_several(self) -> Tensor:
-        """``(n,)`` booleans, true for rows whose image has several, none of them exchanged yet."""
-        _, image = firsts(self._siblings[:, 1])
-        rows, free = (
-            torch.zeros(len(image)).index_add_(0, image, some.float())[image]
-            for some in (self._among, self._free & self._among)
-        )
-        return (rows > 1) & (rows == free)
+    def _draw(
+        self, row: int, family: Ints, pools: _Pools, alike: bool, *, whole: bool = False
+    ) -> int | None:
+        """A row that has no caption and no image in common with a family.
 
-    def _draw(self, row: int, family: Tensor, among: Tensor, alike: bool) -> int | None:
-        """A row that has no caption and no image in common with a family."""
-        other = ~agree(self._siblings, self._siblings[family]).any(dim=1) & among
-        near = other & (self._clusters == self._clusters[row])
-        pool = (near if alike and near.any() else other).nonzero()[:, 0]
-        if not len(pool):
-            return None
-        return int(pool[torch.randint(len(pool), (1,), generator=self._generator)])
+        Args:
+            row: of the family.
+            family: rows of an image.
+            pools: from which.
+            alike: whether from an image like it, if there is one.
+            whole: whether none of the other image's captions may have been exchanged.
+        """
+        near = [pools.by_cluster[self._clusters[row]]] if alike else []
+        for pool in (*near, pools.all):
+            tried = pool[self._random(len(pool), TRIES)] if len(pool) else pool
+            for candidates in (tried, pool):
+                fitting = candidates[self._fit(candidates, family, whole)]
+                if len(fitting):
+                    return int(fitting[self._random(len(fitting))][0])
+        return None
+
+    def _fit(self, rows: Ints, family: Ints, whole: bool) -> NDArray[np.bool_]:
+        captions, images = self._captions[rows], self._images[rows]
+        fit = ~np.isin(captions, self._captions[family]) & (images != self._images[family[0]])
+        return fit & (self._left[images] == self._sizes[images]) if whole else fit
+
+    def _random(self, most: int, count: int = 1) -> Ints:
+        return torch.randint(most, (count,), generator=self._generator).numpy()
+
+
+class _Pools(NamedTuple):
+    """Rows from which a donor is drawn: all, and those of each cluster."""
+
+    all: Ints
+    by_cluster: list[Ints]
+
+    @classmethod
+    def of(cls, clusters: Ints, allowed: NDArray[np.bool_]) -> _Pools:
+        return cls(np.flatnonzero(allowed), _grouped(clusters, allowed))
+
+
+def _grouped(labels: Ints, allowed: NDArray[np.bool_]) -> list[Ints]:
+    """Allowed rows of every label, in their order."""
+    rows = np.flatnonzero(allowed)
+    rows = rows[labels[rows].argsort(kind="stable")]
+    sizes = np.bincount(labels[rows], minlength=labels.max(initial=-1) + 1)
+    return np.split(rows, sizes.cumsum()[:-1])
 
 
 class Injected(NamedTuple):
@@ -208,10 +260,11 @@ def inject_mismatches(
     known = checkpoints or Checkpoints()
     generator = stream(model.config.seed, "injection")
     given = model.embed_as_given(train)
-    advance = progress("Inject mismatches", config.injections)
     heard = torch.ones(len(train), dtype=torch.bool) if mute is None else ~mute
+    runs = config.runs(int(heard.sum()))
+    advance = progress("Inject mismatches", runs)
     reference, exchanged, kept = [], [], []
-    for number in range(config.injections):
+    for number in range(runs):
         injection = inject(
             train,
             given.image,

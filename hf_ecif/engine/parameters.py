@@ -13,8 +13,10 @@ from hf_ecif.errors import UserError
 
 SUBSETS = "projections, last_block, last_2 (or more), lora, layer_norm, logit_scale, all"
 TEMPERATURE = re.compile(r"(^|\.)logit_(scale|bias)$")
-# SigLIP has no projections; its towers end in heads.
-HEAD = re.compile(r"(^|\.)(text_projection|visual_projection|(text|vision)_model\.head)(\.|$)")
+# SigLIP has no projections; its towers end in heads. BLIP's have shorter names.
+HEAD = re.compile(
+    r"(^|\.)(text_projection|visual_projection|(text|vision)_proj|(text|vision)_model\.head)(\.|$)"
+)
 ADAPTER = re.compile(r"(^|\.)lora_")
 # Layers that get adapters: queries and values, by the names of CLIP-like and BERT-like towers.
 ADAPTED = ("q_proj", "v_proj", "query", "value")

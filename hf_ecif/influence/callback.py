@@ -42,8 +42,8 @@ from hf_ecif.errors import UserError
 from hf_ecif.influence.columns import REASON, reason_column, score_columns
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
-from hf_ecif.influence.saving import check_processor
 from hf_ecif.influence.scoring import RelativeForm, Scores
+from hf_ecif.models.processors import check_processor
 
 
 class InfluenceCallback(TrainerCallback):

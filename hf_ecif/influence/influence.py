@@ -33,7 +33,7 @@ from hf_ecif.influence.response import (
     share_partitions,
 )
 from hf_ecif.influence.rows import Rows
-from hf_ecif.influence.saving import SavedFit, load_fit, load_model, save_fit
+from hf_ecif.influence.saving import SavedFit, load_fit, save_fit
 from hf_ecif.influence.scoring import (
     Directions,
     GroupScore,
@@ -43,6 +43,7 @@ from hf_ecif.influence.scoring import (
     score_rows,
 )
 from hf_ecif.influence.training import Training, train
+from hf_ecif.models.load import load_model
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.files import FIT
 from hf_ecif.utils.progress import ProgressFactory, silent
@@ -62,6 +63,17 @@ class Influence:
         model: the fitted model; its own parameters are unchanged.
         config: everything that determines a score.
         fitted: results of the fit: parameters, directions, spectrum and reports.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> model = hf_ecif.InfluenceModel.from_pretrained(demo.model)
+        >>> influence = model.fit(pairs, demo.query)
+        >>> influence.score_group(pairs["is_misaligned"][:]).task.shape
+        torch.Size([])
+        >>> influence.score(demo.test.select(range(8)))["ecif_score"][0] != 0
+        True
     """
 
     model: LoadedModel

@@ -21,8 +21,11 @@ from hf_ecif.errors import UserError
 from hf_ecif.influence.batching import AnyQuery, query_target, scoring_pass
 from hf_ecif.influence.queries import Query
 from hf_ecif.influence.rows import Chain, Rows, Table, read_rows, require_rows, require_same_encoder
-from hf_ecif.influence.saving import load_model, save_model
+from hf_ecif.influence.saving import save_model
 from hf_ecif.influence.scoring import Scores, score_embedded
+from hf_ecif.models.checks import require_finite, require_fit, with_padding
+from hf_ecif.models.families import adapt
+from hf_ecif.models.load import load_model
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.seeds import derive
 
@@ -35,8 +38,8 @@ class LoadedModel:
     """A dual encoder with its processor and config, which reads rows, embeds and is saved.
 
     Args:
-        model: a Hugging Face dual encoder; it is put in evaluation mode, its weights stay as they
-            are.
+        model: a Hugging Face dual encoder; it is put in evaluation mode, and into the form of
+            `hf_ecif.models.families`. Its weights stay as they are.
         processor: its processor.
         config: everything that determines a score.
         name: name of the folder or repository of the model; empty if it was given loaded.
@@ -46,7 +49,12 @@ class LoadedModel:
         self, model: Any, processor: Any, config: InfluenceConfig | None = None, name: str = ""
     ) -> None:
         self.config = config or InfluenceConfig()
+        model = adapt(model)
+        require_finite(model)
         self.processor = processor
+        if processor is not None:
+            self.processor = with_padding(processor, model)
+            require_fit(model, self.processor)
         self.name = name
         self._adapters_are_ours = self.config.parameters == "lora" and not has_adapters(model)
         if self._adapters_are_ours:
@@ -61,6 +69,7 @@ class LoadedModel:
         name_or_path: str | Path,
         config: InfluenceConfig | None = None,
         *,
+        processor: str | Path | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         dtype: str | torch.dtype | None = None,
@@ -72,19 +81,21 @@ class LoadedModel:
             name_or_path: a folder, or a Hub id such as ``owner/name``, ``owner/name@revision`` or
                 ``hf://owner/name``.
             config: how influence is computed; that of `InfluenceConfig` if absent.
+            processor: folder or Hub id of the processor, where none lies beside the model.
             revision: branch, tag or commit on the Hub.
             token: access token of the Hub; the user's login if absent.
             dtype: dtype of the weights, as ``"float32"``; that of accelerate's settings if absent.
             device: device of the weights, as ``"cuda:0"``; accelerate's if absent.
 
         Raises:
-            UserError: the model is missing, or is not a contrastive dual encoder.
+            UserError: the model or its processor is missing, broken, or not of a contrastive dual
+                encoder.
         """
-        name = str(name_or_path)
-        model, processor = load_model(
-            name, revision=revision, token=token, dtype=dtype, device=device
+        name, own = str(name_or_path), None if processor is None else str(processor)
+        model, made = load_model(
+            name, processor=own, revision=revision, token=token, dtype=dtype, device=device
         )
-        return cls(model, processor, config, name)
+        return cls(model, made, config, name)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the model as given, and the processor; transformers' own `from_pretrained` reads it.

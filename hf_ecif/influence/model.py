@@ -40,6 +40,15 @@ class InfluenceModel(LoadedModel):
     """A dual encoder with its processor, ready to be fitted.
 
     It has the arguments and the abilities of `LoadedModel`.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> model = hf_ecif.InfluenceModel.from_pretrained(demo.model)
+        >>> influence = model.fit(pairs, demo.query)
+        >>> influence.scores().task.shape
+        torch.Size([60])
     """
 
     def fit(

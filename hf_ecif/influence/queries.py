@@ -38,6 +38,16 @@ class Query:
         features: inputs of the embeddings. Texts and images need not be pairs, nor equally many.
         function: ``Embeddings -> ()`` for one query, ``-> (Q,)`` for several; built from torch
             operations. Lower must be better.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> model = hf_ecif.InfluenceModel.from_pretrained(demo.model)
+        >>> query = model.read(demo.query)
+        >>> misfit = hf_ecif.Query(query.features, lambda e: -(e.text * e.image).sum(dim=1).mean())
+        >>> model.fit(pairs, misfit).scores().task.shape
+        torch.Size([60])
     """
 
     features: Features
@@ -99,6 +109,15 @@ def zero_shot(rows: Rows, *, each: bool = False) -> Query:
     Args:
         rows: labelled images; the distinct captions are the classes.
         each: one query for every image, or their mean.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> model = hf_ecif.InfluenceModel.from_pretrained(demo.model)
+        >>> classes = hf_ecif.zero_shot(model.read(demo.query))
+        >>> model.fit(pairs, classes).scores().task.shape
+        torch.Size([60])
     """
     labels = rows.same_text
 
@@ -148,6 +167,15 @@ def retrieval_margin(
         rows: the candidates. An image and a caption that are a pair of them are right.
         pairs: numbers of the rows in question.
         direction: what is looked for with what.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> model = hf_ecif.InfluenceModel.from_pretrained(demo.model)
+        >>> margins = hf_ecif.retrieval_margin(model.read(demo.query), [3, 14, 15])
+        >>> model.fit(pairs, margins).scores().task.shape
+        torch.Size([3, 60])
     """
     chosen = torch.tensor(list(pairs))
     if direction == "text_to_image":

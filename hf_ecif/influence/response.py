@@ -120,12 +120,12 @@ class Stationary:
         probes: Tensor,
         progress: ProgressFactory = silent,
     ) -> Answer:
-        """Answer from one solve for queries and probes, with fewer products than separate ones."""
+        """Answer from a solve for the queries, and a rough one for the probes."""
         rows = gradients.reshape(-1, len(training.theta))
-        both, report = training.inverse.solve(torch.cat([rows, probes]))
-        found, solved = both.split([len(rows), len(probes)])
-        directions = Directions(found.view(gradients.shape), probes, solved)
-        return Answer(directions, [], {"task score and self-influence": report})
+        found, report = training.inverse.solve(rows)
+        directions, solvers = _solve_probes(training, probes)
+        directions = directions._replace(query=found.view(gradients.shape))
+        return Answer(directions, [], {"task score": report} | solvers)
 
 
 @dataclass(frozen=True)
@@ -148,15 +148,21 @@ class Unrolled:
         progress: ProgressFactory = silent,
     ) -> Answer:
         """Answer from a pass backwards through the training; only the probes are solved for."""
-        directions, solvers = Directions.none(training.theta), {}
-        if len(probes):
-            solved, solvers["self-influence"] = training.inverse.solve(probes)
-            directions = directions._replace(probes=probes, solved=solved)
+        directions, solvers = _solve_probes(training, probes)
         advance = progress("Unroll", training.report.epochs)
         checkpoints = unroll(
             training.objective, training.trajectory, gradients, self.curvature, advance
         )
         return Answer(directions, checkpoints, solvers)
+
+
+def _solve_probes(training: Training, probes: Tensor) -> tuple[Directions, dict[str, SolveReport]]:
+    """Directions of the probes alone, and the report of their solve; neither without probes."""
+    nothing = Directions.none(training.theta)
+    if not len(probes):
+        return nothing, {}
+    solved, report = training.inverse.solve_probes(probes)
+    return nothing._replace(probes=probes, solved=solved), {"self-influence": report}
 
 
 def choose_response(config: InfluenceConfig) -> Response:

@@ -32,6 +32,7 @@ from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints, State
 
 PART = 1024  # rows that are checkpointed together
+PIXELS_HELD = 2**24  # of decoded images at a time
 SIDES: tuple[Side, Side] = ("text", "image")
 BLANK = Pair(Image.new("RGB", (8, 8)), "a", None)
 
@@ -348,14 +349,29 @@ class Preprocessor:
             self.length = max(distributed.collect(longest))
 
     def __call__(self, pairs: list[Pair]) -> Features:
-        images = self.image_processor(images=[pair.image for pair in pairs], return_tensors="pt")
         return Features(
             text=self.tokens([pair.text for pair in pairs]),
-            image={
-                key: value.to(self.dtype) if value.is_floating_point() else value
-                for key, value in images.items()
-            },
+            image=self.pixels([pair.image for pair in pairs if pair.image]),
         )
+
+    def pixels(self, images: list[Image.Image]) -> Inputs:
+        """Inputs of the image tower."""
+        inputs = self.image_processor(images=images, return_tensors="pt")
+        return {
+            key: value.to(self.dtype) if value.is_floating_point() else value
+            for key, value in inputs.items()
+        }
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of an image after its processor's resizing, before it is cropped."""
+        size = getattr(self.image_processor, "size", None) or {}
+        shortest, longest = size.get("shortest_edge"), size.get("longest_edge")
+        if not (getattr(self.image_processor, "do_resize", False) and shortest):
+            return 0, 0  # to a fixed size, or to a fixed number of patches
+        scale = shortest / min(width, height)
+        if longest:
+            scale = min(scale, longest / max(width, height))
+        return round(scale * width), round(scale * height)
 
     def tokens(self, texts: list[str]) -> Inputs:
         """Inputs of the text tower."""
@@ -368,13 +384,13 @@ class Preprocessor:
         )
         return {key: tokens[key] for key in self.tokenizer.model_input_names if key in tokens}
 
-    def keys(self, pairs: list[Pair]) -> Keys:
-        """What pairs with an image are known by, as this tokenizer reads their captions."""
-        texts = [pair.text for pair in pairs]
+    def keys(self, images: list[int], texts: list[str]) -> Keys:
+        """What pairs are known by, by the keys of their images and as this tokenizer reads their
+        captions."""
         read = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         truncated = [len(ids) + self._specials > self.max_length for ids in read]
         return Keys(
-            images=torch.tensor([image_key(pair.image) for pair in pairs if pair.image]),
+            images=torch.tensor(images),
             captions=torch.tensor(
                 [
                     self._key_of_tokens(text) if cut else caption_key(text)
@@ -465,18 +481,55 @@ class _MicroBatches:
     def __getitem__(self, number: int) -> _Read:
         rows = self.rows[number]
         cells = self.cells[rows.start : rows.stop]
-        images, texts = (cells[column] for column in self.columns)
-        pairs = [read_pair(*cell, self.max_pixels) for cell in zip(images, texts, strict=True)]
-        good = [(row, pair) for row, pair in zip(rows, pairs, strict=True) if pair.reason is None]
-        readable = [pair for _, pair in good]
+        positions, texts, reasons = [], [], {}
+        images = _Images(self.preprocess)
+        both = (cells[column] for column in self.columns)
+        for row, image, text in zip(rows, *both, strict=True):
+            pair = read_pair(image, text, self.max_pixels, self.preprocess.resized)
+            if pair.image is None:
+                reasons[row] = str(pair.reason)
+                continue
+            positions.append(row)
+            texts.append(pair.text)
+            images.add(pair.image)
         return _Read(
-            features=self.preprocess(readable) if good else None,
-            keys=self.preprocess.keys(readable) if good else None,
-            positions=[row for row, _ in good],
-            texts=[pair.text for _, pair in good],
-            reasons={row: p.reason for row, p in zip(rows, pairs, strict=True) if p.reason},
+            features=Features(self.preprocess.tokens(texts), images.inputs()) if texts else None,
+            keys=self.preprocess.keys(images.keys, texts) if texts else None,
+            positions=positions,
+            texts=texts,
+            reasons=reasons,
             count=len(rows),
         )
+
+
+class _Images:
+    """Images on their way into the model, few of them decoded at a time.
+
+    Attributes:
+        keys: keys of the images so far.
+    """
+
+    def __init__(self, preprocess: Preprocessor) -> None:
+        self._preprocess = preprocess
+        self._decoded: list[Image.Image] = []
+        self._parts: list[Inputs] = []
+        self.keys: list[int] = []
+
+    def add(self, image: Image.Image) -> None:
+        self.keys.append(image_key(image))
+        self._decoded.append(image)
+        if sum(one.width * one.height for one in self._decoded) > PIXELS_HELD:
+            self._process()
+
+    def inputs(self) -> Inputs:
+        """Inputs of the image tower, of one image at least."""
+        self._process()
+        return {key: torch.cat([part[key] for part in self._parts]) for key in self._parts[0]}
+
+    def _process(self) -> None:
+        if self._decoded:
+            self._parts.append(self._preprocess.pixels(self._decoded))
+            self._decoded = []
 
 
 def _load_ahead(micro_batches: _MicroBatches, workers: int) -> Iterator[_Read]:

@@ -55,6 +55,16 @@ class Scorer:
         rows: rows of a batch that are well used: several contrastive batches.
         image_column: name; its cells may be undecoded, or images.
         text_column: name.
+
+    Example:
+        >>> import hf_ecif
+        >>> demo = hf_ecif.load_demo()
+        >>> pairs = demo.dataset.select(range(60))
+        >>> model = hf_ecif.InfluenceModel.from_pretrained(demo.model)
+        >>> scorer = hf_ecif.Scorer.from_influence(model.fit(pairs, demo.query))
+        >>> test, features = demo.test, scorer.features(demo.test)
+        >>> test.map(scorer, batched=True, batch_size=scorer.rows, features=features).num_rows
+        200
     """
 
     source: str

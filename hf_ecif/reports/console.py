@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_ecif.data.cleaning import BEFORE
+from hf_ecif.data.exports.rows import Exported
 from hf_ecif.data.summary import (
     ComparisonFacts,
     RemovalSummary,
@@ -99,12 +100,23 @@ def audit_lines(summary: Summary, output: Path) -> Iterator[Shown]:
     yield Place("Report", output / "report.html")
 
 
+def export_lines(exported: Exported, output: Path) -> Iterator[Shown]:
+    """Lines on the rows that were written, and on how to open them."""
+    yield f"{exported.rows:,} rows in {', '.join(exported.files[:NAMED])}" + (
+        "." if len(exported.files) <= NAMED else f" and {len(exported.files) - NAMED:,} more."
+    )
+    yield from exported.notes
+    yield f"Open: {exported.opens}"
+    yield Place("Folder", output)
+
+
 def cleaning_lines(
     audit: Path,
     counts: Mapping[str, Mapping[str, int]],
     comparison: ComparisonFacts | None,
     output: Path | None,
     expected_right: float | None = None,
+    findings: Mapping[str, int] | None = None,
 ) -> Iterator[Shown]:
     """Lines on a cleaning: rows by outcome, and the gains of models.
 
@@ -114,8 +126,12 @@ def cleaning_lines(
         comparison: comparison of models fine-tuned before and after.
         output: folder of the written rows.
         expected_right: how many of the new captions are right, where that is known.
+        findings: rows that the first strategy removed by their finding.
     """
     yield _counts(audit, counts)
+    if findings:
+        by_kind = ", ".join(f"{kind} {count:,}" for kind, count in findings.items())
+        yield f"Removed rows with a finding: {by_kind}."
     relabelled = sum(one.get("relabelled", 0) for one in counts.values())
     if relabelled and expected_right is not None:
         yield f"Of {relabelled:,} new captions, about {expected_right:,.0f} should be right."

@@ -43,6 +43,19 @@ def aside(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def aside_folder(path: Path) -> Iterator[Path]:
+    """Temporary folder that becomes ``path`` at the end; ``path`` may be an empty folder."""
+    # A sibling, since a rename is only atomic within one file system.
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def sweep(folder: Path) -> None:
     """Delete the unfinished files that killed runs left in a folder and below."""
     for path in list(folder.rglob(f".*{PARTIAL}")):

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from datasets import load_dataset
 
-from hf_ecif.app import app, embedded
+from hf_ecif.app import app
 from hf_ecif.app.embedded import open_embedded, save_columns
 from hf_ecif.app.selection import open_audit
 from hf_ecif.cli import demo as command
@@ -59,7 +59,7 @@ class TestEmbedded:
         with pytest.raises(UserError, match="is no audit of"):
             open_embedded(tmp_path / "opened", tmp_path)
 
-    def test_an_installed_package_has_no_demo(self, tmp_path):
+    def test_a_folder_without_an_audit_is_refused(self, tmp_path):
         with pytest.raises(UserError, match="hf-ecif demo OUT"):
             open_embedded(tmp_path / "opened", tmp_path)
 
@@ -167,7 +167,3 @@ def wait_for(url: str, process: subprocess.Popen, seconds: float = 240) -> str:
         except OSError:
             time.sleep(0.2)
     raise AssertionError("it did not start")
-
-
-def test_the_place_of_the_demo_is_that_of_the_repository():
-    assert embedded.PLACE == DEMO

@@ -1,5 +1,6 @@
 """A whole audit of 150 rows of the demo, some of them damaged on purpose."""
 
+import csv
 import io
 import struct
 import zlib
@@ -16,6 +17,7 @@ from datasets import Dataset, Image, Value, load_dataset
 from PIL import Image as PILImage
 
 from hf_ecif.applications.audit import AuditRequest, run_audit
+from hf_ecif.applications.audit_summary import _warn_of_groups
 from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.data.columns import COLUMNS, WRONG_WORDS
 from hf_ecif.data.summary import Summary
@@ -231,6 +233,17 @@ def test_summary_counts_what_is_in_the_files(
     assert summary.config == CONFIG.to_dict() | ONCE.to_dict()
 
 
+def test_a_group_that_is_flagged_beyond_chance_is_named(summary: Summary) -> None:
+    group = summary.groups.table[0]
+    often = group.replace(group="latin", rows=100, flagged=60)
+    rest = group.replace(group="greek", rows=1000, flagged=50)
+    groups = summary.groups.replace(table=[often, rest])
+    told = [*_warn_of_groups(summary.replace(groups=groups, scored=1100, flagged=110))]
+    assert [("latin (60 of 100)" in text, "greek" in text) for text in told] == [(True, False)]
+    alike = summary.groups.replace(table=[often.replace(flagged=6), rest])
+    assert not [*_warn_of_groups(summary.replace(groups=alike, scored=1100, flagged=56))]
+
+
 def test_groups_in_the_summary_are_those_of_the_files(summary: Summary, scored: Dataset) -> None:
     (group,) = summary.groups.table  # the wrong rows are fewer than a group needs
     rows = scored.filter(lambda row: row["noise"] == "none" and row["ecif_flag"] is not None)
@@ -343,6 +356,29 @@ def test_a_column_of_verdicts_is_built_on(small: Callable[..., Summary], folder:
     scored = read(folder / "verdicts" / "out" / "scored")
     assert scored["ecif_noise_probability"][:8] == [0.0] * 6 + [1.0] * 2
     assert scored["ecif_flag"][:8] == [False] * 6 + [True] * 2
+
+
+def test_a_sheet_of_verdicts_is_built_on(
+    small: Callable[..., Summary], folder: Path, before: Dataset, tmp_path: Path
+) -> None:
+    captions = before["text"][60:85]
+    verdicts = ["wrong", "right", "", "cannot tell", "right"]
+
+    def sheet(name: str, *captions: str) -> Path:
+        lines = zip(range(5), verdicts, captions, strict=True)
+        path = tmp_path / name
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([["row", "verdict", "caption"], *lines])
+        return path
+
+    summary = small("sheet", options={"verdicts": sheet("own.csv", *captions[:5])})
+    assert summary.noise.verified.to_dict() == {"right": 2, "wrong": 1}
+    scored = read(folder / "sheet" / "out" / "scored")
+    assert [scored["ecif_noise_probability"][row] for row in (0, 1, 4)] == [1.0, 0.0, 0.0]
+    assert scored["ecif_flag"][:2] == [True, False]
+    with pytest.raises(UserError, match=r"record 1: .* belong to other data"):
+        small("other", options={"verdicts": sheet("other.csv", "no", *captions[1:5])})
 
 
 def test_verdicts_for_all_rows_leave_none_to_judge(small: Callable[..., Summary]) -> None:

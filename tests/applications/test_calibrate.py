@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import load_dataset
+from scipy.special import logit
 
 from hf_ecif.applications.calibrate import (
     CalibrateRequest,
@@ -15,6 +16,9 @@ from hf_ecif.applications.calibrate import (
     write_sheet,
 )
 from hf_ecif.data.audit_folder import AuditFolder
+from hf_ecif.data.cleaning import clean
+from hf_ecif.data.columns import set_column
+from hf_ecif.data.loading import load_scored
 from hf_ecif.data.summary import CalibrationFacts, Summary
 from hf_ecif.errors import UserError
 from tests.support.hub import audits
@@ -110,6 +114,45 @@ class TestSheet:
     def test_of_no_audit(self, tmp_path):
         with pytest.raises(UserError, match="holds no finished audit"):
             write_sheet(tmp_path, 30)
+
+
+def silence(audit: Path) -> Path:
+    """The audit as one that abstains: an order, but neither probabilities nor flags."""
+    folder = AuditFolder(audit)
+    scored = load_scored(folder, folder.read_summary().columns)
+    chance = np.array(scored["ecif_noise_probability"][:], dtype=float)
+    odds = [None if np.isnan(value) else value for value in logit(chance)]
+    scored = set_column(scored, "ecif_suspicion", odds)
+    scored = set_column(scored, "ecif_noise_probability", [None] * len(scored))
+    flags = scored.with_format(None)["ecif_flag"][:]
+    scored = set_column(scored, "ecif_flag", [None if flag is None else False for flag in flags])
+    result = clean(scored)
+    for part in ("scored", "kept", "removed"):
+        shutil.rmtree(audit / part)
+    folder.write_rows(result, scored)
+    before = folder.read_summary()
+    folder.finish(
+        before.replace(
+            flagged=0,
+            kept=len(result.kept),
+            removed=len(result.removed),
+            noise=before.noise.replace(abstains="it cannot tell", interval=(0.0, 0.7)),
+        )
+    )
+    return audit
+
+
+def test_verdicts_make_an_abstaining_audit_speak(audit, tmp_path):
+    assert silence(audit)
+    found = calibrate(audit, 120, output=tmp_path / "new")
+    assert found.noise.abstains is None
+    low, high = found.noise.interval
+    assert low < 60 / 299 < high
+    assert (low, high) == (facts(found).noise_rate.low, facts(found).noise_rate.high)
+    assert found.kept + found.removed == ROWS
+    assert found.removed == found.flagged + 1
+    for number, row in enumerate(load(tmp_path / "new", "scored")):
+        assert (row["ecif_noise_probability"] is None) == (number == UNREADABLE)
 
 
 class TestCalibration:

@@ -46,7 +46,7 @@ from hf_ecif.applications.valuation import removal_orders
 from hf_ecif.engine.objective import random_batches
 from hf_ecif.influence.retraining import Version, measure, train
 from hf_ecif.influence.rows import Rows
-from hf_ecif.influence.saving import load_model
+from hf_ecif.models.load import load_model
 from tests.benchmarks.shared import (
     DEMO,
     Embedded,

@@ -35,7 +35,7 @@ from hf_ecif.influence.fitting import fit_parameters
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
-from hf_ecif.influence.saving import load_model
+from hf_ecif.models.load import load_model
 from tests.benchmarks.shared import DEMO
 
 CONFIG = InfluenceConfig()

@@ -48,7 +48,7 @@ from hf_ecif.influence.leverage import change_without, leverage, leverage_along,
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.removal import remove
 from hf_ecif.influence.rows import Rows
-from hf_ecif.influence.saving import load_model
+from hf_ecif.models.load import load_model
 from tests.benchmarks.shared import DEMO, parser, print_table, save, write_table
 
 Floats = NDArray[np.float64]

@@ -14,7 +14,6 @@ from hf_ecif.data.parquet import write_shards
 from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
 from hf_ecif.version import __version__
-from tests.support import DEMO
 from tests.support.commands import MODEL, Run
 from tests.support.hub.audits import fake_summary
 
@@ -98,26 +97,12 @@ def test_too_few_rows(audit: Run, data: Path, count: int, words: str) -> None:
     assert (status, words in output) == (2, True)
 
 
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [
-        ([], "no processor for images and texts"),
-        (["tokenizer.json", "tokenizer_config.json"], "cannot be loaded"),
-        (
-            ["tokenizer.json", "tokenizer_config.json", "processor_config.json"],
-            "BertModel is not a contrastive dual encoder",
-        ),
-    ],
-)
-def test_model_that_is_no_dual_encoder(
-    audit: Run, tmp_path: Path, files: list[str], words: str
-) -> None:
+def test_model_that_is_no_dual_encoder(audit: Run, tmp_path: Path) -> None:
     size = {"hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8}
     BertModel(BertConfig(vocab_size=8, num_hidden_layers=1, **size)).save_pretrained(tmp_path / "b")
-    for name in files:
-        shutil.copy(DEMO / "model" / name, tmp_path / "b" / name)
     status, output = audit(model=tmp_path / "b")
-    assert (status, words in output) == (2, True), output
+    assert (status, "BertModel is not a contrastive dual encoder" in output) == (2, True), output
+    assert "Traceback" not in output
 
 
 class TestOutput:

@@ -72,14 +72,23 @@ def test_settings_of_detection_are_those_of_an_audit(command: str) -> None:
     assert options_of(command).keys() & OF_DETECTION == expected
 
 
-def test_the_first_panel_is_short(run: Run) -> None:
+def test_help_is_short_and_names_what_it_leaves_out(run: Run) -> None:
     for command in REQUESTS:
         status, page = run(command, "--help")
         assert status == 0
-        first = page.split("─ Advanced ─")[0]
         assert len(page.splitlines()) < 150
-        assert len([line for line in first.splitlines() if "--" in line]) < 30, command
-        assert "--damping" not in first
+        head, _, names = page.partition("--help-all also explains:")
+        assert len([line for line in head.splitlines() if "--" in line]) < 30, command
+        assert "--damping" not in head
+        assert ("--damping" in names) == ("damping" in options_of(command))
+
+
+def test_the_whole_help_explains_every_option(run: Run) -> None:
+    status, page = run("audit", "--help-all")
+    assert status == 0
+    assert "also explains" not in page
+    words = page.split()
+    assert {option.opts[0] for option in options_of("audit").values()} <= set(words)
 
 
 @pytest.fixture(scope="module")

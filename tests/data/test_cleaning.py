@@ -51,6 +51,62 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
 
 
+def with_findings(flags: list, kinds: list, chances: list) -> Dataset:
+    rows = scored(flags, ["flagged" if flag else None for flag in flags])
+    rows = rows.add_column("ecif_finding", kinds, feature=Value("string"))
+    return rows.add_column("ecif_noise_probability", chances, feature=Value("float32"))
+
+
+class TestFindings:
+    """Of six rows: right, wrong, a placeholder, and three stock phrases, two of them judged."""
+
+    ROWS = (
+        [False, True, True, False, True, False],
+        [None, None, "placeholder_image", *["stock_phrase"] * 3],
+        [0.1, 0.9, 0.95, 0.5, 1.0, 0.0],
+    )
+
+    @pytest.mark.parametrize(
+        ("findings", "removed"),
+        [
+            (None, ["1", "2", "4"]),
+            ((), ["1", "4"]),
+            (("stock_phrase",), ["1", "3", "4"]),
+            (("placeholder_image", "stock_phrase"), ["1", "2", "3", "4"]),
+        ],
+    )
+    def test_they_decide_on_their_rows_but_not_on_verdicts(self, findings, removed):
+        result = clean(with_findings(*self.ROWS), findings=findings)
+        assert result.removed["text"][:] == removed
+        assert sorted(result.kept["text"][:] + removed) == list("012345")
+        assert all(result.removed["ecif_reason"][:])
+
+    def test_removed_rows_are_counted_by_finding(self):
+        result = clean(with_findings(*self.ROWS), findings=("stock_phrase",))
+        assert result.removed_findings() == {"stock_phrase": 2}
+        assert result.counts()["removed_not_flagged"] == 1
+        reason = result.removed["ecif_reason"][1]
+        assert "nothing in common" in reason
+        assert "not flagged" in reason
+
+    def test_other_strategies_leave_them_alone(self):
+        rows = with_findings(*self.ROWS)
+        rows = rows.add_column("ecif_suggested_text", [None, "new", "new", *[None] * 3])
+        rows = rows.add_column("ecif_score", [0.0] * 6)
+        relabelled = clean(rows, "relabel", findings=("placeholder_image",))
+        assert relabelled.removed["text"][:] == ["2", "4"]
+        assert relabelled.kept["text"][:] == ["0", "new", "3", "5"]
+        worst = clean(rows, "worst", share=0.5, findings=())
+        assert worst.removed["text"][:] == [
+            "1",
+            "4",
+        ]  # half of the four without a finding or judged
+
+    def test_none_without_their_column(self):
+        with pytest.raises(UserError, match="'ecif_finding'"):
+            clean(scored([False], [None]), findings=())
+
+
 class TestClean:
     def test_flagged_and_unscored_rows_are_removed(self):
         result = clean(scored([False, True, None, False], [None, "harmful", "image missing", None]))
@@ -290,16 +346,38 @@ class TestWriteShards:
         assert [cell["path"] for cell in raw] == ["x", "x", "x", "lone.jpg"]
 
     def test_missing_images_stay_missing(self, tmp_path):
+        """No other file comes in, and no name of a folder of this machine."""
         (tmp_path / "secret").write_text("password")
         cells = [None, *({"bytes": None, "path": str(tmp_path / n)} for n in ("none", "secret"))]
         features = Features({"image": Image(decode=False)})
         dataset = Dataset.from_dict({"image": cells}, features=features)
         write_shards(dataset, tmp_path / "out")
-        assert reload(tmp_path / "out").cast_column("image", features["image"])["image"][:] == cells
+        read = reload(tmp_path / "out").cast_column("image", features["image"])["image"][:]
+        assert read == [None, *({"bytes": None, "path": name} for name in ("none", "secret"))]
+
+    def test_images_that_are_not_scored_are_kept(self, tmp_path):
+        contents = {
+            "a.svg": b'<?xml version="1.0"?>\n<svg width="9"/>',
+            "b.heic": b"\0\0\0\x18ftypheic..",
+        }
+        for name, content in contents.items():
+            (tmp_path / name).write_bytes(content)
+        cells = [{"bytes": None, "path": str(tmp_path / name)} for name in contents]
+        features = Features({"image": Image(decode=False)})
+        write_shards(Dataset.from_dict({"image": cells}, features=features), tmp_path / "out")
+        read = reload(tmp_path / "out").cast_column("image", features["image"])["image"][:]
+        assert read == [{"bytes": content, "path": name} for name, content in contents.items()]
 
     def test_no_rows(self, tmp_path):
         write_shards(scored([], []), tmp_path / "out")
-        assert [p.name for p in (tmp_path / "out").iterdir()] == ["data-00000-of-00001.parquet"]
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == ["README.md", "data-00000-of-00001.parquet"]
+        with pytest.raises(ValueError, match="corresponds to no data") as refused:
+            load_dataset(str(tmp_path / "out"))
+        told = (tmp_path / "out/README.md").read_text()
+        assert "corresponds to no data" in str(refused.value)
+        assert "corresponds to no data" in told
+        assert "streaming=True" in told
         opened = load_dataset(str(tmp_path / "out"), split="train", streaming=True)
         assert list(opened) == []
         assert opened.features == Features({**FEATURES, "image": Image()})

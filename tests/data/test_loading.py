@@ -301,6 +301,45 @@ class TestReadPair:
             "image of 4 x 4 pixels is over the limit of 15"
         )
 
+    def test_narrow_images_are_judged_by_their_size_in_the_model(self):
+        def resized(width, height):
+            return 224 * width // min(width, height), 224 * height // min(width, height)
+
+        line = png_of_header(60_000, 1)
+        reason = read_pair(cell(line), "a", LIMIT, resized).reason
+        assert reason == (
+            "image of 60000 x 1 pixels is too narrow: the model's processor would make it "
+            "13440000 x 224"
+        )
+        assert read_pair(PILImage.new("RGB", (1, 600)), "a", LIMIT, resized).reason.startswith(
+            "image of 1 x 600 pixels is too narrow"
+        )
+        assert read_pair(PILImage.new("RGB", (800, 10)), "a", LIMIT, resized).reason is None
+
+    def test_no_pixels(self):
+        content = b"P6 0 5 255\n"
+        reason = read_pair(cell(content), "a", LIMIT).reason
+        assert reason.startswith("image ")
+        reason = read_pair(PILImage.new("RGB", (0, 5)), "a", LIMIT).reason
+        assert reason == "image of 0 x 5 pixels has no pixels"
+
+    @pytest.mark.parametrize(
+        ("content", "kind"),
+        [
+            (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+            (b"\xef\xbb\xbf \n<?xml version='1.0'?><!-- drawn --><svg/>", "SVG"),
+            (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+            (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"),
+        ],
+    )
+    def test_formats_that_are_no_pixels_or_not_ours(self, content, kind):
+        reason = read_pair(cell(content), "a", LIMIT).reason
+        assert reason == f"image unreadable: {kind}; convert it to PNG or JPEG"
+
+    def test_avif_by_another_name_is_read(self):
+        content = encode(PILImage.new("RGB", (8, 4)), "AVIF")
+        assert read_pair(cell(content), "a", LIMIT).reason is None
+
     def test_inflated_text_chunk(self):
         note = PngInfo()
         note.add_text("note", "a" * 50_000_000, zip=True)

@@ -153,16 +153,11 @@ def test_where_hardly_a_row_is_left_all_are_evidence() -> None:
     assert world.findings(unknown_script=foreign).mute.sum() == COUNT - 20
 
 
-def test_what_is_said_of_rows_with_a_finding() -> None:
-    kinds: list[Kind | None] = [None, None, *KINDS]
-    count = len(kinds)
-    findings = Findings(
-        kinds, torch.ones(count), torch.full((count,), 20), torch.zeros(count, dtype=torch.bool)
-    )
-    detection = Detection(
+def detected(count: int, wrong: list[int]) -> Detection:
+    return Detection(
         probability=np.full(count, 0.9),
         suspicion=np.full(count, 2.0),
-        flag=np.array([True, *[False] * (count - 2), True]),
+        flag=np.isin(np.arange(count), wrong),
         borderline=np.ones(count, dtype=bool),
         threshold=0.4,
         noise_rate=0.1,
@@ -170,20 +165,49 @@ def test_what_is_said_of_rows_with_a_finding() -> None:
         rate_is_bound=False,
         injected_auroc=0.9,
     )
+
+
+def found(kinds: list[Kind | None]) -> Findings:
+    count = len(kinds)
+    none = torch.zeros(count, dtype=torch.bool)
+    return Findings(kinds, torch.ones(count), torch.full((count,), 20), none)
+
+
+def test_what_is_said_of_rows_with_a_finding() -> None:
+    findings = found([None, None, *KINDS, *[None] * 6])
+    detection = detected(13, wrong=[0, 4])
     settled = settle(detection, findings)
-    assert settled.probability.tolist() == [0.9, 0.9, 0.95, 0.1, 0.1, 0.5, 0.5]
-    assert settled.flag.tolist() == [True, False, True, *[False] * 4]
-    assert settled.borderline.tolist() == [True, True, *[False] * 5]
-    judged = np.array([UNKNOWN, UNKNOWN, RIGHT, *[UNKNOWN] * 3, WRONG])
+    assert settled.probability.tolist() == [0.9, 0.9, 0.95, 0.1, 0.1, 0.5, 0.5, *[0.9] * 6]
+    assert np.flatnonzero(settled.flag).tolist() == [
+        0,
+        2,
+        5,
+        6,
+    ]  # the pair's fault, not the model's
+    assert settled.borderline.tolist() == [True, True, *[False] * 5, *[True] * 6]
+    judged = np.array([UNKNOWN, UNKNOWN, RIGHT, UNKNOWN, WRONG, RIGHT, *[UNKNOWN] * 7])
     verified = settle(detection, findings, judged)
-    assert verified.probability.tolist() == [0.9, 0.9, 0.9, 0.1, 0.1, 0.5, 0.9]
-    assert verified.flag.tolist() == [True, *[False] * 5, True]
-    silent = replace(detection, abstains="cannot tell", probability=np.full(count, np.nan))
+    assert verified.probability.tolist() == [0.9, 0.9, 0.9, 0.1, 0.9, 0.9, 0.5, *[0.9] * 6]
+    assert np.flatnonzero(verified.flag).tolist() == [0, 4, 6]
+    silent = replace(detection, abstains="cannot tell", probability=np.full(13, np.nan))
     assert settle(silent, findings) is silent
 
 
+@pytest.mark.parametrize(("empty", "flagged"), [(5, True), (6, False)])
+def test_a_phrase_on_many_rows_is_how_the_data_are_captioned(empty: int, flagged: bool) -> None:
+    findings = found([*["stock_phrase"] * (empty - 1), "says_nothing", *[None] * (20 - empty)])
+    settled = settle(detected(20, wrong=[19]), findings)
+    assert settled.flag[:empty].tolist() == [flagged] * empty
+    assert settled.flag[empty:].sum() == 1
+    sentences = " ".join(tell(findings.counts(), 20))
+    assert ("not flagged" not in sentences) == flagged
+    assert ("--findings says_nothing,stock_phrase" in sentences) != flagged
+
+
 def test_what_is_told() -> None:
-    sentences = [*tell({"stock_phrase": 1200, "truncated": 3, "placeholder_image": 0})]
-    assert [s for s in sentences if "1,200" in s and "stock_phrase" in s] == sentences[:1]
+    counts = {"stock_phrase": 1200, "truncated": 3, "placeholder_image": 0}
+    sentences = [*tell(counts, 20_000)]
+    assert [s for s in sentences if "1,200" in s and "are flagged" in s] == sentences[:1]
     assert len(sentences) == 2
     assert all(one != other for one, other in pairwise(sentences))
+    assert "not flagged" in next(tell(counts, 20_000, abstains=True))

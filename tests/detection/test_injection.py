@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from hf_ecif.detection import injection
 from hf_ecif.detection.injection import Injection, cluster, inject
 from hf_ecif.engine.features import Features
 from hf_ecif.influence.rows import Rows
@@ -167,3 +169,34 @@ def test_rows_that_are_no_evidence_neither_get_nor_give(rows: Rows) -> None:
     assert not injection.injected[~among].any()
     assert among[injection.donors[injection.injected]].all()
     assert injection.injected.sum() >= 0.4 * among.sum()
+
+
+# ------------------------------------------------------------------------------ many rows
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one caption", "several"])
+def test_donors_looked_at_do_not_grow_with_the_rows(
+    monkeypatch: pytest.MonkeyPatch, *, several: bool
+) -> None:
+    plain, looked = injection._Exchange._fit, [0]
+
+    def fit(self: injection._Exchange, rows: np.ndarray, *rest: object) -> np.ndarray:
+        looked[0] += len(rows)
+        return plain(self, rows, *rest)
+
+    monkeypatch.setattr(injection._Exchange, "_fit", fit)
+    each = []
+    for count in (2000, 8000):
+        rows = build_rows([f"caption {i}" for i in range(count)])
+        rows = rows.with_images(torch.arange(count) % (count // 4)) if several else rows
+        looked[0] = 0
+        assert planting_of(rows).injected.sum() >= 0.25 * count
+        each.append(looked[0] / count)
+    assert each[1] < 1.2 * each[0] < 1.2 * injection.TRIES
+
+
+def test_donors_are_found_where_nearly_all_captions_are_one() -> None:
+    texts = [f"caption {max(0, i - 296)}" for i in range(300)]
+    found = planting_of(build_rows(texts), share=0.5)
+    assert found.injected.sum() == 150
+    assert all(texts[row] != texts[found.donors[row]] for row in found.injected.nonzero()[:, 0])

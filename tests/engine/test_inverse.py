@@ -67,3 +67,25 @@ def test_ritz_pairs_are_made_once(study: Study) -> None:
         apart = torch.cat([inverse.solve(side[None])[0] for side in b])
     assert calls == [1, 1]  # of the residuals
     torch.testing.assert_close(apart, together, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["cg", "exact"])
+@pytest.mark.parametrize(("probes", "tolerance"), [(2, 0.1), (50, 0.05), (5000, 0.005)])
+def test_probes_are_solved_as_exactly_as_they_tell(
+    study: Study, solver: str, probes: int, tolerance: float
+) -> None:
+    """A residual of half the standard error of a norm by so many of them, ``1 / sqrt(2 K)``."""
+    config = InfluenceConfig(solver=solver, damping=5.0, batch_size=8, max_iterations=400)
+    objective = Objective(study.encoder, study.features, BATCHES, l2=L2, center=study.origin)
+    inverse = InverseCurvature(objective, study.theta, config)
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(probes, len(study.theta), generator=generator, dtype=torch.float64)
+    solved, report = inverse.solve_probes(z)
+    assert report.tolerance == pytest.approx(tolerance)
+    assert report.converged
+    left = z - inverse.product(solved) - report.damping * solved
+    true = (left.norm(dim=1) / z.norm(dim=1)).max().item()
+    assert report.relative_residual == pytest.approx(true, rel=1e-6)
+    assert true <= tolerance
+    if solver == "cg":
+        assert report.iterations < inverse.solve(z[:2])[1].iterations

@@ -11,7 +11,7 @@ from hf_ecif import InfluenceModel
 from hf_ecif.data.images import image_bytes
 from hf_ecif.data.loading import load_rows, load_splits, stream_rows
 from hf_ecif.errors import UserError
-from hf_ecif.influence.saving import load_model
+from hf_ecif.models.load import load_model
 from hf_ecif.utils.hub_errors import explain_hub_error, is_transient
 from hf_ecif.utils.hub_paths import HubPath, parse_hub_path, parse_model_path, public_name
 from tests.support.hub.audits import picture, rows, write_source

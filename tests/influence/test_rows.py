@@ -1,12 +1,15 @@
 """Rows of the embedded data set, read with the embedded model."""
 
+import io
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset, Image
+from PIL import Image as PILImage
 from torch import Tensor
 
 from hf_ecif.data.images import read_pair
@@ -16,7 +19,7 @@ from hf_ecif.engine.towers import PIXELS
 from hf_ecif.errors import UserError
 from hf_ecif.influence import rows as features_module
 from hf_ecif.influence.rows import Chain, Preprocessor, Rows, read_rows, require_rows
-from hf_ecif.influence.saving import load_model
+from hf_ecif.models.load import load_model
 from tests.support import DEMO
 from tests.support.families import build
 
@@ -193,6 +196,62 @@ def test_unreadable_rows_are_left_out_with_a_reason(parameters: str) -> None:
 def test_large_images_are_refused() -> None:
     with pytest.raises(UserError, match=f"None of the {COUNT} rows can be read. The first row: "):
         require_rows(read(data(), "projections", max_pixels=64 * 64 - 1))
+
+
+def narrow(width: int, height: int) -> dict[str, Any]:
+    stream = io.BytesIO()
+    PILImage.new("RGB", (width, height), "red").save(stream, "PNG")
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+def test_images_are_refused_by_their_size_in_the_model() -> None:
+    """The demo's processor makes the shorter edge 48 pixels long, whatever the other becomes."""
+    rows = read(data(image={1: narrow(60_000, 1), 2: narrow(1, 2000), 3: narrow(300, 20)}), "all")
+    assert rows.positions.tolist() == [0, 3, 4, 5, 6, 7, 8]
+    assert rows.reasons == {
+        1: "image of 60000 x 1 pixels is too narrow: the model's processor would make it "
+        "2880000 x 48",
+        2: "image of 1 x 2000 pixels is too narrow: the model's processor would make it 48 x 96000",
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ({"shortest_edge": 224}, (448, 224)),
+        ({"shortest_edge": 224, "longest_edge": 300}, (300, 150)),
+        ({"height": 24, "width": 24}, (0, 0)),
+        (None, (0, 0)),
+    ],
+)
+def test_what_a_processor_makes_of_an_image(size: Any, expected: tuple[int, int]) -> None:
+    model, _ = demo_model()
+    image_processor = SimpleNamespace(do_resize=True, size=size)
+    processor = SimpleNamespace(
+        image_processor=image_processor, tokenizer=demo_model()[1].tokenizer
+    )
+    preprocess = Preprocessor(DualEncoder(model, "projections"), processor, lambda: iter([]))
+    assert preprocess.resized(20, 10) == expected
+    image_processor.do_resize = False
+    assert preprocess.resized(20, 10) == (0, 0)
+
+
+def test_few_images_are_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And they become the same inputs."""
+    whole = read(data(), "all", micro_batch_size=COUNT)
+    seen: list[int] = []
+    pixels = Preprocessor.pixels
+
+    def counted(self: Preprocessor, images: list[Any]) -> Any:
+        seen.append(len(images))
+        return pixels(self, images)
+
+    monkeypatch.setattr(Preprocessor, "pixels", counted)
+    monkeypatch.setattr(features_module, "PIXELS_HELD", 64 * 64 * 4 - 1)
+    parts = read(data(), "all", micro_batch_size=COUNT)
+    assert seen == [4, 4, 1]
+    for key, value in tensors(parts).items():
+        assert torch.equal(value, tensors(whole)[key]), key
 
 
 def test_progress_counts_every_row() -> None:

@@ -13,7 +13,7 @@ from hf_ecif.engine import encoder as encoders
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.objectives import RoleForm
 from hf_ecif.influence import scoring
-from hf_ecif.influence.scoring import Directions, Scores, score_group, score_rows
+from hf_ecif.influence.scoring import PROBED, Directions, Scores, score_group, score_rows
 from tests.support.dense import COUNT, FAMILIES, MASKS, SAME, TRAIN_COUNT, Dense, batching, make
 from tests.support.families import build, build_inputs, gaussian
 
@@ -292,6 +292,27 @@ def test_standard_errors_over_probes(drawn: list[Partition]) -> None:
     close(scores.size, squares.mean(dim=1).sqrt())
     error = squares.std(dim=1) / 5**0.5
     close(scores.size_stderr, error / (2 * squares.mean(dim=1).sqrt()))
+
+
+@FAMILIES
+def test_probes_take_part_in_the_first_partitions_alone(
+    drawn: list[Partition], family: str
+) -> None:
+    dense, features = make(family)
+    query, probes, solved = gaussian(3, 2, dense.encoder.count)
+    scores = score_rows(
+        dense.encoder,
+        dense.encoder.theta,
+        features,
+        Directions(query[0], probes, solved),
+        batching(PROBED + 2),
+        train_count=TRAIN_COUNT,
+    )
+    assert len(drawn) == PROBED + 2
+    gradients = by_row(drawn, lambda rows: dense.gradients(rows, None)).sum(dim=2)
+    close(scores.task, (gradients @ query[0]).mean(dim=0))
+    squares = (gradients[:PROBED] @ solved.T).square()
+    close(scores.size, squares.mean(dim=(0, 2)).sqrt())
 
 
 def test_one_probe_says_nothing_of_the_error() -> None:

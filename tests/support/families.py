@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import linear, normalize
 from transformers import (
+    AlignConfig,
+    AlignModel,
     AltCLIPConfig,
     AltCLIPModel,
     BertConfig,
+    BlipConfig,
+    BlipForImageTextRetrieval,
     ChineseCLIPConfig,
     ChineseCLIPModel,
     CLIPConfig,
     CLIPModel,
+    GroupViTConfig,
+    GroupViTModel,
     MetaClip2Config,
     MetaClip2Model,
     Siglip2Config,
@@ -29,6 +38,7 @@ from transformers import (
 
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objectives import Embeddings
+from hf_ecif.models.families import adapt
 
 WORDS, TOKENS, PIXELS, PATCH = 50, 7, 16, 8
 TOWER = {
@@ -83,9 +93,49 @@ def vision_text() -> nn.Module:
     return VisionTextDualEncoderModel(config)
 
 
+def align() -> nn.Module:
+    vision = {
+        "image_size": PIXELS,
+        "width_coefficient": 0.1,
+        "depth_coefficient": 0.1,
+        "hidden_dim": 8,
+        "in_channels": [8] * 3,
+        "out_channels": [8] * 3,
+        "kernel_sizes": [3] * 3,
+        "strides": [1, 2, 2],
+        "num_block_repeats": [1] * 3,
+        "expand_ratios": [1, 2, 2],
+    }
+    return AlignModel(AlignConfig(text_config=TEXT, vision_config=vision, projection_dim=8))
+
+
+def groupvit() -> nn.Module:
+    groups = {"num_group_tokens": [4, 2, 0], "num_output_groups": [4, 2, 2], "depths": [1, 1, 1]}
+    return GroupViTModel(
+        GroupViTConfig(
+            text_config=TEXT,
+            vision_config={**VISION, "num_hidden_layers": 3, **groups},
+            projection_dim=8,
+            projection_intermediate_dim=12,
+        )
+    )
+
+
+def blip() -> nn.Module:
+    text = {**TEXT, "encoder_hidden_size": 16, "sep_token_id": 2}
+    return BlipForImageTextRetrieval(
+        BlipConfig(text_config=text, vision_config=VISION, image_text_hidden_size=8)
+    )
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     builder.__name__: builder
     for builder in (clip, metaclip2, siglip, siglip2, chinese_clip, altclip, vision_text)
+}
+
+# Of another form: without a projection of images, with heads of several layers, without methods.
+OTHER_FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    builder.__name__: builder for builder in (align, groupvit, blip)
 }
 
 SIGMOID = ("siglip", "siglip2")  # trained with the sigmoid loss; they have a bias and heads
@@ -114,7 +164,7 @@ def build(family: str, seed: int = 0) -> nn.Module:
     """A random model whose embeddings differ from row to row."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = FAMILIES[family]().double().eval()
+        model = adapt((FAMILIES | OTHER_FAMILIES)[family]().double().eval())
         with torch.no_grad():  # a fresh model embeds all rows nearly alike
             for name, value in model.named_parameters():
                 if "logit_" in name:
@@ -158,13 +208,33 @@ def forward(
         shaped = [x.view(value.shape) for x, value in zip(pieces, values, strict=True)]
         weights = dict(zip(names, shaped, strict=True))
         with sdpa_kernel(SDPBackend.MATH):  # eager attention rounds its softmax to float32
-            out = functional_call(model, weights, kwargs={**features.text, **features.image})
+            out = _call(model, weights, {**features.text, **features.image})
         log_scale = weights.get("logit_scale", model.logit_scale)
         scale = log_scale.exp().reshape(())
         bias = weights.get("logit_bias", getattr(model, "logit_bias", 0 * scale)).reshape(())
         return Embeddings(out.text_embeds, out.image_embeds, scale, bias)
 
     return embed
+
+
+def _call(model: nn.Module, weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> Any:
+    """Output of the model's own forward; BLIP returns what its heads are put on."""
+    if not isinstance(model, BlipForImageTextRetrieval):
+        return functional_call(model, weights, kwargs=inputs)
+    out = functional_call(model, weights, kwargs=inputs | {"use_itm_head": False})
+    heads = {
+        name: weights.get(name, model.get_parameter(name))
+        for side in ("text", "vision")
+        for name in (f"{side}_proj.weight", f"{side}_proj.bias")
+    }
+
+    def project(side: str, hidden: Tensor) -> Tensor:
+        weight, bias = heads[f"{side}_proj.weight"], heads[f"{side}_proj.bias"]
+        return normalize(linear(hidden[:, 0], weight, bias))
+
+    text, image = project("text", out.question_embeds), project("vision", out.last_hidden_state)
+    torch.testing.assert_close(image @ text.T, out.itm_score)
+    return SimpleNamespace(text_embeds=text, image_embeds=image)
 
 
 def gaussian(*shape: int, seed: int = 5) -> Tensor:

@@ -162,7 +162,7 @@ def test_fit_and_scores_are_those_of_the_loss(squares: Squares) -> None:
         slope = grad(partial(objective, rows=query))(theta)
         cells = jacrev(lambda at: logits(embed(at, train)))(theta).flatten(0, 1)
         roles = jacrev(lambda at: squares.roles(embed(at, train)))(theta)
-    damping = influence.fitted.solvers["task score and self-influence"].damping
+    damping = influence.fitted.solvers["task score"].damping
     curvature = 2 / ROWS * cells.T @ cells  # Gauss-Newton: the loss is a square in the logits
     direction = torch.linalg.solve(curvature + damping * torch.eye(len(theta)), slope)
     scores = influence.scores()

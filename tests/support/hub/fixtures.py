@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pytest
-from huggingface_hub import HfFileSystem
+from huggingface_hub import HfApi, HfFileSystem
 
 from tests.support.hub import HUB
 from tests.support.hub.server import ANN, HubServer
@@ -41,6 +41,12 @@ def hub(
     HfFileSystem.clear_instance_cache()
     yield running_hub
     HfFileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def api(hub: HubServer) -> HfApi:
+    """The client of ann."""
+    return HfApi()
 
 
 def switch_on(monkeypatch: pytest.MonkeyPatch) -> None:
