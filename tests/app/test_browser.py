@@ -132,7 +132,7 @@ def open_review(visitor: Visitor) -> None:
     """Go to the review, and wait until its first pair is there."""
     visitor.tab("Review")
     visitor.sees("#review-detail .facts", "row ")
-    expect(visitor["#review-detail .picture img"]).to_be_visible(timeout=WAIT)
+    expect(visitor["#review-detail .picture img[data-done]"]).to_be_visible(timeout=WAIT)
 
 
 def decisions(folder: Path | str) -> list[tuple[list[int], str]]:

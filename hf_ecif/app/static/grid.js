@@ -115,7 +115,7 @@ export class Grid {
       style: `width:${this.width}px;height:${this.height}px;transform:translate(${left}px,${top}px)`,
     });
     card.append(
-      h('img', {alt: '', decoding: 'async', src: this.#address(number)}),
+      h('img', {alt: '', decoding: 'async', fetchpriority: 'low', src: this.#address(number)}),
       h('span', {class: 'tick', 'data-tick': '1', 'aria-hidden': 'true'}),
       h('span', {class: 'words', dir: 'auto'}),
       h('span', {class: 'facts'}),

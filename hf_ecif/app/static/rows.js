@@ -4,7 +4,7 @@ import {caption} from './dom.js';
 
 const BITS = {readable: 1, flag: 2, borderline: 4, suggestion: 8, wrong: 16};
 const AT_ONCE = 60; // rows of one question
-const AHEAD = 10; // pictures that are fetched before they are needed
+const AHEAD = 20; // pictures that are fetched before they are needed
 const KEPT = 80; // pictures
 const LARGER = 4; // times its own size, at which a tiny picture is shown at most
 export const SIDES = {small: 160, large: 640};
@@ -157,7 +157,7 @@ export class Rows extends EventTarget {
     let image = this.images.get(row);
     if (!image) {
       image = new Image();
-      image.decoding = 'async';
+      image.fetchPriority = 'high'; // before the small ones of the grid
       image.alt = `Image of row ${row}`;
       image.onload = image.onerror = () => {
         image.dataset.done = '1';
