@@ -127,6 +127,7 @@ def _path(audit: Audit, visitor: str, place: Place) -> Path:
     """File of the decisions on an audit."""
     if place.shared:
         folder = place.keep or state_folder() / "visitors"
+        folder.mkdir(parents=True, exist_ok=True)
         _make_room(folder)
         who = hashlib.sha256(visitor.encode()).hexdigest()[:24]
         return folder / f"{audit.key}-{who}.jsonl"

@@ -22,6 +22,7 @@ element.addEventListener('click', event => {
 });
 """
 
+
 def render(template: str, **values: Any) -> str:
     """HTML of a template with these values."""
     return environment(__package__).get_template(f"{template}.html.j2").render(**values)

@@ -115,9 +115,7 @@ def show(folder: str, reviews: str | None, threshold: float, span: Span | None) 
         gr.Button(visible=span is not None),
         render(
             "cards",
-            cards=[
-                audit.rows.card(row, picture_address(reviews, row)) for row in rows[:SHOWN]
-            ],
+            cards=[audit.rows.card(row, picture_address(reviews, row)) for row in rows[:SHOWN]],
             decisions=review.current,
             words=WORDS,
             chosen=None,

@@ -1,4 +1,4 @@
-"""Small copies of an audit's pictures, made when they are asked for and kept while there is room."""
+"""Small copies of an audit's pictures, made when they are asked for, and kept for a while."""
 
 from __future__ import annotations
 

@@ -131,7 +131,9 @@ def similar(audit: Audit, row: int) -> list[dict[str, Any]]:
     group = rows.duplicate[row]
     sections = []
     if np.isfinite(group):
-        sections.append(("in the same group of duplicates", np.flatnonzero(rows.duplicate == group)))
+        sections.append(
+            ("in the same group of duplicates", np.flatnonzero(rows.duplicate == group))
+        )
     captions = rows.column(audit.summary.columns.text)
     same = pc.equal(captions, captions[row]).fill_null(False).to_numpy()
     sections.append(("with the same caption", np.flatnonzero(same)))

@@ -14,7 +14,7 @@ from hf_ecif.app import review_routes, review_rows
 from hf_ecif.app.desk import DESKS, Place
 from hf_ecif.app.review_routes import STATIC
 from hf_ecif.app.selection import open_audit
-from tests.app.conftest import FLAGGED, HTML, MANY
+from tests.app.conftest import HTML, MANY
 
 JSON = {"content-type": "application/json"}
 
@@ -194,7 +194,10 @@ class TestDesks:
         for name in (token, "guessed", many.replace("/", "%2F")):
             for path in ("table", "rows?rows=1", "image/1", "steps", "similar/1"):
                 assert client.get(f"/review/{name}/{path}").status_code in (404, 410)
-            assert client.post(f"/review/{name}/steps", json={"steps": []}).status_code in (404, 410)
+            assert client.post(f"/review/{name}/steps", json={"steps": []}).status_code in (
+                404,
+                410,
+            )
 
     def test_static_files_are_those_of_the_page_alone(self, client):
         assert client.get("/review/static/review.js").status_code == 200
