@@ -73,9 +73,9 @@ def make_app(
             span=gr.State(None),
             row=gr.State(None),
             tabs=gr.Tabs(selected="run" if dataset else "overview", render=False),
-            changed=[app.load],
+            changed=[],
         )
-        session.changed.append(session.folder.change)
+        session.changed.append(session.reviews.change)
         session.tabs.render()
         with session.tabs:
             with gr.Tab("Overview", id="overview"):
@@ -92,7 +92,7 @@ def make_app(
                 publishing.build(session, limits)
         gr.on(session.changed, _say_title, session.folder, title, **REDRAW)
         gr.on(
-            session.changed,
+            [app.load, session.folder.change],
             partial(begin, Place(limits.shared, folder, keep)),
             [session.folder, session.visitor, session.reviews],
             [session.visitor, session.reviews, session.threshold, session.span, session.row],

@@ -11,6 +11,7 @@ import os
 import shutil
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -37,7 +38,7 @@ def build(session: Session) -> None:
     exported = gr.File(label="Export", visible=False, elem_id="review-exported")
 
     inputs = [session.folder, session.reviews, session.threshold, session.span, session.row]
-    moved = [session.reviews, session.threshold, session.span, session.row]
+    moved: list[Any] = [session.reviews, session.threshold, session.span, session.row]
     gr.on([part.change for part in moved], tell, inputs, told, api_visibility="private", **REDRAW)
     told.clear(lambda: None, None, session.span, api_visibility="private", show_progress="hidden")
     export.click(write_export, inputs[:3], exported)

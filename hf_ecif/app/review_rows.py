@@ -193,7 +193,7 @@ def _bits(audit: Audit) -> np.ndarray:
         "suggestion": rows.suggested,
         "wrong": rows.known_wrong,
     }
-    return sum(  # type: ignore[return-value]
+    return sum(
         (marks[name].astype(np.uint8) * np.uint8(bit) for name, bit in BITS.items()),
         start=np.zeros(len(rows), dtype=np.uint8),
     )

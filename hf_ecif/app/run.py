@@ -249,10 +249,10 @@ def new_folder(limits: Limits) -> Path:
 @cache
 def _folder_of_visitors() -> str:
     """Folder of this process for visitors' runs; those of processes that have ended go."""
-    for folder in Path(gettempdir()).glob("hf-ecif-runs-*"):
-        number = folder.name.split("-")[3]
+    for other in Path(gettempdir()).glob("hf-ecif-runs-*"):
+        number = other.name.split("-")[3]
         if number.isdigit() and not _is_running(int(number)):
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(other, ignore_errors=True)
     folder = mkdtemp(prefix=f"hf-ecif-runs-{os.getpid()}-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

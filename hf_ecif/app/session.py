@@ -32,7 +32,7 @@ class Session:
         span: state with the selected range of the influence as a positive, or None.
         row: state with the row that was pressed last and when, or None.
         tabs: the tabs, to switch between them.
-        changed: events after which the audit may be another one, such as a load of the page.
+        changed: events after which the audit may be another one: a desk was opened for it.
     """
 
     folder: gr.State

@@ -92,14 +92,24 @@ class ReviewLog:
             notes = {row: self._noted(row) for row in self._notes}
             return Review(
                 log=tuple(decision for _, decision in log),
-                threshold=self._threshold,
+                threshold=self._moved[0],
                 notes={row: note for row, note in sorted(notes.items()) if note},
             )
 
     @property
     def own_threshold(self) -> float | None:
         """The audit's threshold when the one of the review was chosen."""
-        return self._own
+        return self._moved[1]
+
+    def _forget(self) -> None:
+        self._steps: list[Step] = []
+        self._by_id: dict[str, int] = {}
+        self._undone: set[str] = set()
+        self._decided: defaultdict[int, list[int]] = defaultdict(list)
+        self._notes: defaultdict[int, list[int]] = defaultdict(list)
+        self._texts: dict[tuple[int, int], str] = {}
+        self._moved: tuple[float | None, float | None] = (None, None)
+        self._offset, self._is_torn = 0, False
 
     def _holds(self, row: int) -> tuple[int, Decision] | None:
         """The decision on a row, and the number of its step."""
@@ -152,24 +162,13 @@ class ReviewLog:
         elif "redo" in step:
             self._undone.discard(step["redo"])
         elif "threshold" in step:
-            self._threshold, self._own = step["threshold"], step.get("own")
+            self._moved = step["threshold"], step.get("own")
         else:
             told = self._notes if "note" in step else self._decided
             for row in step["rows"]:
                 told[row].append(number)
             for row, text in zip(step["rows"], step.get("texts") or (), strict=False):
                 self._texts[number, row] = text
-
-    def _forget(self) -> None:
-        self._steps: list[Step] = []
-        self._by_id: dict[str, int] = {}
-        self._undone: set[str] = set()
-        self._decided: defaultdict[int, list[int]] = defaultdict(list)
-        self._notes: defaultdict[int, list[int]] = defaultdict(list)
-        self._texts: dict[tuple[int, int], str] = {}
-        self._threshold: float | None = None
-        self._own: float | None = None
-        self._offset, self._is_torn = 0, False
 
     def _set_aside_others(self) -> None:
         """Decisions on other rows, which were in this place before, keep under another name."""

@@ -3,23 +3,29 @@
 import json
 import re
 import shutil
+import signal
 import time
 import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from queue import Queue
 
+import pyarrow.parquet as pq
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from hf_ecif.app import review_rows
+from hf_ecif.app import run as running
 from hf_ecif.app.app import launch, make_app
 from hf_ecif.app.limits import HOME, NEIGHBOURS, SPACE, Limits
 from hf_ecif.app.pictures import Pictures
+from hf_ecif.app.run import Run
 from hf_ecif.data.review_log import ReviewLog
 from tests.app.conftest import HTML
-from tests.app.visitor import CHROMIUM, FLAGS, PHONE, WAIT, Visitor, visit
+from tests.app.visitor import CHROMIUM, DESKTOP, FLAGS, PHONE, WAIT, Visitor, visit
 from tests.support.hub import server
 from tests.support.hub.calls import User
 from tests.support.hub.server import HubServer
@@ -499,6 +505,25 @@ class TestRun:
         stranger.tab("Review")
         stranger.sees("#review-progress", "0 decided")
 
+    def test_nothing_of_an_upload_stays_in_the_browser(self, stranger: Visitor, data: Path):
+        upload = data / "test.parquet"
+        captions = pq.read_table(upload)["text"].to_pylist()
+        stranger.tab("Run")
+        stranger["#run-upload input[type=file]"].set_input_files(upload)
+        stranger.sees("#run-upload", "test")
+        stranger.press("#run-start")
+        expect(stranger["#overview-tiles .figure"].first).to_have_text("40", timeout=4 * WAIT)
+        open_review(stranger)
+        stranger["#review-which"].select_option("all")
+        stranger.page.keyboard.press("k")
+        stranger["#review-caption"].fill("a caption of mine")
+        stranger.press("#review-recaption")
+        wait_for_server(stranger)
+        stranger.page.wait_for_timeout(1000)
+        kept = stranger.page.evaluate(KEPT)
+        assert "hf_ecif_visitor" in kept
+        assert not [text for text in (*captions, "a caption of mine", "data:image") if text in kept]
+
     @pytest.mark.parametrize(
         ("name", "content", "words"),
         [("data.parquet", b"<b>no", "This is no"), ("data.zip", bytes(1000), "This is no")],
@@ -602,6 +627,99 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(visitor: Visitor):
     visitor.page.keyboard.press("ArrowRight")
     visitor.sees("#review-detail", "row 1")
     expect(visitor["#review-cards"]).to_have_attribute("aria-activedescendant", "pair-1")
+
+
+# All that the page's origin keeps in this browser, as text.
+KEPT = """async () => {
+  const found = {...localStorage, ...sessionStorage, cookie: document.cookie};
+  for (const {name} of await indexedDB.databases()) {
+    const base = await new Promise(done => {
+      const asked = indexedDB.open(name);
+      asked.onsuccess = () => done(asked.result);
+    });
+    for (const store of base.objectStoreNames) {
+      found[`${name}/${store}`] = await new Promise(done => {
+        const asked = base.transaction(store).objectStore(store).getAll();
+        asked.onsuccess = () => done(asked.result);
+      });
+    }
+  }
+  for (const name of await caches.keys()) found[`cache ${name}`] = true;
+  return JSON.stringify(found);
+}"""
+
+
+class Endless:
+    """A process that goes on until it is ended."""
+
+    exitcode: int | None = None
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+    def terminate(self) -> None:
+        self.exitcode = -signal.SIGTERM
+
+    def join(self, seconds: float) -> None:
+        pass
+
+
+class TestQueue:
+    def test_who_waits_can_cancel_and_the_first_goes_on(
+        self, browser: Browser, many: str, data: Path, monkeypatch
+    ):
+        started = []
+
+        def start(request: dict, folder: Path, limits: Limits) -> Run:
+            started.append(Run(Endless(), Queue(), folder))
+            return started[-1]
+
+        monkeypatch.setattr(running, "_start", start)
+        for url in serve(many, NEIGHBOURS):
+            with visit(browser, url) as first, visit(browser, url) as second:
+                for visitor in (first, second):
+                    visitor.tab("Run")
+                    visitor["#run-upload input[type=file]"].set_input_files(data / "test.parquet")
+                    visitor.sees("#run-upload", "test")
+                    visitor.press("#run-start")
+                    expect(visitor["#run-cancel"]).to_be_enabled(timeout=WAIT)
+                second.page.wait_for_timeout(1000)
+                assert len(started) == 1
+                second.press("#run-cancel")
+                second.sees("#run-said", "Cancelled. Nothing was kept.")
+                expect(second["#run-start"]).to_be_enabled(timeout=WAIT)
+                assert started[0].process.is_alive()
+                first.press("#run-cancel")
+                first.sees("#run-said", "Cancelled. Nothing was kept.")
+                expect(first["#run-start"]).to_be_enabled(timeout=WAIT)
+                first.page.wait_for_timeout(1000)
+                assert not started[0].process.is_alive()
+                assert not started[0].folder.exists()
+                assert len(started) == 1  # the other one never began
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing_serious(browser: Browser, many_url: str, scheme: str, size: tuple):
+    with visit(browser, many_url, size, scheme) as visitor:
+        open_review(visitor)
+        assert not serious(visitor, "#review-place")
+        visitor.press("#review-mode")
+        assert not serious(visitor, "#review-place")
+        visitor.page.keyboard.press("?")
+        assert not serious(visitor, "#review-place")
+
+
+def serious(visitor: Visitor, place: str) -> list[str]:
+    """What axe-core has against a part of the page, but for what is of little weight."""
+    visitor.page.wait_for_timeout(300)
+    found = Axe().run(visitor.page, place).response["violations"]
+    return [
+        f"{one['id']}: {[node['target'] for node in one['nodes']]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
 
 
 NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, select, img')]

@@ -143,8 +143,9 @@ export class Grid {
     card.setAttribute('aria-selected', isSelected);
     card.setAttribute('aria-posinset', number + 1);
     card.setAttribute('aria-setsize', this.desk.items.length);
-    card.setAttribute('aria-label', this.#label(item));
-    words.replaceChildren(...(item.length > 1 ? this.#captions(item) : this.#caption(row)));
+    // Who hears a card hears which row it is, and what its figure is the probability of.
+    words.replaceChildren(unseen(`Row ${count(row)}: `),
+      ...(item.length > 1 ? this.#captions(item) : this.#caption(row)));
     facts.replaceChildren(...this.#facts(row, item.length));
   }
 
@@ -164,28 +165,15 @@ export class Grid {
   #facts(row, size) {
     const {rows, decisions} = this.desk, told = [];
     const code = decisions.code[row];
-    if (!Number.isNaN(rows.probability[row])) told.push(h('b', {}, share(rows.probability[row])));
-    if (code) told.push(h('i', {class: 'decision'}, WORDS[code]));
+    if (!Number.isNaN(rows.probability[row])) {
+      told.push(h('b', {}, share(rows.probability[row])), unseen(' likely wrong, '));
+    }
+    told.push(code ? h('i', {class: 'decision'}, WORDS[code]) : unseen('not decided'));
     if (size > 1) told.push(h('i', {}, `${size} captions`));
     if (rows.isBorderline(row)) told.push(h('i', {}, 'borderline'));
     if (rows.finding(row)) told.push(h('i', {}, rows.finding(row).replaceAll('_', ' ')));
     if (decisions.notes.has(row)) told.push(h('i', {}, 'note'));
     return told;
-  }
-
-  /** The card in words: what it shows, how likely it is wrong, and what was decided. */
-  #label(item) {
-    const {rows, decisions} = this.desk;
-    return item.slice(0, CAPTIONS).map(row => {
-      const words = decisions.texts.get(row)
-        ?? rows.details.get(row)?.caption.map(([text]) => text).join('') ?? 'loading';
-      const likely = rows.probability[row];
-      return [
-        `Row ${count(row)}: ${words || 'no caption'}`,
-        Number.isNaN(likely) ? '' : `${share(likely)} likely wrong`,
-        WORDS[decisions.code[row]] || 'not decided',
-      ].filter(Boolean).join(', ');
-    }).join('; ');
   }
 
   #point() {
@@ -206,3 +194,5 @@ export class Grid {
     }
   }
 }
+
+const unseen = text => h('span', {class: 'unseen'}, text);
