@@ -25,7 +25,7 @@ from hf_ecif.applications.review import apply_review
 OPEN = """
 const tell = () => document.dispatchEvent(new CustomEvent('review-told', {detail: element}));
 document.addEventListener('review-unselect', () => trigger('clear', {}));
-watch('value', tell);
+new MutationObserver(tell).observe(element, {childList: true, subtree: true, attributes: true});
 tell();
 """
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import xxhash
 from datasets import ClassLabel, Features
 
-from hf_ecif.app.selection import Audit
+from hf_ecif.app.selection import Audit, open_audit
 from hf_ecif.data.columns import COLUMNS
 from hf_ecif.errors import UserError
 from hf_ecif.utils.formatting import estimate, number, superscript
@@ -153,7 +153,7 @@ def pictures(folder: str) -> np.ndarray:
 
     Only rows in groups of duplicates are compared, if the audit has looked for these.
     """
-    audit = _opened(folder)
+    audit = open_audit(folder)
     rows = audit.rows
     grouped = np.isfinite(rows.duplicate)
     among = np.flatnonzero(grouped) if grouped.any() else np.arange(len(rows))
@@ -214,7 +214,7 @@ def _findings(audit: Audit) -> tuple[np.ndarray, list[str]]:
 
 @lru_cache(maxsize=16)
 def _choices_of(folder: str) -> tuple[str, ...]:
-    audit = _opened(folder)
+    audit = open_audit(folder)
     image = audit.summary.columns.image
     schema = audit.rows.schema
 
@@ -239,18 +239,12 @@ def _features(audit: Audit) -> Features:
     return Features.from_arrow_schema(audit.rows.schema)
 
 
-def _opened(folder: str) -> Audit:
-    from hf_ecif.app.selection import open_audit
-
-    return open_audit(folder)
-
-
 @lru_cache(maxsize=2)
 def _words(folder: str) -> Any:
     """Captions by their words, rare ones first: a sparse matrix of rows of length one."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    audit = _opened(folder)
+    audit = open_audit(folder)
     captions = audit.rows.column(audit.summary.columns.text).fill_null("").to_pylist()
     try:
         return TfidfVectorizer(dtype=np.float32, sublinear_tf=True).fit_transform(captions)

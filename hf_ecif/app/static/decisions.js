@@ -236,13 +236,19 @@ class Store {
   }
 
   forget(step) {
-    localStorage.removeItem(this.prefix + step.id);
+    try {
+      localStorage.removeItem(this.prefix + step.id);
+    } catch { /* then it is not there */ }
   }
 
   all() {
-    const names = Object.keys(localStorage).filter(name => name.startsWith(this.prefix));
-    const steps = names.map(name => JSON.parse(localStorage.getItem(name)));
-    return steps.filter(Boolean).sort((one, other) => one.at - other.at);
+    try {
+      const names = Object.keys(localStorage).filter(name => name.startsWith(this.prefix));
+      const steps = names.map(name => JSON.parse(localStorage.getItem(name)));
+      return steps.filter(Boolean).sort((one, other) => one.at - other.at);
+    } catch {
+      return []; // it is forbidden here
+    }
   }
 }
 

@@ -9,6 +9,7 @@ const GAP = 8;
 const BEYOND = 2; // lines of cards above and below those in sight
 const CAPTIONS = 5; // of a card that holds a picture with all its captions
 const LINE = 18;
+const TALLEST = 8_000_000; // pixels; browsers cut off what is much taller
 
 export class Grid {
   /**
@@ -31,7 +32,7 @@ export class Grid {
     new ResizeObserver(() => this.layout()).observe(this.element);
   }
 
-  #cards = new Map(); #across = 1;
+  #cards = new Map(); #across = 1; #ratio = 1;
 
   get across() {
     return this.#across;
@@ -49,7 +50,10 @@ export class Grid {
     this.element.style.setProperty('--picture', `${this.picture}px`);
     this.element.style.setProperty('--lines', lines);
     const tall = Math.ceil(this.desk.items.length / this.#across) * (this.height + GAP);
-    this.space.style.height = `${tall}px`;
+    this.space.style.height = `${Math.min(tall, TALLEST)}px`;
+    // Of a list that is too tall, each pixel scrolled is several of the list.
+    const seen = this.element.clientHeight;
+    this.#ratio = tall > TALLEST ? (tall - seen) / (TALLEST - seen) : 1;
     this.#clear();
     this.#draw();
   }
@@ -68,10 +72,10 @@ export class Grid {
     const number = this.desk.place.get(row);
     if (number === undefined || !this.height) return;
     const top = Math.floor(number / this.#across) * (this.height + GAP);
-    const {scrollTop, clientHeight} = this.element;
-    if (top < scrollTop) this.element.scrollTop = top;
-    else if (top + this.height > scrollTop + clientHeight) {
-      this.element.scrollTop = top + this.height - clientHeight + GAP;
+    const {clientHeight} = this.element, offset = this.#offset();
+    if (top < offset) this.element.scrollTop = top / this.#ratio;
+    else if (top + this.height > offset + clientHeight) {
+      this.element.scrollTop = (top + this.height - clientHeight + GAP) / this.#ratio;
     }
     this.#draw();
   }
@@ -89,8 +93,8 @@ export class Grid {
 
   #draw() {
     if (!this.height || !this.element.clientHeight || !this.desk.items.length) return;
-    const {scrollTop, clientHeight} = this.element, step = this.height + GAP;
-    const first = Math.max(0, Math.floor(scrollTop / step) - BEYOND) * this.#across;
+    const {clientHeight} = this.element, step = this.height + GAP;
+    const first = Math.max(0, Math.floor(this.#offset() / step) - BEYOND) * this.#across;
     const lines = Math.ceil(clientHeight / step) + 2 * BEYOND + 1;
     const end = Math.min(this.desk.items.length, first + lines * this.#across);
     for (const [number, card] of this.#cards) {
@@ -102,18 +106,18 @@ export class Grid {
     for (let number = first; number < end; number++) {
       wanted.push(...this.desk.items[number].slice(0, CAPTIONS));
       if (!this.#cards.has(number)) this.#add(number);
+      else if (this.#ratio > 1) this.#place(this.#cards.get(number), number);
     }
     this.desk.rows.want(wanted);
     this.#point();
   }
 
   #add(number) {
-    const left = (number % this.#across) * (this.width + GAP);
-    const top = Math.floor(number / this.#across) * (this.height + GAP);
     const card = h('div', {
       class: 'card', role: 'option', id: `pair-${number}`,
-      style: `width:${this.width}px;height:${this.height}px;transform:translate(${left}px,${top}px)`,
+      style: `width:${this.width}px;height:${this.height}px`,
     });
+    this.#place(card, number);
     card.append(
       h('img', {alt: '', decoding: 'async', fetchpriority: 'low', src: this.#address(number)}),
       h('span', {class: 'tick', 'data-tick': '1', 'aria-hidden': 'true'}),
@@ -123,6 +127,18 @@ export class Grid {
     this.#cards.set(number, card);
     this.#fill(card, number);
     this.space.append(card);
+  }
+
+  /** How far the list is scrolled, in its own pixels. */
+  #offset() {
+    return this.element.scrollTop * this.#ratio;
+  }
+
+  #place(card, number) {
+    const left = (number % this.#across) * (this.width + GAP);
+    const top = Math.floor(number / this.#across) * (this.height + GAP);
+    const shift = this.element.scrollTop - this.#offset();
+    card.style.transform = `translate(${left}px,${top + shift}px)`;
   }
 
   #address(number) {
