@@ -106,7 +106,7 @@ export class Filters {
     this.findingField.select.value = this.finding;
     this.orderField.select.value = this.order;
     this.columnField.select.value = this.column;
-    this.textField.value = this.text;
+    if (document.activeElement !== this.textField) this.textField.value = this.text;
     this.direction.setAttribute('aria-pressed', this.reversed);
     const told = [];
     if (this.span) {

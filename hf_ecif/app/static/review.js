@@ -149,7 +149,7 @@ class Review {
     this.#anchor = null;
     filters.draw(name => this.#widen(name));
     this.nothing.hidden = this.order.length > 0;
-    this.nothing.textContent = this.#nothing();
+    this.nothing.textContent = this.order.length ? '' : this.#nothing();
     this.grid.element.hidden = !this.order.length;
     this.picturesButton.setAttribute('aria-pressed', this.grouped);
     this.grid.layout();
