@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from hf_ecif.reports.html import environment
 
@@ -25,4 +28,10 @@ element.addEventListener('click', event => {
 
 def render(template: str, **values: Any) -> str:
     """HTML of a template with these values."""
-    return environment(__package__).get_template(f"{template}.html.j2").render(**values)
+    return _environment().get_template(f"{template}.html.j2").render(**values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """One environment, which compiles each template once."""
+    return environment(__package__)

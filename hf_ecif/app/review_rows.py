@@ -7,6 +7,7 @@ and finding the next row need no server.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
@@ -25,6 +26,7 @@ from hf_ecif.utils.formatting import estimate, number, superscript
 
 MOST_NAMES = 500  # of the values of a column that can be chosen from a list
 MOST_SIMILAR = 60
+MOST_WORDS = 16  # of a caption, that others are compared by
 BITS = {"readable": 1, "flag": 2, "borderline": 4, "suggestion": 8, "wrong": 16}
 # Columns that the page has in another form, or that are of no use in a list.
 HIDDEN = {"ecif_flag", "ecif_borderline", "ecif_wrong_words", "ecif_reason", "ecif_suggested_text"}
@@ -137,7 +139,7 @@ def similar(audit: Audit, row: int) -> list[dict[str, Any]]:
     captions = rows.column(audit.summary.columns.text)
     same = pc.equal(captions, captions[row]).fill_null(False).to_numpy()
     sections.append(("with the same caption", np.flatnonzero(same)))
-    sections.append(("with captions of the same words", _alike(str(audit.folder), row)))
+    sections.append(("with captions of the same words", _alike(captions, row)))
     seen, told = {row}, []
     for how, numbers in sections:
         new = [int(other) for other in numbers if int(other) not in seen][:MOST_SIMILAR]
@@ -239,27 +241,23 @@ def _features(audit: Audit) -> Features:
     return Features.from_arrow_schema(audit.rows.schema)
 
 
-@lru_cache(maxsize=2)
-def _words(folder: str) -> Any:
-    """Captions by their words, rare ones first: a sparse matrix of rows of length one."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+def _alike(captions: pa.ChunkedArray, row: int) -> np.ndarray:
+    """Rows whose captions share words with a row's, the nearest first.
 
-    audit = open_audit(folder)
-    captions = audit.rows.column(audit.summary.columns.text).fill_null("").to_pylist()
-    try:
-        return TfidfVectorizer(dtype=np.float32, sublinear_tf=True).fit_transform(captions)
-    except ValueError:  # no caption has a word
-        return None
-
-
-def _alike(folder: str, row: int) -> np.ndarray:
-    """Rows whose captions share the most words with a row's, the nearest first."""
-    words = _words(folder)
-    if words is None:
-        return np.array([], dtype=int)
-    likeness = (words @ words[row].T).toarray()[:, 0]
-    order = np.argsort(-likeness, kind="stable")[: MOST_SIMILAR + 1]
-    return order[likeness[order] > 0]
+    A word counts by how rare it is, and a caption by its length: that of term frequency and inverse
+    document frequency, but for the words of one caption alone, so that no index is kept.
+    """
+    found = re.findall(r"\w{2,}", (captions[row].as_py() or "").lower())
+    nearness = np.zeros(len(captions))
+    for word in list(dict.fromkeys(found))[:MOST_WORDS]:
+        pattern = rf"\b{re.escape(word)}\b"
+        has = pc.match_substring_regex(captions, pattern, ignore_case=True)
+        has = has.fill_null(False).to_numpy()
+        nearness += has * np.log(len(captions) / max(has.sum(), 1))
+    lengths = pc.utf8_length(captions).fill_null(1).to_numpy()
+    nearness /= np.sqrt(np.maximum(lengths, 1))
+    order = np.argsort(-nearness, kind="stable")[: MOST_SIMILAR + 1]
+    return order[nearness[order] > 0]
 
 
 def _number(value: float) -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.parquet_rows import ParquetRows
@@ -130,4 +131,6 @@ def open_audit(folder: str) -> Audit:
     """
     audit = AuditFolder(Path(folder).expanduser())
     summary = audit.read_summary()
-    return Audit(audit.path, summary, ScoredRows(ParquetRows(audit.shards("scored")), summary))
+    rows = ScoredRows(ParquetRows(audit.shards("scored")), summary)
+    pa.default_memory_pool().release_unused()  # what reading whole columns took
+    return Audit(audit.path, summary, rows)

@@ -38,7 +38,7 @@ class ParquetRows:
         if not files:
             raise UserError("The rows of this audit are missing: it has no parquet files.")
         try:
-            self._files = [pq.ParquetFile(file, memory_map=True) for file in files]
+            self._files = [pq.ParquetFile(file) for file in files]
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"The rows of this audit cannot be read: {error}.") from error
         self._schema: pa.Schema = self._files[0].schema_arrow

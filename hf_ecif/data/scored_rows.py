@@ -133,8 +133,11 @@ class ScoredRows:
 
     @cached_property
     def suggested(self) -> Bools:
-        """Rows with a caption that fits better, ``(N,)``."""
-        return np.isfinite(self.margin)
+        """Rows with a caption that fits better, ``(N,)``.
+
+        Without a probability of being right, as in version 0.1, most of them are wrong.
+        """
+        return np.isfinite(self.chance)
 
     @cached_property
     def known_wrong(self) -> Bools:
@@ -147,6 +150,8 @@ class ScoredRows:
 
     def suggestion(self, row: int) -> str | None:
         """The caption that fits better, in full."""
+        if not self.suggested[row]:
+            return None
         return str(self._cells(row).get("ecif_suggested_text") or "") or None
 
     @property

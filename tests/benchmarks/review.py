@@ -1,8 +1,8 @@
 """How long does a person take to judge five hundred rows in the browser, and is any verdict lost?
 
-    python -m tests.benchmarks.review                       # 500 rows of 10,000, then of 100,000
-    python -m tests.benchmarks.review --quick               # 20 rows of 1,492
-    python -m tests.benchmarks.review --checkout OTHER --judged 40 --output ...  # another version's
+    python -m tests.benchmarks.review                       # of 10,000 rows, then of 100,000
+    python -m tests.benchmarks.review --quick               # 20 of 1,492 rows
+    python -m tests.benchmarks.review --checkout OTHER --judged 20   # another version beside it
 
 A script with Chromium looks at a pair for a while once its picture and its caption are on the
 screen, and presses a key; the pair that comes next is waited for. *Wait* is the time from the key
@@ -41,12 +41,13 @@ from hf_ecif.data.summary import Summary
 from tests.app.visitor import CHROMIUM, FLAGS
 from tests.benchmarks.shared import parser, print_table, save, write_table
 
-SIZES, QUICK = (10_000, 100_000), (1_492,)
-JUDGED, QUICK_JUDGED = 500, 20
 LOOKING = 0.8  # seconds
+# Rows of the audit, how many are judged, and seconds of looking at each.
+RUNS = ((10_000, 500, LOOKING), (10_000, 500, 0.0), (100_000, 200, 0.0))
+QUICK = ((1_492, 20, LOOKING),)
 HERE = Path(__file__).parents[2]
 HEADING = (
-    *("rows", "judged", "looking, s", "wait, ms: median", "95 %", "longest", "a row, s"),
+    *("version", "rows", "judged", "looking, s", "wait, ms: median", "95 %", "longest", "a row, s"),
     *("lost or elsewhere", "charts and cards, s", "server, MB"),
 )
 # The number of the row that is on the screen with its picture, or null.
@@ -73,24 +74,26 @@ WATCH = f"""() => {{
 
 def main() -> None:
     options = parser(__doc__, "review")
-    options.add_argument("--judged", type=int, help="rows that are judged")
-    options.add_argument("--checkout", type=Path, default=HERE, help="of the version to measure")
+    options.add_argument("--checkout", type=Path, help="another version, measured beside this one")
+    options.add_argument("--judged", type=int, default=20, help="rows that are judged in that one")
     chosen = options.parse_args()
-    sizes = QUICK if chosen.quick else SIZES
-    judged = chosen.judged or (QUICK_JUDGED if chosen.quick else JUDGED)
-    results = []
-    for size in sizes:
-        for looking in (LOOKING, 0.0):
-            with TemporaryDirectory(prefix="hf-ecif-review-") as place:
-                audit = write_audit(Path(place) / "audit", size)
-                found = measure(audit, chosen.checkout, judged, looking)
-                results.append({"rows": size, "judged": judged, "looking": looking} | found)
-    settings = {"sizes": sizes, "judged": judged, "looking": LOOKING}
-    save(chosen.output, settings, results)
+    runs = QUICK if chosen.quick else RUNS
+    results = [_run("this one", HERE, *run) for run in runs]
+    if chosen.checkout:
+        size, _, looking = runs[0]
+        results.append(_run("the one before", chosen.checkout, size, chosen.judged, looking))
+    save(chosen.output, {"runs": runs, "judged before": chosen.judged}, results)
     rows = [_row(result) for result in results]
     title = "Five hundred rows judged in the browser"
     print_table(title, HEADING, rows)
     write_table(chosen.output, title, HEADING, rows, (__doc__ or "").split("\n\n", 2)[2].strip())
+
+
+def _run(version: str, checkout: Path, size: int, judged: int, looking: float) -> dict[str, Any]:
+    with TemporaryDirectory(prefix="hf-ecif-review-") as place:
+        audit = write_audit(Path(place) / "audit", size)
+        facts = {"version": version, "rows": size, "judged": judged, "looking": looking}
+        return facts | measure(audit, checkout, judged, looking)
 
 
 def write_audit(folder: Path, count: int) -> Path:
@@ -211,6 +214,7 @@ def _row(result: dict[str, Any]) -> list[str]:
     wait = [f"{result['wait'][name]:.0f}" for name in ("median", "95 %", "longest")]
     lost = result["lost or elsewhere"]
     return [
+        result["version"],
         f"{result['rows']:,}",
         str(result["judged"]),
         f"{result['looking']:.1f}",
