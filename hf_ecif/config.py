@@ -11,7 +11,8 @@ import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from hf_ecif.errors import UserError
 
@@ -33,6 +34,9 @@ RATE_OF_LAYERS = 1e-4  # of last_block and its like, and of what a regular expre
 
 
 Strategy = Literal["drop", "worst", "weight", "relabel"]  # of a cleaning
+RowFormat = Literal[  # of rows on disk
+    "saved", "parquet", "arrow", "csv", "json", "webdataset", "imagefolder", "sidecars"
+]
 ExportFormat = Literal[
     "parquet-ids",
     "uids",
@@ -88,6 +92,18 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def choices_of(hint: Any) -> tuple[Any, ...]:
+    """Values among which a field chooses, besides None; none of a field of another type.
+
+    >>> choices_of(Literal["a", "b"] | None), choices_of(int)
+    (('a', 'b'), ())
+    """
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    return next((get_args(one) for one in parts if get_origin(one) is Literal), ())
+
+
 @dataclass(frozen=True)
 class Options:
     """Fields made by `option`, checked when they are set.
@@ -108,8 +124,8 @@ class Options:
                 raise UserError(f"{named}: must be at least {least:g}.")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{named}: must be finite.")
-            choices = get_args(hints[one.name])
-            if get_origin(hints[one.name]) is Literal and value not in choices:
+            choices = choices_of(hints[one.name])
+            if choices and value is not one.default and value not in choices:
                 raise UserError(f"{named}: must be one of {', '.join(choices)}.")
 
     @classmethod
@@ -183,7 +199,7 @@ class InfluenceConfig(Config):
     Raises:
         UserError: a value is out of its range.
 
-    Example:
+    Examples:
         >>> from hf_ecif import InfluenceConfig
         >>> InfluenceConfig(parameters="last_block", probes=4).learning_rate
         0.0001
@@ -356,7 +372,7 @@ class DetectionConfig(Config):
     Raises:
         UserError: a value is out of its range.
 
-    Example:
+    Examples:
         >>> from hf_ecif import DetectionConfig
         >>> DetectionConfig(injected_share=0.2).injected_share
         0.2

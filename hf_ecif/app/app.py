@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from hf_ecif.app import overview, what_if
+from hf_ecif.app import calibrate, findings, overview, what_if
 from hf_ecif.app import publish as publishing
 from hf_ecif.app import review as reviewing
 from hf_ecif.app import run as running
@@ -78,10 +78,14 @@ def make_app(
         session.changed.append(session.reviews.change)
         session.tabs.render()
         with session.tabs:
-            with gr.Tab("Overview", id="overview"):
-                overview.build(session)
+            with gr.Tab("Overview", id="overview") as tab:
+                overview.build(session, tab)
             with gr.Tab("Review", id="review"):
                 reviewing.build(session)
+            with gr.Tab("Findings", id="findings") as tab:
+                findings.build(session, tab)
+            with gr.Tab("Calibrate", id="calibrate") as tab:
+                calibrate.build(session, limits, tab)
             with gr.Tab("Trace", id="trace"):
                 tracing.build(session)
             with gr.Tab("What if", id="what-if"):

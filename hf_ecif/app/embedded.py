@@ -12,12 +12,13 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from hf_ecif.data.audit_folder import SUMMARY, AuditFolder
-from hf_ecif.data.demo import demo_folder
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.parquet import write_shards
 from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
+from hf_ecif.utils.demo import demo_folder
 from hf_ecif.utils.files import write_json
+from hf_ecif.utils.hub_paths import hide_folders
 
 ABOUT = "A CLIP with 1.7 M parameters on pictures it has never seen; every fifth caption is wrong."
 _SCORES = "scores.parquet"
@@ -31,7 +32,6 @@ def save_columns(audit: Path, place: Path) -> None:
         place: the demo's folder.
     """
     from hf_ecif.data.columns import COLUMNS  # imports torch, which an app needs later, if at all
-    from hf_ecif.hub.markdown import hide_folders
 
     scored = load_rows(str(AuditFolder(audit).scored), "train")
     columns = [name for name in scored.column_names if name in COLUMNS]

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from hf_ecif.app.selection import open_audit
 from hf_ecif.applications.requests import Sources
-from hf_ecif.applications.sources import open_sources
+from hf_ecif.applications.sources import Opened, open_sources, read_named
 from hf_ecif.applications.tracing import find_errors, responsibility
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.images import thumbnail
-from hf_ecif.data.loading import load_rows
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
@@ -264,14 +263,22 @@ def _prepare(folder: str) -> Prepared:
     audit = open_audit(folder)
     summary, query = audit.summary, audit.summary.query
     config = InfluenceConfig.from_dict(_known(summary.config), "summary.json")
+    reading, columns = summary.reading, query.columns
     sources = Sources(
         model=_find(summary.model, audit.folder),
         dataset=_find(summary.dataset, audit.folder),
         split=summary.split,
-        query=query.dataset and _find(query.dataset, audit.folder),
-        query_split=query.split or "validation",
+        config_name=reading.config,
         image_column=summary.columns.image,
-        text_column=summary.columns.text,
+        text_column=reading.text or summary.columns.text,
+        template=reading.template,
+        limit=reading.limit,
+        sample=reading.sample,
+        query=query.dataset and _find(query.dataset, audit.folder),
+        query_split=query.split,
+        query_config=query.config,
+        query_image_column=columns.image if columns else None,
+        query_text_column=columns.text if columns else None,
         processor=summary.processor,
     )
     opened = open_sources(sources, config)
@@ -287,18 +294,20 @@ def _prepare(folder: str) -> Prepared:
         influence=opened.model.fit(distinct_pairs(joined).rows, queries),
         rows=rows,
         query=queries,
-        test=_read_test(opened.model, sources),
-        query_images=cells[sources.image_column],
+        test=_read_test(opened),
+        query_images=cells[summary.columns.image],
     )
 
 
-def _read_test(model: LoadedModel, sources: Sources) -> Rows | None:
+def _read_test(opened: Opened) -> Rows | None:
     """Rows of the split `test`, if it was neither audited nor used as the query."""
+    sources = opened.sources
     if TEST in (sources.split, sources.query_split):
         return None
     try:
-        cells = load_rows(sources.dataset, TEST)
-        return model.read(cells.select(range(min(len(cells), MOST_TEST))), *sources.columns)
+        named = read_named("test", sources.dataset, TEST, config=sources.config_name)
+        cells = opened.like.make(named).rows
+        return opened.model.read(cells.select(range(min(len(cells), MOST_TEST))), *sources.columns)
     except UserError:  # there is no such split, or it has other columns
         return None
 

@@ -18,12 +18,17 @@ from hf_ecif.app.session import (
     read_review,
     review_row,
 )
-from hf_ecif.utils.formatting import number, superscript
+from hf_ecif.data.summary import Summary
+from hf_ecif.reports.steps import after_audit
+from hf_ecif.utils.formatting import number, share, superscript
 
 BINS = 40
 MOST_POINTS = 4000  # largest number in a scatter plot, for the browser's sake
 SHOWN = 16
 HEIGHT = 340
+UNKNOWN = "No probability of being misaligned can be given: the model cannot tell."
+FITS_LEAST = "<p>What fits least by this model, whose order is little better than chance here:</p>"
+BASE, DRAWN = 256, 240  # of the histogram: its lower edge, and its height
 WORDS = {"keep": "keep", "remove": "remove", "recaption": "new caption", "unsure": "not sure"}
 COLOURS = {"kept": "#4a7a96", "flagged": "#c1501b"}
 
@@ -31,34 +36,25 @@ COLOURS = {"kept": "#4a7a96", "flagged": "#c1501b"}
 class Overview(NamedTuple):
     """Values of the tab's components, in the order of `outputs`."""
 
+    notes: str
     tiles: str
-    histogram: pd.DataFrame
+    histogram: str
     scatter: gr.ScatterPlot
     picked: str
     clear: gr.Button
     cards: str
 
 
-def build(session: Session) -> None:
-    """Lay out the tab and connect it."""
+def build(session: Session, tab: gr.Tab) -> None:
+    """Lay out the tab and connect it; whoever comes back to it sees what was decided since."""
+    notes = gr.HTML(elem_id="overview-notes")
     tiles = gr.HTML(elem_id="overview-tiles")
     with gr.Row(elem_classes="bar"):
         session.threshold.render()
         reset = gr.Button("Reset to the audit's", size="sm", scale=0, min_width=160)
     gr.HTML(render("legend", entries=COLOURS))
     with gr.Row():
-        histogram = gr.BarPlot(
-            x="probability",
-            y="pairs",
-            color="what",
-            color_map=COLOURS,
-            x_title="probability of being misaligned",
-            colors_in_legend=[],
-            label="How sure the detector is",
-            height=HEIGHT,
-            elem_classes="figure",
-            elem_id="overview-histogram",
-        )
+        histogram = gr.HTML(elem_id="overview-histogram")
         scatter = gr.ScatterPlot(
             x="positive",
             y="negative",
@@ -78,8 +74,8 @@ def build(session: Session) -> None:
     cards = gr.HTML(js_on_load=PICK, elem_id="overview-cards")
 
     inputs = [session.folder, session.reviews, session.threshold, session.span]
-    outputs = [tiles, histogram, scatter, picked, clear, cards]
-    changes = [*session.changed, session.threshold.change, session.span.change]
+    outputs = [notes, tiles, histogram, scatter, picked, clear, cards]
+    changes = [*session.changed, session.threshold.change, session.span.change, tab.select]
     gr.on(changes, show, inputs, outputs, **REDRAW)
     session.threshold.input(
         keep_threshold,
@@ -99,6 +95,8 @@ def show(folder: str, reviews: str | None, threshold: float, span: Span | None) 
     review = read_review(reviews, audit)
     flags = audit.flags(threshold)
     rows = audit.pick("flagged", threshold, review, span)
+    if abstains := audit.summary.noise.abstains:
+        rows = audit.rows.order(audit.rows.readable, -audit.rows.suspicion)
     values = {
         "summary": audit.summary,
         "flagged": int(flags.sum()),
@@ -108,10 +106,13 @@ def show(folder: str, reviews: str | None, threshold: float, span: Span | None) 
         "threshold": threshold,
     }
     return Overview(
+        _say_notes(audit.summary),
         render("tiles", **values),
-        histogram_table(audit, threshold),
+        render("nothing", text=UNKNOWN)
+        if abstains
+        else draw_histogram(histogram_table(audit, threshold), threshold),
         _draw_scatter(audit, threshold),
-        _say_picked(len(rows), span),
+        FITS_LEAST if abstains else _say_picked(len(rows), span),
         gr.Button(visible=span is not None),
         render(
             "cards",
@@ -141,6 +142,29 @@ def histogram_table(audit: Audit, threshold: float) -> pd.DataFrame:
         pairs, _ = np.histogram(audit.rows.probability[chosen], edges)
         parts.append(pd.DataFrame({"probability": centres, "pairs": pairs, "what": what}))
     return pd.concat(parts, ignore_index=True)
+
+
+def draw_histogram(table: pd.DataFrame, threshold: float) -> str:
+    """HTML of the histogram, on a logarithmic scale: a few flagged pairs are seen beside many."""
+    top = max(int(table["pairs"].groupby(table["probability"]).sum().max()), 10)
+    # A bar of one pair has a height, and one of none has none.
+    height = {0: 0.0} | {n: 1.0 + np.log10(n) for n in table["pairs"].unique() if n}
+    scale = DRAWN / (1.0 + np.log10(top))
+    bars = []
+    for _, what, probability, pairs in table[["what", "probability", "pairs"]].itertuples():
+        tall = scale * height[pairs]
+        low, high = probability - 0.5 / BINS, probability + 0.5 / BINS
+        told = f"{share(low)} to {share(high)}: {pairs:,} {what}"
+        x, y = 44 + 408 * low + 1, BASE - tall
+        bars.append({"what": what, "x": x, "y": y, "height": tall, "told": told})
+    powers = range(int(np.log10(top)) + 1)
+    ticks = [(BASE - scale * (1 + power), number(10**power)) for power in powers]
+    counts = table.groupby("what")["pairs"].sum()
+    name = (
+        f"Histogram of the probability of being misaligned: {counts['kept']:,} pairs kept, "
+        f"{counts['flagged']:,} flagged from {share(threshold)} on"
+    )
+    return render("histogram", bars=bars, ticks=ticks, name=name, threshold=threshold)
 
 
 def scatter_table(audit: Audit, threshold: float) -> pd.DataFrame:
@@ -175,6 +199,16 @@ def _draw_scatter(audit: Audit, threshold: float) -> gr.ScatterPlot:
     unit = f"10{superscript(exponent)} nats" if exponent else "nats"
     return gr.ScatterPlot(
         scatter_table(audit, threshold), x_title=f"influence as a positive, in {unit}"
+    )
+
+
+def _say_notes(summary: Summary) -> str:
+    """HTML of warnings, and of what to do where the audit abstains."""
+    return render(
+        "notes",
+        abstains=summary.noise.abstains,
+        steps=list(after_audit(summary)) if summary.noise.abstains else [],
+        warnings=summary.warnings,
     )
 
 

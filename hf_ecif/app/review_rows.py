@@ -21,6 +21,7 @@ from datasets import ClassLabel, Features
 
 from hf_ecif.app.selection import Audit, open_audit
 from hf_ecif.data.columns import COLUMNS
+from hf_ecif.data.scored_rows import split_reason
 from hf_ecif.errors import UserError
 from hf_ecif.utils.formatting import estimate, number, superscript
 
@@ -162,8 +163,8 @@ def pictures(folder: str) -> np.ndarray:
     first: dict[bytes, int] = {}
     found = np.arange(len(rows), dtype="<i4")
     for row in among.tolist():
-        content = (rows.cell(row) or {}).get("bytes")
-        if content:
+        cell = rows.cell(row)
+        if isinstance(cell, dict) and (content := cell.get("bytes")):
             found[row] = first.setdefault(xxhash.xxh3_128_digest(content), row)
     return found
 
@@ -175,7 +176,7 @@ def _detail(audit: Audit, row: int) -> dict[str, Any]:
     return {
         "row": row,
         "caption": rows.marked(row),
-        "reason": rows.reason(row),
+        "reasons": split_reason(rows.reason(row) or ""),
         "suggestion": suggestion,
         "chance": _number(rows.chance[row]) if suggestion else None,
         "margin": _number(rows.margin[row]) if suggestion else None,

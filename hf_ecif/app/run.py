@@ -184,11 +184,11 @@ def run(
         request = {
             "model": own_model if model == OWN_MODEL else _model_name(model or "", limits),
             "dataset": _find_data(name, upload, folder, limits),
-            "split": "train" if (upload or "").endswith(".parquet") else split,
-            "image_column": image,
-            "text_column": text,
+            "split": None if (upload or "").endswith(".parquet") else split.strip() or None,
+            "image_column": image.strip() or None,
+            "text_column": text.strip() or None,
             "query": _data_name(query.strip(), limits) if query.strip() else None,
-            "query_split": query_split,
+            "query_split": query_split.strip() or None,
             "output": str(folder / "audit"),
         }
     except UserError as error:

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from hf_ecif.applications.analysis import Analysis, analyse, read_beside
 from hf_ecif.applications.audit_summary import summarise
 from hf_ecif.applications.given import MOST_STREAMED, Rowset, open_given
+from hf_ecif.applications.judged import JudgedRows, judge_rows, with_columns
 from hf_ecif.applications.outputs import require_free, require_outside
-from hf_ecif.applications.requests import AuditOptions, AuditRequest
+from hf_ecif.applications.requests import LEARN_ROWS, AuditOptions, AuditRequest
 from hf_ecif.applications.result import Audit, Traced
 from hf_ecif.applications.sources import open_sources
 from hf_ecif.applications.trace import (
@@ -21,7 +22,7 @@ from hf_ecif.applications.trace import (
     describe_errors_and_causes,
     describe_found,
 )
-from hf_ecif.config import SUGGEST_PROBABILITY, DetectionConfig, InfluenceConfig
+from hf_ecif.config import SUGGEST_PROBABILITY, DetectionConfig, InfluenceConfig, RowFormat
 from hf_ecif.data.audit_folder import RESULTS, SUMMARY, AuditFolder
 from hf_ecif.data.schema import drop_influence_columns
 from hf_ecif.data.summary import (
@@ -31,11 +32,12 @@ from hf_ecif.data.summary import (
     TraceSummary,
 )
 from hf_ecif.detection.annotate import add_columns
+from hf_ecif.detection.auditor import Auditor
 from hf_ecif.errors import UserError
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
-from hf_ecif.utils.files import CHECKPOINTS
+from hf_ecif.utils.files import CHECKPOINTS, scratch_file
 from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 from hf_ecif.utils.stopwatch import Stopwatch
 
@@ -43,14 +45,25 @@ SHOWN_TRACED = 8
 
 
 def audit(
-    model: InfluenceModel | PreTrainedModel | str | Path,
-    dataset: Rowset,
+    model: InfluenceModel | PreTrainedModel | str | Path | None = None,
+    dataset: Rowset | None = None,
     query: Rowset | None = None,
     *,
     split: str | None = None,
     query_split: str | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
+    config_name: str | None = None,
+    query_config: str | None = None,
+    query_image_column: str | None = None,
+    query_text_column: str | None = None,
+    template: str | None = None,
+    limit: int | None = None,
+    sample: int | None = None,
+    format: RowFormat | None = None,
+    embeddings: str | Path | None = None,
+    embeddings_key: str | None = None,
+    logit_scale: float | None = None,
     processor: Any = None,
     config: InfluenceConfig | None = None,
     truth_column: str | None = None,
@@ -62,6 +75,7 @@ def audit(
     suggest_probability: float = SUGGEST_PROBABILITY,
     suggest_margin: float = 0.0,
     trace: int = 0,
+    learn_rows: int = LEARN_ROWS,
     detection: DetectionConfig | None = None,
     max_rows: int = MOST_STREAMED,
     output: str | Path | None = None,
@@ -73,14 +87,28 @@ def audit(
     Args:
         model: a CLIP-like model: loaded, a name on the Hub, a folder, or an `InfluenceModel`.
         dataset: image-text pairs: a `Dataset`, a `DatasetDict` (with ``split``), an
-            `IterableDataset`, a name on the Hub, or a folder.
+            `IterableDataset`, a name on the Hub, a folder or a file.
         query: clean pairs like those that the model is for, in any of these forms. Chosen from
             the data if absent.
-        split: of ``dataset``, where it has several; ``train`` if absent.
-        query_split: of ``query``; ``validation`` if absent.
+        split: of ``dataset``, where it has several, or a part, ``train[:10%]``; ``train``, or the
+            only one, if absent.
+        query_split: likewise of ``query``; ``validation``, or the only one, if absent.
         image_column: of images, their bytes or their paths; found by its type if absent.
-        text_column: of the captions; likewise.
-        processor: what AutoProcessor loads for ``model``, where that is loaded.
+        text_column: of the captions, of lists of captions or of classes; likewise.
+        config_name: configuration of ``dataset``, where it has several.
+        query_config: likewise of ``query``.
+        query_image_column: that of the data if absent, or found by its type.
+        query_text_column: likewise.
+        template: sentence around each name of a class, such as ``"a photo of a {}"``.
+        limit: how many of the first rows are read.
+        sample: how many rows are drawn at random.
+        format: what files are, where it is not found by what is there.
+        embeddings: file or folder of embeddings of the pairs, in place of ``model`` and
+            ``dataset``; ``query`` is one of that form, too.
+        embeddings_key: which of them, where there are those of several models.
+        logit_scale: inverse temperature of the model that made them; 100 if absent.
+        processor: what AutoProcessor loads for ``model``, where that is loaded; or its folder or
+            Hub id, where none lies beside the model.
         config: how influence is computed.
         truth_column: boolean, true of rows that are known to be wrong. Read after the detection
             alone, to tell how much it found.
@@ -92,13 +120,15 @@ def audit(
             rate and a threshold of their own.
         vocabulary: captions to suggest, or a file with one on each line. Those of rows that are
             not flagged, if absent.
-        suggest: whether all rows are compared with each other, for better captions and
-            duplicates; that takes the square of their number in time, not in memory.
+        suggest: whether rows are compared with those that are learned from, for better captions
+            and duplicates.
         suggest_probability: a caption is suggested if it is right with this probability; 0 asks
             for none, where too few rows tell it.
         suggest_margin: and if its logit stands that far above the next, in
             nats.
         trace: errors of the query to trace to the pairs behind them, the worst first.
+        learn_rows: rows that the audit learns from, drawn at random; all others are judged by what
+            was learned, in memory that does not grow with their number.
         detection: how it is learned what a wrong pair looks like.
         max_rows: to read of an `IterableDataset`.
         output: where `Audit.save` writes the result, if anywhere.
@@ -106,12 +136,13 @@ def audit(
         progress: makes progress bars; these are hidden by ``datasets.disable_progress_bars()``.
 
     Returns:
-        The rows with their influence columns, what was found, and the ways on from there.
+        The rows with their influence columns, what was found, and the ways on from there. Of
+        lists of captions, there is a row for each caption, and lists again in what is saved.
 
     Raises:
         UserError: something given cannot be used; it says what, and what to do.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -132,12 +163,15 @@ def audit(
         suggest_probability=suggest_probability,
         suggest_margin=suggest_margin,
         trace=trace,
+        learn_rows=learn_rows,
         detection=detection or DetectionConfig(),
     )
     folder = Path(output).expanduser() if output is not None else None
     if folder is not None:
         distributed.decide(lambda: _require_free(folder, overwrite=overwrite))
-        named = [given for given in (model, dataset, query) if isinstance(given, str | Path)]
+        named = [
+            given for given in (model, dataset, query, embeddings) if isinstance(given, str | Path)
+        ]
         require_outside(folder, named)
     watch = Stopwatch()
     with watch("load"):
@@ -149,6 +183,17 @@ def audit(
             query_split=query_split,
             image_column=image_column,
             text_column=text_column,
+            config_name=config_name,
+            query_config=query_config,
+            query_image_column=query_image_column,
+            query_text_column=query_text_column,
+            template=template,
+            limit=limit,
+            sample=sample,
+            format=format,
+            embeddings=embeddings,
+            embeddings_key=embeddings_key,
+            logit_scale=logit_scale,
             processor=processor,
             config=config,
             max_rows=max_rows,
@@ -156,7 +201,10 @@ def audit(
         beside = read_beside(options, given.opened)
         fingerprints = given.opened.fingerprints()
     found = analyse(options, given.opened, beside, Checkpoints(), watch, progress)
-    result = _conclude(options, found, fingerprints, watch, given.original, given.notes)
+    judged = _judge(found, distributed.decide(scratch_file), watch, progress)
+    result = _conclude(
+        options, found, judged, fingerprints, watch, given.opened.original, given.notes
+    )
     if folder is not None:
         distributed.decide(lambda: result.save(folder, overwrite=overwrite))
     return result
@@ -187,16 +235,18 @@ def run_audit(
         beside = read_beside(request, opened)
         fingerprints = opened.fingerprints()
     settings = config.deciding() | request.detection.deciding()
-    manifest = settings | fingerprints | {"columns": request.columns}
-    known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
+    manifest = settings | fingerprints | opened.manifest() | {"learn_rows": request.learn_rows}
+    place = request.output / CHECKPOINTS
+    known = Checkpoints.open(place, manifest, resume=request.resume)
     try:
         found = analyse(request, opened, beside, known, watch, progress)
     except UserError:  # to go on would lead to the same error
         known.clear()
         raise
+    judged = _judge(found, place, watch, progress)
 
     def write() -> Summary:
-        result = _conclude(request, found, fingerprints, watch, opened.dataset)
+        result = _conclude(request, found, judged, fingerprints, watch, opened.original)
         result.write(AuditFolder(request.output))
         known.clear()
         return result.summary
@@ -204,40 +254,62 @@ def run_audit(
     return distributed.decide(write)
 
 
+def _judge(
+    found: Analysis, place: Path, watch: Stopwatch, progress: ProgressFactory
+) -> JudgedRows | None:
+    """Verdicts on all rows, in a folder within ``place``; None where all were learned from."""
+    if found.sample is None:
+        return None
+    with watch("judge"):
+        # What decides a verdict is in the name, since not all of it is in the manifest of a run.
+        folder = place / f"judged-{_auditor(found).fingerprint}"
+        return judge_rows(found, folder, progress)
+
+
+def _auditor(found: Analysis) -> Auditor:
+    columns = found.opened.like.columns
+    return Auditor(found.learned, columns.image, columns.text, found.group_column)
+
+
 def _conclude(
     options: AuditOptions,
     found: Analysis,
+    judged: JudgedRows | None,
     fingerprints: dict[str, str],
     watch: Stopwatch,
     dataset: Dataset,
     notes: Sequence[str] = (),
 ) -> Audit:
     """What was found, as columns of the data set and in figures."""
-    config = found.opened.model.config
-    scored = add_columns(
-        drop_influence_columns(dataset),
-        found.rows,
-        found.scores,
-        found.scores_as_given,
-        found.signals,
-        found.detection,
-        config.relative,
-        found.evidence,
-        found.findings,
-    )
-    summary = summarise(options, found, notes).replace(
+    config, plain = found.opened.model.config, drop_influence_columns(dataset)
+    if judged is not None:
+        scored = with_columns(plain, judged.columns)
+    else:
+        scored = add_columns(
+            plain,
+            found.rows,
+            found.scores,
+            found.scores_as_given,
+            found.signals,
+            found.detection,
+            config.relative,
+            found.evidence,
+            found.findings,
+        )
+    summary = summarise(options, found, notes, judged).replace(
         fingerprints=fingerprints
         | {"config": config.fingerprint(), "detection": options.detection.fingerprint()},
         seconds=watch.seconds(),
     )
+    auditor = _auditor(found)
     if found.traced is None:
-        return Audit(scored, summary)
+        return Audit(scored, summary, auditor=auditor)
     traced = _describe_traced(found, found.traced, summary)
     findings = TraceFindings(
         **{name: getattr(traced.summary, name) for name in TraceFacts.model_fields},
         worst=list(traced.errors[:SHOWN_TRACED]),
     )
-    return Audit(scored, summary.replace(trace=findings), traced)
+    return Audit(scored, summary.replace(trace=findings), traced, auditor)
 
 
 def _describe_traced(found: Analysis, traced: Found, summary: Summary) -> Traced:
@@ -256,7 +328,7 @@ def _describe_traced(found: Analysis, traced: Found, summary: Summary) -> Traced
 def _check_output(request: AuditRequest) -> None:
     """Refuse a folder that holds what must not be lost."""
     _require_free(request.output, resume=request.resume, overwrite=request.overwrite)
-    named = (request.dataset, request.query, request.model)
+    named = (request.dataset, request.query, request.model, request.embeddings)
     require_outside(request.output, [source for source in named if source])
 
 

@@ -59,7 +59,7 @@ from hf_ecif.detection.detect import LEAST_THRESHOLD
 from hf_ecif.errors import UserError
 from hf_ecif.reports.audit import write_report
 from hf_ecif.utils.files import PARTIAL, aside, read_json, write_json
-from hf_ecif.utils.formatting import Bools, Floats
+from hf_ecif.utils.formatting import Bools, Floats, share
 
 SHEET, DESIGN = "sheet", "sample.json"  # in the audit's folder `calibration`
 FEWEST = 10  # verdicts to calibrate by
@@ -97,25 +97,31 @@ def write_sheet(audit: Path, size: int, *, seed: int = 0, overwrite: bool = Fals
     Raises:
         UserError: there is no audit or too few rows, or there is a sheet that may be filled in.
     """
-    opened = _open(audit)
-    folder = opened.folder.calibration
-    if size < FEWEST:
-        raise UserError(f"`sample={size}`: it takes at least {FEWEST} verdicts.")
+    sample = draw_rows(audit, size, seed)
+    folder = sample.audit.folder.calibration
     if folder.exists() and not overwrite:
         raise UserError(
             f"{folder} holds a sheet already, perhaps filled in. Read it with `verdicts`, or give "
             "`overwrite` to draw another."
         )
-    strata = opened.draw(size, seed)
-    rows = _order([stratum.drawn.tolist() for stratum in strata], seed)
-    sheet = Sheet(rows, folder / f"{SHEET}.csv", folder / f"{SHEET}.parquet")
-    content = opened.sheet(rows)
-    write_rows(content, sheet.parquet)
-    with aside(sheet.csv) as partial:
-        content.remove_columns(opened.summary.columns.image).to_csv(partial)
-    design = {"seed": seed, "size": size, "strata": list(map(_describe_stratum, strata))}
-    write_json(design, folder / DESIGN)
-    return sheet
+    return sample.write(folder, verdicts_of(sample.audit.scored))
+
+
+def draw_rows(audit: Path, size: int, seed: int = 0) -> Sample:
+    """Rows of an audit for a person to judge, with nothing written.
+
+    Args:
+        audit: folder of an audit.
+        size: rows to draw.
+        seed: of the choice.
+
+    Raises:
+        UserError: there is no audit, or these are too few rows.
+    """
+    if size < FEWEST:
+        raise UserError(f"`sample={size}`: it takes at least {FEWEST} verdicts.")
+    opened = _open(audit)
+    return Sample(opened, opened.draw(size, seed), size, seed)
 
 
 def sampled_rows(folder: AuditFolder) -> list[int] | None:
@@ -147,30 +153,117 @@ def run_calibration(request: CalibrateRequest) -> Summary:
     if request.verdicts is None:
         raise UserError("Give `verdicts` to calibrate by, or `sample` to draw rows to judge.")
     opened = _open(request.audit)
-    strata = opened.drawn_before()
-    verdicts = verdicts_of(opened.scored) | read_verdicts(request.verdicts, len(opened.scored))
-    wrong = {row: verdict == "wrong" for row, verdict in verdicts.items() if verdict in SAYING}
-    judged = [row for stratum in strata for row in stratum.drawn.tolist() if row in wrong]
-    if len(judged) < FEWEST:
-        raise UserError(
-            f"Of the rows that were drawn, {len(judged)} have a verdict of right or wrong, and it "
-            f"takes {FEWEST}. Fill in more of {opened.folder.calibration / SHEET}.csv."
-        )
-    curve = recalibrate(opened.probability[judged], np.array([wrong[row] for row in judged]))
-    flag, made = _choose(opened, strata, wrong, curve, request)
-    facts = _describe(
-        _count(verdicts, strata),
-        estimate(strata, wrong, opened.flag),
-        estimate(strata, wrong, flag),
-        curve,
-        made,
-    )
-    probability = curve(opened.probability)
-    scored = apply_verdicts(opened.scored, verdicts, probability, flag)
-    return _write(opened, scored, _threshold(probability, flag), facts, request)
+    sample = opened.drawn_before()
+    known = verdicts_of(opened.scored) | read_verdicts(request.verdicts, len(opened.scored))
+    judged = sample.judge(known, request.precision, request.confidence)
+    summary = write_calibrated(sample, judged, request.output)
+    if request.output is not None:
+        calibration = AuditFolder(request.output).calibration
+        shutil.copytree(opened.folder.calibration, calibration, dirs_exist_ok=True)
+    return summary
 
 
 SAYING = ("right", "wrong")  # verdicts that say something
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What verdicts on a sample say of an audit.
+
+    Attributes:
+        verdicts: by row number.
+        facts: rate, and quality of the flags of before and of those from now on.
+        probability: ``(N,)``, calibrated; nan of unreadable rows.
+        flag: ``(N,)``, from now on, without the verdicts themselves.
+    """
+
+    verdicts: Mapping[int, Verdict]
+    facts: CalibrationFacts
+    probability: Floats
+    flag: Bools
+
+    @property
+    def count(self) -> int:
+        """Rows drawn that a person could tell right or wrong."""
+        return self.facts.verdicts.right + self.facts.verdicts.wrong
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of an audit that were drawn for a person to judge.
+
+    Attributes:
+        audit: as it was.
+        strata: that the rows were drawn by.
+        size: how many were asked for.
+        seed: of the choice.
+    """
+
+    audit: Opened
+    strata: list[Stratum]
+    size: int
+    seed: int
+
+    @property
+    def rows(self) -> list[int]:
+        """Row numbers in random order."""
+        return _order([stratum.drawn.tolist() for stratum in self.strata], self.seed)
+
+    def judge(
+        self,
+        verdicts: Mapping[int, Verdict],
+        precision: float | None = None,
+        confidence: float = LEVEL,
+    ) -> Judged:
+        """What verdicts say; with few of them, in wide intervals.
+
+        Args:
+            verdicts: by row number; those on rows that were not drawn correct these alone.
+            precision: share of the flagged rows that is to be wrong; without it, flags are those
+                of the best F1.
+            confidence: with which that is promised.
+        """
+        wrong = {row: verdict == "wrong" for row, verdict in verdicts.items() if verdict in SAYING}
+        judged = [row for stratum in self.strata for row in stratum.drawn.tolist() if row in wrong]
+        known = self.audit.probability
+        curve = recalibrate(known[judged], np.array([wrong[row] for row in judged], dtype=bool))
+        flag, made = self._choose(wrong, curve, precision, confidence)
+        facts = _describe(
+            _count(verdicts, self.strata),
+            estimate(self.strata, wrong, self.audit.flag),
+            estimate(self.strata, wrong, flag),
+            curve,
+            made,
+        )
+        return Judged(verdicts, facts, curve(known), flag)
+
+    def _choose(
+        self,
+        wrong: Mapping[int, bool],
+        curve: Curve,
+        precision: float | None,
+        confidence: float,
+    ) -> tuple[Bools, Promise | None]:
+        """New flags, and the promise that they keep."""
+        known, readable = self.audit.probability, self.audit.readable
+        if precision is None:
+            calibrated = curve(known)
+            cut = best_threshold(calibrated[readable], LEAST_THRESHOLD)
+            return calibrated > cut, None  # not-a-number is no larger
+        known = np.where(readable, known, -1.0)
+        made = promise(self.strata, wrong, known, precision=precision, confidence=confidence)
+        return known >= made.least, made
+
+    def write(self, folder: Path, verdicts: Mapping[int, Verdict]) -> Sheet:
+        """Write the sheet, with the verdicts that are known, and how its rows were drawn."""
+        sheet = Sheet(self.rows, folder / f"{SHEET}.csv", folder / f"{SHEET}.parquet")
+        content = self.audit.sheet(sheet.rows, verdicts)
+        write_rows(content, sheet.parquet)
+        with aside(sheet.csv) as partial:
+            content.remove_columns(self.audit.summary.columns.image).to_csv(partial)
+        strata = list(map(_describe_stratum, self.strata))
+        write_json({"seed": self.seed, "size": self.size, "strata": strata}, folder / DESIGN)
+        return sheet
 
 
 def _check(request: CalibrateRequest) -> None:
@@ -191,7 +284,7 @@ def _check(request: CalibrateRequest) -> None:
 
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
     """An audit whose flags are to be judged.
 
     Attributes:
@@ -216,8 +309,8 @@ class _Opened:
         flagged, others = (np.flatnonzero(part & self.readable) for part in (self.flag, ~self.flag))
         return draw_sample(flagged, others, size, seed)
 
-    def drawn_before(self) -> list[Stratum]:
-        """The strata that the sheet was drawn by."""
+    def drawn_before(self) -> Sample:
+        """The rows of the sheet that was written before."""
         path = self.folder.calibration / DESIGN
         if not path.is_file():
             raise UserError(
@@ -231,11 +324,11 @@ class _Opened:
                 f"{path} was drawn from another audit than the one in {self.folder.path}. Draw a "
                 "new sample (`sample=30`, `overwrite=True`)."
             )
-        return strata
+        return Sample(self, strata, design["size"], design["seed"])
 
-    def sheet(self, rows: list[int]) -> Dataset:
+    def sheet(self, rows: list[int], known: Mapping[int, Verdict]) -> Dataset:
         """Image and caption of some rows, with a column for verdicts."""
-        columns, known = self.summary.columns, verdicts_of(self.scored)
+        columns = self.summary.columns
         chosen = self.scored.select(rows).select_columns([columns.image, columns.text])
         if columns.text != "caption":
             chosen = chosen.rename_column(columns.text, "caption")
@@ -244,11 +337,11 @@ class _Opened:
         return chosen.select_columns(["row", "verdict", "caption", columns.image])
 
 
-def _open(path: Path) -> _Opened:
+def _open(path: Path) -> Opened:
     folder = AuditFolder(path)
     summary = folder.read_summary()
     scored = load_scored(folder, summary.columns)
-    return _Opened(folder, summary, scored, *before_verdicts(scored))
+    return Opened(folder, summary, scored, *before_verdicts(scored))
 
 
 def _describe_stratum(stratum: Stratum) -> dict[str, object]:
@@ -261,23 +354,6 @@ def _describe_stratum(stratum: Stratum) -> dict[str, object]:
 
 
 # -------------------------------------------------------------------------------- the audit, anew
-
-
-def _choose(
-    opened: _Opened,
-    strata: list[Stratum],
-    wrong: Mapping[int, bool],
-    curve: Curve,
-    request: CalibrateRequest,
-) -> tuple[Bools, Promise | None]:
-    """New flags, and the promise that they keep."""
-    if request.precision is None:
-        calibrated = curve(opened.probability)
-        cut = best_threshold(calibrated[opened.readable], LEAST_THRESHOLD)
-        return calibrated > cut, None  # not-a-number is no larger
-    known = np.where(opened.readable, opened.probability, -1.0)
-    made = promise(strata, wrong, known, precision=request.precision, confidence=request.confidence)
-    return known >= made.least, made
 
 
 def _threshold(probability: Floats, flag: Bools) -> float:
@@ -297,11 +373,11 @@ def _count(verdicts: Mapping[int, Verdict], strata: list[Stratum]) -> VerdictCou
 def _describe(
     counts: VerdictCounts, before: Quality, after: Quality, curve: Curve, made: Promise | None
 ) -> CalibrationFacts:
-    def share(one: Estimate) -> ShareFacts:
+    def facts(one: Estimate) -> ShareFacts:
         return ShareFacts(**asdict(one))
 
     def quality(one: Quality) -> QualityFacts:
-        return QualityFacts(precision=share(one.precision), recall=share(one.recall))
+        return QualityFacts(precision=facts(one.precision), recall=facts(one.recall))
 
     asked = None
     if made is not None:
@@ -314,7 +390,7 @@ def _describe(
     return CalibrationFacts(
         level=LEVEL,
         verdicts=counts,
-        noise_rate=share(after.noise_rate),
+        noise_rate=facts(after.noise_rate),
         before=quality(before),
         after=quality(after),
         curve=CurveOfProbability(**asdict(curve)),
@@ -333,22 +409,33 @@ def _warnings(counts: VerdictCounts, asked: PromiseFacts | None) -> Iterator[str
     if asked is not None and not asked.holds:
         needed = verdicts_needed(asked.precision, asked.confidence)
         yield (
-            f"That {asked.precision:.0%} of the flagged rows are wrong cannot be promised with "
-            f"{asked.confidence:.0%} confidence, so only rows that were judged wrong are flagged. "
-            f"It takes at least {needed} verdicts on flagged rows, all of them wrong. Judge more "
-            f"(`sample={2 * (needed + 4)}`), or promise less: of the rows that the audit flags, "
-            f"{asked.supported:.0%} are wrong with this confidence."
+            f"That {share(asked.precision)} of the flagged rows are wrong cannot be promised with "
+            f"{share(asked.confidence)} confidence, so only rows that were judged wrong are "
+            f"flagged. It takes at least {needed} verdicts on flagged rows, all of them wrong. "
+            f"Judge more (`sample={2 * (needed + 4)}`), or promise less: of the rows that the "
+            f"audit flags, {share(asked.supported)} are wrong with this confidence."
         )
 
 
-def _write(
-    opened: _Opened,
-    scored: Dataset,
-    threshold: float,
-    facts: CalibrationFacts,
-    request: CalibrateRequest,
-) -> Summary:
-    """Write the folder anew; in place, rows are replaced once all are whole."""
+def write_calibrated(sample: Sample, judged: Judged, output: Path | None) -> Summary:
+    """Write an audit anew by verdicts: kept and removed are all rows again.
+
+    Args:
+        sample: the rows that were drawn.
+        judged: from `Sample.judge`.
+        output: new folder; in place if absent, where rows are replaced once all are whole.
+
+    Raises:
+        UserError: too few rows have a verdict.
+    """
+    opened, facts = sample.audit, judged.facts
+    if judged.count < FEWEST:
+        raise UserError(
+            f"Of the rows that were drawn, {judged.count} have a verdict of right or wrong, and it "
+            f"takes {FEWEST}. Judge more of them."
+        )
+    scored = apply_verdicts(opened.scored, judged.verdicts, judged.probability, judged.flag)
+    threshold = _threshold(judged.probability, judged.flag)
     result = clean(scored)
     flag = np.array([value is True for value in scored.with_format(None)["ecif_flag"][:]])
     before = opened.summary
@@ -373,16 +460,15 @@ def _write(
         warnings=[*(w for w in before.warnings if w not in earlier), *facts.warnings],
     )
     home = opened.folder
-    new = AuditFolder(request.output or home.path.resolve().parent / f".{home.path.name}{PARTIAL}")
-    if request.output is None:
+    new = AuditFolder(output or home.path.resolve().parent / f".{home.path.name}{PARTIAL}")
+    if output is None:
         shutil.rmtree(new.path, ignore_errors=True)
     new.write_rows(result, scored)
     write_report(scored, summary, new.report)
-    if request.output is None:
+    if output is None:
         home.replace_rows(new)
         home.finish(summary)
     else:
-        shutil.copytree(home.calibration, new.calibration)
         new.finish(summary)
     return summary
 

@@ -11,21 +11,26 @@ from datasets import Dataset
 
 from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import CleanRequest
+from hf_ecif.applications.sources import PairLike, read_named
 from hf_ecif.config import InfluenceConfig, Strategy
 from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.cleaning import BEFORE, WEIGHT, CleanResult, clean
+from hf_ecif.data.columns import read_groups
+from hf_ecif.data.embeddings import place_references
 from hf_ecif.data.findings import read_kinds
 from hf_ecif.data.images import image_hashes
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns, read_flags
 from hf_ecif.data.summary import (
     CleaningFacts,
+    Columns,
     ComparisonFacts,
     Measured,
     OutcomeFacts,
     Summary,
 )
 from hf_ecif.errors import UserError
+from hf_ecif.influence.classification import TEMPLATES, read_classes
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.retraining import (
     Outcome,
@@ -70,13 +75,17 @@ def run_clean(request: CleanRequest, progress: ProgressFactory = silent) -> Clea
         require_free(output)
     audit, scored, summary = _open_audit(request.audit)
     text_column = request.text_column or (summary.columns.text if summary else "text")
-    results = _clean_by_all(scored, request, text_column)
+    name_column = summary.reading.text if summary else None
+    if request.test and summary and summary.reading.format == "embeddings":
+        scored = place_references(scored, summary.dataset)
+    results = _clean_by_all(scored, request, text_column, name_column)
     comparison = None
     if request.test:
         comparison = compare_cleanings(request, scored, results, summary, text_column, progress)
     cleaning = Cleaning(results, comparison)
     if output:
-        told = _write(cleaning, request, AuditFolder(output))
+        columns = Columns(image=summary.columns.image, text=text_column) if summary else None
+        told = _write(cleaning, request, columns, AuditFolder(output))
         if summary:
             _write_evidence(audit, scored, summary, told, AuditFolder(output))
     return cleaning
@@ -94,7 +103,7 @@ def _open_audit(folder: Path) -> tuple[AuditFolder, Dataset, Summary | None]:
 
 
 def _clean_by_all(
-    scored: Dataset, request: CleanRequest, text_column: str
+    scored: Dataset, request: CleanRequest, text_column: str, name_column: str | None
 ) -> dict[Strategy, CleanResult]:
     findings = None if request.findings is None else read_kinds(request.findings)
     strategies = dict.fromkeys((request.strategy, *request.beside))
@@ -107,12 +116,15 @@ def _clean_by_all(
             share=request.share if strategy in takers else None,
             findings=findings,
             text_column=text_column,
+            name_column=name_column,
         )
         for strategy in strategies
     }
 
 
-def _write(cleaning: Cleaning, request: CleanRequest, output: AuditFolder) -> CleaningFacts:
+def _write(
+    cleaning: Cleaning, request: CleanRequest, columns: Columns | None, output: AuditFolder
+) -> CleaningFacts:
     """The rows, and what is told of them in ``cleaning.json``."""
     output.write_rows(cleaning.result)
     facts = CleaningFacts(
@@ -124,8 +136,9 @@ def _write(cleaning: Cleaning, request: CleanRequest, output: AuditFolder) -> Cl
         expected_right=cleaning.result.expected_right,
         comparison=cleaning.comparison.describe() if cleaning.comparison else None,
     )
-    if facts.comparison:
-        write_cleaning_page(facts, facts.comparison, output.cleaning_page)
+    if facts.comparison and columns:  # a comparison needs the summary that names them
+        removed = check_columns(cleaning.result.removed, columns.image, columns.text)
+        write_cleaning_page(facts, facts.comparison, removed, columns, output.cleaning_page)
     output.write_cleaning(facts)
     return facts
 
@@ -209,7 +222,10 @@ def compare_cleanings(
             "needs. Give the folder of the audit, as hf-ecif audit wrote it."
         )
     columns = summary.columns.image, text_column
-    test_set = _open_test(request.test, request.test_split, columns)
+    embedded = summary.reading.format == "embeddings"
+    key = summary.reading.config if embedded else None
+    test_given = read_named("test", request.test, request.test_split, usual="test", config=key)
+    test_set = _like(summary, text_column).make(test_given).rows
     config = InfluenceConfig.from_dict(summary.config, "summary.json")
     model = InfluenceModel.from_pretrained(
         request.model or summary.model, config, processor=summary.processor
@@ -229,24 +245,26 @@ def compare_cleanings(
         wrong = read_flags(scored, summary.truth.column, "truth_column", "is wrong")[rows.positions]
         right = rows.select(torch.from_numpy(~wrong).nonzero()[:, 0])
         versions["all that are right"] = [Version(right)] * request.repeats
-    source = f"{request.test}, split {request.test_split}"
+    source = test_given.told
+    classes = None
+    if request.class_column:
+        named = read_groups(test_set, request.class_column, "class_column")
+        classes = read_classes(model, test, named, request.class_template or TEMPLATES)
     return Comparison(
-        outcomes=compare(model, versions, test, seed=config.seed, progress=progress),
+        outcomes=compare(
+            model, versions, test, classes=classes, seed=config.seed, progress=progress
+        ),
         test=source,
         test_rows=len(test),
         warnings=list(_warnings(source, scored, test_set, columns[0], summary)),
     )
 
 
-def _open_test(source: str, split: str, columns: tuple[str, str]) -> Dataset:
-    dataset = load_rows(source, split)
-    for column in columns:
-        if column not in dataset.column_names:
-            raise UserError(
-                f"`test={source}` has no column {column!r}, which the audited data have. Its "
-                f"columns are: {', '.join(dataset.column_names)}. Rename the one that is meant."
-            )
-    return check_columns(dataset, *columns)
+def _like(summary: Summary, text_column: str) -> PairLike:
+    """How the audit made its pairs."""
+    columns = Columns(image=summary.columns.image, text=text_column)
+    source = columns.replace(text=summary.reading.text or text_column)
+    return PairLike(columns, source, summary.reading.template)
 
 
 def _weighted(rows: Rows, kept: Dataset) -> Version:

@@ -30,7 +30,7 @@ def run_fit(
         )
     )
     opened = open_sources(request, config)
-    manifest = config.deciding() | opened.fingerprints() | {"columns": request.columns}
+    manifest = config.deciding() | opened.fingerprints() | opened.manifest()
     known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
     rows, query = opened.read(progress, known)
     influence = opened.model.fit(rows, query, progress, known)

@@ -6,15 +6,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from datasets import Dataset
+import numpy as np
 from torch import Tensor
 
 from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import RemoveRequest
-from hf_ecif.applications.sources import Opened, open_sources
+from hf_ecif.applications.sources import Opened, open_beside, open_sources
 from hf_ecif.config import InfluenceConfig
-from hf_ecif.data.loading import load_rows
-from hf_ecif.data.schema import check_columns, read_flags
+from hf_ecif.data.schema import read_flags
 from hf_ecif.data.summary import RemovalFacts, RemovalSummary, Solve
 from hf_ecif.errors import UserError
 from hf_ecif.influence.leverage import memorised
@@ -24,6 +23,7 @@ from hf_ecif.influence.rows import Rows, require_pairs
 from hf_ecif.influence.saving import save_model
 from hf_ecif.reports.outcomes import write_removal_page
 from hf_ecif.utils import distributed
+from hf_ecif.utils.formatting import nats
 from hf_ecif.utils.progress import ProgressFactory, silent
 
 LEAST_CHANGE = 0.01  # nats of the query's loss that are worth a word
@@ -49,11 +49,11 @@ def run_remove(
     opened = open_sources(request, config)
     model = opened.model
     wanted = read_flags(opened.dataset, request.where, "where", "is to be removed")
-    test_set = _open_test(request)
+    test_set = open_beside(opened, "test", request.test, request.test_split, "test")
     rows, query = opened.read(progress)
     judges = {"query": query}
     if test_set is not None:
-        judges["test"] = require_pairs("`test`", model.read(test_set, *request.columns))
+        judges["test"] = require_pairs("`test`", model.read(test_set.rows, *opened.sources.columns))
     members = rows.chosen(wanted)
     influence = model.fit(rows, query, progress)
     predicted = influence.score_group(members).task.item()
@@ -74,7 +74,7 @@ def run_remove(
         summary = RemovalSummary(
             **opened.provenance(rows, query),
             where=request.where,
-            test=f"{request.test}, split {request.test_split}" if request.test else None,
+            test=test_set.told if test_set else None,
             predicted_change=predicted,
             measures=measures,
             removal=_describe(report),
@@ -83,17 +83,11 @@ def run_remove(
         )
         save_model(model.edited(theta), model.processor, request.output)
         summary.save(request.output / "removal.json")
-        write_removal_page(summary, request.output / "removal.html")
+        removed = opened.dataset.select(np.flatnonzero(wanted))
+        write_removal_page(summary, removed, request.output / "removal.html")
         return summary
 
     return distributed.decide(write)
-
-
-def _open_test(request: RemoveRequest) -> Dataset | None:
-    """Early, so that a typo shows early."""
-    if request.test is None:
-        return None
-    return check_columns(load_rows(request.test, request.test_split), *request.columns)
 
 
 def _measure(opened: Opened, states: dict[str, Tensor], judge: Rows) -> dict[str, dict[str, float]]:
@@ -122,6 +116,7 @@ def _against_the_scores(query: dict[str, dict[str, float]], predicted: float) ->
     if largest < LEAST_CHANGE or abs(change - predicted) < APART * largest:
         return None
     return (
-        f"The query's loss changed by {change:+.4f}, where the scores predicted {predicted:+.4f}. "
-        "One of the two is wrong: compare with `retrain` before you use the edited model."
+        f"The query's loss changed by {nats(change, signed=True)} nats, where the scores predicted "
+        f"{nats(predicted, signed=True)}. One of the two is wrong: compare with `retrain` before "
+        "you use the edited model."
     )

@@ -17,34 +17,120 @@ from hf_ecif.config import (
     ExportedRows,
     ExportFormat,
     Options,
+    RowFormat,
     Strategy,
     option,
 )
+from hf_ecif.errors import UserError
+from hf_ecif.utils.demo import TRUTH, demo_folder
 
 OVERWRITE = "Replace an earlier run in OUTPUT."
+LEARN_ROWS = 20_000  # an audit learns from; of more rows, a random sample of so many
 RESUME = "Go on with an interrupted run in OUTPUT, where it was."
+
+DATASET = (
+    "Pairs: a folder or a file (parquet, csv, JSON lines, tars, pictures with their captions "
+    "beside them, what save_to_disk wrote), shards/{00000..00012}.tar, or a Hub id."
+)
 
 ErrorKind = Literal["retrieval-text", "retrieval-image", "zero-shot"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sources(Options):
+class DataOptions(Options):
+    """The rows that a command works on."""
+
+    dataset: str = option(help=DATASET)
+    split: str | None = option(
+        None,
+        help="Split of the data, also train[:10%] or train+test. If not given, train, or the only "
+        "one.",
+    )
+    config_name: str | None = option(
+        None, flag="config", help="Configuration of the data, where there are several."
+    )
+    image_column: str | None = option(
+        None, help="Column of the images. If not given, the one of that type."
+    )
+    text_column: str | None = option(
+        None,
+        help="Column of the captions, of lists of captions, or of classes. If not given, the one "
+        "of that type.",
+    )
+    template: str | None = option(
+        None,
+        help="Sentence around each name of a class, such as 'a photo of a {}'.",
+        is_advanced=True,
+    )
+    limit: int | None = option(None, help="Read the first rows alone, this many.", at_least=1)
+    sample: int | None = option(
+        None, help="Read this many rows alone, drawn at random.", at_least=1
+    )
+    format: RowFormat | None = option(
+        None,
+        help="What the files are, where that is not found by what is there: saved, parquet, arrow, "
+        "csv, json, webdataset, imagefolder or sidecars.",
+        is_advanced=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources(DataOptions):
     """Sources of model, data and query."""
 
-    model: str = option(help="Folder of a saved CLIP-like model, or a Hub id.")
-    dataset: str = option(
-        help="Pairs: a folder of save_to_disk, parquet files or an image folder with metadata, or "
-        "a Hub id."
+    model: str = option(
+        "", help="Folder of a saved CLIP-like model, or a Hub id. Required without `embeddings`."
     )
-    split: str = option("train", help="Split of the data.")
+    dataset: str = option("", help=f"{DATASET} Required without `embeddings`.")
+    embeddings: str | None = option(
+        None,
+        help="Embeddings of pairs in place of a model and pictures: an .npz file, or a folder as "
+        "DataComp or clip-retrieval writes it, with tables of captions beside the arrays. The "
+        "query and a test are of the same form.",
+    )
+    embeddings_key: str | None = option(
+        None,
+        help="Which embeddings, where there are those of several models: l14 of l14_img and "
+        "l14_txt.",
+        is_advanced=True,
+        needs="embeddings",
+    )
+    logit_scale: float | None = option(
+        None,
+        help="Inverse temperature of the model that made the embeddings. If not given, 100, as of "
+        "CLIP.",
+        is_advanced=True,
+        needs="embeddings",
+    )
     query: str | None = option(
         None,
         help="Clean pairs like those that the model is for. Their loss is what a pair is judged "
         "by. Chosen from the data if not given.",
     )
-    query_split: str = option("validation", help="Split of the query.")
-    image_column: str = option("image", help="Column of the images.")
-    text_column: str = option("text", help="Column of the captions.")
+    query_split: str | None = option(
+        None,
+        help="Split of the query. If not given, validation, or the only one.",
+        needs="query",
+    )
+    query_config: str | None = option(
+        None,
+        help="Configuration of the query, where there are several.",
+        is_advanced=True,
+        needs="query",
+    )
+    query_image_column: str | None = option(
+        None,
+        help="Column of the query's images. If not given, that of the data, or the one of that "
+        "type.",
+        is_advanced=True,
+        needs="query",
+    )
+    query_text_column: str | None = option(
+        None,
+        help="Column of the query's captions; likewise.",
+        is_advanced=True,
+        needs="query",
+    )
     processor: str | None = option(
         None,
         help="Folder or Hub id of the processor, where none lies beside the model: that of the "
@@ -52,9 +138,23 @@ class Sources(Options):
         is_advanced=True,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = {name: getattr(self, name) for name in ("model", "dataset", "processor")}
+        for name, value in given.items():
+            if self.embeddings is not None and value:
+                raise UserError(
+                    f"`{name}` and `embeddings` are given, which take the place of model and data. "
+                    "Leave one of them out."
+                )
+            if self.embeddings is None and not value and name != "processor":
+                raise UserError(f"`{name}` is missing. Give it, or `embeddings` of the pairs.")
+
     @property
     def columns(self) -> tuple[str, str]:
-        """Names of the image and the text column."""
+        """Names of the image and the text column, once they are known."""
+        assert self.image_column is not None
+        assert self.text_column is not None
         return self.image_column, self.text_column
 
 
@@ -88,10 +188,18 @@ class AuditOptions(Options):
         "section of the report, and a page of its own.",
         at_least=0,
     )
+    learn_rows: int = option(
+        LEARN_ROWS,
+        help="Rows that the audit learns from, drawn at random: the model is fitted to them, and "
+        "the detector calibrated on them. All others are judged one by one by what was learned, in "
+        "memory that does not grow with their number.",
+        at_least=20,
+    )
     suggest: bool = option(
         True,
-        help="Compare all rows with each other: captions that fit flagged images better, and "
-        "duplicates. Takes the square of the rows in time, not in memory.",
+        help="Compare all rows with those that the audit learns from: captions that fit flagged "
+        "images better, and duplicates.",
+        is_advanced=True,
     )
     vocabulary: Path | Sequence[str] | None = None
     suggest_probability: float = option(
@@ -114,7 +222,12 @@ class AuditOptions(Options):
 class AuditRequest(AuditOptions, Sources):
     """Request of an audit."""
 
-    output: Path = option(help="Folder for the results.")
+    demo: bool = option(
+        False,
+        help="Audit what comes with the package: a small CLIP, and 1,492 pairs of which a fifth "
+        "is wrong.",
+    )
+    output: Path = option(Path("hf-ecif-audit"), help="Folder for the results.")
     overwrite: bool = option(False, help=OVERWRITE)
     resume: bool = option(False, help=RESUME)
     vocabulary: Path | None = option(
@@ -124,6 +237,21 @@ class AuditRequest(AuditOptions, Sources):
         is_advanced=True,
     )
 
+    def __post_init__(self) -> None:
+        if self.demo:
+            self._take_demo()
+        super().__post_init__()
+
+    def _take_demo(self) -> None:
+        """Fill in the sources that the demo stands for."""
+        folder = demo_folder()
+        data = str(folder / "data")
+        own = {"model": str(folder / "model"), "dataset": data, "query": data}
+        for name, value in (own | {"truth_column": TRUTH, "embeddings": None}).items():
+            if getattr(self, name) not in ("", None, value):
+                raise UserError(f"`demo` brings a `{name}` of its own. Leave one of them out.")
+            object.__setattr__(self, name, value)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TraceRequest(Sources):
@@ -132,9 +260,9 @@ class TraceRequest(Sources):
     output: Path = option(help="New folder for the results.")
     errors: ErrorKind = option(
         "retrieval-text",
-        help="Which errors of the query: retrieval-text (captions that find another image than "
-        "their own), retrieval-image (images that find another caption), or zero-shot (images of "
-        "another class; the captions are the classes).",
+        help="Which errors of the query: retrieval-text (captions that retrieve the wrong "
+        "image), retrieval-image (images that retrieve the wrong caption), or zero-shot (images "
+        "that are given the wrong class; the captions are the classes).",
     )
     rows: list[int] | None = option(
         None, help="A row of the query to trace, right or wrong; give it again for more rows."
@@ -165,7 +293,11 @@ class ValueRequest(Sources):
         help="Pairs that are not trained on, to be ranked by what each would bring if it were "
         "added: those to buy or to label.",
     )
-    candidates_split: str = option("train", help="Split of the candidates.", needs="candidates")
+    candidates_split: str | None = option(
+        None,
+        help="Split of the candidates. If not given, train, or the only one.",
+        needs="candidates",
+    )
     curves: bool = option(
         False,
         help="Check the ranking: remove 5-30 % of the pairs, the most harmful first, the most "
@@ -177,7 +309,9 @@ class ValueRequest(Sources):
         help="Held-out pairs that curves are judged by; the query if not given.",
         needs="curves",
     )
-    test_split: str = option("test", help="Split of the held-out pairs.", needs="test")
+    test_split: str | None = option(
+        None, help="Split of the held-out pairs. If not given, test, or the only one.", needs="test"
+    )
     leverage: bool = option(
         False,
         help="Add ecif_leverage, how much of what holds a pair's fit is the pair itself (a lower "
@@ -199,7 +333,9 @@ class RemoveRequest(Sources):
     test: str | None = option(
         None, help="Further pairs to measure the models on, beside the query."
     )
-    test_split: str = option("test", help="Split of the test.", needs="test")
+    test_split: str | None = option(
+        None, help="Split of the test. If not given, test, or the only one.", needs="test"
+    )
     steps: int = option(
         2, help="Newton steps, each with fresh curvature.", at_least=1, is_advanced=True
     )
@@ -211,7 +347,7 @@ class ValidateRequest(Sources):
 
     output: Path = option(help="New folder for the results.")
     subsets: int = option(64, help="Random subsets to retrain on.", at_least=4)
-    removed_share: float = option(0.5, help="Share of the rows that each subset goes without.")
+    removed_share: float = option(0.5, help="Share of the rows that is left out of each subset.")
     repeats: int = option(2, help="Retrainings of each subset, averaged.", at_least=1)
 
 
@@ -225,17 +361,13 @@ class FitRequest(Sources):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreRequest(Options):
+class ScoreRequest(DataOptions):
     """Request of a scoring with a saved fit."""
 
     influence: str = option(
         help="Folder of `hf-ecif fit`, or a Hub id of one that was pushed.", is_argument=True
     )
-    dataset: str = option(help="Rows to score: a folder, parquet files or a Hub id.")
     output: Path = option(help="Folder for the scored rows.")
-    split: str = option("train", help="Split of the data.")
-    image_column: str = option("image", help="Column of the images.")
-    text_column: str = option("text", help="Column of the captions.")
     streaming: bool = option(False, help="Read the rows as a stream; nothing is downloaded ahead.")
     overwrite: bool = option(False, help=OVERWRITE)
     resume: bool = option(False, help=RESUME)
@@ -269,11 +401,24 @@ class CleanRequest(Options):
     output: Path | None = option(None, help="New folder for kept/ and removed/.")
     test: str | None = option(
         None,
-        help="Data that nothing was decided by: neither audited nor the query. The audited model "
-        "is fine-tuned on the rows before and after, with as many steps for each, and retrieves "
-        "and classifies these.",
+        help="Held-out rows: neither audited nor the query. The audited model is fine-tuned on the "
+        "rows before and after, with as many steps for each, and tested on these.",
     )
-    test_split: str = option("test", help="Split of the test.", needs="test")
+    test_split: str | None = option(
+        None, help="Split of the test. If not given, test, or the only one.", needs="test"
+    )
+    class_column: str | None = option(
+        None,
+        help="Column of the test that names the class of an image, for zero-shot accuracy. Without "
+        "it, retrieval alone is tested.",
+        needs="test",
+    )
+    class_template: list[str] | None = option(
+        None,
+        help="Prompt for a class, {} for its name; 'a photo of a {}' if not given. Give it again "
+        "for more prompts, whose embeddings are averaged.",
+        needs="class_column",
+    )
     repeats: int = option(3, help="Fine-tunings of each kind, averaged.", at_least=1, needs="test")
     model: str | None = option(
         None, help="What is fine-tuned; the audited model if not given.", is_advanced=True

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -13,14 +14,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import ScoreRequest
-from hf_ecif.data.loading import fingerprint_source, load_rows, stream_rows
-from hf_ecif.data.parquet import write_rows
-from hf_ecif.data.schema import check_columns
+from hf_ecif.data.columns import PLACE, ROW
+from hf_ecif.data.lists import fold
+from hf_ecif.data.loading import Source, find_rows, fingerprint_source, stream_rows
+from hf_ecif.data.pairs import PairOptions, draw, make_pairs
+from hf_ecif.data.parquet import is_whole, write_rows
+from hf_ecif.data.schema import as_images
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.utils import distributed
@@ -34,6 +38,7 @@ T = TypeVar("T")
 SHARDS, SCORING = "scored", "scoring.json"  # the second in a finished run
 
 
+FIRST = 32  # rows from which the columns are known
 BATCHES = 4  # contrastive batches in a block, so that its rows meet in many ways
 
 
@@ -54,24 +59,39 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
             overwrite=request.overwrite,
         )
     )
+    source = Source(
+        request.dataset,
+        request.split,
+        config=request.config_name,
+        format=request.format,
+        image_column=request.image_column,
+        limit=request.limit,
+    )
+    dataset, split = _open(request, source)
     influence = _open_fit(request.influence)
-    dataset, size = _open(request), BATCHES * influence.config.batch_size
+    dataset = _draw(dataset, request, influence.config.seed)
+    size, pairs = BATCHES * influence.config.batch_size, _options(request, dataset)
     manifest = {
         "fit": influence.fingerprint,
         "dataset": request.dataset,
-        "data": distributed.decide(lambda: fingerprint_source(request.dataset)),
-        "split": request.split,
+        "data": distributed.decide(lambda: fingerprint_source(source)),
+        "split": split,
+        "config": request.config_name,
+        "format": request.format,
+        "limit": request.limit,
+        "sample": request.sample,
+        "template": request.template,
         "streaming": request.streaming,
-        "columns": {"image": request.image_column, "text": request.text_column},
+        "columns": {"image": pairs.image_column, "text": pairs.text_column},
         "processes": distributed.count(),
         "rows_per_block": size,
     }
     distributed.decide(lambda: _begin(request, manifest))
-    mine = _score_blocks(request, influence, dataset, size, progress)
+    mine = _score_blocks(request.output / SHARDS, influence, dataset, pairs, size, progress)
     counts = sum(distributed.collect(mine), Counter())
     if not counts["rows"]:
         distributed.decide((request.output / MANIFEST).unlink)  # there is nothing to go on with
-        raise UserError(f"{request.dataset}: the split {request.split!r} has no rows.")
+        raise UserError(f"{request.dataset}: the split {split!r} has no rows.")
     summary = manifest | {name: counts[name] for name in ("rows", "unscored", "shards")}
     if distributed.is_main():
         write_json(summary, request.output / SCORING)
@@ -101,14 +121,14 @@ class _Block(NamedTuple):
 
 
 def _score_blocks(
-    request: ScoreRequest,
+    folder: Path,
     influence: Influence,
     dataset: Dataset | IterableDataset,
+    pairs: PairOptions,
     size: int,
     progress: ProgressFactory,
 ) -> Counter[str]:
     """Score this process's blocks; returns numbers of rows, unscored rows and shards."""
-    folder, names = request.output / SHARDS, (request.image_column, request.text_column)
     counts: Counter[str] = Counter()
     if isinstance(dataset, IterableDataset):
         blocks = _blocks_of_stream(dataset, size, folder)
@@ -118,13 +138,23 @@ def _score_blocks(
         advance = progress("Score rows", sum(len(rows) for rows in _my_ranges(len(dataset), size)))
     for block in blocks:
         path = folder / block.shard
-        if not _is_whole(path):
+        if not is_whole(path):
             with distributed.alone():
-                write_rows(influence.score(block.load(), *names), path)
+                write_rows(_score(influence, block.load(), pairs), path)
         done = _count(path)
         counts.update(done)
         advance(done["rows"])
     return counts
+
+
+def _score(influence: Influence, rows: Dataset, pairs: PairOptions) -> Dataset:
+    """Rows with their scores; captions in lists have lists of scores."""
+    made = make_pairs(rows, pairs)
+    images = as_images(made.rows, made.columns.image)
+    scored = fold(influence.score(images, *made.columns.names))
+    # Lists are whole here, and rows of a block are numbered within it.
+    places = [name for name in scored.column_names if name.startswith((ROW, PLACE))]
+    return scored.remove_columns(places)
 
 
 def _my_ranges(count: int, size: int) -> list[range]:
@@ -143,10 +173,10 @@ def _blocks_of_stream(dataset: IterableDataset, size: int, folder: Path) -> Iter
     """Blocks that are done already, then those still to be read, one of them ahead."""
     rank = distributed.rank()
     mine = split_dataset_by_node(dataset, rank, distributed.count())
-    done = [*takewhile(_is_whole, sorted(folder.glob(f"part-{rank:04d}-*.parquet")))]
+    done = [*takewhile(is_whole, sorted(folder.glob(f"part-{rank:04d}-*.parquet")))]
     for path in done:
         yield _Block(path.name, _never)
-    rest = mine.skip(sum(_count(path)["rows"] for path in done))
+    rest = mine.skip(sum(pq.read_metadata(path).num_rows for path in done))
     batches = _with_tail(_ahead(rest.iter(batch_size=size)), size)
     for number, cells in enumerate(batches, start=len(done)):
         load = partial(Dataset.from_dict, cells, features=dataset.features)
@@ -183,27 +213,49 @@ def _never() -> Dataset:
     raise AssertionError("A block that is done is not read again.")
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a shard is complete, by its last bytes."""
-    try:
-        pq.read_metadata(path)
-    except (OSError, pa.ArrowInvalid):
-        return False
-    return True
-
-
 def _count(path: Path) -> Counter[str]:
-    """Numbers of rows and of unscored rows in a shard."""
+    """Numbers of rows, or captions in lists, and of those that are not scored, in a shard."""
     scores = pq.read_table(path, columns=["ecif_score"]).column(0)
+    if pa.types.is_list(scores.type):
+        scores = scores.combine_chunks().flatten()
     return Counter(rows=len(scores), unscored=scores.null_count, shards=1)
 
 
-def _open(request: ScoreRequest) -> Dataset | IterableDataset:
-    names = request.image_column, request.text_column
+def _open(request: ScoreRequest, source: Source) -> tuple[Dataset | IterableDataset, str]:
+    """Rows, and the name of their split."""
     if not request.streaming:
-        return check_columns(load_rows(request.dataset, request.split), *names)
-    stream = stream_rows(request.dataset, request.split)
-    return stream if stream.features is None else check_columns(stream, *names)
+        found = find_rows(source)
+        return found.rows, found.split
+    if request.sample is not None:
+        raise UserError("`sample` needs to know how many rows there are, which a stream does not.")
+    stream = _undecoded(stream_rows(source))
+    return stream, request.split or str(stream.split or source.usual)
+
+
+def _draw(
+    dataset: Dataset | IterableDataset, request: ScoreRequest, seed: int
+) -> Dataset | IterableDataset:
+    if isinstance(dataset, Dataset):
+        return draw(dataset, request.limit, request.sample, seed)
+    return dataset if request.limit is None else dataset.take(request.limit)
+
+
+def _options(request: ScoreRequest, dataset: Dataset | IterableDataset) -> PairOptions:
+    """How pairs are made of every block, by columns that are the same in all of them."""
+    rows = _undecoded(dataset)
+    first = Dataset.from_list(list(rows.take(FIRST)), features=rows.features)
+    options = PairOptions(request.image_column, request.text_column, request.template)
+    source = make_pairs(first, options).source
+    as_images(first, source.image)  # or says what is wrong with them
+    return replace(options, image_column=source.image, text_column=source.text)
+
+
+def _undecoded(dataset: Any) -> Any:
+    """The rows with images as bytes, which need not be encoded again."""
+    for name, kind in (dataset.features or {}).items():
+        if isinstance(kind, Image):
+            dataset = dataset.cast_column(name, Image(decode=False))
+    return dataset
 
 
 def _begin(request: ScoreRequest, manifest: dict[str, Any]) -> None:

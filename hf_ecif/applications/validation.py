@@ -24,12 +24,18 @@ from hf_ecif import metrics
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.loaded import AnyRows
+from hf_ecif.utils.formatting import share
 from hf_ecif.utils.progress import ProgressFactory, silent
 from hf_ecif.utils.seeds import derive, stream
 
 Floats = NDArray[np.float64]
 # An interval that contains both does not show whether the scores are worth anything.
 UNDECIDED = (0.3, 0.8)
+WORTH = {  # by how much of the ceiling the lower end of the interval reaches at least
+    0.8: "predict the order of retrainings",
+    0.5: "predict much of the order of retrainings",
+    0.0: "point the right way",
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Validation:
         ceiling: `spearman` expected of a perfect prediction; None without repeats.
         slope: slope of actual on predicted changes; one if their size is right.
         sign_agreement: share of the pairs of subsets whose order is predicted correctly.
+        signs_right: share of the subsets whose effect, help or harm, is predicted correctly; None
+            where all true changes have one sign, so that any constant guess is right.
         seconds: time of one retraining.
     """
 
@@ -59,6 +67,7 @@ class Validation:
     ceiling: float | None
     slope: float
     sign_agreement: float
+    signs_right: float | None
     seconds: float
 
     @property
@@ -75,17 +84,22 @@ class Validation:
         reached = self.low / ceiling
         if reached < UNDECIDED[0] and self.high / ceiling > UNDECIDED[1]:
             return "These are too few subsets to tell: try more `subsets`."
-        if reached >= 0.8:
-            return "The scores predict retrainings on these data."
-        if reached >= 0.5:
-            return "The scores predict well which removals help or hurt on these data."
-        if reached > 0:
-            return "The scores point the right way on these data, but do not measure."
+        for least, what in WORTH.items():
+            if reached > least:
+                return f"The scores {what} on these data{self._on_signs}."
         return (
             "The scores do not predict retrainings on these data: use them to find candidates, "
             "not to predict. A larger query may help, a gentler fit (`fit_learning_rate`), or the "
             "unrolled response, if this was the stationary one."
         )
+
+    @property
+    def _on_signs(self) -> str:
+        """What is known about help and harm, after a verdict on the order."""
+        if self.signs_right is not None:
+            return f", and tell help from harm in {share(self.signs_right)} of them"
+        side = "hurt" if self.actual[0] > 0 else "helped"
+        return f"; all removals {side}, so whether they tell help from harm is not known"
 
 
 def validate(
@@ -110,7 +124,7 @@ def validate(
     Raises:
         UserError: a subset would have fewer than two rows.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -126,7 +140,7 @@ def validate(
     scores = influence.scores().task
     if not 0 < math.ceil(removed_share * count) <= count - 2:
         raise UserError(
-            f"Without {removed_share:.1%} of the {count} rows, fewer than two are left to train "
+            f"Without {share(removed_share)} of the {count} rows, fewer than two are left to train "
             "on: give a smaller `removed_share`, or more rows."
         )
     gone = torch.stack(
@@ -160,6 +174,7 @@ def compare(predicted: Floats, actual: Floats, removed_share: float, seconds: fl
     centred = predicted - predicted.mean()
     first, second = np.triu_indices(len(mean), 1)
     order = (predicted[first] - predicted[second]) * (mean[first] - mean[second])
+    has_both = bool((mean > 0).any() and (mean < 0).any())
     return Validation(
         removed_share=removed_share,
         predicted=predicted.tolist(),
@@ -170,6 +185,7 @@ def compare(predicted: Floats, actual: Floats, removed_share: float, seconds: fl
         ceiling=found["noise_ceiling"],
         slope=float(centred @ (mean - mean.mean()) / (centred @ centred)),
         sign_agreement=float((order > 0).mean()),
+        signs_right=float((predicted * mean > 0).mean()) if has_both else None,
         seconds=seconds,
     )
 

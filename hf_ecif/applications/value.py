@@ -17,7 +17,13 @@ from transformers import PreTrainedModel
 from hf_ecif.applications.given import MOST_STREAMED, Rowset, open_given
 from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import ValueRequest
-from hf_ecif.applications.sources import Opened, describe_solves, open_sources
+from hf_ecif.applications.sources import (
+    Named,
+    Opened,
+    describe_solves,
+    open_beside,
+    open_sources,
+)
 from hf_ecif.applications.valuation import (
     WHOLE,
     Additions,
@@ -29,11 +35,10 @@ from hf_ecif.applications.valuation import (
     value_additions,
     value_by_slice,
 )
-from hf_ecif.config import InfluenceConfig
+from hf_ecif.config import InfluenceConfig, RowFormat
 from hf_ecif.data.columns import read_groups, set_column
-from hf_ecif.data.loading import load_rows
 from hf_ecif.data.parquet import write_rows
-from hf_ecif.data.schema import check_columns, drop_influence_columns
+from hf_ecif.data.schema import drop_influence_columns
 from hf_ecif.data.summary import (
     Candidates,
     ConflictFacts,
@@ -66,8 +71,8 @@ class _Given:
     """Inputs other than the model, the rows and the query."""
 
     names: list[str | None] | None
-    test: Dataset | None
-    candidates: Dataset | None
+    test: Named | None
+    candidates: Named | None
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,8 @@ class _Leverage:
 
 
 def value(
-    model: InfluenceModel | PreTrainedModel | str | Path,
-    dataset: Rowset,
+    model: InfluenceModel | PreTrainedModel | str | Path | None = None,
+    dataset: Rowset | None = None,
     query: Rowset | None = None,
     *,
     slice_column: str | None = None,
@@ -105,6 +110,17 @@ def value(
     query_split: str | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
+    config_name: str | None = None,
+    query_config: str | None = None,
+    query_image_column: str | None = None,
+    query_text_column: str | None = None,
+    template: str | None = None,
+    limit: int | None = None,
+    sample: int | None = None,
+    format: RowFormat | None = None,
+    embeddings: str | Path | None = None,
+    embeddings_key: str | None = None,
+    logit_scale: float | None = None,
     processor: Any = None,
     config: InfluenceConfig | None = None,
     max_rows: int = MOST_STREAMED,
@@ -118,11 +134,21 @@ def value(
         query: pairs of the task that the model is for.
         slice_column: column of the query, such as a language or a category. Pairs are also valued
             for each of its values.
-        split: split of ``dataset``.
-        query_split: split of ``query``.
-        image_column: column of images.
-        text_column: column of captions.
-        processor: processor of a loaded model.
+        split: of ``dataset``, where it has several, or a part, ``train[:10%]``; ``train``, or the
+            only one, if absent.
+        query_split: likewise of ``query``; ``validation``, or the only one, if absent.
+        image_column: of images, their bytes or their paths; found by its type if absent.
+        text_column: of the captions, of lists of captions or of classes; likewise.
+        config_name: configuration of ``dataset``, where it has several.
+        query_config: likewise of ``query``.
+        query_image_column: that of the data if absent, or found by its type.
+        query_text_column: likewise.
+        template: sentence around each name of a class, such as ``"a photo of a {}"``.
+        limit: how many of the first rows are read.
+        sample: how many rows are drawn at random.
+        format: what files are, where it is not found by what is there.
+        embeddings: see `audit`; likewise ``embeddings_key`` and ``logit_scale``.
+        processor: processor of a loaded model, or where that of a named one is.
         config: how influence is computed; by default with the unrolled response, which predicts
             removals best.
         max_rows: largest number of rows to read of a stream.
@@ -136,7 +162,7 @@ def value(
     Raises:
         UserError: an argument cannot be used.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -154,6 +180,17 @@ def value(
         query_split=query_split,
         image_column=image_column,
         text_column=text_column,
+        config_name=config_name,
+        query_config=query_config,
+        query_image_column=query_image_column,
+        query_text_column=query_text_column,
+        template=template,
+        limit=limit,
+        sample=sample,
+        format=format,
+        embeddings=embeddings,
+        embeddings_key=embeddings_key,
+        logit_scale=logit_scale,
         processor=processor,
         config=config,
         max_rows=max_rows,
@@ -161,7 +198,7 @@ def value(
     names = _read_slices(slice_column, given.opened)
     rows, asked = given.opened.read(progress)
     valuation = value_by_slice(given.opened.model, rows, asked, _of_rows(names, asked), progress)
-    valued = drop_influence_columns(given.original)
+    valued = drop_influence_columns(given.opened.original)
     columns = _columns("ecif", rows, valuation.scores, _suffixes(valuation))
     for name, values in columns.items():
         valued = set_column(valued, name, values, "float32")
@@ -192,7 +229,9 @@ def run_value(
         _write_rows(found)
         summary = _summarise(found).replace(seconds=round(time.perf_counter() - start, 2))
         page = request.output / "value.html"
-        write_value_page(summary, opened.dataset, given.candidates, page)
+        write_value_page(
+            summary, opened.dataset, given.candidates.rows if given.candidates else None, page
+        )
         # Written last: a folder with a summary is a finished run.
         summary.save(request.output / "summary.json")
         return summary
@@ -211,14 +250,10 @@ def _check(request: ValueRequest, config: InfluenceConfig) -> None:
 
 def _read_given(request: ValueRequest, opened: Opened) -> _Given:
     """Inputs, read before anything is computed, so that a typo shows early."""
-
-    def load(source: str | None, split: str) -> Dataset | None:
-        return check_columns(load_rows(source, split), *request.columns) if source else None
-
     return _Given(
         _read_slices(request.slice_column, opened),
-        load(request.test, request.test_split),
-        load(request.candidates, request.candidates_split),
+        open_beside(opened, "test", request.test, request.test_split, "test"),
+        open_beside(opened, "candidates", request.candidates, request.candidates_split, "train"),
     )
 
 
@@ -244,9 +279,9 @@ def _analyse(
     """Results of all computations, in which every process takes part."""
     model = opened.model
 
-    def read(name: str, dataset: Dataset) -> Rows:
-        advance = progress(f"Read {name}", len(distributed.share(len(dataset))))
-        return model.read(dataset, *request.columns, advance)
+    def read(name: str, given: Named) -> Rows:
+        advance = progress(f"Read {name}", len(distributed.share(len(given.rows))))
+        return model.read(given.rows, *opened.sources.columns, advance)
 
     rows, query = opened.read(progress)
     test = require_pairs("`test`", read("test rows", given.test)) if given.test else None
@@ -295,7 +330,7 @@ def _write_rows(found: _Found) -> None:
         columns["ecif_leverage"] = found.rows.spread(found.leverage.of_rows.tolist())
     write_rows(_named_rows(found.opened.plain, found.rows, columns), output / "value.parquet")
     if found.candidates and found.additions and found.given.candidates:
-        dataset = drop_influence_columns(found.given.candidates)
+        dataset = drop_influence_columns(found.given.candidates.rows)
         columns = _columns(ADDED, found.candidates, found.additions, suffixes)
         rows = _named_rows(dataset, found.candidates, columns)
         write_rows(rows, output / "candidates.parquet")
@@ -420,8 +455,8 @@ def _describe_curves(found: _Found) -> Curves | None:
         return None
     request = found.request
     return Curves(
-        judge=f"{request.test}, split {request.test_split}" if request.test else "the query",
-        held_out=request.test is not None,
+        judge=found.given.test.told if found.given.test else "the query",
+        held_out=found.given.test is not None,
         repeats=request.repeats,
         curves=[CurveFacts(**asdict(curve)) for curve in found.curves],
         verdict=_judge_curves(found.curves),
@@ -440,11 +475,11 @@ def _judge_curves(curves: list[Curve]) -> str:
 
 
 def _describe_candidates(found: _Found) -> Candidates | None:
-    if found.additions is None or found.candidates is None:
+    if found.additions is None or found.candidates is None or found.given.candidates is None:
         return None
-    request, additions, rows = found.request, found.additions, found.candidates
+    additions, rows = found.additions, found.candidates
     return Candidates(
-        source=f"{request.candidates}, split {request.candidates_split}",
+        source=found.given.candidates.told,
         rows=rows.total,
         valued=len(rows),
         unreadable=len(rows.reasons),

@@ -6,6 +6,7 @@ import re
 from dataclasses import Field, fields
 from typing import Any
 
+from hf_ecif.applications.requests import Sources
 from hf_ecif.config import DetectionConfig
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
@@ -16,7 +17,7 @@ def flag_of(field: Field[Any]) -> str:
     return f"--{field.metadata['flag'] or field.name.replace('_', '-')}"
 
 
-_RENAMED = {one.name: flag_of(one) for one in fields(DetectionConfig)}
+_RENAMED = {one.name: flag_of(one) for kind in (DetectionConfig, Sources) for one in fields(kind)}
 
 
 def name_flags(message: str) -> str:

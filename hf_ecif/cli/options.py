@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from hf_ecif.cli.flags import flag_of, name_flags
 from hf_ecif.cli.help import ADVANCED, Command, HelpAll
 from hf_ecif.cli.screen import Result, screen, warn
-from hf_ecif.config import DetectionConfig, InfluenceConfig, Options
+from hf_ecif.config import DetectionConfig, InfluenceConfig, Options, choices_of
 
 CLEANING, MODELS, MANY = "Find wrong pairs", "Understand and change a model", "Many rows"
 _HELP = """Which image-text pairs help a CLIP-like model, which hurt it, and which are wrong.
@@ -110,7 +110,7 @@ def _parameters(kind: type[Options], defaults: Mapping[str, Any]) -> Iterator[Pa
 
 
 def _parameter(field: Field[Any], hint: Any, default: Any) -> Parameter:
-    is_choice = get_origin(hint) is Literal  # checked by the field, as in the library
+    is_choice = bool(choices_of(hint))  # checked by the field, as in the library
     about: dict[str, Any] = {"help": name_flags(field.metadata["help"])}
     about["metavar"] = "<choice>" if is_choice else None
     if field.metadata["is_argument"]:
@@ -124,7 +124,7 @@ def _parameter(field: Field[Any], hint: Any, default: Any) -> Parameter:
         field.name,
         Parameter.KEYWORD_ONLY,
         default=Parameter.empty if default is MISSING else default,
-        annotation=Annotated[str if is_choice else hint, made],
+        annotation=Annotated[(str | None if default is None else str) if is_choice else hint, made],
     )
 
 

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
 from hf_ecif.data.cleaning import CleanResult
-from hf_ecif.data.parquet import count_rows_of, parquet_files, write_shards
+from hf_ecif.data.lists import count_pairs_of, fold
+from hf_ecif.data.parquet import parquet_files, write_shards
 from hf_ecif.data.summary import CleaningFacts, Summary
 from hf_ecif.errors import UserError
 from hf_ecif.utils.files import CHECKPOINTS, sweep, write_json
@@ -124,8 +125,8 @@ class AuditFolder:
         return parquet_files(self.path / part)
 
     def count(self, part: Part) -> int:
-        """Rows of a part."""
-        return count_rows_of(self.shards(part))
+        """Rows of a part; of lists of captions, the captions."""
+        return count_pairs_of(self.shards(part))
 
     def features(self, part: Part) -> Features:
         """Columns of a part and their types."""
@@ -173,11 +174,14 @@ class AuditFolder:
             )
 
     def write_rows(self, result: CleanResult, scored: Dataset | None = None) -> None:
-        """Write the rows kept and removed, and all of them with their scores."""
+        """Write the rows kept and removed, and all of them with their scores.
+
+        Captions that came in lists are in lists again; see `hf_ecif.data.lists`.
+        """
         if scored is not None:
-            write_shards(scored, self.scored)
-        write_shards(result.kept, self.path / "kept")
-        write_shards(result.removed, self.path / "removed")
+            write_shards(fold(scored), self.scored)
+        write_shards(fold(result.kept), self.path / "kept")
+        write_shards(fold(result.removed), self.path / "removed")
 
     def replace_rows(self, other: AuditFolder) -> None:
         """Take over rows and report from another folder, which is removed; the summary is not."""

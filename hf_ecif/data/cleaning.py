@@ -16,6 +16,7 @@ from hf_ecif.data.columns import set_column
 from hf_ecif.data.findings import KINDS, MEANINGS, Kind
 from hf_ecif.data.schema import require_text
 from hf_ecif.errors import UserError
+from hf_ecif.utils import formatting
 
 Bools = NDArray[np.bool_]
 
@@ -31,7 +32,7 @@ UNTRAINED, BEFORE = "not fine-tuned", "all rows"  # versions that every cleaning
 NEEDED = {
     "worst": ("ecif_noise_probability", "ecif_score"),
     "weight": ("ecif_noise_probability",),
-    "relabel": ("ecif_suggested_text",),
+    "relabel": ("ecif_suggested_text", SUGGESTED_PROBABILITY),
 }
 
 
@@ -87,6 +88,7 @@ def clean(
     share: float | None = None,
     findings: Collection[Kind] | None = None,
     text_column: str = "text",
+    name_column: str | None = None,
 ) -> CleanResult:
     """Part a scored data set into the rows to keep and the rows to remove.
 
@@ -106,12 +108,14 @@ def clean(
             kinds are not, whatever their flag, but for rows that a person has judged. If absent,
             findings count as their flags say.
         text_column: Of the captions, for ``relabel`` alone.
+        name_column: What captions were made of, classes for instance. It is relabelled, too, and a
+            row whose suggestion is no caption of it is removed.
 
     Raises:
         UserError: If a column is missing, the data have been cleaned already, the share is none,
             or a row would be removed without a reason.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -123,12 +127,17 @@ def clean(
     """
     _check(scored, strategy, share, text_column, findings)
     decided, remove_found = _by_findings(scored, findings)
-    cleaned, remove = _by_strategy(scored, strategy, share, text_column, ~decided)
+    cleaned, remove = _by_strategy(scored, strategy, share, text_column, name_column, ~decided)
     return _part(_name_findings(cleaned, remove_found), np.where(decided, remove_found, remove))
 
 
 def _by_strategy(
-    scored: Dataset, strategy: Strategy, share: float | None, text_column: str, among: Bools
+    scored: Dataset,
+    strategy: Strategy,
+    share: float | None,
+    text_column: str,
+    name_column: str | None,
+    among: Bools,
 ) -> tuple[Dataset, Bools]:
     """The rows as the strategy leaves them, and which of those that it decides on go."""
     if strategy == "worst" and share is not None:
@@ -138,8 +147,16 @@ def _by_strategy(
     flags = _column(scored, "ecif_flag")
     suspicious = np.array([flag is None or flag for flag in flags], dtype=bool)
     if strategy == "relabel":
-        has_other = np.array([text is not None for text in _column(scored, "ecif_suggested_text")])
+        # A caption of which it is not known how likely it is right, is no suggestion.
+        both = zip(
+            _column(scored, "ecif_suggested_text"),
+            _column(scored, SUGGESTED_PROBABILITY),
+            strict=True,
+        )
+        has_other = np.array([None not in pair for pair in both], dtype=bool)
         relabelled = np.array([flag is True for flag in flags], dtype=bool) & has_other & among
+        if name_column in scored.column_names and name_column != text_column:
+            scored, relabelled = _rename(scored, relabelled, text_column, name_column)
         return _relabel(scored, relabelled, text_column), suspicious & ~relabelled
     return scored, suspicious
 
@@ -241,7 +258,8 @@ def _mark_worst(scored: Dataset, share: float, among: Bools) -> tuple[Dataset, B
     reasons = _column(scored, "ecif_reason")
     for row in worst.tolist():
         reasons[row] = reasons[row] or (
-            f"among the worst {share:.3g} of the rows, at {probability[row]:.0%}; not flagged"
+            f"among the worst {formatting.share(share)} of the rows, at "
+            f"{formatting.share(probability[row])}; not flagged"
         )
     return set_column(scored, "ecif_reason", reasons), remove
 
@@ -261,6 +279,19 @@ def _relabel(scored: Dataset, relabelled: Bools, text_column: str) -> Dataset:
     originals = [text if r else None for text, r in zip(old, relabelled, strict=True)]
     scored = set_column(scored, text_column, texts)
     return set_column(scored, ORIGINAL_TEXT, originals, "string")
+
+
+def _rename(
+    scored: Dataset, relabelled: Bools, text_column: str, name_column: str
+) -> tuple[Dataset, Bools]:
+    """Rows with the names that suggested captions were made of, and which rows get one."""
+    names, new = _column(scored, name_column), _column(scored, "ecif_suggested_text")
+    name_of = dict(zip(_column(scored, text_column), names, strict=True))
+    relabelled = relabelled & np.array([text in name_of for text in new], dtype=bool)
+    chosen = [
+        name_of[text] if r else name for name, text, r in zip(names, new, relabelled, strict=True)
+    ]
+    return set_column(scored, name_column, chosen), relabelled
 
 
 def _column(dataset: Dataset, name: str) -> list[Any]:

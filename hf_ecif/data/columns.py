@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset, List, Value
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hf_ecif.errors import UserError
+
+# What a pair was read from, where that is not a cell of its own; see `hf_ecif.data.pairs` and
+# `hf_ecif.data.lists`.
+CAPTION = "ecif_caption"
+ROW, PLACE = "ecif_row:", "ecif_place:"  # before the name of a column of lists
+
 
 COLUMNS = {
     "ecif_score": "predicted change of the query's loss if the pair were removed, in nats: "
@@ -49,6 +56,8 @@ COLUMNS = {
 
 
 ADDED_LATER = {
+    CAPTION: "what the model was given to read: the name of the class, within the sentence around "
+    "it that was asked for",
     "ecif_weight": "1 - ecif_noise_probability, for a weighted loss; 0 of an unreadable row",
     "ecif_original_text": "the caption before it was replaced; null where it was not",
     "ecif_decision": "what a person decided in a review: keep, remove, recaption or unsure",
@@ -84,13 +93,28 @@ def set_column(
         values: one for each row.
         kind: of a new column: a type of Arrow by its name, or a feature.
     """
+    if name in dataset.column_names:
+        return replace_column(dataset, name, values, dataset.features[name])
+    return replace_column(dataset, name, values, Value(kind) if isinstance(kind, str) else kind)
+
+
+def replace_column(dataset: Dataset, name: str, values: Any, feature: Any) -> Dataset:
+    """Data set with these values of this type in a column, in its old place, or else as the last.
+
+    Args:
+        dataset: the rows.
+        name: name of the column.
+        values: one for each row; a list, or an array of NumPy or Arrow.
+        feature: their type.
+    """
     order = dataset.column_names
     if name not in order:
-        feature = Value(kind) if isinstance(kind, str) else kind
         return dataset.add_column(name, values, feature=feature)
     rest = dataset.remove_columns(name)
-    changed = rest.add_column(name, values, feature=dataset.features[name])
-    return changed.select_columns(order)
+    if not rest.column_names:  # has lost the number of its rows
+        kinds = Features(**{name: feature})
+        return Dataset(pa.table({name: values}, schema=kinds.arrow_schema))
+    return rest.add_column(name, values, feature=feature).select_columns(order)
 
 
 def read_groups(dataset: Dataset, column: str, option: str = "group_column") -> list[str | None]:

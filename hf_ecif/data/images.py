@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
 
+from hf_ecif.data.embeddings import is_reference, read_vectors, tell
 from hf_ecif.utils.formatting import shorten
 
 # Formats that hold photographs and drawings. Pillow reads many more, some through other programs
@@ -40,6 +42,7 @@ MOST_RESIZED = 2**22  # pixels on the way into the model: 50 MB as floats of thr
 Resized = Callable[[int, int], tuple[int, int]]
 THUMBNAIL_SIDE = 160
 PROBLEM_LENGTH = 160
+MOST_ZIPPED = 2**28  # bytes of a file in an archive
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def read_pair(
     Returns:
         A pair that has either an image or a reason.
 
-    Example:
+    Examples:
         >>> read_pair(None, "a cat", max_pixels=1_000_000).reason
         'image missing'
     """
@@ -118,7 +121,7 @@ def image_facts(content: bytes) -> ImageFacts | None:
     return ImageFacts(IMAGE_FORMATS.get(image.format or "", "jpg"), *image.size)
 
 
-def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
+def image_bytes(image_cell: dict[str, Any] | str | None) -> bytes | None:
     """Undecoded bytes of an image cell, read from its local file if only a path is stored.
 
     A table can name any file of this machine. Only files that are images are read, of formats that
@@ -127,7 +130,7 @@ def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
     Returns:
         The bytes, or None if there are none to be had.
     """
-    if not image_cell:
+    if not image_cell or isinstance(image_cell, str):  # a string names an embedding
         return None
     if image_cell.get("bytes") is not None:
         return bytes(image_cell["bytes"])
@@ -141,10 +144,45 @@ def image_bytes(image_cell: dict[str, Any] | None) -> bytes | None:
         return None
 
 
-def image_hashes(dataset: Dataset, image_column: str) -> set[bytes]:
-    """Hashes of the readable images, by which equal images of two data sets are found."""
-    contents = (image_bytes(cell) for cell in dataset[image_column])
-    return {xxhash.xxh3_128_digest(content) for content in contents if content}
+def decode_base64(text: str) -> bytes | None:
+    """The image that a text is the base64 form of, also as a data URI; None if it is of none."""
+    _, _, body = text.rpartition(",") if text.startswith("data:") else ("", "", text)
+    try:
+        content = base64.b64decode("".join(body.split()), altchars=_altchars(body), validate=True)
+        _open_image(io.BytesIO(content))
+    except Exception:  # damaged headers make Pillow raise nearly anything
+        return None
+    return content
+
+
+def _altchars(body: str) -> bytes | None:
+    """Signs of the form that is safe in addresses, where a text has them."""
+    return b"-_" if "-" in body or "_" in body else None
+
+
+def image_hashes(
+    dataset: Dataset, image_column: str, among: set[bytes] | None = None
+) -> set[bytes]:
+    """Hashes of the readable images, by which equal images of two data sets are found.
+
+    Args:
+        dataset: the rows.
+        image_column: name of the column of images.
+        among: the hashes to look for; all are kept if absent.
+    """
+    cells = dataset[image_column]
+    if len(cells) and is_reference(cells[0]):
+        contents = _embeddings_in(dataset, image_column)
+    else:
+        contents = (image_bytes(cell) for cell in cells)
+    hashes = (xxhash.xxh3_128_digest(content) for content in contents if content)
+    return {one for one in hashes if among is None or one in among}
+
+
+def _embeddings_in(dataset: Dataset, column: str) -> Iterator[bytes | None]:
+    for batch in dataset.select_columns([column]).iter(batch_size=4096):
+        known = [cell for cell in batch[column] if is_reference(cell)]
+        yield from (vector.tobytes() for vector in read_vectors(known)[0])
 
 
 def fingerprint_rows(dataset: Dataset) -> str:
@@ -161,7 +199,7 @@ def fingerprint_rows(dataset: Dataset) -> str:
     digest = xxhash.xxh3_128(repr((dataset.num_rows, names)).encode())
     # Arrow batches, since rows in the usual format would be decoded.
     for batch in dataset.with_format("arrow").iter(batch_size=64):
-        for row in batch.to_pylist():
+        for row in _looked_up(batch.to_pylist()):
             for name in names:
                 value = image_bytes(row[name]) if name in images else row[name]
                 content = value if isinstance(value, bytes) else repr(value).encode()
@@ -170,8 +208,18 @@ def fingerprint_rows(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
+def _looked_up(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the numbers of embeddings in place of references to them."""
+    for name in [name for name, value in rows[0].items() if is_reference(value)]:
+        known = [row for row in rows if is_reference(row[name])]
+        sides = read_vectors([row[name] for row in known])
+        for row, image, text in zip(known, *sides, strict=True):
+            row[name] = image.tobytes() + text.tobytes()
+    return rows
+
+
 def thumbnail(
-    cell: dict[str, Any] | None, side: int = THUMBNAIL_SIDE
+    cell: dict[str, Any] | str | None, side: int = THUMBNAIL_SIDE
 ) -> tuple[str | None, str | None]:
     """A small copy of an image as a data URI, or None and the reason why there is none."""
     content, problem = small_copy(cell, side)
@@ -181,9 +229,11 @@ def thumbnail(
 
 
 def small_copy(
-    cell: dict[str, Any] | None, side: int = THUMBNAIL_SIDE
+    cell: dict[str, Any] | str | None, side: int = THUMBNAIL_SIDE
 ) -> tuple[bytes | None, str | None]:
     """A small copy of an image as a WEBP file, or None and the reason why there is none."""
+    if isinstance(cell, str):
+        return None, f"no picture: {tell(cell)}" if is_reference(cell) else "no image in this row"
     if not cell or not (cell.get("bytes") or cell.get("path")):
         return None, "no image in this row"
     try:
@@ -259,9 +309,22 @@ def _open_cell(image_cell: dict[str, Any] | None) -> BinaryIO:
         return io.BytesIO(content)
     if content is not None or not path:
         raise _RefusedError("image missing")
+    if path.startswith("zip://"):
+        return _open_zipped(path)
     if not os.path.isfile(path):
         raise _RefusedError(f"image unreadable: no local file {os.path.basename(path)!r}")
     return open(path, "rb")
+
+
+def _open_zipped(path: str) -> BinaryIO:
+    """A file in an archive of this machine, which `datasets` names ``zip://inside::archive``."""
+    inside, _, archive = path.removeprefix("zip://").partition("::")
+    if not os.path.isfile(archive):
+        raise _RefusedError(f"image unreadable: no local file {os.path.basename(archive)!r}")
+    with zipfile.ZipFile(archive) as zipped:
+        if zipped.getinfo(inside).file_size > MOST_ZIPPED:
+            raise _RefusedError("image unreadable: larger than a file of an image in an archive")
+        return io.BytesIO(zipped.read(inside))
 
 
 def _open_image(file: BinaryIO) -> PILImage.Image:

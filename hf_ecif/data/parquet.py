@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image
 
+from hf_ecif.data.embeddings import without_folders
 from hf_ecif.data.images import image_bytes
 from hf_ecif.errors import UserError
 from hf_ecif.utils.files import aside, aside_folder
@@ -60,6 +61,15 @@ def parquet_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"))
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and complete, by its last bytes."""
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
+
+
 def count_rows_of(files: Iterable[Path]) -> int:
     """Number of rows in parquet files."""
     return sum(pq.read_metadata(file).num_rows for file in files)
@@ -85,7 +95,7 @@ def _write_files(dataset: Dataset, folder: Path, max_bytes: int) -> list[Path]:
 def _row_groups(dataset: Dataset, features: Features) -> Iterator[pa.Table]:
     for batch in dataset.with_format("arrow").iter(batch_size=ROWS_PER_GROUP):
         columns = [
-            _embedded(batch[name]) if isinstance(feature, Image) else batch[name]
+            _embedded(batch[name]) if isinstance(feature, Image) else without_folders(batch[name])
             for name, feature in features.items()
         ]
         yield pa.table(columns, schema=features.arrow_schema)

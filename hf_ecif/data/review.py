@@ -17,7 +17,7 @@ from datasets import Dataset
 from hf_ecif.data.cleaning import ORIGINAL_TEXT, CleanResult
 from hf_ecif.data.columns import set_column
 from hf_ecif.errors import UserError
-from hf_ecif.utils.formatting import Bools
+from hf_ecif.utils.formatting import Bools, share
 
 Action = Literal["keep", "remove", "recaption", "unsure"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -173,7 +173,8 @@ def _flags(
             continue
         flags[row] = probability > chosen
         if flags[row] and not reasons[row]:
-            reasons[row] = f"at {probability:.0%}, above the threshold of the review, {chosen:.0%}"
+            at, cut = share(probability), share(chosen)
+            reasons[row] = f"at {at}, above the threshold of the review, {cut}"
         elif not flags[row]:
             reasons[row] = None
     return flags, reasons

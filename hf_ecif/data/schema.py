@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
-from datasets import Audio, Dataset, Image, IterableDataset, LargeList, List, Value, Video
+from datasets import (
+    Audio,
+    ClassLabel,
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    LargeList,
+    List,
+    Value,
+    Video,
+    concatenate_datasets,
+)
 from numpy.typing import NDArray
 
+from hf_ecif.data.columns import CAPTION, PLACE, ROW
+from hf_ecif.data.embeddings import COLUMN as EMBEDDING
+from hf_ecif.data.embeddings import is_reference
+from hf_ecif.data.images import decode_base64
 from hf_ecif.errors import UserError
+from hf_ecif.utils.files import scratch_file
+
+# Columns that are meant where several could be, the likeliest first.
+USUAL = {
+    "image": ("image", "jpg", EMBEDDING),
+    "text": ("text", "caption", "captions", "txt", "sentence", "sentences", "title", "prompt"),
+}
+NO_CAPTIONS = ("__key__", "__url__", "json", "file_name")  # that are text, but nobody's caption
+_ADDRESS = re.compile(r"(https?|s3|gs|ftp)://", re.IGNORECASE)
+_LOOKED_AT = 32  # cells from which it is told what a column of strings holds
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 
@@ -18,67 +45,82 @@ def check_columns(dataset: AnyDataset, image_column: str, text_column: str) -> A
     """Check that both columns can be read, and stop the image column from decoding.
 
     Args:
-        dataset: Rows as loaded; of a stream, the types of the columns must be known.
-        image_column: A column of images: an `Image` feature, or raw bytes, paths or both.
-        text_column: A column of strings.
+        dataset: rows as loaded; of a stream, the types of the columns must be known.
+        image_column: a column of images; see `as_images`.
+        text_column: a column of strings.
 
     Returns:
         The same rows with the image column as `Image(decode=False)`: cells of `bytes` and `path`.
 
     Raises:
-        UserError: If a column is missing or of another type.
+        UserError: a column is missing or of another type.
+    """
+    types: Mapping[str, Any] = dataset.features or {}
+    require_columns(types, image_column, text_column)
+    require_text(types, text_column)
+    images = as_images(dataset, image_column)
+    now: Mapping[str, Any] = images.features or {}
+    if is_text(now[image_column]):  # references to embeddings
+        return images
+    return images.cast_column(image_column, Image(decode=False))
+
+
+def require_columns(types: Mapping[str, Any], image_column: str, text_column: str) -> None:
+    """Refuse columns that are not there, or are one and the same.
+
+    Raises:
+        UserError: that is so.
     """
     if image_column == text_column:
         raise UserError(
             f"`image_column` and `text_column` are both {text_column!r}. Name a column of images "
             "and one of captions."
         )
-    types: Mapping[str, Any] = dataset.features or {}
     for role, column in (("image", image_column), ("text", text_column)):
         if column not in types:
             raise UserError(
                 f"There is no {role} column {column!r}. The columns are: "
                 f"{', '.join(types)}. Name the right one with `{role}_column`."
             )
-    require_text(types, text_column)
-    image_type = types[image_column]
-    if not _is_image_like(image_type):
-        raise UserError(
-            f"The image column {image_column!r} must hold images, their bytes or their paths, but "
-            f"it is {image_type}. Name another one with `image_column`."
-        )
-    return dataset.cast_column(image_column, Image(decode=False))
 
 
 def find_columns(
-    dataset: Dataset, image_column: str | None = None, text_column: str | None = None
+    dataset: Dataset | IterableDataset,
+    image_column: str | None = None,
+    text_column: str | None = None,
 ) -> tuple[str, str]:
     """Names of the columns of images and captions, those that are not given found by their types.
 
-    Of several columns that could be meant, the one called ``image``, or ``text``, is.
+    Of several columns that could be meant, one with a usual name is, ``image`` or ``text`` above
+    all. A list of strings, or a class, is a caption where there is no string.
 
     Raises:
         UserError: there is no such column, or it cannot be told which of several is meant.
     """
-    own = [name for name in dataset.column_names if not is_influence_column(name)]
-    kinds = dataset.features
+    kinds: Mapping[str, Any] = dataset.features or {}
+    own = [name for name in kinds if not is_influence_column(name)]
     images = [name for name in own if _is_image_like(kinds[name])]
-    surely = [name for name in images if not _is_value(kinds[name], "string")]
-    image = image_column or _only("image", "image_column", surely or images, dataset)
-    texts = [name for name in own if _is_value(kinds[name], "string") and name != image]
-    return image, text_column or _only("text", "text_column", texts, dataset)
+    surely = [name for name in images if not is_text(kinds[name])]
+    if image_column is None and len(images) > 1 and not surely:
+        images = _telling(dataset, images) or images
+    image = image_column or _only("image", surely or images, kinds)
+    others = [name for name in own if name != image and name not in NO_CAPTIONS]
+    texts = [name for name in others if is_text(kinds[name])]
+    lists = [name for name in others if is_list_of_texts(kinds[name])]
+    classes = [name for name in others if isinstance(kinds[name], ClassLabel)]
+    usual = [name for name in USUAL["text"] if name in (*texts, *lists, *classes)]
+    return image, text_column or _only("text", usual[:1] or texts or lists or classes, kinds)
 
 
-def _only(usual: str, argument: str, candidates: list[str], dataset: Dataset) -> str:
-    if usual in candidates:
-        return usual
-    if len(candidates) == 1:
-        return candidates[0]
-    what = f"columns that could hold the {usual}s"
+def _only(what: str, candidates: list[str], kinds: Mapping[str, Any]) -> str:
+    usual = next((name for name in USUAL[what] if name in candidates), None)
+    if usual or len(candidates) == 1:
+        return usual or candidates[0]
+    told = f"columns that could hold the {what}s"
     if candidates:
-        raise UserError(f"There are several {what}: {', '.join(candidates)}. Give `{argument}`.")
-    columns = ", ".join(f"{name} ({kind})" for name, kind in dataset.features.items())
-    raise UserError(f"There are no {what}. The columns are: {columns}.")
+        raise UserError(f"There are several {told}: {', '.join(candidates)}. Give `{what}_column`.")
+    columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+    raise UserError(f"There are no {told}. The columns are: {columns}.")
 
 
 def require_text(types: Mapping[str, Any], column: str) -> None:
@@ -87,11 +129,115 @@ def require_text(types: Mapping[str, Any], column: str) -> None:
     Raises:
         UserError: it holds something else.
     """
-    if not _is_value(types[column], "string"):
+    if not is_text(types[column]):
         raise UserError(
             f"The text column {column!r} must hold strings, but it is {types[column]}. Name "
             "another one with `text_column`."
         )
+
+
+def as_images(dataset: AnyDataset, column: str) -> AnyDataset:
+    """The rows with a column of images as `Image`, if it is one already unchanged.
+
+    Args:
+        dataset: rows; of a stream, the types of the columns must be known.
+        column: bytes, paths, structs of both, or base64. Further parts of a struct become columns,
+            named ``image.width`` for instance. References to embeddings stay as they are.
+
+    Raises:
+        UserError: the column holds something else, or addresses of images.
+    """
+    known: Mapping[str, Any] = dataset.features or {}
+    kind = known[column]
+    if not _is_image_like(kind):
+        raise UserError(
+            f"The image column {column!r} must hold images, their bytes or their paths, but "
+            f"it is {kind}. Name another one with `image_column`."
+        )
+    _refuse_addresses(dataset, column, kind)
+    if isinstance(kind, Image):
+        return dataset
+    if is_text(kind) and any(map(is_reference, _first_texts(dataset, column))):
+        return dataset
+    if is_text(kind) and any(map(decode_base64, _first_texts(dataset, column))):
+        return _from_base64(dataset, column)
+    if isinstance(kind, dict):
+        dataset = _part_struct(dataset, column, kind)
+    return dataset.cast_column(column, Image())
+
+
+def _telling(dataset: Dataset | IterableDataset, names: list[str]) -> list[str]:
+    """Columns of strings that hold images or their addresses, by their first cells."""
+
+    def tells(text: str) -> bool:
+        return bool(_ADDRESS.match(text)) or decode_base64(text) is not None
+
+    return [name for name in names if any(map(tells, _first_texts(dataset, name)))]
+
+
+def _refuse_addresses(dataset: Dataset | IterableDataset, column: str, kind: Any) -> None:
+    if isinstance(kind, Image):
+        dataset = dataset.cast_column(column, Image(decode=False))
+    texts = _first_texts(dataset, column)
+    addresses = [text for text in texts if _ADDRESS.match(text)]
+    if addresses and 2 * len(addresses) >= len(texts):
+        raise UserError(
+            f"The image column {column!r} holds addresses, such as {addresses[0][:80]}, and not "
+            "pictures. Download them first, with img2dataset for instance, and give the folder of "
+            "tars that it writes."
+        )
+
+
+def _first_texts(dataset: Dataset | IterableDataset, column: str) -> list[str]:
+    """The first strings in a column, or paths where it holds structs without bytes."""
+    first = [row[column] for row in dataset.select_columns([column]).take(_LOOKED_AT)]
+    paths = [
+        cell.get("path") if not cell.get("bytes") else None
+        for cell in first
+        if isinstance(cell, dict)
+    ]
+    return [text for text in (*first, *paths) if isinstance(text, str) and text]
+
+
+def _from_base64(dataset: AnyDataset, column: str) -> AnyDataset:
+    """Images out of their base64 text; what is none stays as it is, to be told of."""
+
+    def read(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {column: [_decoded(text) for text in batch[column]]}
+
+    kind = Image(decode=False)
+    if isinstance(dataset, IterableDataset):
+        kinds = Features(**{**(dataset.features or {}), column: kind})
+        return dataset.map(read, batched=True, features=kinds).cast_column(column, Image())
+    alone = dataset.select_columns([column]).map(
+        read,
+        batched=True,
+        batch_size=64,
+        features=Features(**{column: kind}),
+        cache_file_name=str(scratch_file(".arrow")),
+    )
+    rest = dataset.remove_columns(column)
+    joined = concatenate_datasets([rest, alone], axis=1) if rest.column_names else alone
+    return joined.select_columns(dataset.column_names).cast_column(column, Image())
+
+
+def _decoded(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    content = decode_base64(text)
+    return {"bytes": text.encode() if content is None else content, "path": None}
+
+
+def _part_struct(dataset: AnyDataset, column: str, kind: dict[str, Any]) -> AnyDataset:
+    """The rows with the parts of a struct that are no image's as columns of their own."""
+    more = [name for name in kind if name not in ("bytes", "path")]
+    if not more:
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    flat = dataset.select_columns([column]).flatten()
+    extra = flat.select_columns([f"{column}.{name}" for name in more])
+    return concatenate_datasets([dataset, extra], axis=1)
 
 
 def drop_influence_columns(dataset: Dataset) -> Dataset:
@@ -104,8 +250,15 @@ OTHER_NAMES = ("clip_score", "neg_clip_loss", "caption_truncated")
 
 
 def is_influence_column(name: str) -> bool:
-    """Whether a column is none of the source's own."""
+    """Whether a column is none of the source's own, nor tells what a pair was read from."""
+    if name == CAPTION or name.startswith((ROW, PLACE)):
+        return False
     return name.startswith("ecif_") or name in OTHER_NAMES
+
+
+def is_ours(name: str) -> bool:
+    """Whether a column is none of the source's own."""
+    return name.startswith("ecif_") or is_influence_column(name)
 
 
 def is_plain(feature: Any) -> bool:
@@ -173,16 +326,24 @@ def read_verdicts(dataset: Dataset, column: str, option: str) -> NDArray[np.int8
     return np.where(missing, 0, np.where(flags, 1, -1)).astype(np.int8)
 
 
-def _is_value(feature: Any, kind: str) -> bool:
-    return isinstance(feature, Value) and feature.dtype in (kind, f"large_{kind}")
+def is_text(feature: Any) -> bool:
+    """Whether a column holds strings."""
+    return _is_value(feature, "string")
+
+
+def is_list_of_texts(feature: Any) -> bool:
+    """Whether a column holds lists of strings."""
+    return isinstance(feature, List) and is_text(feature.feature)
+
+
+def _is_value(feature: Any, *kinds: str) -> bool:
+    known = (*kinds, *(f"large_{kind}" for kind in kinds))
+    return isinstance(feature, Value) and feature.dtype in known
 
 
 def _is_image_like(feature: Any) -> bool:
     if isinstance(feature, dict):
-        parts = {"bytes": "binary", "path": "string"}
-        return bool(feature) and all(
-            key in parts and _is_value(value, parts[key]) for key, value in feature.items()
-        )
-    return (
-        isinstance(feature, Image) or _is_value(feature, "binary") or _is_value(feature, "string")
-    )
+        kinds = {"bytes": "binary", "path": "string"}
+        parts = [(kind, feature[name]) for name, kind in kinds.items() if name in feature]
+        return bool(parts) and all(_is_value(part, kind, "null") for kind, part in parts)
+    return isinstance(feature, Image) or _is_value(feature, "binary", "string")

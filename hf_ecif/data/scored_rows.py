@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,15 +11,19 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from hf_ecif.data.images import thumbnail
 from hf_ecif.data.parquet_rows import ParquetRows
-from hf_ecif.data.summary import Summary
-from hf_ecif.utils.formatting import Bools, Floats, mark, readable_exponent, shorten
+from hf_ecif.data.summary import Columns, Summary
+from hf_ecif.utils.formatting import Bools, Floats, mark, readable_exponent, share, shorten
 
 CAPTION_LENGTH = 280
 REASON_LENGTH = 700
-WORDS = ("ecif_reason", "ecif_suggested_text", "ecif_original_text", "ecif_wrong_words")
+WORDS = (
+    *("ecif_reason", "ecif_finding"),
+    *("ecif_suggested_text", "ecif_original_text", "ecif_wrong_words"),
+)
 
 
 class ScoredRows:
@@ -55,17 +60,6 @@ class ScoredRows:
         """Exponent of the unit in which a page states scores."""
         return readable_exponent(self.score[self.readable])
 
-    @cached_property
-    def order_of_groups(self) -> Floats:
-        """A key that keeps duplicate groups together, those with the most probable noise first."""
-        here = np.flatnonzero(np.isfinite(self.duplicate))
-        _, group = np.unique(self.duplicate[here], return_inverse=True)
-        worst = np.zeros(len(here))
-        np.fmax.at(worst, group, self.probability[here])  # null where none is given
-        key = np.full(len(self.duplicate), np.nan)
-        key[here] = np.lexsort((group, -worst[group])).argsort()
-        return key
-
     @property
     def unreadable_rows(self) -> list[int]:
         return [int(row) for row in np.flatnonzero(~self.readable)]
@@ -85,8 +79,8 @@ class ScoredRows:
         text = str(cells[self._text] or "")
         return mark(text, _spans(cells), len(text))
 
-    def cell(self, row: int) -> dict[str, Any] | None:
-        """The image, not decoded."""
+    def cell(self, row: int) -> dict[str, Any] | str | None:
+        """The image, not decoded; text where embeddings stand for it."""
         if isinstance(self._scored, ParquetRows):
             found = self._scored.value(row, self._image)
         else:
@@ -102,6 +96,8 @@ class ScoredRows:
         """
         cells = self._cells(row)
         picture, problem = (address, None) if address else thumbnail(self.cell(row))
+        # Without a probability of being right, as in version 0.1, most suggestions are wrong.
+        suggested = cells.get("ecif_suggested_text") if self.suggested[row] else None
         return Card(
             row=row,
             caption=shorten(str(cells[self._text] or ""), CAPTION_LENGTH),
@@ -109,7 +105,8 @@ class ScoredRows:
             thumbnail=picture,
             problem=problem,
             reason=shorten(str(cells.get("ecif_reason") or ""), REASON_LENGTH) or None,
-            suggestion=shorten(str(cells.get("ecif_suggested_text") or ""), CAPTION_LENGTH) or None,
+            suggestion=shorten(str(suggested or ""), CAPTION_LENGTH) or None,
+            finding=cells.get("ecif_finding"),
             margin=float(self.margin[row]),
             chance=float(self.chance[row]),
             duplicate=int(self.duplicate[row]) if math.isfinite(self.duplicate[row]) else None,
@@ -175,6 +172,20 @@ class ScoredRows:
     def __len__(self) -> int:
         return len(self._scored)
 
+    def strings(self, name: str) -> NDArray[np.object_]:
+        """A column of strings, ``(N,)``; None for null, and where there is no such column."""
+        if name not in self._scored.column_names:
+            return np.full(len(self._scored), None, dtype=object)
+        return np.array(self.column(name).to_pylist(), dtype=object)
+
+    def is_true(self, name: str) -> Bools:
+        """Where a boolean column is true, ``(N,)``; nowhere if there is no such column."""
+        return self._floats(name) == 1.0
+
+    def captions(self, rows: NDArray[np.int64]) -> list[str]:
+        """Captions of some rows, in full."""
+        return [text or "" for text in self.column(self._text).take(pa.array(rows)).to_pylist()]
+
     def _floats(self, name: str) -> Floats:
         """A numeric column with not-a-number for null, whatever its type in the data set."""
         if name not in self._scored.column_names:
@@ -183,6 +194,30 @@ class ScoredRows:
         # By way of int8, because Arrow has no direct way from a boolean to a double.
         column = column.cast("int8") if column.type == "bool" else column
         return np.asarray(column.cast("double").to_numpy(), dtype=np.float64)
+
+
+def show_row(cells: dict[str, Any], columns: Columns) -> Shown:
+    """A row that is not numbered, for a strip of pictures."""
+    picture, problem = thumbnail(cells[columns.image])
+    probability = cells.get("ecif_noise_probability")
+    return Shown(
+        thumbnail=picture,
+        problem=problem,
+        marked=mark(str(cells[columns.text] or ""), _spans(cells), CAPTION_LENGTH),
+        note="" if probability is None else f"{share(probability)} misaligned",
+        facts=split_reason(cells.get("ecif_reason") or ""),
+    )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row as a strip of pictures shows it; ``note`` is a figure below its caption."""
+
+    thumbnail: str | None
+    problem: str | None
+    marked: list[tuple[str, bool]]
+    note: str
+    facts: list[str]
 
 
 def _spans(cells: dict[str, Any]) -> list[tuple[int, int]]:
@@ -196,7 +231,8 @@ def _spans(cells: dict[str, Any]) -> list[tuple[int, int]]:
 class Card:
     """One row of the data set as a page shows it.
 
-    ``marked`` is the caption in parts, and whether the image contradicts each.
+    ``marked`` is the caption in parts, and whether the image contradicts each; a ``suggestion`` is
+    right with the probability ``chance``.
     """
 
     row: int
@@ -206,6 +242,7 @@ class Card:
     problem: str | None
     reason: str | None
     suggestion: str | None
+    finding: str | None
     margin: float
     chance: float
     duplicate: int | None
@@ -217,3 +254,24 @@ class Card:
     stderr: float
     positive: float
     negative: float
+
+    @property
+    def note(self) -> str:
+        """The figure below its picture."""
+        known = math.isfinite(self.probability)
+        return f"{share(self.probability)} misaligned" if known else f"row {self.row:,}"
+
+    @property
+    def facts(self) -> list[str]:
+        """What speaks against the pair, one by one, the most telling first."""
+        return split_reason(self.reason or "")
+
+
+def split_reason(reason: str) -> list[str]:
+    """Facts of a reason, without the verdict and the probability before them.
+
+    >>> split_reason("probably misaligned (87 %): its caption fits 14 images; its loss is high")
+    ['its caption fits 14 images', 'its loss is high']
+    """
+    without = re.sub(r"\b(probably|possibly) misaligned \([^)]*\): ", "", reason)
+    return [fact for fact in without.split("; ") if fact]

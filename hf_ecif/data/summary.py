@@ -61,6 +61,31 @@ class Columns(Record):
     image: str
     text: str
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """Both, the image first."""
+        return self.image, self.text
+
+
+class Reading(Record):
+    """How pairs were made of what was read.
+
+    Attributes:
+        format: what the files were read as; None of a data set in memory.
+        config: which configuration of several.
+        limit: how many of the first rows were read; None of all.
+        sample: how many rows were drawn at random; None of all.
+        template: sentence around the name of a class.
+        text: column that captions were made of, where they are not in it as they are.
+    """
+
+    format: str | None = None
+    config: str | None = None
+    limit: int | None = None
+    sample: int | None = None
+    template: str | None = None
+    text: str | None = None
+
 
 class QueryFacts(Record):
     """What stood for the purpose of the model.
@@ -77,6 +102,8 @@ class QueryFacts(Record):
         alignment: cosine of its gradient and that of the training rows.
         slice_column: by which it was cut into slices, for a valuation.
         unnamed: its rows in no slice.
+        columns: of its pairs, where they have other names than those of the data.
+        config: which configuration of several.
     """
 
     source: str
@@ -90,6 +117,8 @@ class QueryFacts(Record):
     alignment: Real = nan
     slice_column: str | None = None
     unnamed: int = 0
+    columns: Columns | None = None
+    config: str | None = None
 
 
 class Solve(Record):
@@ -154,6 +183,7 @@ class Provenance(Record):
     """Where the figures of a run come from: what every summary has.
 
     Attributes:
+        reading: how pairs were made of the data.
         processor: where the model's processor is from, if it does not lie beside the model.
         rows: of the data.
         scored: those that could be read.
@@ -169,6 +199,7 @@ class Provenance(Record):
     dataset: str
     split: str
     columns: Columns
+    reading: Reading = Reading()
     rows: int
     scored: int
     unreadable: int
@@ -248,8 +279,8 @@ class Noise(Record):
         rate: estimated share of the readable rows.
         threshold: of the probability, above which a row is flagged.
         borderline: rows whose error reaches across it.
-        interval: of the rate, at 95 % confidence, or at that of the calibration where there is one;
-            None where it is not known.
+        interval: of the rate, at 95 % confidence, or at that of the calibration where there is
+            one; None where it is not known.
         rate_is_bound: whether no row is known to be right, so that only the upper end of the
             interval is to be relied on.
         abstains: why nothing is flagged, where the model cannot tell right from wrong.
@@ -492,6 +523,8 @@ class Summary(Provenance):
         flagged: rows that look misaligned.
         kept: rows to go on with.
         removed: the others; both together are all rows.
+        learned_from: rows that the audit learned from, where it judged others by them; None where
+            it learned from all.
         findings: rows by the kind of what is the matter with them.
         unreadable_reasons: rows that could not be read, by the reason.
         groups: noise by group, where that was asked for.
@@ -504,7 +537,7 @@ class Summary(Provenance):
         seconds: by stage.
         about: a sentence on what was audited.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -519,6 +552,7 @@ class Summary(Provenance):
     removed: int
     noise: Noise
     fit: FitFacts
+    learned_from: int | None = None
     findings: dict[str, int] = {}
     unreadable_reasons: dict[str, int] = {}
     groups: Groups | None = None
@@ -840,6 +874,7 @@ class ValidationSummary(Provenance):
     ceiling: float | None
     slope: Real
     sign_agreement: Real
+    signs_right: float | None = None
     verdict: str
     seconds: Real
 
@@ -873,3 +908,29 @@ class ComparisonFacts(Record):
     test_rows: int
     outcomes: list[OutcomeFacts]
     warnings: list[str]
+
+    @property
+    def measure(self) -> str:
+        """What versions are judged by: zero-shot accuracy if the test has classes, else R@1."""
+        accuracy = "zero_shot_accuracy"
+        return accuracy if accuracy in self.outcomes[0].measures else "text_to_image_recall@1"
+
+    @property
+    def best(self) -> str:
+        """Version of the highest `measure`."""
+        return max(self.outcomes, key=lambda one: one.measures[self.measure].mean).version
+
+    def gain(self, version: str, over: str) -> tuple[float, float | None]:
+        """By how much a version's `measure` is above another's, and its standard error.
+
+        The error is that over the repeats together with that of the choice of test rows: for a
+        gain ``g``, at least a share ``g`` of the test rows changed from wrong to right, so the
+        latter alone has a variance of at least ``g (1 - g) / n``. That of a single repeat is not
+        known.
+        """
+        measures = {one.version: one.measures[self.measure] for one in self.outcomes}
+        gain, error = measures[version].gain(measures[over])
+        if error is None:
+            return gain, None
+        sampling = abs(gain) * (1 - abs(gain)) / self.test_rows
+        return gain, (error**2 + sampling) ** 0.5

@@ -23,7 +23,7 @@ from scipy.special import expit
 from hf_ecif.data.captions import plain
 from hf_ecif.data.columns import set_column
 from hf_ecif.errors import UserError
-from hf_ecif.utils.formatting import Bools, Floats
+from hf_ecif.utils.formatting import Bools, Floats, share
 
 Verdict = Literal["right", "wrong", "cannot tell"]
 
@@ -156,7 +156,7 @@ def apply_verdicts(
 
 def _reason(old: str | None, verdict: Verdict | None, probability: float) -> str:
     """Why a row is flagged now, before what the audit said of it."""
-    new = JUDGED if verdict == "wrong" else f"{probability:.0%} {BY_OTHERS}"
+    new = JUDGED if verdict == "wrong" else f"{share(probability)} {BY_OTHERS}"
     first, _, rest = (old or "").partition("; ")
     of_audit = rest if first.endswith((JUDGED, BY_OTHERS)) else old
     return f"{new}; {of_audit}" if of_audit else new

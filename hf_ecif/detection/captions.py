@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_ecif.engine.features import Features
-from hf_ecif.influence.rows import BLANK, Preprocessor
+from hf_ecif.errors import UserError
+from hf_ecif.influence.classification import freeze_captions
 
 if TYPE_CHECKING:
     from hf_ecif.influence.loaded import LoadedModel
@@ -58,17 +58,18 @@ def leave_out(text: str, span: Span) -> str:
 
 
 def embed_captions(model: LoadedModel, captions: list[str]) -> Tensor:
-    """Normalised text embeddings ``(V, d)`` of the model as given."""
-    encoder = model.encoder
-    preprocess = Preprocessor(encoder, model.processor, lambda: iter([captions]))
-    # The towers want an image; one does for all.
-    image = preprocess([BLANK]).image
-    parts = []
-    for start in range(0, len(captions), encoder.micro_batch_size):
-        tokens = preprocess.tokens(captions[start : start + encoder.micro_batch_size])
-        features = encoder.freeze(Features(tokens, image))
-        parts.append(encoder.embed(encoder.theta, features).text)
-    return torch.cat(parts)
+    """Normalised text embeddings ``(V, d)`` of the model as given.
+
+    Raises:
+        UserError: the model is one of embeddings, which reads no captions.
+    """
+    if not model.reads_captions:
+        raise UserError(
+            "New captions cannot be compared with embeddings alone, since the model that made them "
+            "is not here: leave out `vocabulary`, or audit the pictures with the model."
+        )
+    encoder, parts = model.encoder, freeze_captions(model, captions)
+    return torch.cat([encoder.embed(encoder.theta, part).text for part in parts])
 
 
 def _kind(character: str) -> str:

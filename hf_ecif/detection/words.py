@@ -75,6 +75,8 @@ def wrong_words(
     flagged = np.flatnonzero(flag)
     looked = flagged[np.argsort(-suspicion[flagged], kind="stable")][:MOST_ROWS].tolist()
     found: list[list[Word] | None] = [None] * len(rows)
+    if not model.reads_captions:  # of embeddings alone, none of a part of a caption can be made
+        return found
     judged = judge_words(model, [rows.texts[row] for row in looked], image[looked])
     for row, words in zip(looked, judged, strict=True):
         found[row] = [word for word in words if word.is_wrong]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -17,8 +16,9 @@ from huggingface_hub.repocard_data import CardData
 from markupsafe import Markup
 
 from hf_ecif.errors import UserError
+from hf_ecif.utils.formatting import share
 from hf_ecif.utils.hub_errors import explain_hub_error, find_answer, is_transient
-from hf_ecif.utils.hub_paths import HubPath, public_name
+from hf_ecif.utils.hub_paths import HubPath
 
 BEGIN = "<!-- hf-ecif:begin. The next push replaces what is between these marks. -->"
 END = "<!-- hf-ecif:end -->"
@@ -128,20 +128,6 @@ def hub_card(
         raise UserError(f"it cannot be read. {reason}") from error
 
 
-def hide_folders(value: Any) -> Any:
-    """Values in which paths of this machine are replaced by folder names, at any depth."""
-    if isinstance(value, dict):
-        return {name: hide_folders(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [hide_folders(part) for part in value]
-    if not isinstance(value, str) or os.sep not in value or len(value) > 1000:
-        return value
-    source, comma, split = value.partition(", split ")
-    path = Path(source).expanduser()
-    local = path.is_absolute() or path.exists() or source.startswith(".")
-    return f"{public_name(source) if local else source}{comma}{split}"
-
-
 def describe_solve(report: dict[str, Any], config: dict[str, Any]) -> str:
     """A line about a solve, from a `SolveReport` and the config as JSON holds them."""
     return (
@@ -159,7 +145,7 @@ def render(template: str, **values: Any) -> str:
 def escape(text: Any) -> Markup:
     """Text on one line that appears literally anywhere in Markdown or HTML.
 
-    Example:
+    Examples:
         >>> print(escape("*a* <b>"))
         &#42;a&#42; &#60;b&#62;
     """
@@ -186,7 +172,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["code"] = _verbatim
     environment.filters["count"] = lambda value: Markup(f"{value:,}")
     environment.filters["figure"] = lambda value: Markup(f"{value:.3g}")
-    environment.filters["share"] = lambda value: Markup(f"{value:.1%}")
+    environment.filters["share"] = lambda value: Markup.escape(share(value))
     return environment
 
 

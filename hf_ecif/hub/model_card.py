@@ -14,14 +14,13 @@ from hf_ecif.hub.markdown import (
     Metadata,
     as_list,
     describe_solve,
-    hide_folders,
     merge_card,
     read_card,
     render,
 )
 from hf_ecif.utils.files import FIT, read_json
 from hf_ecif.utils.formatting import models_of_removal
-from hf_ecif.utils.hub_paths import HubPath, parse_model_path
+from hf_ecif.utils.hub_paths import HubPath, hide_folders, parse_model_path
 
 INHERITED = ("license", "license_name", "license_link", "language")
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")

@@ -23,6 +23,7 @@ from hf_ecif.engine.objective import Curvature, Objective
 from hf_ecif.engine.objectives import RoleForm
 from hf_ecif.engine.solvers import ConjugateGradients, SolveReport, solve
 from hf_ecif.engine.system import Spectrum, System
+from hf_ecif.utils.formatting import share
 
 LARGE = 0.5
 
@@ -227,11 +228,11 @@ def memorised(leverage: Tensor) -> str | None:
         leverage: ``(n,)``, of all rows or of a random sample, better by `leverage_along` than from
             a subspace, whose bound is too low.
     """
-    share = (leverage > LARGE).double().mean().item()
-    if share <= 0.5:
+    large = (leverage > LARGE).double().mean().item()
+    if large <= 0.5:
         return None
     return (
-        f"{share:.0%} of the pairs make more than half of the curvature along some direction "
+        f"{share(large)} of the pairs make more than half of the curvature along some direction "
         "themselves: the fit has memorised them. Their plain scores rank, but are too small to "
         "predict. Regularise the fit (l2) or fit for fewer epochs, or take the scores with the "
         "curvature without the pair (score_without)."

@@ -22,8 +22,8 @@ from hf_ecif.data.cleaning import UNTRAINED
 from hf_ecif.engine.objective import Objective, random_batches
 from hf_ecif.errors import UserError
 from hf_ecif.influence.batching import false_negatives
+from hf_ecif.influence.classification import Classes, zero_shot_accuracy
 from hf_ecif.influence.fitting import adam, cosine_fall, run_epoch
-from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.loaded import LoadedModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.utils.progress import ProgressFactory, silent
@@ -34,7 +34,8 @@ RECALLS = tuple(
 )
 
 
-MEASURES = (*RECALLS, "zero_shot_accuracy", "loss")
+MEASURES = (*RECALLS, "loss")  # and, where the test has classes:
+ACCURACY = "zero_shot_accuracy"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Outcome:
     Attributes:
         version: its name.
         rows: number of rows of an epoch, as a mean over the repeats.
-        values: values of each of `MEASURES`, one for each repeat, and a single one for the model as
+        values: values of each measure, one for each repeat, and a single one for the model as
             given. Recalls and accuracy are shares in [0, 1], higher is better; the loss is the mean
             contrastive loss in nats.
     """
@@ -100,6 +101,7 @@ def compare(
     versions: Mapping[str, Sequence[Version]],
     test: Rows,
     *,
+    classes: Classes | None = None,
     seed: int = 0,
     progress: ProgressFactory = silent,
 ) -> list[Outcome]:
@@ -110,7 +112,8 @@ def compare(
             need not be fitted, and is not changed.
         versions: by name; of each as many as there are repeats, the same or not. In a repeat, all
             versions share the seed of their batches.
-        test: rows that no version has, and that nothing has been decided by.
+        test: rows that no version has, and that no decision was based on.
+        classes: of the test rows, for zero-shot accuracy; none if absent.
         seed: seed of the run; every repeat has one of its own.
         progress: makes a progress bar.
 
@@ -136,9 +139,9 @@ def compare(
             seed=derive(seed, "retraining", repeat),
         )
         advance(1)
-        return measure(model, theta, test)
+        return measure(model, theta, test, classes)
 
-    outcomes = [_outcome(UNTRAINED, 0.0, [measure(model, model.encoder.theta, test)])]
+    outcomes = [_outcome(UNTRAINED, 0.0, [measure(model, model.encoder.theta, test, classes)])]
     for name, repeats in versions.items():
         rows = float(np.mean([len(version) for version in repeats]))
         found = [run(version, repeat) for repeat, version in enumerate(repeats)]
@@ -171,12 +174,12 @@ def train(
     return current
 
 
-def measure(model: LoadedModel, theta: Tensor, test: Rows) -> dict[str, float]:
-    """`MEASURES` on test rows.
+def measure(
+    model: LoadedModel, theta: Tensor, test: Rows, classes: Classes | None = None
+) -> dict[str, float]:
+    """`MEASURES` on test rows, and their zero-shot accuracy where they have classes.
 
-    A caption and an image are right for each other if some row has both. In zero-shot
-    classification, every image is told by the distinct captions, and any of its own is right: that
-    is the recall at 1 from images to texts.
+    A caption and an image are right for each other if some row has both.
     """
     embeddings = model.encoder.embed(theta, test.features)
     text, image = embeddings.text.float().cpu(), embeddings.image.float().cpu()
@@ -187,12 +190,11 @@ def measure(model: LoadedModel, theta: Tensor, test: Rows) -> dict[str, float]:
         image_ids=test.same_image.tolist(),
         k=(1, 10),
     )
-    prompts, images = firsts(test.keys.captions)[0], firsts(test.keys.images)[0]
-    told = prompts[(image[images] @ text[prompts].T).argmax(dim=1)]
-    return {name: recall[name] for name in RECALLS} | {
-        "zero_shot_accuracy": test.are_pairs(images, told).double().mean().item(),
-        "loss": model.query_value(test, theta).item(),
-    }
+    found = {name: recall[name] for name in RECALLS}
+    found["loss"] = model.query_value(test, theta).item()
+    if classes is not None:
+        found[ACCURACY] = zero_shot_accuracy(model, theta, test, classes)
+    return found
 
 
 def random_subset(rows: Rows, count: int, seed: int) -> Rows:
@@ -218,7 +220,7 @@ def _endless(version: Version, batch_size: int, generator: torch.Generator) -> I
 
 
 def _outcome(name: str, rows: float, found: list[dict[str, float]]) -> Outcome:
-    return Outcome(name, rows, {key: [values[key] for values in found] for key in MEASURES})
+    return Outcome(name, rows, {key: [values[key] for values in found] for key in found[0]})
 
 
 def _stderr(values: Sequence[float]) -> float | None:

@@ -10,7 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,9 @@ from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.features import Features, Side
 from hf_ecif.engine.towers import Inputs
 from hf_ecif.errors import UserError
+from hf_ecif.influence.embedded import EmbeddedPreprocessor
 from hf_ecif.influence.keys import Keys, caption_key, content_key, firsts, image_key
+from hf_ecif.models.embeddings import EmbeddingProcessor
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints, State
 
@@ -80,6 +82,16 @@ class Rows:
         here = self.select((self.positions < total).nonzero()[:, 0])
         reasons = {row: reason for row, reason in self.reasons.items() if row < total}
         return replace(here, reasons=reasons, total=total)
+
+    def numbered(self, numbers: Tensor, total: int) -> Rows:
+        """These rows as some of a larger data set.
+
+        Args:
+            numbers: ``(self.total,)``, their row numbers there.
+            total: rows of that data set.
+        """
+        reasons = {int(numbers[row]): reason for row, reason in self.reasons.items()}
+        return replace(self, positions=numbers[self.positions], reasons=reasons, total=total)
 
     def with_texts_of(self, donors: Tensor) -> Rows:
         """These images, each with the caption of another row."""
@@ -224,7 +236,8 @@ def read_rows(
     known = checkpoints or Checkpoints()
     cells = dataset.select_columns([image_column, text_column])
     mine = distributed.share(len(cells))
-    preprocess = Preprocessor(encoder, processor, lambda: _chunks(cells, mine, text_column))
+    texts = partial(_chunks, cells, mine, text_column)
+    preprocess = choose_preprocessor(encoder, processor, texts)
     parts = {_name(part): part for part in _split(mine, PART)}
     done = {name for name in parts if known.has(name, own=True)}
     missing = [
@@ -238,7 +251,7 @@ def read_rows(
     store = _Store(len(mine), memory_limit)
     if done:
         # The towers find their frozen part by raw inputs, and there may be none to come.
-        encoder.freeze(preprocess([BLANK]))
+        encoder.freeze(preprocess.blank())
     for name, part in parts.items():
         if name in done:
             advance(len(part))
@@ -249,8 +262,23 @@ def read_rows(
         store.append(known.remember(name, compute, own=True))
     if not store.rows:
         # Without a row to show it, this process would not know the shapes.
-        store.allocate(encoder.freeze(preprocess([BLANK])))
+        store.allocate(encoder.freeze(preprocess.blank()))
     return _gather(store, len(cells), encoder.boundary)
+
+
+def choose_preprocessor(
+    encoder: DualEncoder, processor: Any, all_texts: Callable[[], Iterator[list[Any]]]
+) -> Preprocessor | EmbeddedPreprocessor:
+    """What makes inputs of pairs, or takes them as they are where they are embeddings.
+
+    Args:
+        encoder: whose inputs are made.
+        processor: the model's processor.
+        all_texts: as for `Preprocessor`.
+    """
+    if isinstance(processor, EmbeddingProcessor):
+        return EmbeddedPreprocessor(processor.width, encoder.input_dtype)
+    return Preprocessor(encoder, processor, all_texts)
 
 
 def require_rows(rows: Rows) -> Rows:
@@ -353,6 +381,10 @@ class Preprocessor:
             text=self.tokens([pair.text for pair in pairs]),
             image=self.pixels([pair.image for pair in pairs if pair.image]),
         )
+
+    def blank(self) -> Features:
+        """Inputs of one row, which show their shapes."""
+        return self([BLANK])
 
     def pixels(self, images: list[Image.Image]) -> Inputs:
         """Inputs of the image tower."""
@@ -472,7 +504,7 @@ class _MicroBatches:
     cells: Dataset | Table | Chain
     columns: tuple[str, str]
     rows: list[range]
-    preprocess: Preprocessor
+    preprocess: Preprocessor | EmbeddedPreprocessor
     max_pixels: int
 
     def __len__(self) -> int:
@@ -481,6 +513,8 @@ class _MicroBatches:
     def __getitem__(self, number: int) -> _Read:
         rows = self.rows[number]
         cells = self.cells[rows.start : rows.stop]
+        if isinstance(self.preprocess, EmbeddedPreprocessor):
+            return _look_up(self.preprocess, rows, *(cells[column] for column in self.columns))
         positions, texts, reasons = [], [], {}
         images = _Images(self.preprocess)
         both = (cells[column] for column in self.columns)
@@ -500,6 +534,20 @@ class _MicroBatches:
             reasons=reasons,
             count=len(rows),
         )
+
+
+def _look_up(
+    preprocess: EmbeddedPreprocessor, rows: range, cells: list[Any], texts: list[Any]
+) -> _Read:
+    features, keys, places, reasons = preprocess.read(cells, texts)
+    return _Read(
+        features=features,
+        keys=keys,
+        positions=[rows[place] for place in places],
+        texts=[texts[place] for place in places],
+        reasons={rows[place]: reason for place, reason in reasons.items()},
+        count=len(rows),
+    )
 
 
 class _Images:

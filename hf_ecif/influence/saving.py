@@ -10,6 +10,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from hf_ecif.config import InfluenceConfig
+from hf_ecif.models.embeddings import EmbeddingProcessor
 from hf_ecif.models.place import locate
 from hf_ecif.utils.checkpoints import State, read_state, write_state
 from hf_ecif.utils.files import FIT, read_json, write_json
@@ -50,6 +51,13 @@ def load_fit(
     return SavedFit(model, InfluenceConfig.from_dict(values), read_state(fit))
 
 
+def find_file(
+    name: str, file: str, *, revision: str | None = None, token: str | bool | None = None
+) -> Path | None:
+    """A file beside a fit; None where it is not there. Arguments are those of `load_fit`."""
+    return locate(name, revision, token).find(file)
+
+
 def find_commit(name: str) -> str | None:
     """The commit of a model of the Hub that was loaded; None of a folder, or of one in memory."""
     place = locate(name)
@@ -67,7 +75,8 @@ def find_commit(name: str) -> str | None:
 def save_model(model: Any, processor: Any, folder: str | Path) -> None:
     """Write a model and its processor, as transformers' own `from_pretrained` reads them."""
     model.save_pretrained(folder)
-    processor.tokenizer("")  # else it is saved with the padding and the truncation of its last call
+    if not isinstance(processor, EmbeddingProcessor):
+        processor.tokenizer("")  # else it is saved with the padding of its last call
     processor.save_pretrained(folder)
 
 

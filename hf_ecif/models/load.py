@@ -9,6 +9,12 @@ from typing import Any
 import torch
 
 from hf_ecif.errors import UserError
+from hf_ecif.models.embeddings import (
+    MODEL_TYPE,
+    EmbeddingModel,
+    EmbeddingProcessor,
+    embedding_model,
+)
 from hf_ecif.models.open_clip import is_open_clip, load_open_clip
 from hf_ecif.models.place import Place, locate
 from hf_ecif.models.processors import load_processor
@@ -45,11 +51,14 @@ def load_model(
         UserError: nothing there, or not loadable.
     """
     wanted, target = _dtype(dtype), _device(device)
+    made = embedding_model(name)
+    if made is not None:
+        return made.to(target, wanted), EmbeddingProcessor(made.config.width)
     place = locate(name, revision, token)
     if place.is_copy:
         _log.warning("%s: The Hub cannot be reached. Taking the copy from an earlier run.", name)
-    model, made = _load(place, processor, wanted)
-    return model.to(target), made
+    model, found = _load(place, processor, wanted)
+    return model.to(target), found
 
 
 def _load(
@@ -66,6 +75,9 @@ def _load(
         return _load(_inner_module(place), processor, dtype, depth + 1)
     if "adapter_config.json" in files and "config.json" not in files:
         return _load_adapted(place, processor, dtype, depth)
+    if place.has("config.json") and place.read("config.json").get("model_type") == MODEL_TYPE:
+        model: Any = EmbeddingModel.from_pretrained(place.path, dtype=dtype, **place.options)
+        return model, EmbeddingProcessor(model.config.width)
     if is_open_clip(place):
         return load_open_clip(place, processor, dtype)
     model = load_saved(place, dtype)

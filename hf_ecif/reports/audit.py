@@ -20,11 +20,14 @@ from hf_ecif.reports.figures import (
     score_histogram,
     seconds_bars,
 )
-from hf_ecif.reports.html import about, inline_svg, render_page
+from hf_ecif.reports.findings import find_examples
+from hf_ecif.reports.html import Strip, about, inline_svg, render_page
+from hf_ecif.reports.steps import after_audit
 from hf_ecif.utils.files import write_text
 from hf_ecif.utils.formatting import Bools, Floats
 
 GALLERY_SIZE = 24
+STRIP = 8  # pictures on the first screen
 PLOTS = ("probability", "score", "roles", "seconds")
 
 
@@ -47,8 +50,10 @@ def render_report(scored: datasets.Dataset, summary: Summary) -> str:
         summary=summary,
         about=about(summary),
         scores=scores,
-        galleries=list(_galleries(scores)),
-        unreadable=[scores.card(row) for row in scores.unreadable_rows[:GALLERY_SIZE]],
+        strip=_strip(scores, summary),
+        steps=list(after_audit(summary)),
+        galleries=list(_galleries(scores, summary)),
+        findings=find_examples(scores, summary),
         plots=_plots(scores, summary),
         gallery_size=GALLERY_SIZE,
     )
@@ -94,18 +99,39 @@ class _Gallery:
         return max((part for part in parts if math.isfinite(part)), default=0.0) or 1.0
 
 
+def _strip(scores: ScoredRows, summary: Summary) -> Strip | None:
+    """Pictures for the first screen: the likeliest misaligned pairs, or those that fit least."""
+    if summary.noise.abstains:
+        rows, title = scores.order(scores.readable, -scores.suspicion), "What fits least"
+        count = len(rows)
+    else:
+        rows, title = scores.order(scores.flag, -scores.probability), "Most likely misaligned"
+        count = summary.flagged
+    return Strip(title, [scores.card(row) for row in rows[:STRIP]], count) if rows else None
+
+
 def _cards(scores: ScoredRows, among: Bools, key: Floats) -> list[Card]:
     return [scores.card(row) for row in scores.order(among, key)[:GALLERY_SIZE]]
 
 
-def _galleries(scores: ScoredRows) -> Iterator[_Gallery]:
-    yield _Gallery(
-        "misaligned",
-        "Most likely misaligned",
-        "Flagged pairs, the most probable first. Start a review here.",
-        "No pair was flagged.",
-        _cards(scores, scores.flag, -scores.probability),
-    )
+def _galleries(scores: ScoredRows, summary: Summary) -> Iterator[_Gallery]:
+    if summary.noise.abstains:
+        yield _Gallery(
+            "misaligned",
+            "What fits least",
+            "The pairs in the order in which they look misaligned to this model. None is flagged: "
+            "the order is little better than chance here.",
+            "No pair could be read.",
+            _cards(scores, scores.readable, -scores.suspicion),
+        )
+    else:
+        yield _Gallery(
+            "misaligned",
+            "Most likely misaligned",
+            "Flagged pairs, the most probable first. Start a review here.",
+            "No pair was flagged.",
+            _cards(scores, scores.flag, -scores.probability),
+        )
     yield _Gallery(
         "harmful",
         "Most harmful",
@@ -124,18 +150,7 @@ def _galleries(scores: ScoredRows) -> Iterator[_Gallery]:
         "borderline",
         "Borderline",
         "Pairs whose uncertainty reaches across the threshold, from either side, the closest "
-        "first. A second look pays most here.",
+        "first. Look at these twice.",
         "No pair is that close to the threshold.",
         _cards(scores, scores.borderline, np.abs(scores.probability - scores.threshold)),
     )
-    duplicates = np.isfinite(scores.duplicate)
-    if duplicates.any():
-        yield _Gallery(
-            "duplicates",
-            "Duplicates",
-            "Pairs with nearly the same image or the same caption, group by group, those that are "
-            "suspected first. One of a group may be the right home of the caption; pairs with the "
-            "very same caption are not taken as negatives of each other.",
-            "",
-            _cards(scores, duplicates, scores.order_of_groups),
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from math import isnan, nan
+from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hf_ecif.data.cleaning import BEFORE
 from hf_ecif.data.exports.rows import Exported
 from hf_ecif.data.summary import (
     ComparisonFacts,
@@ -23,10 +22,10 @@ from hf_ecif.data.summary import (
     ValidationSummary,
     ValueSummary,
 )
+from hf_ecif.reports.measures import LOSS, NAMES, tell_gains, tell_mean, tell_value
 from hf_ecif.utils.formatting import (
-    estimate,
     models_of_removal,
-    percent,
+    nats,
     reach,
     share,
     shorten,
@@ -35,11 +34,6 @@ from hf_ecif.utils.formatting import (
 CAPTION = 80  # letters shown of a caption
 NAMED = 8  # slices without a ranking that are named
 OFTEN = 3  # rows behind many errors that are named
-MEASURES = {
-    "text_to_image_recall@1": "R@1 text to image",
-    "image_to_text_recall@1": "R@1 image to text",
-    "zero_shot_accuracy": "zero-shot accuracy",
-}
 
 
 class Warned(NamedTuple):
@@ -88,10 +82,12 @@ def audit_lines(summary: Summary, output: Path) -> Iterator[Shown]:
         f"{summary.rows:,} rows: {summary.flagged:,} flagged as misaligned (estimated noise "
         f"{summary.noise.told}), {summary.unreadable:,} unreadable, {summary.kept:,} kept."
     )
+    if summary.learned_from:
+        yield f"The audit learned from {summary.learned_from:,} of them, and judged all by that."
     if summary.noise.abstains:
         yield Warned(f"Nothing is flagged: {summary.noise.abstains}")
     if truth := summary.truth:
-        precision = "" if truth.precision is None else f" (precision {truth.precision:.1%})"
+        precision = "" if truth.precision is None else f" (precision {share(truth.precision)})"
         yield (
             f"Of {truth.misaligned:,} rows known to be misaligned, {truth.found:,} are "
             f"flagged{precision}."
@@ -137,7 +133,7 @@ def cleaning_lines(
         yield f"Of {relabelled:,} new captions, about {expected_right:,.0f} should be right."
     if comparison:
         yield _fine_tunings(comparison)
-        yield from _gains(comparison)
+        yield from tell_gains(comparison)
         yield from map(Warned, comparison.warnings)
     if output:
         yield Place("Rows", output)
@@ -172,8 +168,8 @@ def calibration_lines(summary: Summary, output: Path) -> Iterator[Shown]:
     made = found.promise
     if made and made.holds:
         yield (
-            f"With {made.confidence:.0%} confidence, at least {made.precision:.0%} of the flagged "
-            "rows are wrong."
+            f"With {share(made.confidence)} confidence, at least {share(made.precision)} of the "
+            "flagged rows are wrong."
         )
     yield (
         f"{summary.flagged:,} rows are flagged, {summary.kept:,} kept and {summary.removed:,} "
@@ -187,7 +183,7 @@ def _interval(one: ShareFacts) -> str:
     """A share with its interval; a dash where nothing is there to have one."""
     if isnan(one.value):
         return "–"
-    return f"{one.value:.0%} ({one.low:.0%} to {one.high:.0%})"
+    return f"{share(one.value)} ({share(one.low)} to {share(one.high)})"
 
 
 def trace_lines(summary: TraceSummary, output: Path) -> Iterator[Shown]:
@@ -239,7 +235,7 @@ def removal_lines(summary: RemovalSummary, output: Path) -> Iterator[Shown]:
     for judge, states in summary.measures.items():
         yield _measures(judge, {names[state]: values for state, values in states.items()})
     predicted = summary.measures["query"]["before"]["loss"] + summary.predicted_change
-    yield f"By the scores alone, the query's loss would be {predicted:.4f}."
+    yield f"By the scores alone, the query's loss would be {nats(predicted)} nats."
     yield from map(Warned, summary.warnings)
     yield Place("Model", output)
     yield Place("Page", output / "removal.html")
@@ -250,8 +246,8 @@ def validation_lines(summary: ValidationSummary, output: Path) -> Iterator[Shown
     yield (
         f"Rank correlation of predicted and true changes: {summary.spearman:.2f} (95 % interval "
         f"{summary.low:.2f} to {summary.high:.2f}{reach(summary.ceiling)}) over "
-        f"{len(summary.actual)} subsets that go without {percent(summary.removed_share)} of the "
-        f"rows; order right for {summary.sign_agreement:.0%} of the pairs of subsets; slope "
+        f"{len(summary.actual)} subsets without {share(summary.removed_share)} of the rows each; "
+        f"order right for {share(summary.sign_agreement)} of the pairs of subsets; slope "
         f"{summary.slope:.2f}."
     )
     yield summary.verdict
@@ -263,7 +259,7 @@ def fit_lines(
     rows: int, before: float, after: float, warnings: Iterable[str], output: Path
 ) -> Iterator[Shown]:
     """Lines on the query's loss before and after a fit, in nats."""
-    yield f"Fitted on {rows:,} rows: the query's loss is {after:.4f}, {before:.4f} before."
+    yield f"Fitted on {rows:,} rows: the query's loss is {nats(after)} nats, {nats(before)} before."
     yield from map(Warned, warnings)
     yield Place("Influence", output)
 
@@ -293,36 +289,20 @@ def _fine_tunings(comparison: ComparisonFacts) -> Table:
     """Table of test results after fine-tuning on each version of the rows, in percent."""
     title = f"{comparison.test_rows:,} rows of {escape(comparison.test)}; percent ± standard error"
     table = Table("fine-tuned on", "rows", title=title)
-    for heading in MEASURES.values():
-        table.add_column(heading.replace(" ", "\n", 1), no_wrap=True)
+    measures = [name for name in NAMES if name in comparison.outcomes[0].measures and name != LOSS]
+    for name in measures:
+        table.add_column(NAMES[name].replace(" ", "\n", 1), no_wrap=True)
     for outcome in comparison.outcomes:
-        cells = [
-            _points(outcome.measures[name].mean, outcome.measures[name].stderr) for name in MEASURES
-        ]
+        cells = [tell_mean(name, outcome.measures[name]) for name in measures]
         table.add_row(outcome.version, f"{outcome.rows:,.0f}" if outcome.rows else "–", *cells)
     return table
 
 
-def _gains(comparison: ComparisonFacts) -> Iterator[str]:
-    """Lines on the change of zero-shot accuracy by each version, paired by repeat."""
-    place = [outcome.version for outcome in comparison.outcomes].index(BEFORE)
-    before, *after = comparison.outcomes[place:]
-    measure = "zero_shot_accuracy"
-    for outcome in after:
-        points = _points(*outcome.measures[measure].gain(before.measures[measure]))
-        yield f"Zero-shot accuracy, {outcome.version} over {BEFORE}: {points} points."
-
-
-def _points(value: float, error: float | None) -> str:
-    """A share in percent, with its error unless there is a single repeat."""
-    return estimate(value, nan if error is None else error, exponent=-2)
-
-
 def _measures(judge: str, models: Mapping[str, Mapping[str, float]]) -> Table:
-    table = Table(judge, "loss", *MEASURES.values())
+    measures = [name for name in NAMES if all(name in values for values in models.values())]
+    table = Table(judge, *(NAMES[name] for name in measures))
     for name, values in models.items():
-        cells = [share(values[measure]) for measure in MEASURES]
-        table.add_row(name, f"{values['loss']:.4f}", *cells)
+        table.add_row(name, *(tell_value(measure, values[measure]) for measure in measures))
     return table
 
 
@@ -332,9 +312,9 @@ def _slices(summary: ValueSummary) -> Table:
         table.add_row(
             escape(one.name),
             f"{one.rows:,}",
-            f"{one.loss_before:.3f}",
-            f"{one.loss:.3f}",
-            f"{one.harmful_share:.1%}",
+            nats(one.loss_before),
+            nats(one.loss),
+            share(one.harmful_share),
             f"{one.agreement:.2f}",
         )
     return table

@@ -6,18 +6,21 @@ into pages that also have a dark theme.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from scipy.stats import beta
 
-from hf_ecif.utils.formatting import Bools, Floats, number, superscript
+from hf_ecif.utils.formatting import Bools, Floats, number, share, superscript
 
 INK, MUTED, RULE, KEPT, FLAGGED = "#1d2329", "#5c6671", "#e1ddd3", "#4a7a96", "#c1501b"
+
+BINS = 5  # of verdicts, in a reliability diagram
 
 # Distinguishable without colours, too.
 CURVE_STYLES: tuple[dict[str, Any], ...] = (
@@ -30,7 +33,7 @@ CURVE_STYLES: tuple[dict[str, Any], ...] = (
 
 
 def probability_histogram(probability: Floats, flag: Bools, threshold: float | None) -> Figure:
-    """Histogram of the detector's probabilities, with its threshold.
+    """Histogram of the detector's probabilities on a logarithmic scale, with its threshold.
 
     Args:
         probability: probability of being misaligned, for each scored pair.
@@ -39,6 +42,12 @@ def probability_histogram(probability: Floats, flag: Bools, threshold: float | N
     """
     figure, axes = _blank_figure()
     _stacked(axes, probability, flag, np.linspace(0.0, 1.0, 41))
+    # A few flagged pairs are to be seen beside many kept ones; a bar of one pair has a height.
+    axes.set_yscale("log")
+    axes.set_ylim(0.5)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(int(value))))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(10))
     axes.set_xlim(0.0, 1.0)
     axes.set_xlabel("probability of being misaligned")
     axes.set_ylabel("pairs")
@@ -46,7 +55,7 @@ def probability_histogram(probability: Floats, flag: Bools, threshold: float | N
         axes.axvline(threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
         side, gap = ("right", -6) if threshold > 0.75 else ("left", 6)
         axes.annotate(
-            f"threshold {number(threshold)}",
+            f"threshold {share(threshold)}",
             (threshold, 0.96),
             xytext=(gap, 0),
             textcoords="offset points",
@@ -162,7 +171,7 @@ def validation_scatter(predicted: Floats, actual: Floats, caption: str) -> Figur
         actual: changes by retraining.
         caption: text above the plot.
     """
-    figure, axes = _blank_figure(height=4.2)
+    figure, axes = _blank_figure(height=3.4)
     axes.scatter(predicted, actual, s=22, color=KEPT, alpha=0.8, linewidths=0)
     slope, offset = np.polyfit(predicted, actual, 1)
     ends = np.array([predicted.min(), predicted.max()])
@@ -170,6 +179,44 @@ def validation_scatter(predicted: Floats, actual: Floats, caption: str) -> Figur
     axes.set_xlabel("predicted change of the query, nats")
     axes.set_ylabel("true change, nats")
     axes.set_title(caption, color=INK, fontsize=10, loc="left")
+    return figure
+
+
+def reliability_figure(
+    probability: Floats, wrong: Bools, curve: Callable[[Floats], Floats] | None = None
+) -> Figure:
+    """Share of wrong pairs among those that a person judged, by what was believed of them.
+
+    Args:
+        probability: ``(n,)``, of being misaligned, before any verdicts.
+        wrong: ``(n,)``, verdicts.
+        curve: from that probability to a calibrated one.
+    """
+    figure, axes = _blank_figure(height=3.4)
+    axes.plot([0, 1], [0, 1], color=RULE, linewidth=1.2, label="if beliefs were exact")
+    if curve is not None:
+        grid = np.linspace(0.005, 0.995, 100)
+        axes.plot(grid, curve(grid), color=INK, linestyle="--", linewidth=1.2, label="calibrated")
+    bins = np.array_split(np.argsort(probability, kind="stable"), min(BINS, len(wrong)) or 1)
+    for number_of, rows in enumerate(bins):
+        count, bad = len(rows), int(wrong[rows].sum())
+        low, high = beta.ppf([0.05, 0.95], bad + 0.5, count - bad + 0.5)  # Jeffreys
+        share = bad / count if count else 0.5
+        axes.errorbar(
+            probability[rows].mean() if count else 0.5,
+            share,
+            [[max(share - low, 0)], [max(high - share, 0)]],
+            color=FLAGGED,
+            marker="o",
+            markersize=5,
+            capsize=3,
+            label="judged, with 90 % intervals" if number_of == 0 else None,
+        )
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("probability of being misaligned")
+    axes.set_ylabel("share judged wrong")
+    _legend(axes, columns=3)
     return figure
 
 

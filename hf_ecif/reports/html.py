@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from matplotlib.figure import Figure
 from hf_ecif.data.summary import Provenance
 from hf_ecif.reports.figures import FLAGGED, INK, KEPT, MUTED, RULE
 from hf_ecif.utils.files import write_text
-from hf_ecif.utils.formatting import estimate, number, percent, share, superscript
+from hf_ecif.utils.formatting import estimate, nats, number, share, superscript
+from hf_ecif.utils.hub_paths import hide_folders, hide_paths
 from hf_ecif.version import __version__
 
 # In a page, each colour of a figure is replaced by the style sheet's variable of that name, so that
@@ -39,9 +41,30 @@ def render_page(template: str, **values: Any) -> str:
     return environment().get_template(template).render(**values).strip() + "\n"
 
 
+@dataclass(frozen=True)
+class Strip:
+    """A few pictures for the first screen of a page.
+
+    Attributes:
+        title: what they are.
+        cards: those that are shown, each with ``thumbnail``, ``problem``, ``marked`` and ``note``.
+        count: how many there are in all.
+    """
+
+    title: str
+    cards: Sequence[Any]
+    count: int
+
+
 def about(summary: Provenance) -> dict[str, str]:
-    """Model, data set and split, for the head of a page."""
-    return {"Model": summary.model, "Data set": summary.dataset, "Split": summary.split}
+    """Model, data set and split, for the head of a page; folders by their names alone."""
+    sources = {"Model": summary.model, "Data set": summary.dataset}
+    return {name: public(source) for name, source in sources.items()} | {"Split": summary.split}
+
+
+def public(value: Any) -> Any:
+    """A value or a sentence without the paths of this machine."""
+    return hide_paths(hide_folders(value)) if isinstance(value, str) else value
 
 
 def inline_svg(figure: Figure, name: str) -> Markup:
@@ -61,8 +84,8 @@ def inline_svg(figure: Figure, name: str) -> Markup:
 
 
 def code(text: str) -> Markup:
-    """HTML of a sentence whose names of arguments stand in backticks."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    """HTML of a sentence whose names of arguments stand in backticks, without paths."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(public(text)))))
 
 
 def environment(package: str = __package__) -> jinja2.Environment:
@@ -82,7 +105,8 @@ def environment(package: str = __package__) -> jinja2.Environment:
     filters: dict[str, Callable[..., Any]] = {
         "code": code,
         "number": number,
-        "percent": percent,
+        "nats": nats,
+        "public": public,
         "share": share,
         "superscript": superscript,
         "estimate": estimate,

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from markupsafe import Markup
 
-from hf_ecif.data.cleaning import BEFORE, UNTRAINED
+from hf_ecif.data.cleaning import UNTRAINED
+from hf_ecif.data.scored_rows import show_row
 from hf_ecif.data.summary import (
     CleaningFacts,
+    Columns,
     ComparisonFacts,
-    OutcomeFacts,
     Provenance,
     RemovalSummary,
     ValidationSummary,
 )
 from hf_ecif.reports.figures import bars_figure, validation_scatter
-from hf_ecif.reports.html import about, inline_svg, write_page
-from hf_ecif.utils.formatting import estimate, models_of_removal, number, percent, reach, share
+from hf_ecif.reports.html import Strip, about, inline_svg, public, write_page
+from hf_ecif.reports.measures import LOSS, NAMES, judge_cleaning, tell_mean, tell_value
+from hf_ecif.reports.steps import after_cleaning, after_removal, after_validation
+from hf_ecif.utils.formatting import models_of_removal, nats, number, reach, share
+from hf_ecif.utils.hub_paths import hide_folders
 
-ACCURACY = "zero_shot_accuracy"
-MEASURES = {
-    "loss": "Loss, nats",
-    "text_to_image_recall@1": "R@1, text to image",
-    "image_to_text_recall@1": "R@1, image to text",
-    ACCURACY: "Zero-shot accuracy",
-}
+PICTURES = 8
 
 
 @dataclass(frozen=True)
@@ -49,27 +47,30 @@ class _Plot:
     drawing: Markup
 
 
-def write_removal_page(summary: RemovalSummary, path: Path) -> None:
+def write_removal_page(summary: RemovalSummary, removed: Dataset, path: Path) -> None:
     """Write a page on the query and the test set before and after a removal.
 
     Args:
         summary: summary from `hf_ecif.applications.remove.run_remove`.
+        removed: the removed rows, images undecoded.
         path: file of the page.
     """
     query = summary.measures["query"]
     change = query["after"]["loss"] - query["before"]["loss"]
     retrained = query.get("retrained")
-    removed, seconds = summary.removal.removed, summary.seconds
+    count, seconds = summary.removal.removed, summary.seconds
     names = models_of_removal(summary.config)
     spent = f"nats, in {number(seconds['remove'])} s"
     tiles = [
-        ("Removed", number(removed), f"of {number(summary.scored)} readable rows"),
-        ("Change of the query's loss", _signed(change), spent),
-        ("Predicted", _signed(summary.predicted_change), "nats, by the scores alone"),
+        ("Removed", number(count), f"of {number(summary.scored)} readable rows"),
+        ("Change of the query's loss", nats(change, signed=True), spent),
+        ("Predicted", nats(summary.predicted_change, signed=True), "nats, by the scores alone"),
     ]
     if retrained:
         true = retrained["loss"] - query["before"]["loss"]
-        tiles.append(("By retraining", _signed(true), f"nats, in {number(seconds['retrain'])} s"))
+        tiles.append(
+            ("By retraining", nats(true, signed=True), f"nats, in {number(seconds['retrain'])} s")
+        )
     write_page(
         path,
         "outcome.html.j2",
@@ -80,12 +81,14 @@ def write_removal_page(summary: RemovalSummary, path: Path) -> None:
         | {"rows removed by": summary.where}
         | ({"test": summary.test} if summary.test else {}),
         command="remove",
-        verdict=f"Without {number(removed)} {'row' if removed == 1 else 'rows'}, the query's loss "
-        f"{'falls' if change < 0 else 'rises'} by {number(abs(change))} nats.",
+        verdict=f"Without {number(count)} {'row' if count == 1 else 'rows'}, the query's loss "
+        f"{'falls' if change < 0 else 'rises'} by {nats(abs(change))} nats.",
         tiles=tiles,
+        strip=_strip("Removed from the model", removed, summary.columns),
+        steps=list(after_removal(summary)),
         explanation="The model was changed in closed form, as if it had been fitted without these "
-        "rows. All models below are measured in the same way; recalls and accuracy: higher is "
-        "better.",
+        "rows. All models below are measured in the same way. R@1 is the share of captions that "
+        "retrieve the right image first, and the other way round: higher is better.",
         tables=list(_measures(summary.measures, names)),
         plots=[
             _Plot(
@@ -93,8 +96,8 @@ def write_removal_page(summary: RemovalSummary, path: Path) -> None:
                 "In nats; lower is better.",
                 inline_svg(
                     bars_figure(
-                        {names[name]: state["loss"] for name, state in states.items()},
-                        labels=[_cell("loss", state["loss"]) for state in states.values()],
+                        {names[name]: state[LOSS] for name, state in states.items()},
+                        labels=[nats(state[LOSS]) for state in states.values()],
                     ),
                     f"loss-{judge}",
                 ),
@@ -123,7 +126,7 @@ def write_validation_page(summary: ValidationSummary, path: Path) -> None:
     interval += reach(summary.ceiling)
     verdict, _, advice = summary.verdict.rstrip(".").partition(": ")
     advice = f" What follows: {advice}." if advice else ""
-    gone, repeats = percent(summary.removed_share), summary.repeats
+    removed, repeats = share(summary.removed_share), summary.repeats
     times = "" if repeats == 1 else f", retrained {repeats} times"
     figure = validation_scatter(predicted, actual, "")
     write_page(
@@ -136,11 +139,14 @@ def write_validation_page(summary: ValidationSummary, path: Path) -> None:
         command="validate",
         verdict=f"{verdict}.",
         tiles=[
-            ("Rank correlation", f"{summary.spearman:.2f}", f"95 % interval {interval}"),
-            ("Order right", percent(summary.sign_agreement), "of the pairs of subsets"),
-            ("Slope", f"{summary.slope:.2f}", "of true on predicted; 1 if the size is right"),
-            ("Subsets", number(len(actual)), f"each without {gone} of the rows{times}"),
+            ("Rank correlation", number(summary.spearman, 2), f"95 % interval {interval}"),
+            ("Order right", share(summary.sign_agreement), "of the pairs of subsets"),
+            ("Sign right", *_signs(summary)),
+            ("Slope", number(summary.slope, 2), "of true on predicted; 1 if the size is right"),
+            ("Subsets", number(len(actual)), f"each without {removed} of the rows{times}"),
         ],
+        strip=None,
+        steps=list(after_validation(summary)),
         explanation="Random parts of the rows were left out, the attributed parameters trained "
         "again from the start, and the query's true loss compared with the sum of the scores of "
         f"the rows that were left out.{advice}",
@@ -166,51 +172,62 @@ def write_validation_page(summary: ValidationSummary, path: Path) -> None:
     )
 
 
-def write_cleaning_page(cleaning: CleaningFacts, compared: ComparisonFacts, path: Path) -> None:
+def write_cleaning_page(
+    cleaning: CleaningFacts,
+    compared: ComparisonFacts,
+    removed: Dataset,
+    columns: Columns,
+    path: Path,
+) -> None:
     """Write a page on models fine-tuned on the rows before and after a cleaning.
 
     Args:
         cleaning: number of rows by outcome.
         compared: results of the models before and after.
+        removed: the removed rows, images undecoded.
+        columns: names of the columns of a pair.
         path: file of the page.
     """
-    accuracy = {one.version: one.measures[ACCURACY] for one in compared.outcomes}
-    gain, error = accuracy[cleaning.strategy].gain(accuracy[BEFORE])
-    untrained = accuracy[UNTRAINED].mean
-    accuracies = {_version(name): measured for name, measured in accuracy.items()}
+    measures = [name for name in NAMES if name in compared.outcomes[0].measures]
+    decisive = {_version(one.version): one.measures[compared.measure] for one in compared.outcomes}
     write_page(
         path,
         "outcome.html.j2",
-        about={"Audit": cleaning.audit},
+        about={"Audit": public(cleaning.audit)},
         warnings=compared.warnings,
         run=None,
         command="clean",
-        verdict=_cleaning_verdict(gain, error, compared.test_rows),
+        verdict=judge_cleaning(compared, cleaning.strategy),
         tiles=[_counted(name, count) for name, count in cleaning.counts.items()],
+        strip=_strip("Removed", removed, columns),
+        steps=list(after_cleaning(cleaning, compared)),
         explanation=f"The audited model was fine-tuned on each version of the rows, with as many "
-        f"steps for each, and then retrieved and classified {number(compared.test_rows)} rows "
-        f"of {compared.test}. Not fine-tuned at all, it has {share(untrained)} of zero-shot "
-        "accuracy. Higher is better, except for the loss; errors are standard errors over the "
-        "fine-tunings, in the headline of the choice of the test rows, too.",
+        f"steps for each, and tested on {number(compared.test_rows)} rows of "
+        f"{hide_folders(compared.test)}. Higher is better, except for the loss. Errors in the "
+        "table are standard errors over the fine-tunings; that in the headline covers the choice "
+        "of the test rows, too.",
         tables=[
             _Table(
-                "Recalls and accuracy in per cent",
-                ["Fine-tuned on", *MEASURES.values()],
+                "Recalls and accuracy in percent",
+                ["Fine-tuned on", *(NAMES[name] for name in measures)],
                 [
-                    [_version(one.version), *(_estimated(name, one) for name in MEASURES)]
+                    [
+                        _version(one.version),
+                        *(tell_mean(name, one.measures[name]) for name in measures),
+                    ]
                     for one in compared.outcomes
                 ],
             )
         ],
         plots=[
             _Plot(
-                "Zero-shot accuracy",
-                "Bars in per cent; whiskers are standard errors.",
+                NAMES[compared.measure],
+                "Bars in percent; whiskers are standard errors over the fine-tunings.",
                 inline_svg(
                     bars_figure(
-                        {name: 100 * one.mean for name, one in accuracies.items()},
-                        [100 * (one.stderr or 0.0) for one in accuracies.values()],
-                        [f"{100 * one.mean:.1f}" for one in accuracies.values()],
+                        {name: 100 * one.mean for name, one in decisive.items()},
+                        [100 * (one.stderr or 0.0) for one in decisive.values()],
+                        [share(one.mean) for one in decisive.values()],
                     ),
                     "accuracy",
                 ),
@@ -219,7 +236,7 @@ def write_cleaning_page(cleaning: CleaningFacts, compared: ComparisonFacts, path
         solvers=[],
         limits=[
             "The random version has as many rows: what it loses is the price of fewer rows, what "
-            "cleaning gains beyond it is due to which rows went.",
+            "cleaning gains beyond it is due to which rows were removed.",
             "Another test set would differ by more than the errors say, which are over the order "
             "of the batches alone.",
         ],
@@ -228,20 +245,26 @@ def write_cleaning_page(cleaning: CleaningFacts, compared: ComparisonFacts, path
 
 def _facts(summary: Provenance) -> dict[str, str]:
     query = summary.query
-    return {"source": query.source, "pairs": number(query.rows), "seed": str(summary.seed)}
+    source = hide_folders(query.source)
+    return {"source": source, "pairs": number(query.rows), "seed": str(summary.seed)}
 
 
 def _measures(measures: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[_Table]:
     for judge, states in measures.items():
+        known = [name for name in NAMES if all(name in state for state in states.values())]
         rows = [
-            [names[name], *(_cell(measure, state[measure]) for measure in MEASURES)]
+            [names[name], *(tell_value(measure, state[measure]) for measure in known)]
             for name, state in states.items()
         ]
-        yield _Table(f"On the {judge}", ["Model", *MEASURES.values()], rows)
+        yield _Table(f"On the {judge}", ["Model", *(NAMES[name] for name in known)], rows)
 
 
-def _cell(measure: str, value: float) -> str:
-    return f"{value:.4f}" if measure == "loss" else share(value)
+def _signs(summary: ValidationSummary) -> tuple[str, str]:
+    """Share of the signs that are predicted correctly; nothing where only one occurs."""
+    if summary.signs_right is None:
+        side = "rises" if summary.actual[0] > 0 else "falls"
+        return "–", f"not known: the loss {side} in all retrainings"
+    return share(summary.signs_right), "of the subsets: helped, or hurt"
 
 
 def _version(name: str) -> str:
@@ -260,29 +283,13 @@ def _counted(name: str, count: int) -> tuple[str, str, str]:
     return title, number(count), f"of the {whole} rows" if part else "rows"
 
 
-def _estimated(measure: str, outcome: OutcomeFacts) -> str:
-    """A mean with its error; shares in percent."""
-    mean, error = outcome.measures[measure].mean, outcome.measures[measure].stderr
-    if measure == "loss":
-        return f"{mean:.3f}" + (f" ± {error:.3f}" if error else "")
-    return estimate(mean, float("nan") if error is None else error, exponent=-2)
-
-
-def _cleaning_verdict(gain: float, error: float | None, test_rows: int) -> str:
-    """Verdict on a gain, clear if neither batch order nor the choice of test rows explains it.
-
-    For a gain ``g``, at least a share ``g`` of the test rows changed from wrong to right, so the
-    choice of test rows alone gives it a variance of at least ``g (1 - g) / n``.
-    """
-    sampling = abs(gain) * (1 - abs(gain)) / test_rows
-    # The error of a single fine-tuning is unknown, so no verdict is clear.
-    whole_error = nan if error is None else (error**2 + sampling) ** 0.5
-    points = f"{estimate(abs(gain), whole_error, exponent=-2)} points of zero-shot accuracy"
-    side = f"{points} {'above' if gain > 0 else 'below'} one fine-tuned on all rows"
-    if not abs(gain) > 2 * whole_error:
-        return f"No clear difference: a model fine-tuned on the cleaned rows is {side}."
-    return f"Fine-tuned on the cleaned rows, the model is {side}."
-
-
-def _signed(value: float) -> str:
-    return ("−" if value < 0 else "+") + number(abs(value))
+def _strip(title: str, rows: Dataset, columns: Columns) -> Strip | None:
+    """A few of some rows, those first that are most probably wrong; None of no rows."""
+    if not len(rows):
+        return None
+    order = list(range(len(rows)))
+    if "ecif_noise_probability" in rows.column_names:
+        plain = rows.with_format(None)["ecif_noise_probability"][:]
+        order.sort(key=lambda row: -(plain[row] or 0.0))
+    cards = [show_row(rows[row], columns) for row in order[:PICTURES]]
+    return Strip(title, cards, len(rows))

@@ -10,11 +10,14 @@ import numpy as np
 from datasets import Dataset, Features, Value
 
 from hf_ecif.data.images import thumbnail
+from hf_ecif.data.scored_rows import Shown
 from hf_ecif.data.summary import Cause, TracedError, TraceSummary
-from hf_ecif.reports.html import about, write_page
+from hf_ecif.reports.html import Strip, about, write_page
+from hf_ecif.reports.steps import after_trace
 from hf_ecif.utils.files import aside
-from hf_ecif.utils.formatting import readable_exponent, shorten
+from hf_ecif.utils.formatting import nats, readable_exponent, shorten
 
+STRIP, FACT_LENGTH = 8, 80  # pictures on the first screen, and letters of what is said of each
 SHOWN_ERRORS, SHOWN_CAUSES = 24, 5
 CAPTION_LENGTH = 200
 
@@ -82,10 +85,25 @@ def write_trace_page(
         "trace.html.j2",
         summary=summary,
         about=about(summary),
+        strip=_strip(shown, len(errors)),
+        steps=list(after_trace(summary)),
         shown=shown,
         often=often,
         shown_causes=SHOWN_CAUSES,
     )
+
+
+def _strip(shown: list[dict[str, Any]], count: int) -> Strip | None:
+    """Pictures for the first screen: what was asked with, and what the model prefers."""
+    cards = []
+    for error in shown[:STRIP]:
+        found = error["found_caption"]
+        fact = f"instead: {shorten(found, FACT_LENGTH)}" if error["margin"] > 0 else ""
+        picture, marked = error["asked"], [(error["caption"], False)]
+        note = f"{nats(abs(error['margin']))} nats {'against' if fact else 'in favour'}"
+        facts = [fact] if fact else []
+        cards.append(Shown(picture["thumbnail"], picture["problem"], marked, note, facts))
+    return Strip("The worst errors", cards, count) if cards else None
 
 
 class _Pictures:

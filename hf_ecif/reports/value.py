@@ -11,12 +11,15 @@ from datasets import Dataset
 from markupsafe import Markup
 
 from hf_ecif.data.images import thumbnail
+from hf_ecif.data.scored_rows import Shown
 from hf_ecif.data.summary import Columns, ConflictFacts, Curves, Entry, Rankings, ValueSummary
 from hf_ecif.reports.figures import removal_figure
-from hf_ecif.reports.html import about, inline_svg, write_page
-from hf_ecif.utils.formatting import readable_exponent, shorten
+from hf_ecif.reports.html import Strip, about, inline_svg, write_page
+from hf_ecif.reports.steps import after_value
+from hf_ecif.utils.formatting import estimate, readable_exponent, shorten, superscript
 
 CAPTION_LENGTH = 280
+STRIP = 8  # pictures on the first screen
 SHOWN_SLICES = 12  # largest number of slices whose rankings are shown
 HARM = ("Most harmful", "Most valuable")
 WORTH = ("Most worth having", "Better left out")
@@ -48,6 +51,8 @@ def write_value_page(
         "value.html.j2",
         summary=summary,
         about=about(summary),
+        strip=_strip(slices[0][1][0], summary.clearly_harmful),
+        steps=list(after_value(summary)),
         whole=slices[0][1],
         slices=slices[1:],
         conflicts=_conflicts(cards, summary.conflicts),
@@ -87,10 +92,26 @@ class _Gallery:
     exponent: int
 
     @property
+    def notes(self) -> list[str]:
+        """The figure of each card, for a strip of pictures."""
+        unit = f" × 10{superscript(self.exponent)}" if self.exponent else ""
+        values = (card.effects[0] for card in self.cards)
+        return [estimate(one.score, one.stderr, self.exponent) + f"{unit} nats" for one in values]
+
+    @property
     def reach(self) -> float:
         """Largest part of any card, which is the scale of all bars in the gallery."""
         parts = (abs(part) for card in self.cards for part in (card.positive, card.negative))
         return max(parts, default=0.0) or 1.0
+
+
+def _strip(gallery: _Gallery, count: int) -> Strip | None:
+    """Pictures for the first screen: the most harmful pairs."""
+    cards = [
+        Shown(card.thumbnail, card.problem, [(card.caption, False)], note, [])
+        for card, note in zip(gallery.cards[:STRIP], gallery.notes, strict=False)
+    ]
+    return Strip(gallery.title, cards, max(count, len(cards))) if cards else None
 
 
 class _Cards:

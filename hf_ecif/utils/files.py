@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
+from uuid import uuid4
 
 from hf_ecif.errors import UserError
 
@@ -63,6 +67,19 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+@cache
+def scratch_folder() -> Path:
+    """A folder that is removed when the program ends."""
+    folder = mkdtemp(prefix="hf-ecif-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def scratch_file(suffix: str = "") -> Path:
+    """A name that no other file in `scratch_folder` has."""
+    return scratch_folder() / f"{uuid4().hex}{suffix}"
 
 
 def write_text(text: str, path: Path) -> None:

@@ -14,8 +14,8 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-def number(value: Any) -> str:
-    """Three significant digits, thousands separated, tiny and huge values as powers of ten."""
+def number(value: Any, digits: int = 3) -> str:
+    """Significant digits, thousands separated, tiny and huge values as powers of ten."""
     if value is None:
         return "–"
     if isinstance(value, (bool, str)):
@@ -26,11 +26,17 @@ def number(value: Any) -> str:
         return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
     size = abs(value)
     if size and not 1e-3 <= size < 1e6:
-        mantissa, power = f"{value:.2e}".split("e")
+        mantissa, power = f"{value:.{digits - 1}e}".split("e")
         text = f"{mantissa} × 10{superscript(int(power))}"
     else:
-        text = f"{value:,.0f}" if size >= 999.5 else f"{value:.3g}"
+        text = f"{value:,.0f}" if size >= 10**digits - 0.5 else f"{value:.{digits}g}"
     return text.replace("-", "−")
+
+
+def nats(value: float | None, signed: bool = False) -> str:
+    """A loss, a margin, or a change of one with its sign: four digits, without the unit."""
+    plus = "+" if signed and value is not None and value > 0 else ""
+    return plus + number(value, digits=4)
 
 
 def models_of_removal(config: Mapping[str, Any]) -> dict[str, str]:
@@ -47,17 +53,24 @@ def reach(ceiling: float | None) -> str:
     return "" if ceiling is None else f"; a perfect prediction would reach {ceiling:.2f}"
 
 
-def percent(value: Any) -> str:
-    """A share as a percentage of three significant digits."""
-    text = number(None if value is None else 100.0 * value)
-    return text if text == "–" else f"{text} %"
+def share(value: float | None) -> str:
+    """A share as a percentage of one decimal, which a whole percentage goes without.
 
+    What is not nothing or all is not told as such, however near it is.
 
-def share(value: Any) -> str:
-    """A share as a percentage of one decimal, for figures that stand beside each other."""
+    >>> [share(value) for value in (0.9514, 0.9, 0.0002, 0.9999)]
+    ['95.1 %', '90 %', '<0.1 %', '>99.9 %']
+    """
     if value is None or math.isnan(value):
         return "–"
-    return f"{100 * value:.1f} %"
+    percent = 100.0 * value
+    if 0 < percent < 0.1:
+        return "<0.1 %"
+    if 99.9 < percent < 100:
+        return ">99.9 %"
+    if math.isclose(percent, round(percent), abs_tol=1e-5):  # shares are of single precision
+        return f"{percent:.0f} %".replace("-", "−")
+    return f"{percent:.1f} %".replace("-", "−")
 
 
 def estimate(value: float, stderr: float, exponent: int = 0) -> str:

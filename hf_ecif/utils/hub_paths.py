@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 _NAME = r"(?P<repo_id>[\w-][\w.-]*/[\w-][\w.-]*)"
@@ -13,6 +14,9 @@ _HUB_ID = re.compile(rf"{_NAME}(@(?P<revision>\S+))?(?P<path>)")
 _URI = re.compile(
     rf"hf://datasets/{_NAME}(@(?P<revision>refs/\w+/\w+|[^/\s]+))?(?:/(?P<path>.*?))?/?"
 )
+
+_PART = r"[^\s/'\"`,;:()<>]+"
+_PATH = re.compile(rf"(?<![\w/.:~<-])~?(?:/{_PART})*/(?P<name>{_PART})/?")
 
 
 class HubPath(NamedTuple):
@@ -32,7 +36,7 @@ class HubPath(NamedTuple):
 def parse_hub_path(source: str) -> HubPath | None:
     """The place on the Hub that a source names; None if it lies on disk or has another form.
 
-    Example:
+    Examples:
         >>> parse_hub_path("hf://datasets/me/pairs@v1/clean/train.parquet")
         HubPath(repo_id='me/pairs', revision='v1', path='clean/train.parquet')
     """
@@ -42,7 +46,7 @@ def parse_hub_path(source: str) -> HubPath | None:
 def parse_model_path(name: str) -> HubPath | None:
     """The place on the Hub that a model's name gives, which may be ``hf://owner/name``, too.
 
-    Example:
+    Examples:
         >>> parse_model_path("hf://models/openai/clip-vit-base-patch32").repo_id
         'openai/clip-vit-base-patch32'
     """
@@ -55,7 +59,7 @@ def is_local(source: str) -> bool:
     A typing mistake in a path should be told at once, and not be looked for on the Hub. Where a
     folder is called like an owner there, ``hf://`` still names what is on the Hub.
 
-    Example:
+    Examples:
         >>> is_local("./pairs"), is_local("runs/demo/kept"), is_local("me/pairs@refs/pr/1")
         (True, True, False)
     """
@@ -72,11 +76,34 @@ def public_name(source: str) -> str:
 
     Paths of this machine stay private.
 
-    Example:
+    Examples:
         >>> public_name("me/pairs@v1"), public_name("/home/me/secret/pairs")
         ('me/pairs@v1', 'pairs')
     """
     return source if parse_hub_path(source) else Path(source).expanduser().resolve().name
+
+
+def hide_folders(value: Any) -> Any:
+    """Values in which paths of this machine are replaced by folder names, at any depth."""
+    if isinstance(value, dict):
+        return {name: hide_folders(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [hide_folders(part) for part in value]
+    if not isinstance(value, str) or os.sep not in value or len(value) > 1000:
+        return value
+    source, comma, split = value.partition(", split ")
+    path = Path(source).expanduser()
+    local = path.is_absolute() or path.exists() or source.startswith(".")
+    return f"{public_name(source) if local else source}{comma}{split}"
+
+
+def hide_paths(text: str) -> str:
+    """A sentence in which absolute paths of this machine are replaced by their last part.
+
+    >>> hide_paths("3 images of /home/me/pairs, split test, are in https://hf.co/me/pairs, too")
+    '3 images of pairs, split test, are in https://hf.co/me/pairs, too'
+    """
+    return _PATH.sub(lambda match: match["name"], text)
 
 
 def _match(source: str) -> HubPath | None:

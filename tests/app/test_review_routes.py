@@ -77,7 +77,7 @@ class TestRows:
         first, second = client.get(f"{desk}/rows?rows=0,5,99999").json()
         assert "".join(text for text, _ in first["caption"]) == HTML
         assert first["caption"][0][1]  # its first word is contradicted
-        assert first["reason"] == "looks <b>wrong</b>"
+        assert first["reasons"] == ["looks <b>wrong</b>"]
         assert (second["row"], second["suggestion"]) == (5, None)
         assert "±" in second["influence"]
 

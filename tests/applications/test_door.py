@@ -21,7 +21,7 @@ from tests.support import DEMO
 MODEL = str(DEMO / "model")
 CONFIG = InfluenceConfig(batch_size=16, partitions=2, probes=1, fit_epochs=1)
 ONCE = DetectionConfig(injections=1)
-ROWS, QUERY = 40, 20
+ROWS, QUERY = 64, 20
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,9 @@ class TestResult:
 
     def test_words(self, audit: Audit) -> None:
         head, *notes = repr(audit).splitlines()
-        assert head.startswith(f"Audit(40 rows, {audit.summary.flagged} flagged, estimated noise ")
+        assert head.startswith(
+            f"Audit({ROWS} rows, {audit.summary.flagged} flagged, estimated noise "
+        )
         assert [note.strip() for note in notes] == audit.summary.warnings
         shown = audit._repr_html_()
         assert "<table>" in shown
@@ -121,7 +123,7 @@ class TestResult:
         assert cleaned.kept.features == audit.dataset.features
         assert repr(cleaned).startswith(f"Cleaned(drop: kept {len(cleaned.kept)}, removed ")
         worst = audit.clean("worst", share=0.25)
-        assert len(worst.removed) == 10
+        assert len(worst.removed) == ROWS // 4
         assert "worst 25.0 %" in repr(worst)
         with pytest.raises(UserError, match="needs one between 0 and 1"):
             audit.clean("worst")
@@ -156,7 +158,7 @@ class TestFolder:
         cleaned = audit.clean("worst", share=0.25)
         cleaned.save(tmp_path / "out")
         kept = load_dataset(str(tmp_path / "out" / "kept"), split="train")
-        assert len(kept) == len(cleaned.kept) == 30
+        assert len(kept) == len(cleaned.kept) == ROWS * 3 // 4
         with pytest.raises(UserError, match="that of a cleaning"):
             hf_ecif.load_audit(tmp_path / "out")
 

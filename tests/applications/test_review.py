@@ -96,7 +96,7 @@ class TestApply:
         summary = apply_review(audit, Review(threshold=0.05), tmp_path / "out")
         assert (summary.flagged, summary.removed) == (11, 12)
         reasons = {row["ecif_reason"] for row in load(tmp_path / "out", "removed")}
-        assert "at 10%, above the threshold of the review, 5%" in reasons
+        assert "at 10 %, above the threshold of the review, 5 %" in reasons
         summary = apply_review(audit, Review(threshold=0.95), tmp_path / "none")
         assert (summary.flagged, summary.removed) == (0, 1)
 

@@ -29,7 +29,7 @@ def test_perfect_predictions() -> None:
     assert result.slope == pytest.approx(2)
     assert result.sign_agreement == 1
     assert result.ceiling is None
-    assert "predict retrainings on" in result.verdict
+    assert "predict the order of retrainings on" in result.verdict
 
 
 def test_the_interval_holds_the_truth_and_shrinks() -> None:
@@ -43,11 +43,27 @@ def test_the_interval_holds_the_truth_and_shrinks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("noise", "words"), [(0.1, "predict"), (0.8, "which removals"), (30.0, "do not predict")]
+    ("noise", "words"),
+    [(0.1, "predict the order"), (0.8, "much of the order"), (30.0, "do not predict")],
 )
 def test_the_verdict_follows_the_interval(noise: float, words: str) -> None:
     actual = CHANGES + noise * np.random.default_rng(1).normal(size=60)
     assert words in compare(CHANGES, once(actual), 0.5, 1.0).verdict
+
+
+def test_signs_are_judged_only_where_both_occur() -> None:
+    """A constant guess would be right wherever all removals hurt."""
+    both = compare(CHANGES, once(CHANGES), 0.5, 1.0)
+    assert both.signs_right == 1
+    assert "tell help from harm in 100 % of them" in both.verdict
+    hurt = compare(CHANGES, once(CHANGES - CHANGES.min() + 1), 0.5, 1.0)
+    assert hurt.signs_right is None
+    assert hurt.spearman == pytest.approx(1)
+    assert "all removals hurt, so whether they tell help from harm is not known" in hurt.verdict
+    opposite = compare(CHANGES, once(CHANGES - np.median(CHANGES)), 0.5, 1.0)
+    wrong = CHANGES * (CHANGES - np.median(CHANGES)) < 0
+    assert wrong.any()
+    assert opposite.signs_right == pytest.approx(1 - wrong.mean())
 
 
 def test_few_subsets_leave_it_open() -> None:
@@ -71,8 +87,8 @@ def test_the_verdict_is_about_what_can_be_reached() -> None:
     """Single noisy retrainings look bad; that they agree as little is known of repeated ones."""
     changes = np.random.default_rng(3).normal(size=300)
     noisy = repeated(changes, 1.0, 2)
-    assert "which removals" in compare(changes, once(noisy.mean(axis=1)), 0.5, 1.0).verdict
-    assert "predict retrainings on" in compare(changes, noisy, 0.5, 1.0).verdict
+    assert "much of the order" in compare(changes, once(noisy.mean(axis=1)), 0.5, 1.0).verdict
+    assert "predict the order of retrainings on" in compare(changes, noisy, 0.5, 1.0).verdict
 
 
 def test_retrainings_that_do_not_agree_say_nothing() -> None:

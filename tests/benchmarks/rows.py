@@ -50,7 +50,7 @@ from transformers import AutoConfig, AutoProcessor, CLIPConfig, CLIPModel
 from hf_ecif.applications.score import ScoreRequest, run_score
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.data.images import read_pair
-from hf_ecif.data.loading import load_rows, stream_rows
+from hf_ecif.data.loading import Source, load_rows, stream_rows
 from hf_ecif.data.schema import check_columns
 from hf_ecif.engine.features import Features
 from hf_ecif.influence.influence import Influence, influence_columns
@@ -385,7 +385,7 @@ def link_files(folder: Path, count: int) -> Path:
 
 
 def stream(source: Path) -> IterableDataset:
-    return stream_rows(str(source), "train").cast_column("image", Image(decode=False))
+    return stream_rows(Source(str(source), "train")).cast_column("image", Image(decode=False))
 
 
 def saved_scorer(folder: str) -> Scorer:

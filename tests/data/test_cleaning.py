@@ -192,7 +192,7 @@ class TestStrategies:
         removed = clean(with_probability(SUSPECTS), "worst", share=0.6).removed
         reasons = dict(zip(removed["text"], removed["ecif_reason"], strict=True))
         assert reasons["0"] == "because"
-        assert reasons["4"] == "among the worst 0.6 of the rows, at 30%; not flagged"
+        assert reasons["4"] == "among the worst 60 % of the rows, at 30 %; not flagged"
 
     def test_weights(self):
         result = clean(with_probability(SUSPECTS), "weight")

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from PIL.PngImagePlugin import PngInfo
 
 from hf_ecif.data.images import fingerprint_rows, image_bytes, read_pair
-from hf_ecif.data.loading import fingerprint_source, load_rows
+from hf_ecif.data.loading import Source, fingerprint_source, load_rows
 from hf_ecif.data.schema import check_columns, drop_influence_columns
 from hf_ecif.errors import UserError
 
@@ -178,7 +178,7 @@ class TestLoadRows:
 
     def test_other_file(self, tmp_path):
         (tmp_path / "pairs.txt").write_text("a")
-        with pytest.raises(UserError, match="a single file must be parquet"):
+        with pytest.raises(UserError, match=r"A single file must be parquet, arrow, csv"):
             load_rows(str(tmp_path / "pairs.txt"), "train")
 
     def test_scripts_do_not_run(self, tmp_path):
@@ -452,12 +452,12 @@ class TestFingerprintOfSource:
                 rows(captions).to_parquet(file)
 
         write(("a", "b"))
-        first = fingerprint_source(str(tmp_path / place))
-        assert fingerprint_source(str(tmp_path / place)) == first
+        first = fingerprint_source(Source(str(tmp_path / place)))
+        assert fingerprint_source(Source(str(tmp_path / place))) == first
         time.sleep(0.01)  # the times of files are coarse
         write(("a", "c"))
-        assert fingerprint_source(str(tmp_path / place)) != first
+        assert fingerprint_source(Source(str(tmp_path / place))) != first
 
     def test_of_nothing(self):
         with pytest.raises(UserError, match="no such file or folder"):
-            fingerprint_source("no/such/folder")
+            fingerprint_source(Source("no/such/folder"))

@@ -11,6 +11,7 @@ import torch
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.explain import explain_flags
 from hf_ecif.detection.suggestions import Evidence
+from hf_ecif.detection.words import Word
 
 ROWS: Any = SimpleNamespace(positions=torch.tensor([0, 2, 3, 7, 8]))  # of the data set
 SCORES: Any = SimpleNamespace(
@@ -58,9 +59,9 @@ def test_only_flagged_rows_have_a_reason() -> None:
 
 def test_whole_reason() -> None:
     assert explain()[1] == (
-        "probably misaligned (87%): its caption fits 14 other images better; the caption of row 8 "
-        "('a red ball') fits its image better; held out, its loss is in the top 20%; "
-        "as a positive it raises the query's loss by 3.2e-04"
+        "probably misaligned (87 %): its caption fits 14 other images better; the model prefers "
+        "the caption of row 8 for its image ('a red ball'); held out, its loss is in the top 20 %; "
+        "as a positive it raises the query's loss by 3.200 × 10⁻⁴ nats"
     )
 
 
@@ -84,13 +85,13 @@ def test_neighbours_are_heard_where_they_are_telling(side: str, words: str) -> N
     )
     reasons = explain_flags(rows, scores, SimpleNamespace(**apart), detection)
     assert [words in str(reason) for reason in reasons] == [False] * 18 + [True] * 2
-    assert f"{words} than that of 90% of the pairs;" in str(reasons[18])
+    assert f"{words} than that of 90 % of the pairs;" in str(reasons[18])
 
 
 def test_reason_without_other_rows() -> None:
     assert explain_flags(ROWS, SCORES, WITNESSES, DETECTION)[2] == (
-        "possibly misaligned (45%, borderline): held out, its loss is in the top 80%; "
-        "as a positive it lowers the query's loss by 2.5e-04"
+        "possibly misaligned (45 %, borderline): held out, its loss is in the top 80 %; "
+        "as a positive it lowers the query's loss by 2.500 × 10⁻⁴ nats"
     )
 
 
@@ -98,13 +99,23 @@ def test_caption_of_a_vocabulary_is_quoted_in_brief() -> None:
     reason = explain()[2]
     assert reason is not None
     assert "fits 1 other image better" in reason
-    assert "; the caption ('…') fits its image better" in reason
+    assert "; the model prefers another caption for its image ('…')" in reason
 
 
 def test_caption_that_fits_its_image_best_is_no_evidence() -> None:
     reason = explain(better_images=np.zeros(5, dtype=int), better_text=[None] * 5)[1]
     assert reason is not None
     assert "fits" not in reason
+    assert "prefers" not in reason
+
+
+def test_contradicted_words_come_first_and_no_quote_parts_the_facts() -> None:
+    words = [Word(2, 5, "red", 1.0, 0.5), Word(6, 16, "two; three", 0.5, 0.2)]
+    reason = explain(wrong_words=[None, words, None, None, None])[1]
+    assert reason is not None
+    first, second, *_ = reason.partition(": ")[2].split("; ")
+    assert first == "its image contradicts 'red', 'two, three'"
+    assert second == "its caption fits 14 other images better"
 
 
 @pytest.mark.parametrize(
@@ -118,4 +129,4 @@ def test_caption_that_fits_its_image_best_is_no_evidence() -> None:
 def test_duplicates_are_named(kind: str, firsts: list[int], words: str) -> None:
     reason = explain(**{kind: np.array(firsts)})[1]
     assert reason is not None
-    assert reason.endswith(f"; {words}")
+    assert f"; {words}; " in reason

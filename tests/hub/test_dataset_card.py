@@ -25,8 +25,9 @@ from hf_ecif.hub.dataset_card import (
     public_report,
     write_card,
 )
-from hf_ecif.hub.markdown import _INVISIBLE, BEGIN, END, escape, hide_folders, merge_card, read_card
+from hf_ecif.hub.markdown import _INVISIBLE, BEGIN, END, escape, merge_card, read_card
 from hf_ecif.hub.model_card import EDITED, INFLUENCE, write_model_card
+from hf_ecif.utils.hub_paths import hide_folders
 from tests.support.hub.audits import README, fake_summary
 
 SUMMARY = fake_summary("me/birds@v1", 1200, 150, 7)

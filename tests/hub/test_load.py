@@ -9,11 +9,12 @@ from huggingface_hub import HfApi
 
 from hf_ecif import InfluenceModel
 from hf_ecif.data.images import image_bytes
-from hf_ecif.data.loading import load_rows, load_splits, stream_rows
+from hf_ecif.data.loading import Source, find_rows, load_rows, load_splits, stream_rows
 from hf_ecif.errors import UserError
 from hf_ecif.models.load import load_model
 from hf_ecif.utils.hub_errors import explain_hub_error, is_transient
 from hf_ecif.utils.hub_paths import HubPath, parse_hub_path, parse_model_path, public_name
+from tests.support.formats import CAPTIONS, img2dataset
 from tests.support.hub.audits import picture, rows, write_source
 from tests.support.hub.server import ANN_READ_ONLY, BOB, HubServer
 
@@ -53,14 +54,16 @@ class TestPlaces:
         assert image_bytes(loaded[1]["image"]) == picture(first + 1)
 
     def test_stream(self, birds):
-        stream = stream_rows(f"{REPO}@v1", "train").cast_column("image", Image(decode=False))
+        stream = stream_rows(Source(f"{REPO}@v1", "train")).cast_column(
+            "image", Image(decode=False)
+        )
         rows = list(stream)
         assert [row["text"] for row in rows] == [f"bird number {row}" for row in range(12)]
         assert image_bytes(rows[1]["image"]) == picture(1)
 
     def test_stream_of_a_missing_split(self, birds):
         with pytest.raises(UserError, match="dev"):
-            stream_rows(REPO, "dev")
+            stream_rows(Source(REPO, "dev"))
 
     def test_all_splits(self, birds):
         splits = load_splits(f"{REPO}@v1")
@@ -182,7 +185,7 @@ class TestNoNetwork:
         with caplog.at_level(logging.WARNING):
             assert load_rows(f"{REPO}@v1", "train")["text"][:] == before
         said = [
-            record.message for record in caplog.records if record.name == "hf_ecif.data.loading"
+            record.message for record in caplog.records if record.name == "hf_ecif.data.readers.hub"
         ]
         assert len(said) == 1
         assert "Looking for a copy from an earlier run" in said[0]
@@ -235,3 +238,32 @@ class TestExplain:
 def _disconnect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
+class TestTars:
+    """A repository as img2dataset leaves a folder: tars with their tables beside them."""
+
+    @pytest.fixture
+    def tars(self, hub: HubServer, api: HfApi, tmp_path: Path) -> str:
+        img2dataset(tmp_path / "tars")
+        api.create_repo("ann/tars", repo_type="dataset")
+        api.upload_folder(folder_path=tmp_path / "tars", repo_id="ann/tars", repo_type="dataset")
+        return "ann/tars"
+
+    @pytest.mark.parametrize(
+        "place",
+        ["{}", "hf://datasets/{}/00001.tar", "hf://datasets/{}/{{00000..00001}}.tar"],
+    )
+    def test_the_tars_are_the_data(self, tars: str, place: str) -> None:
+        found = find_rows(Source(place.format(tars)))
+        assert found.format == "webdataset"
+        assert len(found.rows) == (3 if "00001.tar" in place and "{{" not in place else 6)
+        assert found.rows.column_names[:3] == ["jpg", "txt", "json"]
+
+    def test_as_a_stream(self, tars: str) -> None:
+        rows = list(stream_rows(Source(tars)))
+        assert [row["txt"] for row in rows] == CAPTIONS
+
+    def test_the_first_rows_are_read_without_the_rest(self, tars: str, hub: HubServer) -> None:
+        found = find_rows(Source(tars, limit=2))
+        assert found.rows["txt"][:] == CAPTIONS[:2]

@@ -184,7 +184,7 @@ class TestDecisions:
         ("strategy", "share", "kept", "says"),
         [
             ("drop", None, 9, "were removed from"),
-            ("worst", 0.1, 10, "The 10.0% of the pairs that look most misaligned"),
+            ("worst", 0.1, 10, "The 10 % of the pairs that look most misaligned"),
             ("weight", None, 12, "None was removed from"),
             ("relabel", None, 10, "got a caption that fits better"),
         ],
@@ -639,7 +639,7 @@ class TestModel:
             assert (loaded.state_dict()[name] == value).all(), name
 
     def test_holds_the_folder_and_a_card(self, hub, edited):
-        assert str(edited.parent) in (edited / "removal.html").read_text()  # so it stays behind
+        assert str(edited.parent) in (edited / "removal.json").read_text()  # so it stays behind
         push_model(edited, "ann/edited")
         files = hub.files("ann/edited", "model")
         assert files.keys() == {

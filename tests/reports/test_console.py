@@ -18,6 +18,7 @@ from hf_ecif.reports.console import (
     print_lines,
     scoring_lines,
 )
+from hf_ecif.reports.measures import judge_cleaning, tell_gains
 from tests.support.hub.audits import fake_summary
 
 HOSTILE = "[red]x[/red] [/] :smile:"
@@ -50,14 +51,15 @@ def test_an_audit() -> None:
     summary = Summary.from_dict(values | {"warnings": ["look"]})
     text = printed(*audit_lines(summary, Path("out")), width=200)
     assert "1,234 rows: 200 flagged as misaligned" in text
-    assert "Of 250 rows known to be misaligned, 150 are flagged (precision 75.0%)." in text
+    assert "Of 250 rows known to be misaligned, 150 are flagged (precision 75 %)." in text
     assert text.splitlines()[-2:] == ["Warning: look", "Report: out/report.html"]
 
 
-def outcome(version: str, *accuracies: float) -> OutcomeFacts:
+def outcome(version: str, *accuracies: float, classes: bool = True) -> OutcomeFacts:
     values = [*accuracies]
     measured = Measured(mean=sum(values) / len(values), stderr=0.01, values=values)
-    names = ("loss", "text_to_image_recall@1", "image_to_text_recall@1", "zero_shot_accuracy")
+    names = ["loss", "text_to_image_recall@1", "image_to_text_recall@1"]
+    names += ["zero_shot_accuracy"] * classes
     return OutcomeFacts(version=version, rows=10, measures=dict.fromkeys(names, measured))
 
 
@@ -75,9 +77,46 @@ def test_a_cleaning() -> None:
     assert isinstance(lines[0], Table)
     text = printed(*lines, width=200)
     assert "removed" in text
-    assert "Zero-shot accuracy, drop over all rows: 5.50 ± 0.50 points." in text
+    gain, sampling = 0.055, 0.055 * 0.945 / 40
+    error = (0.005**2 + sampling) ** 0.5
+    assert comparison.gain("drop", "all rows") == pytest.approx((gain, error))
+    assert "Zero-shot accuracy, drop over all rows: 5.50 ± 3.64 points." in text
     assert "as given over" not in text
     assert "Rows:" not in text
+
+
+def compare_by(untrained: float, whole: list[float], cleaned: list[float]) -> ComparisonFacts:
+    made = [outcome("not fine-tuned", untrained), outcome("all rows", *whole)]
+    made.append(outcome("drop", *cleaned))
+    return ComparisonFacts(test="birds", test_rows=4000, outcomes=made, warnings=[])
+
+
+def test_what_is_printed_of_a_gain_is_what_the_page_says() -> None:
+    compared = compare_by(0.1, [0.2, 0.3], [0.25, 0.36])
+    (printed_line,) = tell_gains(compared)
+    headline = judge_cleaning(compared, "drop")
+    figure = "5.50 ± 0.62 points"
+    assert figure in printed_line
+    assert headline.startswith("Fine-tuned on the cleaned rows, the model is " + figure)
+
+
+def test_a_headline_says_that_no_fine_tuning_is_best() -> None:
+    headline = judge_cleaning(compare_by(0.4, [0.2, 0.3], [0.25, 0.36]), "drop")
+    assert headline.startswith("No fine-tuning at all is best, at 40 % of zero-shot accuracy.")
+    assert "No clear difference" in judge_cleaning(compare_by(0.1, [0.2, 0.3], [0.3, 0.2]), "drop")
+    assert "No clear difference" in judge_cleaning(compare_by(0.1, [0.2], [0.3]), "drop")
+
+
+def test_without_classes_there_is_no_accuracy() -> None:
+    outcomes = [
+        outcome("all rows", 0.2, 0.3, classes=False),
+        outcome("drop", 0.3, 0.4, classes=False),
+    ]
+    compared = ComparisonFacts(test="birds", test_rows=40, outcomes=outcomes, warnings=[])
+    counts = {"drop": {"kept": 27, "removed": 3}}
+    text = printed(*cleaning_lines(Path("audit"), counts, compared, None), width=200)
+    assert "Text-to-image R@1, drop over all rows" in text
+    assert "Zero-shot" not in text
 
 
 def test_a_scoring() -> None:

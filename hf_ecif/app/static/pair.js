@@ -50,6 +50,7 @@ export class Pair {
   }
 
   #shown = null; #hasWords = false;
+  hasMore = false; // whether all facts are shown, from row to row
 
   /** Shows the current pair; what is being written about it stays. */
   draw() {
@@ -113,7 +114,7 @@ export class Pair {
       told.push(h('p', {class: 'suggestion', dir: 'auto'}, h('b', {}, 'Fits better '),
         detail.suggestion, h('small', {}, chance)));
     }
-    if (detail.reason) told.push(h('p', {class: 'why', dir: 'auto'}, h('b', {}, 'Why '), detail.reason));
+    if (detail.reasons.length) told.push(this.#why(detail.reasons));
     if (detail.score !== null) told.push(this.#influence(detail));
     const others = this.#samePicture(row);
     if (others) told.push(others);
@@ -122,6 +123,15 @@ export class Pair {
         'Its group of duplicates'));
     }
     return told;
+  }
+
+  /** Two facts, which are the most telling ones, and then the others. */
+  #why(reasons) {
+    const list = some => h('ul', {}, ...some.map(fact => h('li', {dir: 'auto'}, fact)));
+    const rest = reasons.slice(2);
+    return h('div', {class: 'why'}, h('b', {}, 'Why'), list(reasons.slice(0, 2)), rest.length
+      ? h('details', {open: this.hasMore, ontoggle: event => { this.hasMore = event.target.open; }},
+        h('summary', {}, `${plural(rest.length, 'more fact')}`), list(rest)) : null);
   }
 
   #influence({influence, positive, negative, score}) {
