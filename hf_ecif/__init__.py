@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds, which ``--help`` does 
     from hf_ecif.data.demo import load_demo as load_demo
     from hf_ecif.data.loading import load_rows as load_rows
     from hf_ecif.data.summary import Summary as Summary
+    from hf_ecif.detection.auditor import Auditor as Auditor
     from hf_ecif.errors import UserError as UserError
     from hf_ecif.hub.push import push as push
     from hf_ecif.influence.callback import InfluenceCallback as InfluenceCallback
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds, which ``--help`` does 
 
 _PUBLIC = {
     "Audit": "applications.result",
+    "Auditor": "detection.auditor",
     "Cleaned": "applications.result",
     "Demo": "data.demo",
     "DetectionConfig": "config",

@@ -12,11 +12,11 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from hf_ecif.data.audit_folder import SUMMARY, AuditFolder
-from hf_ecif.data.demo import demo_folder
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.parquet import write_shards
 from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
+from hf_ecif.utils.demo import demo_folder
 from hf_ecif.utils.files import write_json
 from hf_ecif.utils.hub_paths import hide_folders
 

@@ -27,19 +27,24 @@ from hf_ecif.detection.detect import (
     Verdicts,
     detect,
 )
+from hf_ecif.detection.explain import Ranks
 from hf_ecif.detection.findings import Findings, find_findings, settle
 from hf_ecif.detection.injection import Injected, inject_mismatches
-from hf_ecif.detection.signals import Signals, signal_errors, signals_of_rows
+from hf_ecif.detection.judging import Assessed, Learned, Sample
+from hf_ecif.detection.known_findings import KnownFindings
+from hf_ecif.detection.signals import Known, Signals, signal_errors, signals_of_rows
 from hf_ecif.detection.suggestions import Evidence, find_evidence, read_vocabulary
 from hf_ecif.detection.verified import Likeness, compare, find_shift
 from hf_ecif.errors import UserError
+from hf_ecif.influence.contexts import Contexts
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.model import InfluenceModel
-from hf_ecif.influence.pairs import Pairs, distinct_pairs, join_near_images
+from hf_ecif.influence.pairs import Pairs, distinct_pairs, join_near_images, least_cosine
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
 from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.progress import ProgressFactory
+from hf_ecif.utils.seeds import stream
 from hf_ecif.utils.stopwatch import Stopwatch
 
 FEWEST = 20  # rows to audit
@@ -65,7 +70,13 @@ class Beside:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything that an audit finds out."""
+    """Everything that an audit finds out of the rows that it learns from.
+
+    Attributes:
+        sample: ``(m,)``, ascending, their numbers where they are not all rows; None where they are.
+        learned: what judges other rows alike.
+        group_column: name of the column of groups, where there are groups.
+    """
 
     opened: Opened
     beside: Beside
@@ -82,6 +93,9 @@ class Analysis:
     detection: Detection
     evidence: Evidence | None
     traced: Found | None
+    sample: Tensor | None
+    learned: Learned
+    group_column: str | None
 
 
 def read_beside(options: AuditOptions, opened: Opened) -> Beside:
@@ -110,7 +124,7 @@ def _read_known(options: AuditOptions, opened: Opened) -> Verdicts | None:
     known = read_verified(dataset, column, "verified_column") if column else None
     if path is None:
         return known
-    captions = dataset[opened.sources.text_column][:]
+    captions = dataset[opened.like.columns.text][:]
     judged = to_marks(read_verdicts(path, len(dataset), captions), len(dataset))
     return judged if known is None else np.where(judged != UNKNOWN, judged, known)
 
@@ -123,15 +137,18 @@ def analyse(
     watch: Stopwatch,
     progress: ProgressFactory,
 ) -> Analysis:
-    """Everything that an audit computes; every process takes part.
+    """Everything that an audit computes of the rows that it learns from; all processes take part.
 
     Copies are scored once. What is found of a pair is said of all of its rows.
     """
     model = opened.model
+    sample = choose_sample(beside.verdicts, len(opened.dataset), options, model.config.seed)
     with watch("embed"):
-        data, query, learning = opened.read_with_verified(progress, known)
+        data, query, learning = opened.read_with_verified(progress, known, sample)
         findings = find_findings(data, model.embed_as_given(data))
+        known_findings = KnownFindings.learn(findings, data)
         advance = progress("Compare images", len(data))
+        least = least_cosine(data, model.embed_as_given(data).image)
         data = join_near_images(data, model.embed_as_given(data).image, advance)
     pairs = _require_enough(distinct_pairs(data), data)
     with watch("fit"):
@@ -154,9 +171,10 @@ def analyse(
             learning.rows,
             mute,
         )
-        signals, detection = _detect(model, pairs.rows, scores, injected, verdicts, beside, mute)
-        detection = _look_for_shift(detection, model, data)
-    detection = settle(pairs.spread(detection), findings, verdicts[pairs.number.numpy()])
+        signals, of_pairs = _detect(model, pairs.rows, scores, injected, verdicts, beside, mute)
+        of_pairs = _look_for_shift(of_pairs, model, data)
+        contexts = Contexts.draw(pairs.rows, model.config)
+    detection = settle(pairs.spread(of_pairs), findings, verdicts[pairs.number.numpy()])
     evidence = None
     if options.suggest:
         with watch("compare"):
@@ -176,6 +194,20 @@ def analyse(
             traced = find_and_trace(
                 influence, query, kind=TRACED, most=options.trace, progress=progress
             )
+    given = model.embed_as_given(pairs.rows)
+    learned = Learned(
+        influence=influence,
+        contexts=contexts,
+        sample=Sample(
+            known=Known(given, pairs.rows.siblings, mute[: len(pairs.rows)]),
+            assessed=Assessed(scores, as_given, signals, replace(of_pairs, groups=())),
+            verdicts=verdicts[: len(pairs.rows)],
+        ),
+        findings=known_findings,
+        suggester=None if evidence is None else evidence.suggester,
+        ranks=Ranks.of(pairs.spread(scores), pairs.spread(signals)),
+        least_cosine=least,
+    )
     return Analysis(
         opened=opened,
         beside=beside,
@@ -192,7 +224,34 @@ def analyse(
         detection=detection,
         evidence=evidence,
         traced=traced,
+        sample=sample,
+        learned=learned,
+        group_column=options.group_column,
     )
+
+
+def choose_sample(
+    verdicts: Verdicts | None, count: int, options: AuditOptions, seed: int
+) -> Tensor | None:
+    """Numbers ``(m,)`` of the rows to learn from, ascending; None for all.
+
+    Rows with a verdict come first, but are no more than half of a sample.
+
+    Args:
+        verdicts: ``(N,)``, what is known of the rows; None where nothing is.
+        count: ``N``, rows of the data.
+        options: how many to learn from.
+        seed: of the run.
+    """
+    most = options.learn_rows
+    if count <= most:
+        return None
+    order = torch.randperm(count, generator=stream(seed, "sample"))
+    if verdicts is None:
+        return order[:most].sort().values
+    known = torch.from_numpy(verdicts != UNKNOWN)[order]
+    first = order[known][: most // 2]
+    return torch.cat([first, order[~known][: most - len(first)]]).sort().values
 
 
 def _require_enough(pairs: Pairs, data: Rows) -> Pairs:

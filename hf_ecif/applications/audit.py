@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from hf_ecif.applications.analysis import Analysis, analyse, read_beside
 from hf_ecif.applications.audit_summary import summarise
 from hf_ecif.applications.given import MOST_STREAMED, Rowset, open_given
+from hf_ecif.applications.judged import JudgedRows, judge_rows, with_columns
 from hf_ecif.applications.outputs import require_free, require_outside
-from hf_ecif.applications.requests import AuditOptions, AuditRequest
+from hf_ecif.applications.requests import LEARN_ROWS, AuditOptions, AuditRequest
 from hf_ecif.applications.result import Audit, Traced
 from hf_ecif.applications.sources import open_sources
 from hf_ecif.applications.trace import (
@@ -31,11 +32,12 @@ from hf_ecif.data.summary import (
     TraceSummary,
 )
 from hf_ecif.detection.annotate import add_columns
+from hf_ecif.detection.auditor import Auditor
 from hf_ecif.errors import UserError
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.utils import distributed
 from hf_ecif.utils.checkpoints import Checkpoints
-from hf_ecif.utils.files import CHECKPOINTS
+from hf_ecif.utils.files import CHECKPOINTS, scratch_file
 from hf_ecif.utils.progress import ProgressFactory, silent, tqdm_bars
 from hf_ecif.utils.stopwatch import Stopwatch
 
@@ -73,6 +75,7 @@ def audit(
     suggest_probability: float = SUGGEST_PROBABILITY,
     suggest_margin: float = 0.0,
     trace: int = 0,
+    learn_rows: int = LEARN_ROWS,
     detection: DetectionConfig | None = None,
     max_rows: int = MOST_STREAMED,
     output: str | Path | None = None,
@@ -117,13 +120,15 @@ def audit(
             rate and a threshold of their own.
         vocabulary: captions to suggest, or a file with one on each line. Those of rows that are
             not flagged, if absent.
-        suggest: whether all rows are compared with each other, for better captions and
-            duplicates; that takes the square of their number in time, not in memory.
+        suggest: whether rows are compared with those that are learned from, for better captions
+            and duplicates.
         suggest_probability: a caption is suggested if it is right with this probability; 0 asks
             for none, where too few rows tell it.
         suggest_margin: and if its logit stands that far above the next, in
             nats.
         trace: errors of the query to trace to the pairs behind them, the worst first.
+        learn_rows: rows that the audit learns from, drawn at random; all others are judged by what
+            was learned, in memory that does not grow with their number.
         detection: how it is learned what a wrong pair looks like.
         max_rows: to read of an `IterableDataset`.
         output: where `Audit.save` writes the result, if anywhere.
@@ -137,7 +142,7 @@ def audit(
     Raises:
         UserError: something given cannot be used; it says what, and what to do.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -158,6 +163,7 @@ def audit(
         suggest_probability=suggest_probability,
         suggest_margin=suggest_margin,
         trace=trace,
+        learn_rows=learn_rows,
         detection=detection or DetectionConfig(),
     )
     folder = Path(output).expanduser() if output is not None else None
@@ -195,7 +201,10 @@ def audit(
         beside = read_beside(options, given.opened)
         fingerprints = given.opened.fingerprints()
     found = analyse(options, given.opened, beside, Checkpoints(), watch, progress)
-    result = _conclude(options, found, fingerprints, watch, given.opened.original, given.notes)
+    judged = _judge(found, distributed.decide(scratch_file), watch, progress)
+    result = _conclude(
+        options, found, judged, fingerprints, watch, given.opened.original, given.notes
+    )
     if folder is not None:
         distributed.decide(lambda: result.save(folder, overwrite=overwrite))
     return result
@@ -226,16 +235,18 @@ def run_audit(
         beside = read_beside(request, opened)
         fingerprints = opened.fingerprints()
     settings = config.deciding() | request.detection.deciding()
-    manifest = settings | fingerprints | opened.manifest()
-    known = Checkpoints.open(request.output / CHECKPOINTS, manifest, resume=request.resume)
+    manifest = settings | fingerprints | opened.manifest() | {"learn_rows": request.learn_rows}
+    place = request.output / CHECKPOINTS
+    known = Checkpoints.open(place, manifest, resume=request.resume)
     try:
         found = analyse(request, opened, beside, known, watch, progress)
     except UserError:  # to go on would lead to the same error
         known.clear()
         raise
+    judged = _judge(found, place, watch, progress)
 
     def write() -> Summary:
-        result = _conclude(request, found, fingerprints, watch, opened.original)
+        result = _conclude(request, found, judged, fingerprints, watch, opened.original)
         result.write(AuditFolder(request.output))
         known.clear()
         return result.summary
@@ -243,40 +254,62 @@ def run_audit(
     return distributed.decide(write)
 
 
+def _judge(
+    found: Analysis, place: Path, watch: Stopwatch, progress: ProgressFactory
+) -> JudgedRows | None:
+    """Verdicts on all rows, in a folder within ``place``; None where all were learned from."""
+    if found.sample is None:
+        return None
+    with watch("judge"):
+        # What decides a verdict is in the name, since not all of it is in the manifest of a run.
+        folder = place / f"judged-{_auditor(found).fingerprint}"
+        return judge_rows(found, folder, progress)
+
+
+def _auditor(found: Analysis) -> Auditor:
+    columns = found.opened.like.columns
+    return Auditor(found.learned, columns.image, columns.text, found.group_column)
+
+
 def _conclude(
     options: AuditOptions,
     found: Analysis,
+    judged: JudgedRows | None,
     fingerprints: dict[str, str],
     watch: Stopwatch,
     dataset: Dataset,
     notes: Sequence[str] = (),
 ) -> Audit:
     """What was found, as columns of the data set and in figures."""
-    config = found.opened.model.config
-    scored = add_columns(
-        drop_influence_columns(dataset),
-        found.rows,
-        found.scores,
-        found.scores_as_given,
-        found.signals,
-        found.detection,
-        config.relative,
-        found.evidence,
-        found.findings,
-    )
-    summary = summarise(options, found, notes).replace(
+    config, plain = found.opened.model.config, drop_influence_columns(dataset)
+    if judged is not None:
+        scored = with_columns(plain, judged.columns)
+    else:
+        scored = add_columns(
+            plain,
+            found.rows,
+            found.scores,
+            found.scores_as_given,
+            found.signals,
+            found.detection,
+            config.relative,
+            found.evidence,
+            found.findings,
+        )
+    summary = summarise(options, found, notes, judged).replace(
         fingerprints=fingerprints
         | {"config": config.fingerprint(), "detection": options.detection.fingerprint()},
         seconds=watch.seconds(),
     )
+    auditor = _auditor(found)
     if found.traced is None:
-        return Audit(scored, summary)
+        return Audit(scored, summary, auditor=auditor)
     traced = _describe_traced(found, found.traced, summary)
     findings = TraceFindings(
         **{name: getattr(traced.summary, name) for name in TraceFacts.model_fields},
         worst=list(traced.errors[:SHOWN_TRACED]),
     )
-    return Audit(scored, summary.replace(trace=findings), traced)
+    return Audit(scored, summary.replace(trace=findings), traced, auditor)
 
 
 def _describe_traced(found: Analysis, traced: Found, summary: Summary) -> Traced:

@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from hf_ecif.applications.analysis import Analysis
+from hf_ecif.applications.judged import GroupCounts, JudgedRows
 from hf_ecif.applications.requests import AuditOptions
 from hf_ecif.applications.sources import Opened, describe_solves
 from hf_ecif.data.summary import (
@@ -35,12 +37,26 @@ from hf_ecif.detection.detect import (
 )
 from hf_ecif.detection.findings import tell
 from hf_ecif.detection.groups import often_flagged
+from hf_ecif.detection.signals import PLACE
 from hf_ecif.detection.suggestions import Evidence
 from hf_ecif.influence.saving import find_commit
+from hf_ecif.utils.formatting import Bools, Floats
 
 
-def summarise(options: AuditOptions, found: Analysis, notes: Sequence[str]) -> Summary:
-    """What was found, without times and fingerprints."""
+def summarise(
+    options: AuditOptions,
+    found: Analysis,
+    notes: Sequence[str],
+    judged: JudgedRows | None = None,
+) -> Summary:
+    """What was found, without times and fingerprints.
+
+    Args:
+        options: of the audit.
+        found: what was found of the rows that it learned from.
+        notes: further warnings.
+        judged: verdicts on all rows, where it learned from some of them alone.
+    """
     opened, rows, fitted = found.opened, found.rows, found.influence.fitted
     detection, evidence, truth = found.detection, found.evidence, found.beside.truth
     flagged = int(detection.flag.sum())
@@ -60,7 +76,7 @@ def summarise(options: AuditOptions, found: Analysis, notes: Sequence[str]) -> S
         kept=len(rows) - flagged,
         removed=flagged + len(rows.reasons),
         noise=_describe_noise(found),
-        groups=_describe_groups(options, found),
+        groups=_describe_groups(options, found, judged),
         suggestions=_describe_suggestions(options, evidence),
         duplicates=_describe_duplicates(evidence) if evidence else None,
         fit=FitFacts(
@@ -72,8 +88,15 @@ def summarise(options: AuditOptions, found: Analysis, notes: Sequence[str]) -> S
         loaded=_describe_loading(opened),
         truth=None
         if truth is None
-        else _judge(truth[rows.positions.numpy()], str(options.truth_column), detection),
+        else _judge(
+            truth[rows.positions.numpy()],
+            str(options.truth_column),
+            detection.flag,
+            detection.suspicion,
+        ),
     )
+    if judged is not None:
+        summary = summary.replace(**_of_all_rows(options, summary, found, judged))
     warnings = [
         *_warn_of_likeness(found),
         *_warnings(summary),
@@ -81,6 +104,33 @@ def summarise(options: AuditOptions, found: Analysis, notes: Sequence[str]) -> S
         *notes,
     ]
     return summary.replace(warnings=warnings)
+
+
+def _of_all_rows(
+    options: AuditOptions, sample: Summary, found: Analysis, judged: JudgedRows
+) -> dict[str, Any]:
+    """What of a summary is of all rows, where it was learned from some of them alone."""
+    unreadable, truth = sum(judged.unreadable.values()), None
+    if found.beside.truth is not None:
+        flag, suspicion, rows = judged.flags_and_suspicion()
+        truth = _judge(found.beside.truth[rows], str(options.truth_column), flag, suspicion)
+    suggestions = sample.suggestions and sample.suggestions.replace(
+        count=judged.suggested, expected_right=judged.expected_right
+    )
+    return {
+        "learned_from": sample.scored,
+        "scored": judged.scored,
+        "unreadable": unreadable,
+        "unreadable_reasons": judged.unreadable,
+        "findings": judged.findings,
+        "flagged": judged.flagged,
+        "kept": judged.scored - judged.flagged,
+        "removed": judged.flagged + unreadable,
+        "noise": sample.noise.replace(borderline=judged.borderline),
+        "suggestions": suggestions,
+        "duplicates": judged.duplicates,
+        "truth": truth,
+    }
 
 
 def _describe_loading(opened: Opened) -> Loaded:
@@ -105,14 +155,19 @@ def _describe_noise(found: Analysis) -> Noise:
         verified=Verified(right=right, wrong=wrong) if right or wrong else None,
         injected_auroc=detection.injected_auroc,
         injected_score_auroc=auroc(
-            -np.concatenate(injected.kinds)[:, 1], -injected.reference[:, 1]
+            np.concatenate(injected.kinds)[:, PLACE["relative"]],
+            injected.reference[:, PLACE["relative"]],
         ),
     )
 
 
-def _describe_groups(options: AuditOptions, found: Analysis) -> Groups | None:
+def _describe_groups(
+    options: AuditOptions, found: Analysis, judged: JudgedRows | None
+) -> Groups | None:
     if options.group_column is None:
         return None
+    if judged is not None:
+        return _describe_judged_groups(options.group_column, found.detection, judged)
     names, detection = found.beside.groups or [], found.detection
     of_row = np.array([names[row] for row in found.rows.positions.tolist()], dtype=object)
     table = []
@@ -128,6 +183,20 @@ def _describe_groups(options: AuditOptions, found: Analysis) -> Groups | None:
         column=options.group_column,
         smallest=SMALLEST_GROUP,
         other_rows=len(detection.flag) - sum(group.rows for group in table),
+        table=table,
+    )
+
+
+def _describe_judged_groups(column: str, detection: Detection, judged: JudgedRows) -> Groups:
+    """The groups of the sample that have a rate of their own, with the counts of all rows."""
+    table = [
+        GroupFacts(**asdict(group) | asdict(judged.groups.get(group.group, GroupCounts())))
+        for group in detection.groups
+    ]
+    return Groups(
+        column=column,
+        smallest=SMALLEST_GROUP,
+        other_rows=judged.scored - sum(group.rows for group in table),
         table=table,
     )
 
@@ -157,12 +226,11 @@ def _describe_duplicates(evidence: Evidence) -> Duplicates:
     return Duplicates(**{kind: DuplicateCounts(**counts[kind]) for kind in counts})
 
 
-def _judge(wrong: np.ndarray, column: str, detection: Detection) -> Truth:
+def _judge(wrong: Bools, column: str, flag: Bools, suspicion: Floats) -> Truth:
     """How much was found of the readable rows that are known to be wrong, ``(N,)`` booleans."""
-    found = int((wrong & detection.flag).sum())
+    found = int((wrong & flag).sum())
     figures: dict[str, float] = {}
     if 0 < wrong.sum() < len(wrong):
-        suspicion = detection.suspicion
         top = np.argsort(-suspicion, kind="stable")[:20]
         figures = {
             "auroc": float(roc_auc_score(wrong, suspicion)),
@@ -173,7 +241,7 @@ def _judge(wrong: np.ndarray, column: str, detection: Detection) -> Truth:
         column=column,
         misaligned=int(wrong.sum()),
         found=found,
-        precision=found / int(detection.flag.sum()) if detection.flag.any() else None,
+        precision=found / int(flag.sum()) if flag.any() else None,
         recall=found / int(wrong.sum()) if wrong.any() else None,
         **figures,
     )

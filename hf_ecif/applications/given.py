@@ -170,6 +170,7 @@ def _open_rows(
             config=asked.query_config if is_query else asked.config_name,
             format=None if is_query else asked.format,
             image_column=asked.query_image_column if is_query else asked.image_column,
+            limit=None if is_query else asked.limit,
         )
         return named, ()
     named, is_cut = _open_in_memory(given, role, split, usual, most)

@@ -22,8 +22,10 @@ from hf_ecif.config import (
     option,
 )
 from hf_ecif.errors import UserError
+from hf_ecif.utils.demo import TRUTH, demo_folder
 
 OVERWRITE = "Replace an earlier run in OUTPUT."
+LEARN_ROWS = 20_000  # an audit learns from; of more rows, a random sample of so many
 RESUME = "Go on with an interrupted run in OUTPUT, where it was."
 
 DATASET = (
@@ -58,6 +60,7 @@ class DataOptions(Options):
     template: str | None = option(
         None,
         help="Sentence around each name of a class, such as 'a photo of a {}'.",
+        is_advanced=True,
     )
     limit: int | None = option(None, help="Read the first rows alone, this many.", at_least=1)
     sample: int | None = option(
@@ -110,16 +113,23 @@ class Sources(DataOptions):
         needs="query",
     )
     query_config: str | None = option(
-        None, help="Configuration of the query, where there are several.", needs="query"
+        None,
+        help="Configuration of the query, where there are several.",
+        is_advanced=True,
+        needs="query",
     )
     query_image_column: str | None = option(
         None,
         help="Column of the query's images. If not given, that of the data, or the one of that "
         "type.",
+        is_advanced=True,
         needs="query",
     )
     query_text_column: str | None = option(
-        None, help="Column of the query's captions; likewise.", needs="query"
+        None,
+        help="Column of the query's captions; likewise.",
+        is_advanced=True,
+        needs="query",
     )
     processor: str | None = option(
         None,
@@ -178,10 +188,18 @@ class AuditOptions(Options):
         "section of the report, and a page of its own.",
         at_least=0,
     )
+    learn_rows: int = option(
+        LEARN_ROWS,
+        help="Rows that the audit learns from, drawn at random: the model is fitted to them, and "
+        "the detector calibrated on them. All others are judged one by one by what was learned, in "
+        "memory that does not grow with their number.",
+        at_least=20,
+    )
     suggest: bool = option(
         True,
-        help="Compare all rows with each other: captions that fit flagged images better, and "
-        "duplicates. Takes the square of the rows in time, not in memory.",
+        help="Compare all rows with those that the audit learns from: captions that fit flagged "
+        "images better, and duplicates.",
+        is_advanced=True,
     )
     vocabulary: Path | Sequence[str] | None = None
     suggest_probability: float = option(
@@ -204,7 +222,12 @@ class AuditOptions(Options):
 class AuditRequest(AuditOptions, Sources):
     """Request of an audit."""
 
-    output: Path = option(help="Folder for the results.")
+    demo: bool = option(
+        False,
+        help="Audit what comes with the package: a small CLIP, and 1,492 pairs of which a fifth "
+        "is wrong.",
+    )
+    output: Path = option(Path("hf-ecif-audit"), help="Folder for the results.")
     overwrite: bool = option(False, help=OVERWRITE)
     resume: bool = option(False, help=RESUME)
     vocabulary: Path | None = option(
@@ -213,6 +236,21 @@ class AuditRequest(AuditOptions, Sources):
         "rows.",
         is_advanced=True,
     )
+
+    def __post_init__(self) -> None:
+        if self.demo:
+            self._take_demo()
+        super().__post_init__()
+
+    def _take_demo(self) -> None:
+        """Fill in the sources that the demo stands for."""
+        folder = demo_folder()
+        data = str(folder / "data")
+        own = {"model": str(folder / "model"), "dataset": data, "query": data}
+        for name, value in (own | {"truth_column": TRUTH, "embeddings": None}).items():
+            if getattr(self, name) not in ("", None, value):
+                raise UserError(f"`demo` brings a `{name}` of its own. Leave one of them out.")
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)

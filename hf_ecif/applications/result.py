@@ -21,6 +21,7 @@ from hf_ecif.data.exports.rows import Exported
 from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns
 from hf_ecif.data.summary import CleaningFacts, Summary, TracedError, TraceSummary
+from hf_ecif.detection.auditor import Auditor
 from hf_ecif.errors import UserError
 from hf_ecif.hub.push import PushReport, push
 from hf_ecif.reports.audit import render_brief, render_report
@@ -55,9 +56,11 @@ class Audit:
         dataset: all rows in their order, with influence columns; everything else is unchanged.
         summary: results in figures, and how they were computed.
         traced: traced errors of the query, or their folder; None if none were traced.
+        auditor: what was learned, which judges any number of other rows alike; None of an audit
+            that was loaded.
         sample: rows that ``hf-ecif calibrate`` drew to be judged; None if none were drawn.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -73,6 +76,7 @@ class Audit:
     dataset: Dataset
     summary: Summary
     traced: Traced | AuditFolder | None = field(default=None, compare=False)
+    auditor: Auditor | None = field(default=None, compare=False)
     sample: list[int] | None = field(default=None, compare=False)
 
     def clean(self, strategy: Strategy = "drop", *, share: float | None = None) -> Cleaned:
@@ -195,6 +199,8 @@ class Audit:
             f"{found.noise.told}, {found.unreadable:,} unreadable)"
         )
         notes = [*found.warnings]
+        if found.learned_from:
+            notes.insert(0, f"Learned from {found.learned_from:,} of the rows")
         if found.noise.abstains:
             notes.insert(0, f"Nothing is flagged: {found.noise.abstains}")
         return "\n".join([head, *(f"  {note}" for note in notes)])
@@ -214,7 +220,7 @@ class Cleaned(CleanResult):
         strategy: strategy by which they were split.
         share: share of removed rows, for ``worst``.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -336,7 +342,7 @@ def load_audit(folder: str | Path) -> Audit:
     Raises:
         UserError: there is no audit, or its rows do not match its summary.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))

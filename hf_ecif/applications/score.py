@@ -19,10 +19,12 @@ from datasets.distributed import split_dataset_by_node
 
 from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import ScoreRequest
+from hf_ecif.data.columns import PLACE, ROW
 from hf_ecif.data.lists import fold
 from hf_ecif.data.loading import Source, find_rows, fingerprint_source, stream_rows
 from hf_ecif.data.pairs import PairOptions, draw, make_pairs
-from hf_ecif.data.parquet import write_rows
+from hf_ecif.data.parquet import is_whole, write_rows
+from hf_ecif.data.schema import as_images
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.utils import distributed
@@ -63,6 +65,7 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
         config=request.config_name,
         format=request.format,
         image_column=request.image_column,
+        limit=request.limit,
     )
     dataset, split = _open(request, source)
     influence = _open_fit(request.influence)
@@ -135,7 +138,7 @@ def _score_blocks(
         advance = progress("Score rows", sum(len(rows) for rows in _my_ranges(len(dataset), size)))
     for block in blocks:
         path = folder / block.shard
-        if not _is_whole(path):
+        if not is_whole(path):
             with distributed.alone():
                 write_rows(_score(influence, block.load(), pairs), path)
         done = _count(path)
@@ -147,7 +150,11 @@ def _score_blocks(
 def _score(influence: Influence, rows: Dataset, pairs: PairOptions) -> Dataset:
     """Rows with their scores; captions in lists have lists of scores."""
     made = make_pairs(rows, pairs)
-    return fold(influence.score(made.rows, *made.columns.names))
+    images = as_images(made.rows, made.columns.image)
+    scored = fold(influence.score(images, *made.columns.names))
+    # Lists are whole here, and rows of a block are numbered within it.
+    places = [name for name in scored.column_names if name.startswith((ROW, PLACE))]
+    return scored.remove_columns(places)
 
 
 def _my_ranges(count: int, size: int) -> list[range]:
@@ -166,7 +173,7 @@ def _blocks_of_stream(dataset: IterableDataset, size: int, folder: Path) -> Iter
     """Blocks that are done already, then those still to be read, one of them ahead."""
     rank = distributed.rank()
     mine = split_dataset_by_node(dataset, rank, distributed.count())
-    done = [*takewhile(_is_whole, sorted(folder.glob(f"part-{rank:04d}-*.parquet")))]
+    done = [*takewhile(is_whole, sorted(folder.glob(f"part-{rank:04d}-*.parquet")))]
     for path in done:
         yield _Block(path.name, _never)
     rest = mine.skip(sum(pq.read_metadata(path).num_rows for path in done))
@@ -206,15 +213,6 @@ def _never() -> Dataset:
     raise AssertionError("A block that is done is not read again.")
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a shard is complete, by its last bytes."""
-    try:
-        pq.read_metadata(path)
-    except (OSError, pa.ArrowInvalid):
-        return False
-    return True
-
-
 def _count(path: Path) -> Counter[str]:
     """Numbers of rows, or captions in lists, and of those that are not scored, in a shard."""
     scores = pq.read_table(path, columns=["ecif_score"]).column(0)
@@ -230,7 +228,7 @@ def _open(request: ScoreRequest, source: Source) -> tuple[Dataset | IterableData
         return found.rows, found.split
     if request.sample is not None:
         raise UserError("`sample` needs to know how many rows there are, which a stream does not.")
-    stream = stream_rows(source)
+    stream = _undecoded(stream_rows(source))
     return stream, request.split or str(stream.split or source.usual)
 
 
@@ -244,13 +242,16 @@ def _draw(
 
 def _options(request: ScoreRequest, dataset: Dataset | IterableDataset) -> PairOptions:
     """How pairs are made of every block, by columns that are the same in all of them."""
-    first = Dataset.from_list(list(_undecoded(dataset).take(FIRST)), features=dataset.features)
+    rows = _undecoded(dataset)
+    first = Dataset.from_list(list(rows.take(FIRST)), features=rows.features)
     options = PairOptions(request.image_column, request.text_column, request.template)
     source = make_pairs(first, options).source
+    as_images(first, source.image)  # or says what is wrong with them
     return replace(options, image_column=source.image, text_column=source.text)
 
 
-def _undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+def _undecoded(dataset: Any) -> Any:
+    """The rows with images as bytes, which need not be encoded again."""
     for name, kind in (dataset.features or {}).items():
         if isinstance(kind, Image):
             dataset = dataset.cast_column(name, Image(decode=False))

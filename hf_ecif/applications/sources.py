@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset
+from torch import Tensor
 
 from hf_ecif.applications.requests import Sources
 from hf_ecif.config import InfluenceConfig, RowFormat
@@ -96,23 +97,33 @@ class Opened:
     ) -> tuple[Rows, Rows]:
         """Rows and query at the frozen boundary."""
         known = checkpoints or Checkpoints()
-
-        def read(name: str, dataset: Dataset) -> Rows:
-            advance = progress(f"Read {name}", len(distributed.share(len(dataset))))
-            return self.model.read(dataset, *self.sources.columns, advance, known.within(name))
-
-        rows = read("rows", self.dataset)
+        rows = self._read_rows(progress, known)
         if self.query_set is None:
             return rows, choose_query(rows, self.model.encoder, seed=self.model.config.seed)
-        return rows, read("query", self.query_set)
+        return rows, self._read("query", self.query_set, progress, known)
 
     def read_with_verified(
-        self, progress: ProgressFactory = silent, checkpoints: Checkpoints | None = None
+        self,
+        progress: ProgressFactory = silent,
+        checkpoints: Checkpoints | None = None,
+        sample: Tensor | None = None,
     ) -> tuple[Rows, Rows, Learning]:
-        """Rows and query, and what a detector learns from: both, or with half of the query."""
+        """Rows and query, and what a detector learns from: both, or with half of the query.
+
+        Args:
+            progress: makes progress bars.
+            checkpoints: store of what was read.
+            sample: ``(m,)``, ascending, numbers of the rows of the data to read; all if absent.
+        """
         known, model = checkpoints or Checkpoints(), self.model
+        dataset = self.dataset if sample is None else self.dataset.select(sample.numpy())
+
+        def numbered(rows: Rows) -> Rows:
+            return rows if sample is None else rows.numbered(sample, len(self.dataset))
+
         if self.query_set is None:
-            rows, query = self.read(progress, known)
+            rows = numbered(replace(self, dataset=dataset)._read_rows(progress, known))
+            query = choose_query(rows, model.encoder, seed=model.config.seed)
             return rows, query, Learning(rows, query)
 
         def read(name: str, cells: Dataset | Chain) -> Rows:
@@ -121,11 +132,21 @@ class Opened:
 
         query = require_rows(read("query", self.query_set))
         if len(query) < FEWEST_HALVED:
-            rows = require_rows(read("rows", self.dataset))
+            rows = numbered(require_rows(read("rows", dataset)))
             return rows, query, Learning(rows, query)
         verified, left = halve_query(query, model.config.seed)
-        together = read("rows", Chain(self.dataset, self.query_set.select(verified.positions)))
-        return require_rows(together.first(len(self.dataset))), query, Learning(together, left)
+        together = read("rows", Chain(dataset, self.query_set.select(verified.positions)))
+        rows = numbered(require_rows(together.first(len(dataset))))
+        return rows, query, Learning(together, left)
+
+    def _read_rows(self, progress: ProgressFactory, known: Checkpoints) -> Rows:
+        return self._read("rows", self.dataset, progress, known)
+
+    def _read(
+        self, name: str, dataset: Dataset, progress: ProgressFactory, known: Checkpoints
+    ) -> Rows:
+        advance = progress(f"Read {name}", len(distributed.share(len(dataset))))
+        return self.model.read(dataset, *self.sources.columns, advance, known.within(name))
 
     def provenance(self, rows: Rows, query: Rows, **of_query: Any) -> dict[str, Any]:
         """Fields of a `Provenance`, except warnings.
@@ -176,7 +197,8 @@ class Opened:
         """Number of images of the query that are also in the data."""
         assert self.query_set is not None
         column = self.like.columns.image
-        return len(image_hashes(self.dataset, column) & image_hashes(self.query_set, column))
+        theirs = image_hashes(self.query_set, column)
+        return len(image_hashes(self.dataset, column, among=theirs))
 
     def warnings(self, rows: Rows, query: Rows) -> Iterator[str]:
         """Warnings about rows and query that a reader of the results must know."""
@@ -266,6 +288,7 @@ def open_sources(sources: Sources, config: InfluenceConfig) -> Opened:
         config=sources.config_name,
         format=sources.format,
         image_column=sources.image_column,
+        limit=sources.limit,
     )
     query = sources.query and read_named(
         "query",
@@ -318,6 +341,7 @@ def read_named(
     config: str | None = None,
     format: RowFormat | None = None,
     image_column: str | None = None,
+    limit: int | None = None,
 ) -> Named:
     """Rows of a source; see `hf_ecif.data.loading.Source`.
 
@@ -325,7 +349,7 @@ def read_named(
         UserError: they cannot be read; it says of which role they are.
     """
     with _told_of(role, name):
-        found = find_rows(Source(name, split, usual, config, format, image_column))
+        found = find_rows(Source(name, split, usual, config, format, image_column, limit))
     return Named(role, name, found.rows, found.split, found.format)
 
 

@@ -1,20 +1,16 @@
 """The embedded demo: a small CLIP, and pairs that it has never seen, a fifth of them wrong.
 
-A checkout has it as ``spaces_demo``, a wheel as ``hf_ecif/demo``. Sources and licences of the
-pictures and words stand in its ``NOTICE``.
+Sources and licences of the pictures and words stand in its ``NOTICE``.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 from datasets import Dataset
 
 from hf_ecif.data.loading import load_rows
-from hf_ecif.errors import UserError
-
-TRUTH = "is_misaligned"  # column that says which captions were exchanged
+from hf_ecif.utils.demo import demo_folder
 
 
 class Demo(NamedTuple):
@@ -26,7 +22,7 @@ class Demo(NamedTuple):
         query: 200 clean pairs.
         test: 200 more.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> model, dataset, query, test = hf_ecif.load_demo()
         >>> len(dataset), len(query), len(test)
@@ -45,7 +41,7 @@ def load_demo() -> Demo:
     Raises:
         UserError: the demo has been removed from the installation.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> hf_ecif.load_demo().dataset["text"][0]
         'woman elf, magic, magical, enchantment'
@@ -53,16 +49,3 @@ def load_demo() -> Demo:
     folder = demo_folder()
     splits = (load_rows(str(folder / "data"), name) for name in ("train", "validation", "test"))
     return Demo(str(folder / "model"), *splits)
-
-
-def demo_folder() -> Path:
-    """Folder with the demo's ``model``, ``data`` and ``audit``.
-
-    Raises:
-        UserError: it has been removed from the installation.
-    """
-    packed, checkout = Path(__file__).parents[1] / "demo", Path(__file__).parents[2] / "spaces_demo"
-    for folder in (packed, checkout):
-        if (folder / "model").is_dir():
-            return folder
-    raise UserError(f"The demo is not in {packed}. Install hf_ecif again.")

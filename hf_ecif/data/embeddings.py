@@ -436,8 +436,10 @@ def _map(path: Path, header: int) -> NDArray[Any]:
         shape, is_fortran, dtype = read(file)
         if dtype.hasobject:
             raise ValueError("it holds objects")
-        order = "F" if is_fortran else "C"
-        return np.memmap(path, dtype, "r", file.tell(), shape, order)  # type: ignore[arg-type]
+        start = file.tell()
+    if is_fortran:
+        return np.memmap(path, dtype, "r", start, shape, "F")
+    return np.memmap(path, dtype, "r", start, shape, "C")
 
 
 def _skip_local_header(file: BinaryIO, start: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ MOST_RESIZED = 2**22  # pixels on the way into the model: 50 MB as floats of thr
 Resized = Callable[[int, int], tuple[int, int]]
 THUMBNAIL_SIDE = 160
 PROBLEM_LENGTH = 160
+MOST_ZIPPED = 2**28  # bytes of a file in an archive
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def read_pair(
     Returns:
         A pair that has either an image or a reason.
 
-    Example:
+    Examples:
         >>> read_pair(None, "a cat", max_pixels=1_000_000).reason
         'image missing'
     """
@@ -158,14 +160,23 @@ def _altchars(body: str) -> bytes | None:
     return b"-_" if "-" in body or "_" in body else None
 
 
-def image_hashes(dataset: Dataset, image_column: str) -> set[bytes]:
-    """Hashes of the readable images, by which equal images of two data sets are found."""
+def image_hashes(
+    dataset: Dataset, image_column: str, among: set[bytes] | None = None
+) -> set[bytes]:
+    """Hashes of the readable images, by which equal images of two data sets are found.
+
+    Args:
+        dataset: the rows.
+        image_column: name of the column of images.
+        among: the hashes to look for; all are kept if absent.
+    """
     cells = dataset[image_column]
     if len(cells) and is_reference(cells[0]):
         contents = _embeddings_in(dataset, image_column)
     else:
         contents = (image_bytes(cell) for cell in cells)
-    return {xxhash.xxh3_128_digest(content) for content in contents if content}
+    hashes = (xxhash.xxh3_128_digest(content) for content in contents if content)
+    return {one for one in hashes if among is None or one in among}
 
 
 def _embeddings_in(dataset: Dataset, column: str) -> Iterator[bytes | None]:
@@ -211,6 +222,16 @@ def thumbnail(
     cell: dict[str, Any] | str | None, side: int = THUMBNAIL_SIDE
 ) -> tuple[str | None, str | None]:
     """A small copy of an image as a data URI, or None and the reason why there is none."""
+    content, problem = small_copy(cell, side)
+    if content is None:
+        return None, problem
+    return "data:image/webp;base64," + base64.b64encode(content).decode("ascii"), None
+
+
+def small_copy(
+    cell: dict[str, Any] | str | None, side: int = THUMBNAIL_SIDE
+) -> tuple[bytes | None, str | None]:
+    """A small copy of an image as a WEBP file, or None and the reason why there is none."""
     if isinstance(cell, str):
         return None, f"no picture: {tell(cell)}" if is_reference(cell) else "no image in this row"
     if not cell or not (cell.get("bytes") or cell.get("path")):
@@ -288,9 +309,22 @@ def _open_cell(image_cell: dict[str, Any] | None) -> BinaryIO:
         return io.BytesIO(content)
     if content is not None or not path:
         raise _RefusedError("image missing")
+    if path.startswith("zip://"):
+        return _open_zipped(path)
     if not os.path.isfile(path):
         raise _RefusedError(f"image unreadable: no local file {os.path.basename(path)!r}")
     return open(path, "rb")
+
+
+def _open_zipped(path: str) -> BinaryIO:
+    """A file in an archive of this machine, which `datasets` names ``zip://inside::archive``."""
+    inside, _, archive = path.removeprefix("zip://").partition("::")
+    if not os.path.isfile(archive):
+        raise _RefusedError(f"image unreadable: no local file {os.path.basename(archive)!r}")
+    with zipfile.ZipFile(archive) as zipped:
+        if zipped.getinfo(inside).file_size > MOST_ZIPPED:
+            raise _RefusedError("image unreadable: larger than a file of an image in an archive")
+        return io.BytesIO(zipped.read(inside))
 
 
 def _open_image(file: BinaryIO) -> PILImage.Image:
@@ -337,7 +371,7 @@ def _on_white(image: PILImage.Image) -> PILImage.Image:
     )
 
 
-def _encode(image: PILImage.Image, side: int) -> str:
+def _encode(image: PILImage.Image, side: int) -> bytes:
     small: PILImage.Image = image
     if "transparency" in image.info or image.mode in ("P", "PA", "LA", "RGBA"):
         small = image.convert("RGBA")
@@ -346,4 +380,4 @@ def _encode(image: PILImage.Image, side: int) -> str:
     small = ImageOps.exif_transpose(small)
     stream = io.BytesIO()
     small.convert("RGBA" if small.mode == "RGBA" else "RGB").save(stream, "WEBP", quality=82)
-    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return stream.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -18,7 +19,13 @@ from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.lists import unfold
 from hf_ecif.data.parquet import ROWS_PER_GROUP
 from hf_ecif.data.readers.find import SOURCES, open_source
-from hf_ecif.data.readers.splits import choose_split, open_split, stream_split
+from hf_ecif.data.readers.splits import (
+    Built,
+    PartUnknownError,
+    choose_split,
+    open_split,
+    stream_split,
+)
 from hf_ecif.data.readers.tables import find_pictures
 from hf_ecif.data.schema import check_columns
 from hf_ecif.data.summary import Columns
@@ -45,6 +52,7 @@ class Source(NamedTuple):
         config: which configuration, where there are several.
         format: what the files are, where it is not found by what is there.
         image_column: where the images are, if their paths may be relative to a table.
+        limit: how many of the first rows are wanted, so that no more need to be downloaded.
     """
 
     name: str
@@ -53,6 +61,7 @@ class Source(NamedTuple):
     config: str | None = None
     format: RowFormat | None = None
     image_column: str | None = None
+    limit: int | None = None
 
 
 class Found(NamedTuple):
@@ -86,6 +95,13 @@ def load_rows(
 
     Raises:
         UserError: the source or the split does not exist, cannot be read or has no rows.
+
+    Examples:
+        >>> import hf_ecif
+        >>> from pathlib import Path
+        >>> folder = Path(hf_ecif.load_demo().model).parent / "data"
+        >>> len(hf_ecif.load_rows(str(folder), "validation"))
+        200
     """
     return find_rows(Source(source, split, config=config_name, format=format)).rows
 
@@ -95,18 +111,15 @@ def find_rows(source: Source) -> Found:
 
     Raises:
         UserError: the source or the split does not exist, cannot be read or has no rows.
-
-    Example:
-        >>> import hf_ecif
-        >>> from pathlib import Path
-        >>> folder = Path(hf_ecif.load_demo().model).parent / "data"
-        >>> len(hf_ecif.load_rows(str(folder), "validation"))
-        200
     """
 
     def read() -> Found:
         splits = open_source(source.name, source.config, source.format)
         split = choose_split(splits.names, source.split, source.usual)
+        if source.limit is not None and isinstance(splits, Built) and splits.is_far:
+            with suppress(PartUnknownError):
+                rows, _ = read_stream(stream_split(splits, split), source.limit)
+                return Found(unfold(rows), split, splits.format)
         rows = find_pictures(open_split(splits, split), splits.bases, source.image_column)
         return Found(unfold(rows), split, splits.format)
 

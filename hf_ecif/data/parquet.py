@@ -61,6 +61,15 @@ def parquet_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"))
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and complete, by its last bytes."""
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
+
+
 def count_rows_of(files: Iterable[Path]) -> int:
     """Number of rows in parquet files."""
     return sum(pq.read_metadata(file).num_rows for file in files)

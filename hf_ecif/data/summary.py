@@ -507,12 +507,13 @@ class CalibrationFacts(Record):
 
 
 class ReviewFacts(Record):
-    """Rows that a person decided on, by the decision."""
+    """Rows that a person decided on, by the decision; those left open are ``unsure``."""
 
     decided: int
     keep: int
     remove: int
     recaption: int
+    unsure: int = 0
 
 
 class Summary(Provenance):
@@ -522,6 +523,8 @@ class Summary(Provenance):
         flagged: rows that look misaligned.
         kept: rows to go on with.
         removed: the others; both together are all rows.
+        learned_from: rows that the audit learned from, where it judged others by them; None where
+            it learned from all.
         findings: rows by the kind of what is the matter with them.
         unreadable_reasons: rows that could not be read, by the reason.
         groups: noise by group, where that was asked for.
@@ -534,7 +537,7 @@ class Summary(Provenance):
         seconds: by stage.
         about: a sentence on what was audited.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -549,6 +552,7 @@ class Summary(Provenance):
     removed: int
     noise: Noise
     fit: FitFacts
+    learned_from: int | None = None
     findings: dict[str, int] = {}
     unreadable_reasons: dict[str, int] = {}
     groups: Groups | None = None

@@ -1,22 +1,50 @@
-"""The data set with everything that was found, as columns; null where a row has none."""
+"""What was found, as columns of the data set; null where a row has none."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 
-from hf_ecif.data.columns import WRONG_WORDS, set_column
+from hf_ecif.data.columns import COLUMNS, SCORES, WRONG_WORDS, set_column
 from hf_ecif.detection.detect import Detection
-from hf_ecif.detection.explain import explain_flags
+from hf_ecif.detection.explain import Ranks, explain_flags
 from hf_ecif.detection.findings import Findings
 from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.signals import Signals
 from hf_ecif.detection.suggestions import Evidence
-from hf_ecif.influence.columns import score_columns
+from hf_ecif.influence.columns import score_values
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import RelativeForm, Scores
+
+_NUMBERS = dict.fromkeys(
+    (
+        *SCORES,
+        "ecif_noise_probability",
+        "ecif_suspicion",
+        "ecif_image_neighbours",
+        "ecif_text_neighbours",
+        "ecif_suggested_probability",
+        "ecif_suggested_margin",
+    ),
+    "float32",
+)
+_OTHERS: dict[str, Any] = {
+    "ecif_flag": "bool",
+    "ecif_borderline": "bool",
+    "ecif_suggested_text": "string",
+    "ecif_wrong_words": WRONG_WORDS,
+    "ecif_finding": "string",
+    "caption_truncated": "bool",
+    "ecif_duplicate_group": "int64",
+    "ecif_reason": "string",
+}
+TYPES: dict[str, Any] = {name: (_NUMBERS | _OTHERS)[name] for name in COLUMNS}
+FEATURES = Features(
+    **{name: Value(kind) if isinstance(kind, str) else kind for name, kind in TYPES.items()}
+)
 
 
 def add_columns(
@@ -35,72 +63,109 @@ def add_columns(
     Args:
         dataset: all rows.
         rows: the readable ones.
-        scores: of the readable rows, at the fitted parameters.
-        given: the same at the model's own parameters.
-        signals: of the readable rows.
-        detection: of the readable rows.
-        relative: which relative score; over the size of the change, or within its span.
-        evidence: of the readable rows; without it, suggestions and duplicates are null.
-        findings: of the readable rows; without them, their columns are null.
+        scores: as for `column_values`, as all others.
+        given: likewise.
+        signals: likewise.
+        detection: likewise.
+        relative: likewise.
+        evidence: likewise.
+        findings: likewise.
     """
-    columns = score_columns(rows, scores, given, relative)
-    columns |= {
-        "ecif_noise_probability": rows.spread(_null_if_nan(detection.probability)),
-        "ecif_suspicion": rows.spread(detection.suspicion.tolist()),
-    }
-    for name, values in columns.items():
-        dataset = set_column(dataset, name, values, "float32")
-    for name, marks in (("ecif_flag", detection.flag), ("ecif_borderline", detection.borderline)):
-        dataset = set_column(dataset, name, rows.spread(marks.tolist()), "bool")
-    for side in ("image_neighbours", "text_neighbours"):
-        values = rows.spread(getattr(signals, side).tolist())
-        dataset = set_column(dataset, f"ecif_{side}", values, "float32")
-    texts, margins, duplicates = _evidence_columns(evidence, rows)
-    dataset = set_column(dataset, "ecif_suggested_text", rows.spread(texts), "string")
-    chances = [None] * len(rows) if evidence is None else evidence.suggested_probability
-    dataset = set_column(dataset, "ecif_suggested_probability", rows.spread(chances), "float32")
-    dataset = set_column(dataset, "ecif_suggested_margin", rows.spread(margins), "float32")
-    words = rows.spread(_word_cells(evidence, rows))
-    dataset = set_column(dataset, "ecif_wrong_words", words, WRONG_WORDS)
-    kinds, truncated = _finding_columns(findings, rows)
-    dataset = set_column(dataset, "ecif_finding", rows.spread(kinds), "string")
-    dataset = set_column(dataset, "caption_truncated", rows.spread(truncated), "bool")
-    dataset = set_column(dataset, "ecif_duplicate_group", rows.spread(duplicates), "int64")
-    reasons = rows.spread(explain_flags(rows, scores, signals, detection, evidence, findings))
+    values = column_values(rows, scores, given, signals, detection, relative, evidence, findings)
+    for name, column in spread_columns(rows, values).items():
+        dataset = set_column(dataset, name, column, TYPES[name])
+    return dataset
+
+
+def spread_columns(rows: Rows, values: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Columns of all ``rows.total`` rows; those that cannot be read have a reason alone.
+
+    Args:
+        rows: the readable rows.
+        values: columns of these, as from `column_values`.
+    """
+    columns = {name: rows.spread(column) for name, column in values.items()}
     for row, reason in rows.reasons.items():
-        reasons[row] = reason
-    return set_column(dataset, "ecif_reason", reasons, "string")
+        columns["ecif_reason"][row] = reason
+    return columns
+
+
+def column_values(
+    rows: Rows,
+    scores: Scores,
+    given: Scores,
+    signals: Signals,
+    detection: Detection,
+    relative: RelativeForm = "deletion",
+    evidence: Evidence | None = None,
+    findings: Findings | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, list[Any]]:
+    """`COLUMNS` of the readable rows.
+
+    Args:
+        rows: the readable rows.
+        scores: of these rows, at the fitted parameters.
+        given: the same at the model's own parameters.
+        signals: of these rows.
+        detection: of these rows.
+        relative: which relative score; over the size of the change, or within its span.
+        evidence: of these rows; without it, suggestions and duplicates are null.
+        findings: of these rows; without them, their columns are null.
+        ranks: of the rows that these are ranked among; themselves if absent.
+    """
+    found: dict[str, list[Any]] = dict(score_values(scores, given, relative))
+    found |= {
+        "ecif_noise_probability": _null_if_nan(detection.probability),
+        "ecif_suspicion": detection.suspicion.tolist(),
+        "ecif_flag": detection.flag.tolist(),
+        "ecif_borderline": detection.borderline.tolist(),
+        "ecif_image_neighbours": signals.image_neighbours.tolist(),
+        "ecif_text_neighbours": signals.text_neighbours.tolist(),
+    }
+    found |= _evidence_columns(evidence, len(rows)) | _finding_columns(findings, len(rows))
+    found["ecif_reason"] = explain_flags(
+        rows, scores, signals, detection, evidence, findings, ranks
+    )
+    return {name: found[name] for name in COLUMNS}
 
 
 def _null_if_nan(values: Floats) -> list[float | None]:
     return [None if np.isnan(value) else value for value in values.tolist()]
 
 
-def _evidence_columns(
-    evidence: Evidence | None, rows: Rows
-) -> tuple[list[str | None], list[float | None], list[int | None]]:
-    """Suggested captions with their margins, and duplicate groups, of the readable rows."""
+def _evidence_columns(evidence: Evidence | None, count: int) -> dict[str, list[Any]]:
+    """Suggested captions, contradicted words with their places, and duplicate groups."""
+    names = (
+        "ecif_suggested_text",
+        "ecif_suggested_probability",
+        "ecif_suggested_margin",
+        "ecif_wrong_words",
+        "ecif_duplicate_group",
+    )
     if evidence is None:
-        nothing: list[Any] = [None] * len(rows)
-        return nothing, nothing, nothing
-    return evidence.suggested_text, evidence.suggested_margin, evidence.duplicate_group
-
-
-def _word_cells(evidence: Evidence | None, rows: Rows) -> list[list[dict[str, Any]] | None]:
-    """Contradicted words, with their places, of the readable rows."""
-    if evidence is None:
-        return [None] * len(rows)
-    return [
+        return {name: [None] * count for name in names}
+    words = [
         None
         if words is None
         else [{"word": word.text, "start": word.start, "end": word.end} for word in words]
         for words in evidence.wrong_words
     ]
+    columns = (
+        evidence.suggested_text,
+        evidence.suggested_probability,
+        evidence.suggested_margin,
+        words,
+        evidence.duplicate_group,
+    )
+    return dict(zip(names, columns, strict=True))
 
 
-def _finding_columns(findings: Findings | None, rows: Rows) -> tuple[list[Any], list[Any]]:
-    """Kinds of findings, and whether captions are cut off, of the readable rows."""
+def _finding_columns(findings: Findings | None, count: int) -> dict[str, list[Any]]:
+    """Kinds of findings, and whether captions are cut off."""
     if findings is None:
-        nothing: list[Any] = [None] * len(rows)
-        return nothing, nothing
-    return list(findings.kinds), findings.truncated.tolist()
+        return {name: [None] * count for name in ("ecif_finding", "caption_truncated")}
+    return {
+        "ecif_finding": list(findings.kinds),
+        "caption_truncated": findings.truncated.tolist(),
+    }

@@ -36,7 +36,7 @@ from hf_ecif.detection.mixture import (
     largest_rate,
     rate_interval,
 )
-from hf_ecif.detection.siblings import pool_captions
+from hf_ecif.detection.siblings import Pooling
 
 Verdicts = NDArray[np.integer]
 
@@ -115,6 +115,7 @@ class Detection:
             not at all.
         abstains: why nothing is flagged; None where the model can tell.
         groups: those with a rate and a threshold of their own, the largest first.
+        detector: what judges other rows in the same way.
     """
 
     probability: Floats
@@ -128,6 +129,99 @@ class Detection:
     injected_auroc: float
     abstains: str | None = None
     groups: tuple[GroupNoise, ...] = ()
+    detector: Detector | None = None
+
+
+@dataclass(frozen=True)
+class Detector:
+    """What `detect` has learned, which judges any other rows alike.
+
+    Attributes:
+        mixture: gives the log density ratio of wrong and right rows.
+        pooling: how captions of one image are judged together; None where none were there to learn
+            it from.
+        threshold: of rows that are in none of the `groups`.
+        groups: noise rate and threshold of every group with its own.
+        rate_interval: as in `Detection`; likewise the others.
+    """
+
+    mixture: Mixture
+    pooling: Pooling | None
+    threshold: float
+    groups: dict[str, tuple[float, float]]
+    rate_interval: tuple[float, float]
+    rate_is_bound: bool
+    injected_auroc: float
+    abstains: str | None
+
+    def suspicion(self, log_ratio: Floats, images: NDArray[np.int64] | None) -> Floats:
+        """Log ratios ``(N,)`` that count what the other captions of an image say.
+
+        Args:
+            log_ratio: ``(N,)``, of the pairs by themselves.
+            images: ``(N,)``, equal for pairs of one image; all are different if absent.
+        """
+        if images is None or self.pooling is None:
+            return log_ratio
+        return self.pooling.pool(log_ratio, images)
+
+    def judge(
+        self,
+        suspicion: Floats,
+        error: Floats,
+        verdicts: Verdicts,
+        groups: Sequence[str | None],
+    ) -> Detection:
+        """Probabilities and flags of rows.
+
+        Args:
+            suspicion: ``(N,)``, their log ratios.
+            error: ``(N,)``, standard errors of these.
+            verdicts: ``(N,)``, as for `detect`.
+            groups: as for `detect`; empty where there are none.
+        """
+        if self.abstains is not None:
+            return _abstain(self, suspicion, verdicts)
+        rates, thresholds = self._of_groups(groups, len(suspicion))
+        probability = _with_verdicts(_probability(suspicion, rates), verdicts)
+        flag = probability > thresholds
+        distance = np.abs(suspicion + logit(rates) - logit(thresholds))
+        borderline = (distance < BORDERLINE_ERRORS * error) & (verdicts == UNKNOWN)
+        return Detection(
+            probability=probability,
+            suspicion=suspicion,
+            flag=flag,
+            borderline=borderline,
+            threshold=self.threshold,
+            noise_rate=self.mixture.rate,
+            rate_interval=self.rate_interval,
+            rate_is_bound=self.rate_is_bound,
+            injected_auroc=self.injected_auroc,
+            groups=tuple(
+                GroupNoise(
+                    group=group,
+                    rows=len(rows),
+                    noise_rate=self.groups[group][0],
+                    threshold=self.groups[group][1],
+                    flagged=int(flag[rows].sum()),
+                    borderline=int(borderline[rows].sum()),
+                )
+                for group, rows in _members(groups).items()
+                if group in self.groups
+            ),
+            detector=self,
+        )
+
+    def error(self, signals: Floats, errors: Floats) -> Floats:
+        """Standard errors ``(N,)`` of the log ratios, from those of the signals, ``(N, S)``."""
+        return _propagated(self.mixture.log_ratio, signals, errors)
+
+    def _of_groups(self, groups: Sequence[str | None], count: int) -> tuple[Floats, Floats]:
+        """Noise rate and threshold of every row, ``(N,)`` each."""
+        common = (self.mixture.rate, self.threshold)
+        own = [common if group is None else self.groups.get(group, common) for group in groups]
+        rates, thresholds = np.broadcast_to(np.array(own or [common]), (count, 2)).T
+        return rates, thresholds
 
 
 def detect(
@@ -145,7 +239,7 @@ def detect(
     """Probability, threshold and noise rate from signals of the data and of injected mismatches.
 
     Args:
-        signals: ``(N, S)``, of the data, to be judged.
+        signals: ``(N, S)``, of the data, to be judged; higher for wrong pairs.
         reference: ``(R, S)``, of the rows that were left as they are in the runs with injected
             mismatches.
         injected: ``(M, S)`` for each kind of rows whose captions were exchanged on purpose in these
@@ -172,48 +266,27 @@ def detect(
     samples = _samples(reference, known, injected, verdicts[heard])
     mixture = fit_mixture(samples)
     suspicion = mixture.log_ratio(signals)
-    if images is not None:
-        suspicion = pool_captions(suspicion, images)
+    pooling = None if images is None else Pooling.learn(suspicion[heard], images[heard])
+    if images is not None and pooling is not None:
+        suspicion[heard] = pooling.pool(suspicion[heard], images[heard])
     power = _power(mixture, samples)
     interval = rate_interval(samples, mixture)
     unverified = samples.right.rows == 0
     if unverified:
         mixture, interval = _drawn_to_bound(mixture, samples, interval)
-    reason = _why_abstain(mixture, samples, power)
-    if reason is not None:
-        return _abstain(suspicion, verdicts, interval[1], power, reason)
-
     judged = (verdicts == UNKNOWN) & heard
-    rates, thresholds, members = _rates(suspicion, judged, mixture.rate, groups or [])
-    probability = _with_verdicts(_probability(suspicion, rates), verdicts)
-    flag = probability > thresholds
-    error = np.zeros(len(signals))
-    if errors is not None:
-        error = _propagated(mixture.log_ratio, signals, errors)
-    distance = np.abs(suspicion + logit(rates) - logit(thresholds))
-    borderline = (distance < BORDERLINE_ERRORS * error) & (verdicts == UNKNOWN)
-    return Detection(
-        probability=probability,
-        suspicion=suspicion,
-        flag=flag,
-        borderline=borderline,
+    detector = Detector(
+        mixture=mixture,
+        pooling=pooling,
         threshold=_threshold(_probability(suspicion, mixture.rate)[judged]),
-        noise_rate=mixture.rate,
+        groups=_rates_of_groups(suspicion, judged, mixture.rate, groups or []),
         rate_interval=interval,
         rate_is_bound=unverified,
         injected_auroc=power,
-        groups=tuple(
-            GroupNoise(
-                group=group,
-                rows=len(rows),
-                noise_rate=float(rates[rows[0]]),
-                threshold=float(thresholds[rows[0]]),
-                flagged=int(flag[rows].sum()),
-                borderline=int(borderline[rows].sum()),
-            )
-            for group, rows in members.items()
-        ),
+        abstains=_why_abstain(mixture, samples, power),
     )
+    error = np.zeros(len(signals)) if errors is None else detector.error(signals, errors)
+    return detector.judge(suspicion, error, verdicts, groups or [])
 
 
 def _samples(
@@ -278,14 +351,9 @@ def _why_abstain(mixture: Mixture, samples: Samples, power: float) -> str | None
     return None
 
 
-def _abstain(
-    suspicion: Floats,
-    verdicts: Verdicts,
-    bound: float,
-    power: float,
-    reason: str,
-) -> Detection:
+def _abstain(detector: Detector, suspicion: Floats, verdicts: Verdicts) -> Detection:
     """Nothing but the order, and what is known."""
+    bound = detector.rate_interval[1]
     return Detection(
         probability=_with_verdicts(np.full(len(suspicion), np.nan), verdicts),
         suspicion=suspicion,
@@ -295,23 +363,23 @@ def _abstain(
         noise_rate=bound,
         rate_interval=(0.0, bound),
         rate_is_bound=True,
-        injected_auroc=power,
-        abstains=reason,
+        injected_auroc=detector.injected_auroc,
+        abstains=detector.abstains,
+        detector=detector,
     )
 
 
-def _rates(
+def _rates_of_groups(
     suspicion: Floats, judged: NDArray[np.bool_], rate: float, groups: Sequence[str | None]
-) -> tuple[Floats, Floats, dict[str, NDArray[np.intp]]]:
-    """Noise rate and threshold of every row, ``(N,)`` each, and the groups with their own."""
-    common = _threshold(_probability(suspicion, rate)[judged])
-    rates, thresholds = np.full(len(suspicion), rate), np.full(len(suspicion), common)
-    members = {group: rows for group, rows in _large_groups(groups).items() if judged[rows].any()}
-    for rows in members.values():
-        own = suspicion[rows[judged[rows]]]
-        rates[rows] = _likeliest(own, prior=rate)
-        thresholds[rows] = _threshold(_probability(own, rates[rows[0]]))
-    return rates, thresholds, members
+) -> dict[str, tuple[float, float]]:
+    """Noise rate and threshold of every group that is large enough, the largest group first."""
+    found = {}
+    for group, rows in _members(groups).items():
+        if len(rows) >= SMALLEST_GROUP and judged[rows].any():
+            own = suspicion[rows[judged[rows]]]
+            here = _likeliest(own, prior=rate)
+            found[group] = (here, _threshold(_probability(own, here)))
+    return found
 
 
 def _likeliest(log_ratio: Floats, prior: float) -> float:
@@ -346,14 +414,14 @@ def _threshold(probability: Floats) -> float:
     return max(_best_expected_f1(probability), LEAST_THRESHOLD)
 
 
-def _large_groups(groups: Sequence[str | None]) -> dict[str, NDArray[np.intp]]:
-    """Rows of every group that has enough of them, the largest group first."""
+def _members(groups: Sequence[str | None]) -> dict[str, NDArray[np.intp]]:
+    """Rows of every group, the largest group first."""
     members: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         if group is not None:
             members.setdefault(group, []).append(row)
-    large = [(group, rows) for group, rows in members.items() if len(rows) >= SMALLEST_GROUP]
-    return {group: np.array(rows) for group, rows in sorted(large, key=lambda item: -len(item[1]))}
+    ordered = sorted(members.items(), key=lambda item: -len(item[1]))
+    return {group: np.array(rows) for group, rows in ordered}
 
 
 def _propagated(log_ratio: Callable[[Floats], Floats], signals: Floats, errors: Floats) -> Floats:

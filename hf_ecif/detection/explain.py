@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from textwrap import shorten
 
 import numpy as np
@@ -23,6 +24,26 @@ ROWS_NAMED = 3
 TELLING = 0.9  # share of the pairs that neighbours speak less against
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """Signals of the rows that others are ranked among, ``(N,)`` each, ascending.
+
+    Attributes:
+        loo_loss: losses without the row itself, in nats.
+        image_neighbours: as in `Signals`; likewise ``text_neighbours``.
+    """
+
+    loo_loss: Floats
+    image_neighbours: Floats
+    text_neighbours: Floats
+
+    @classmethod
+    def of(cls, scores: Scores, signals: Signals) -> Ranks:
+        """The ranks of rows among themselves."""
+        values = (scores.loo_loss, signals.image_neighbours, signals.text_neighbours)
+        return cls(*(np.sort(_numbers(value)) for value in values))
+
+
 def explain_flags(
     rows: Rows,
     scores: Scores,
@@ -30,6 +51,7 @@ def explain_flags(
     detection: Detection,
     evidence: Evidence | None = None,
     findings: Findings | None = None,
+    ranks: Ranks | None = None,
 ) -> list[str | None]:
     """A verdict and facts for every flagged row of the readable ones, None for the others.
 
@@ -42,13 +64,17 @@ def explain_flags(
         detection: of these rows.
         evidence: of these rows; without it, no other row is named.
         findings: of these rows; without them, there are none.
+        ranks: of the rows that these are ranked among; themselves if absent.
     """
-    rank = _share_below(scores.loo_loss)
-    apart = [
-        ("caption", "similar images", _share_below(signals.image_neighbours)),
-        ("image", "similar captions", _share_below(signals.text_neighbours)),
-    ]
-    duplicates = [] if evidence is None else _duplicates(evidence, rows)
+    among = ranks or Ranks.of(scores, signals)
+    rank = _share_below(scores.loo_loss, among.loo_loss)
+    captions = _share_below(signals.image_neighbours, among.image_neighbours)
+    images = _share_below(signals.text_neighbours, among.text_neighbours)
+    apart = [("caption", "similar images", captions), ("image", "similar captions", images)]
+    duplicates: Iterable[SharedRows] = ()
+    if evidence is not None:
+        own = rows.positions.numpy()
+        duplicates = SharedRows.of_both(evidence.same_image, evidence.same_caption, own)
 
     def empty(row: int) -> str | None:
         """Why a row is flagged that is as likely right as wrong, but says nothing."""
@@ -92,10 +118,13 @@ def explain_flags(
     ]
 
 
-def _share_below(values: Tensor) -> Floats:
-    """Share of the rows with a smaller value, ``(n,)``."""
-    found = values.double().cpu().numpy()
-    return np.searchsorted(np.sort(found), found, side="left") / len(found)
+def _share_below(values: Tensor, among: Floats) -> Floats:
+    """Share of the ascending ones that are smaller, ``(n,)``."""
+    return np.searchsorted(among, _numbers(values), side="left") / len(among)
+
+
+def _numbers(values: Tensor) -> Floats:
+    return np.asarray(values.double().cpu().numpy())
 
 
 def _misfit(row: int, evidence: Evidence) -> Iterator[str]:
@@ -116,29 +145,40 @@ def _quote(text: str) -> str:
     return f"'{shorten(text, CAPTION_LENGTH, placeholder='…').replace(';', ',')}'"
 
 
-def _duplicates(evidence: Evidence, rows: Rows) -> list[_Duplicates]:
-    return [
-        _Duplicates("image is nearly", evidence.same_image, rows),
-        _Duplicates("caption is also", evidence.same_caption, rows),
-    ]
+class SharedRows:
+    """Which other rows have the image, or the caption, of a row.
 
+    Args:
+        words: how that is said.
+        firsts: ``(n,)``, number of the first row that has it, for every readable row.
+        positions: ``(n,)``, numbers of the readable rows, ascending.
+    """
 
-class _Duplicates:
-    """Which other rows have the image, or the caption, of a row."""
+    def __init__(self, words: str, firsts: Numbers, positions: Numbers) -> None:
+        self._words, self._firsts, self._positions = words, firsts, positions
+        self._order = np.argsort(firsts, kind="stable")
+        self._sorted = firsts[self._order]
 
-    def __init__(self, words: str, firsts: Numbers, rows: Rows) -> None:
-        self._words = words
-        self._firsts = firsts.tolist()
-        self._positions = rows.positions.tolist()
-        self._members: dict[int, list[int]] = {}
-        for position, first in zip(self._positions, self._firsts, strict=True):
-            self._members.setdefault(first, []).append(position)
+    @classmethod
+    def of_both(
+        cls, same_image: Numbers, same_caption: Numbers, positions: Numbers
+    ) -> tuple[SharedRows, SharedRows]:
+        """By image and by caption."""
+        return (
+            cls("image is nearly", same_image, positions),
+            cls("caption is also", same_caption, positions),
+        )
 
     def of(self, row: int) -> Iterator[str]:
-        members = self._members[self._firsts[row]]
-        others = len(members) - 1
+        """The clause of a readable row, if others share with it."""
+        start, stop = (
+            int(np.searchsorted(self._sorted, self._firsts[row], side=side))
+            for side in ("left", "right")
+        )
+        others = stop - start - 1
         if others:
-            named = [m for m in members[: ROWS_NAMED + 1] if m != self._positions[row]][:ROWS_NAMED]
+            members = self._positions[self._order[start:stop][: ROWS_NAMED + 1]].tolist()
+            named = [member for member in members if member != self._positions[row]][:ROWS_NAMED]
             more = f" and {others - len(named)} more" if others > len(named) else ""
             plural = "rows" if others > 1 else "row"
             yield f"its {self._words} that of {plural} {', '.join(map(str, named))}{more}"

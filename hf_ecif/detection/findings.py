@@ -25,7 +25,7 @@ the noise rate, and it is not flagged. `hf-ecif clean --findings` overrules all 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 
@@ -59,12 +59,14 @@ class Findings:
         images: ``(n,)``, different images that the row's caption stands under.
         captions: ``(n,)``, different captions that stand under the row's image.
         truncated: ``(n,)`` booleans, whether the caption is longer than the model reads.
+        known_flagged: `flagged`, where that is known from other rows; these tell it if absent.
     """
 
     kinds: list[Kind | None]
     images: Tensor
     captions: Tensor
     truncated: Tensor
+    known_flagged: tuple[Kind, ...] | None = None
 
     def are(self, *kinds: Kind) -> Tensor:
         """``(n,)`` booleans, true for rows of some kinds."""
@@ -79,6 +81,8 @@ class Findings:
     @property
     def flagged(self) -> tuple[Kind, ...]:
         """Kinds whose rows are flagged; see the module's docstring."""
+        if self.known_flagged is not None:
+            return self.known_flagged
         return flagged_kinds(self.counts(), len(self.kinds))
 
     def counts(self) -> dict[str, int]:
@@ -104,9 +108,18 @@ def find_findings(rows: Rows, given: Embeddings) -> Findings:
         "says_nothing": torch.tensor([says_nothing(text) for text in rows.texts]),
         "stock_phrase": is_stock,
     }
-    table = torch.stack([marks[kind] for kind in KINDS], dim=1).tolist()
-    kinds = [next(compress(KINDS, row), None) for row in table]
+    kinds = first_kind([marks[kind] for kind in KINDS])
     return Findings(kinds, images, captions, keys.truncated)
+
+
+def first_kind(marks: Sequence[Tensor]) -> list[Kind | None]:
+    """The first kind that each row is of.
+
+    Args:
+        marks: ``(n,)`` booleans for each of `KINDS`.
+    """
+    table = torch.stack(list(marks), dim=1).tolist()
+    return [next(compress(KINDS, row), None) for row in table]
 
 
 def settle(detection: Detection, findings: Findings, verdicts: Verdicts | None = None) -> Detection:

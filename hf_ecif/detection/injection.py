@@ -20,6 +20,7 @@ from hf_ecif.config import DetectionConfig
 from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.signals import find_signals
 from hf_ecif.engine.neighbours import cluster
+from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.keys import firsts
 from hf_ecif.influence.model import InfluenceModel
@@ -223,7 +224,7 @@ class Injected(NamedTuple):
     Attributes:
         reference: ``(R, S)`` of the rows that stayed as they are, run by run.
         kinds: ``(M, S)`` of every kind of those exchanged: for the caption of an image unlike their
-            own, and of one like it.
+            own, and of one like it. Those that the exchange made no worse are left out.
         rows: ``(R,)``, row numbers of the reference.
     """
 
@@ -279,11 +280,30 @@ def inject_mismatches(
         other = model.fit(injection.rows, query, checkpoints=within, spectrum=spectrum)
         scores = other.scores(checkpoints=within)
         embedded = given._replace(text=given.text[injection.donors.to(given.text.device)])
-        found = find_signals(scores, embedded, injection.rows.siblings, ~heard).stack()
+        as_given = model.score_as_given(injection.rows, embedded)
+        found = find_signals(scores, as_given, embedded, injection.rows.siblings, ~heard).stack()
         stayed = (heard & ~injection.injected).numpy()
         reference.append(found[stayed])
         kept.append(np.flatnonzero(stayed))
-        exchanged.append([found[kind.numpy()] for kind in injection.kinds])
+        worse = _fits_worse(injection, given, embedded)
+        exchanged.append([found[(kind & worse).numpy()] for kind in injection.kinds])
         advance(1)
     kinds = [kind for kind in map(np.concatenate, zip(*exchanged, strict=True)) if len(kind)]
     return Injected(np.concatenate(reference), kinds, np.concatenate(kept))
+
+
+def _fits_worse(injection: Injection, given: Embeddings, exchanged: Embeddings) -> Tensor:
+    """``(n,)`` booleans, true where the image fits the new caption worse than its own.
+
+    Not every exchange makes a wrong pair: captions that say little ("face") are true of many
+    images, and of one like their own the more so. An exchange that fits no worse to the model as
+    given says nothing of what wrong pairs look like. If no other was made, all count.
+
+    Args:
+        injection: the exchange.
+        given: embeddings of the rows as they were, by the model as given.
+        exchanged: those of the rows with the exchanged captions.
+    """
+    before, after = ((one.text * one.image).sum(dim=1).cpu() for one in (given, exchanged))
+    worse = after < before
+    return worse if (worse & injection.injected).any() else torch.ones_like(worse)

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
@@ -119,8 +118,42 @@ class Winners:
     features: Floats
 
 
+@dataclass(frozen=True)
+class Rightness:
+    """What tells whether a winner is right: a logistic regression, and how often they are.
+
+    Attributes:
+        mean: ``(F,)``, of the features it was learned from.
+        spread: ``(F,)``, their standard deviation.
+        weights: ``(F,)``, of the features in these units.
+        bias: log-odds where they are at their mean.
+        prior: share of right winners among those it was learned from.
+        share: that among the winners of flagged rows.
+    """
+
+    mean: Floats
+    spread: Floats
+    weights: Floats
+    bias: float
+    prior: float
+    share: float
+
+    def __call__(self, features: Floats) -> Floats:
+        """Probability ``(m,)`` that a winner is its row's right caption."""
+        return np.asarray(expit(self.log_ratio(features) + logit(self.share)))
+
+    def log_ratio(self, features: Floats) -> Floats:
+        """Log density ratio ``(m,)`` of right and other winners."""
+        odds = (features - self.mean) / self.spread @ self.weights + self.bias
+        return np.asarray(odds - logit(self.prior))
+
+
 def find_winners(
-    pairs: Pairs, rows: Tensor, candidates: Candidates, barred: Tensor | None = None
+    pairs: Pairs,
+    rows: Tensor,
+    candidates: Candidates,
+    barred: Tensor | None = None,
+    images: Tensor | None = None,
 ) -> Winners:
     """The candidate that fits best, for each of some rows.
 
@@ -129,13 +162,16 @@ def find_winners(
         rows: ``(m,)``, their numbers.
         candidates: at least one.
         barred: ``(m,)``, the caption that does not count; the row's own one if absent.
+        images: ``(n, d)``, of which it is counted how many a winner fits better; those of the data
+            if absent.
     """
     device = pairs.image.device
     image = pairs.image[rows.to(device)]
     place = candidates.place(pairs.key[rows] if barred is None else barred)
     best = find_best(image, candidates.vectors, place.to(device))
     own = pairs.fit[rows.to(device)]
-    better = count_better(candidates.vectors[best.key], pairs.image, best.cosine)
+    others = pairs.image if images is None else images
+    better = count_better(candidates.vectors[best.key], others, best.cosine)
     lead, gain = best.cosine - best.runner_up, best.cosine - own
     told = [pairs.scale * lead, best.cosine, pairs.scale * gain, better.double().log1p()]
     if candidates.held is not None:
@@ -149,7 +185,7 @@ def find_winners(
     )
 
 
-def probability_right(
+def learn_rightness(
     pairs: Pairs,
     winners: Winners,
     flag: Bools,
@@ -157,22 +193,19 @@ def probability_right(
     *,
     vocabulary: Candidates | None = None,
     seed: int = 0,
-) -> Floats:
-    """Probability ``(m,)`` that the winner of each flagged row is its right caption.
+) -> Rightness | None:
+    """What tells whether the winner of a flagged row is its right caption.
 
-    It is nan where there are too few rows to learn from.
+    None where there are too few rows to learn from.
 
     Args:
         pairs: the data.
-        winners: of the flagged rows.
+        winners: of the flagged rows, at least one.
         flag: ``(n,)``, which rows are flagged.
         probability: ``(n,)``, of being misaligned; nan where it is not known.
         vocabulary: the candidates; the captions of all rows if absent.
         seed: of the exchanges.
     """
-    nothing = np.full(len(winners.margin), np.nan)
-    if not len(nothing):
-        return nothing
     known = probability[flag & np.isfinite(probability)]
     alarms = float(np.clip(1 - known.mean(), *FALSE_ALARMS)) if len(known) else FALSE_ALARMS[0]
     made = [
@@ -181,12 +214,19 @@ def probability_right(
     ]
     features, right, weight = (np.concatenate(parts) for parts in zip(*made, strict=True))
     if right.sum() < FEWEST:
-        return nothing
-    classifier: Pipeline = make_pipeline(StandardScaler(), LogisticRegression())
-    classifier.fit(features, right, logisticregression__sample_weight=weight)
+        return None
+    scale, classifier = StandardScaler(), LogisticRegression()
+    classifier.fit(scale.fit_transform(features), right, sample_weight=weight)
     prior = float(np.average(right, weights=weight))
-    ratio = classifier.decision_function(winners.features) - logit(prior)
-    return _shifted(ratio, prior)
+    found = Rightness(
+        mean=scale.mean_,
+        spread=scale.scale_,
+        weights=classifier.coef_[0],
+        bias=float(classifier.intercept_[0]),
+        prior=prior,
+        share=prior,
+    )
+    return replace(found, share=_likeliest_share(found.log_ratio(winners.features), prior))
 
 
 def _exchange(
@@ -217,8 +257,8 @@ def _exchange(
     return winners.features, right, weight
 
 
-def _shifted(log_ratio: Floats, prior: float) -> Floats:
-    """Probabilities at the share of right winners that suits the rows best."""
+def _likeliest_share(log_ratio: Floats, prior: float) -> float:
+    """The share of right winners that suits the rows best."""
     share = prior
     for _ in range(500):
         expected = expit(log_ratio + logit(share))
@@ -226,4 +266,4 @@ def _shifted(log_ratio: Floats, prior: float) -> Floats:
         if abs(updated - share) < 1e-7:
             break
         share = float(updated)
-    return expit(log_ratio + logit(share))
+    return share

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,14 +25,15 @@ from hf_ecif.detection.mixture import Floats
 from hf_ecif.detection.replacements import (
     Candidates,
     Pairs,
+    Rightness,
     find_winners,
-    probability_right,
+    learn_rightness,
 )
 from hf_ecif.detection.words import Word, wrong_words
 from hf_ecif.engine.neighbours import count_better, link
 from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.errors import UserError
-from hf_ecif.influence.keys import firsts
+from hf_ecif.influence.keys import Keys, firsts
 from hf_ecif.influence.rows import Rows
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.int64]
 Cell = TypeVar("Cell")
+# Share of the rows beyond those that were learned from whose words are looked at, the most
+# suspicious ones: a caption of ten words takes twenty passes of the text tower.
+LOOKED_AT = 0.02
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Evidence:
         same_image: first row with nearly the same image; the row itself where it is alone.
         same_caption: first row with the same caption but for case, spacing and punctuation.
         duplicate: first row that is linked to this one by equal images or captions.
+        suggester: what finds captions for other rows in the same way.
     """
 
     better_images: Numbers
@@ -75,6 +80,7 @@ class Evidence:
     same_image: Numbers
     same_caption: Numbers
     duplicate: Numbers
+    suggester: Suggester | None = None
 
     @property
     def suggested(self) -> NDArray[np.bool_]:
@@ -118,7 +124,90 @@ class Evidence:
     def describe_duplicates(self) -> dict[str, dict[str, int]]:
         """Groups of more than one row, and rows in them, by what is alike."""
         kinds = {"image": self.same_image, "caption": self.same_caption, "either": self.duplicate}
-        return {kind: _describe_groups(first) for kind, first in kinds.items()}
+        return {kind: describe_groups(first) for kind, first in kinds.items()}
+
+
+@dataclass(frozen=True)
+class Suggester:
+    """Captions to suggest, the images that they are compared on, and how far they are trusted.
+
+    Attributes:
+        candidates: the captions.
+        texts: ``K``, in the order of `Candidates.key`.
+        rows: ``(K,)``, a row with each; -1 where it is of a vocabulary.
+        plain: ``(K,)``, what each is known by in any data set; see `caption_key`.
+        images: ``(n, d)``, of the data that they were learned from.
+        scale: of the model's logits.
+        rightness: tells whether a caption is right; None where too few rows tell it.
+        least_margin: from which on it is suggested; likewise ``least_probability``.
+        least_suspicion: from which on the words of a flagged row are looked at.
+    """
+
+    candidates: Candidates
+    texts: list[str]
+    rows: Numbers
+    plain: Tensor
+    images: Tensor
+    scale: float
+    rightness: Rightness | None
+    least_margin: float
+    least_probability: float
+    least_suspicion: float
+
+    def evidence(
+        self, model: LoadedModel, rows: Rows, given: Embeddings, detection: Detection
+    ) -> Evidence:
+        """Evidence on rows beyond these data; duplicates are not looked for.
+
+        Args:
+            model: as for `find_evidence`.
+            rows: the rows, which were not learned from.
+            given: their embeddings by the model as given.
+            detection: of them.
+        """
+        found = self.better(rows.texts, given, detection.flag)
+        own, suspicion = rows.positions.numpy(), detection.suspicion
+        looked = detection.flag & (suspicion >= self.least_suspicion)
+        return Evidence(
+            better_images=_count_better_images(given, detection, self.images),
+            better_text=found.text,
+            better_row=found.row,
+            margin=found.margin,
+            probability=found.probability,
+            least_margin=self.least_margin,
+            least_probability=self.least_probability,
+            wrong_words=wrong_words(model, rows, given.image, suspicion, looked),
+            same_image=own,
+            same_caption=own,
+            duplicate=own,
+        )
+
+    def better(self, texts: list[str], given: Embeddings, flag: NDArray[np.bool_]) -> Better:
+        """Captions that fit flagged rows better than their own.
+
+        Args:
+            texts: captions of rows that were not learned from.
+            given: embeddings of the rows.
+            flag: ``(m,)``, which of them are flagged.
+        """
+        flagged, better = np.flatnonzero(flag), Better.none(len(texts))
+        if not len(flagged) or not len(self.texts):
+            return better
+        here = torch.from_numpy(flagged)
+        new = Pairs(given.image, given.text, self._keys(texts), self.scale)
+        winners = find_winners(new, here, self.candidates, images=self.images)
+        chance = np.full(len(flagged), np.nan)
+        if self.rightness is not None:
+            chance = self.rightness(winners.features)
+        better.fill(flagged, winners.number, winners.margin, chance, self.texts, self.rows)
+        return better
+
+    def _keys(self, texts: list[str]) -> Tensor:
+        """Key of the candidate that says the same as each caption, -1 where none does."""
+        order = self.plain.argsort()
+        known, own = self.plain[order], Keys.of_texts(texts).captions
+        place = torch.searchsorted(known, own).clamp(max=len(known) - 1)
+        return torch.where(known[place] == own, self.candidates.key[order[place]], -1)
 
 
 def find_evidence(
@@ -145,13 +234,15 @@ def find_evidence(
         seed: of the exchanges that this probability is learnt from.
     """
     embeddings = model.embed_as_given(rows)
-    better = _find_better(model, rows, embeddings, detection, vocabulary, mute, seed)
+    better, suggester = _find_better(
+        model, rows, embeddings, detection, vocabulary, mute, seed, (margin, probability)
+    )
     positions = rows.positions.cpu()
-    same_image, same_caption = map(_first_like, (rows.keys.images, rows.keys.captions))
+    same_image, same_caption = map(first_like, (rows.keys.images, rows.keys.captions))
     own = torch.arange(len(rows))
     duplicate = link(len(rows), iter([(own, same_image), (own, same_caption)]))
     return Evidence(
-        better_images=_count_better_images(embeddings, detection),
+        better_images=_count_better_images(embeddings, detection, embeddings.image),
         better_text=better.text,
         better_row=better.row,
         margin=better.margin,
@@ -162,6 +253,7 @@ def find_evidence(
         same_image=positions[same_image].numpy(),
         same_caption=positions[same_caption].numpy(),
         duplicate=positions[duplicate].numpy(),
+        suggester=suggester,
     )
 
 
@@ -185,13 +277,44 @@ def read_vocabulary(path: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Better:
+class Better:
     """The fields of `Evidence` of captions that fit better, ``(n,)`` each."""
 
     text: list[str | None]
     row: Numbers
     margin: Floats
     probability: Floats
+
+    @classmethod
+    def none(cls, count: int) -> Better:
+        """For so many rows, none."""
+        return cls(
+            [None] * count, np.full(count, -1), np.full(count, np.nan), np.full(count, np.nan)
+        )
+
+    def fill(
+        self,
+        rows: Numbers,
+        number: Tensor,
+        margin: Floats,
+        probability: Floats,
+        texts: Sequence[str],
+        sources: Numbers,
+    ) -> None:
+        """Enter the candidates of some rows, ``(m,)`` each, where these fit better than their own.
+
+        Args:
+            rows: numbers of the rows.
+            number: of the candidate of each.
+            margin: likewise, as in `Evidence`.
+            probability: likewise.
+            texts: of all candidates.
+            sources: ``(K,)``, a row with each.
+        """
+        for place in np.flatnonzero(margin > 0).tolist():
+            row, candidate = int(rows[place]), int(number[place])
+            self.text[row], self.row[row] = texts[candidate], sources[candidate]
+            self.margin[row], self.probability[row] = margin[place], probability[place]
 
 
 def _find_better(
@@ -202,11 +325,11 @@ def _find_better(
     vocabulary: list[str] | None,
     mute: Tensor | None,
     seed: int,
-) -> _Better:
-    """Captions that fit flagged rows better than their own."""
+    least: tuple[float, float],
+) -> tuple[Better, Suggester]:
+    """Captions that fit flagged rows better than their own, and what finds them for others."""
     count, flagged = len(rows), np.flatnonzero(detection.flag)
-    nothing = np.full(count, np.nan)
-    better = _Better([None] * count, np.full(count, -1), nothing, nothing.copy())
+    better = Better.none(count)
     # Captions of the rows come first, so that each is known by the first row that has it.
     texts = [*rows.texts, *(vocabulary or [])]
     key = _group_equal([plain(text) for text in texts])
@@ -215,19 +338,30 @@ def _find_better(
     speaks = torch.ones(count, dtype=torch.bool) if mute is None else ~mute
     speaking = pairs.select(speaks.nonzero()[:, 0])
     candidates = Candidates.of(speaking) if listed is None else listed
-    if not len(flagged) or not len(candidates.key):
-        return better
+    known, positions = [texts[number] for number in candidates.key.tolist()], rows.positions
+    sources = np.full(len(known), -1)
+    if vocabulary is None:
+        sources = positions[candidates.key].numpy()
+    suggester = Suggester(
+        candidates=candidates,
+        texts=known,
+        rows=sources,
+        plain=Keys.of_texts(known).captions,
+        images=embeddings.image,
+        scale=pairs.scale,
+        rightness=None,
+        least_margin=least[0],
+        least_probability=least[1],
+        least_suspicion=float(np.quantile(detection.suspicion, 1 - LOOKED_AT)),
+    )
+    if not len(flagged) or not len(known):
+        return better, suggester
     winners = find_winners(pairs, torch.from_numpy(flagged), candidates)
     flag, suspicion = detection.flag[speaks.numpy()], detection.probability[speaks.numpy()]
-    chance = probability_right(speaking, winners, flag, suspicion, vocabulary=listed, seed=seed)
-    positions = rows.positions.tolist()
-    for number, row in enumerate(flagged.tolist()):
-        if winners.margin[number] > 0:
-            first = int(winners.key[number])
-            better.text[row] = texts[first]
-            better.row[row] = positions[first] if vocabulary is None else -1
-            better.margin[row], better.probability[row] = winners.margin[number], chance[number]
-    return better
+    rightness = learn_rightness(speaking, winners, flag, suspicion, vocabulary=listed, seed=seed)
+    chance = np.full(len(flagged), np.nan) if rightness is None else rightness(winners.features)
+    better.fill(flagged, winners.number, winners.margin, chance, known, sources)
+    return better, replace(suggester, rightness=rightness)
 
 
 def _listed(model: LoadedModel, vocabulary: list[str], key: Tensor) -> Candidates:
@@ -238,12 +372,12 @@ def _listed(model: LoadedModel, vocabulary: list[str], key: Tensor) -> Candidate
     return Candidates(unique, embed_captions(model, [vocabulary[i] for i in first.tolist()]))
 
 
-def _count_better_images(embeddings: Embeddings, detection: Detection) -> Numbers:
-    """`Evidence.better_images`."""
+def _count_better_images(embeddings: Embeddings, detection: Detection, images: Tensor) -> Numbers:
+    """`Evidence.better_images`, among these images."""
     flagged = torch.from_numpy(np.flatnonzero(detection.flag)).to(embeddings.image.device)
     image, text = embeddings.image[flagged], embeddings.text[flagged]
     counts = np.full(len(detection.flag), -1)
-    better = count_better(text, embeddings.image, (image * text).sum(dim=1))
+    better = count_better(text, images, (image * text).sum(dim=1))
     counts[detection.flag] = better.cpu().numpy()
     return counts
 
@@ -253,13 +387,18 @@ def _group_equal(keys: list[str]) -> Tensor:
     return torch.tensor([firsts.setdefault(key, row) for row, key in enumerate(keys)])
 
 
-def _first_like(keys: Tensor) -> Tensor:
+def first_like(keys: Tensor) -> Tensor:
     """``(n,)``, the first row with the key of each."""
     first, number = firsts(keys)
     return first[number]
 
 
-def _describe_groups(first: Numbers) -> dict[str, int]:
+def describe_groups(first: Numbers) -> dict[str, int]:
+    """Groups of more than one row, the rows in them, and the rows of the largest.
+
+    Args:
+        first: ``(n,)``, number of the first row of every row's group.
+    """
     sizes = np.unique(first, return_counts=True)[1]
     shared = sizes[sizes > 1]
     return {"groups": len(shared), "rows": int(shared.sum()), "largest": int(sizes.max())}

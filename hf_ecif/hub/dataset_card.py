@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 from huggingface_hub import DatasetCardData
 from markupsafe import escape as escape_html
 from PIL import Image
@@ -172,11 +173,16 @@ def show_removed(shards: Sequence[Path], columns: Columns, limit: int = PICTURES
         limit: largest number of pairs.
     """
     rows = parquet([str(shard) for shard in shards])
-    probability = rows.to_table(columns=["ecif_noise_probability"])[0].to_numpy().astype(float)
+    values = rows.to_table(columns=["ecif_noise_probability"])[0]
+    places = _places(values)
+    probability = np.array(_flat(values), dtype=float)
     order = np.argsort(-probability, kind="stable")[: int(np.isfinite(probability).sum())]
     wanted = [columns.image, columns.text, "ecif_noise_probability", "ecif_reason"]
     pictures: list[Picture] = []
-    for cells in rows.take(order[:limit], columns=wanted).to_pylist():
+    for number in order[:limit].tolist():
+        row, place = places[number]
+        cells = rows.take([row], columns=wanted).to_pylist()[0]
+        cells |= {name: cells[name][place] for name in wanted if isinstance(cells[name], list)}
         pair = read_pair(cells[columns.image], cells[columns.text], MAX_PIXELS)
         if pair.image is None:
             continue
@@ -200,9 +206,9 @@ def draw_histogram(shards: Sequence[Path], threshold: float) -> bytes:
         threshold: probability above which a row is flagged.
     """
     columns = ["ecif_noise_probability", "ecif_flag"]
-    table = parquet([str(shard) for shard in shards]).to_table(columns=columns).drop_null()
-    probability = table[columns[0]].to_numpy().astype(float)
-    flag = np.array(table[columns[1]].to_pylist(), dtype=bool)
+    probability, flags = (np.array(_read_column(shards, name), dtype=float) for name in columns)
+    known = np.isfinite(probability) & np.isfinite(flags)
+    probability, flag = probability[known], flags[known] == 1.0
     stream = io.BytesIO()
     figure = probability_histogram(probability, flag, threshold)
     figure.savefig(stream, format="png", dpi=120, facecolor="white", metadata={"Software": None})
@@ -300,11 +306,23 @@ def _small(image: Image.Image) -> bytes:
 
 
 def _read_column(shards: Sequence[Path], name: str) -> list[Any]:
-    """Values of a column; empty if there is no such column."""
+    """Values of a column, of lists all that are in them; empty if there is no such column."""
     rows = parquet([str(shard) for shard in shards])
     if name not in rows.schema.names:
         return []
-    return cast(list[Any], rows.to_table(columns=[name])[name].to_pylist())
+    return _flat(rows.to_table(columns=[name])[name])
+
+
+def _flat(values: pa.ChunkedArray) -> list[Any]:
+    is_list = pa.types.is_list(values.type)
+    return cast(list[Any], (values.combine_chunks().flatten() if is_list else values).to_pylist())
+
+
+def _places(values: pa.ChunkedArray) -> list[tuple[int, int]]:
+    """Row of each value, and its place in the list there."""
+    if not pa.types.is_list(values.type):
+        return [(row, 0) for row in range(len(values))]
+    return [(row, place) for row, one in enumerate(values.to_pylist()) for place in range(len(one))]
 
 
 def _shorten(text: str, between: str = "") -> str:

@@ -12,10 +12,10 @@ import pyarrow as pa
 from datasets import Dataset, Features, Image, concatenate_datasets
 
 from hf_ecif.data.audit_folder import AuditFolder
-from hf_ecif.data.columns import ADDED_LATER, COLUMNS
+from hf_ecif.data.columns import ADDED_LATER, COLUMNS, PLACE
 from hf_ecif.data.loading import load_splits
 from hf_ecif.data.parquet import count_rows_of, parquet_files, write_shards
-from hf_ecif.data.schema import check_columns, drop_influence_columns, is_influence_column
+from hf_ecif.data.schema import as_images, is_ours
 from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
 from hf_ecif.hub.dataset_card import (
@@ -50,7 +50,7 @@ class DatasetRepo:
     def __init__(self, path: Path) -> None:
         self.audit = AuditFolder(path)
         self.summary = self.audit.read_summary()
-        self.split = self.summary.split
+        self.split = _parts_of(self.summary.split)[0]
         if not _SPLIT.fullmatch(self.split):
             raise UserError(f"{self.split!r} cannot be the name of a split on the Hub.")
         self.audit.check_counts(self.summary)
@@ -125,33 +125,43 @@ class DatasetRepo:
         """Parquet files by split, with the columns of the kept rows."""
         source = self.summary.dataset
         try:
-            splits = load_splits(source)
+            splits = load_splits(source, self.summary.reading.config)
         except UserError as error:
             raise UserError(
                 f"The other splits of the source cannot be published: {error} Or leave them "
                 "out with `other_splits=False`."
             ) from error
         found = len(splits[self.split]) if self.split in splits else 0
-        if found != self.summary.rows:
+        if self._is_whole and found != self.summary.rows:
             raise UserError(
                 f"{source} has changed since the audit: its split {self.split!r} has {found:,} "
                 f"rows, and had {self.summary.rows:,}. Audit it again, or leave the other "
                 "splits out with `other_splits=False`."
             )
-        others = {name: rows for name, rows in splits.items() if name != self.split}
+        audited = _parts_of(self.summary.split)
+        others = {name: rows for name, rows in splits.items() if name not in audited}
         advance = progress("Write other splits", len(others))
         for name, rows in others.items():
             write_shards(self._like_kept(name, rows), aside / name)
             advance(1)
         return {name: parquet_files(aside / name) for name in others}
 
+    @property
+    def _is_whole(self) -> bool:
+        """Whether every row of the split was one pair of the audit."""
+        reading, columns = self.summary.reading, self.audit.features("kept")
+        has_lists = any(name.startswith(PLACE) for name in columns)
+        is_part = reading.limit or reading.sample or self.split != self.summary.split
+        return not (has_lists or is_part)
+
     def _like_kept(self, name: str, rows: Dataset) -> Dataset:
         """The rows with empty influence columns, since a configuration has one set of columns."""
         features = self.audit.features("kept")
-        images, texts = self.summary.columns.image, self.summary.columns.text
-        rows = drop_influence_columns(check_columns(rows, images, texts))
+        images = self.summary.columns.image
+        rows = as_images(rows, images).cast_column(images, Image(decode=False))
+        rows = rows.remove_columns([name for name in rows.column_names if is_ours(name)])
         features[images] = Image(mode=features[images].mode, decode=False)
-        own = {column: kind for column, kind in features.items() if not is_influence_column(column)}
+        own = {column: kind for column, kind in features.items() if not is_ours(column)}
         if set(rows.column_names) != set(own):
             odd = sorted(set(rows.column_names) ^ set(own))
             raise UserError(
@@ -166,6 +176,15 @@ class DatasetRepo:
         nulls = [pa.nulls(len(rows), field.type) for field in blank.arrow_schema]
         columns = Dataset(pa.table(nulls, schema=blank.arrow_schema))
         return concatenate_datasets([rows, columns], axis=1).select_columns(list(features))
+
+
+def _parts_of(split: str) -> list[str]:
+    """Names of splits in what was read: one, a part of one, or several.
+
+    >>> _parts_of("train[:50%]+test")
+    ['train', 'test']
+    """
+    return [part.partition("[")[0] for part in split.split("+")]
 
 
 class CardMaker:

@@ -19,6 +19,14 @@ def score_columns(
         given: scores of the readable rows, at the model's own parameters.
         relative: form of the relative score.
     """
+    values = score_values(scores, given, relative)
+    return {name: rows.spread(column) for name, column in values.items()}
+
+
+def score_values(
+    scores: Scores, given: Scores, relative: RelativeForm = "deletion"
+) -> dict[str, list[float]]:
+    """`score_columns` of the readable rows alone."""
     columns = {
         "ecif_score": scores.task,
         "ecif_positive": scores.positive,
@@ -30,7 +38,7 @@ def score_columns(
         "clip_score": given.clip_score,
         "neg_clip_loss": given.neg_clip_loss,
     }
-    return {name: rows.spread(values.tolist()) for name, values in columns.items()}
+    return {name: values.tolist() for name, values in columns.items()}
 
 
 def reason_column(rows: Rows, otherwise: str | None = None) -> list[str | None]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hf_ecif.data.embeddings import Vectors, is_placeholder, is_reference, read_vectors
 from hf_ecif.engine.features import Features
+from hf_ecif.engine.towers import Inputs
 from hf_ecif.influence.keys import Keys, caption_key, content_key
 from hf_ecif.models.embeddings import INPUT
 
@@ -62,10 +63,11 @@ class EmbeddedPreprocessor:
         if not places:
             return None, None, [], reasons
         images, captions = images[good], captions[good]
-        features = Features(
-            *({INPUT: torch.from_numpy(v).to(self.dtype)} for v in (captions, images))
-        )
+        features = Features(text=self._inputs(captions), image=self._inputs(images))
         return features, _keys(images, captions, [str(texts[p]) for p in places]), places, reasons
+
+    def _inputs(self, side: Vectors) -> Inputs:
+        return {INPUT: torch.from_numpy(side).to(self.dtype)}
 
 
 def _reference_of(cell: Any) -> str | None:

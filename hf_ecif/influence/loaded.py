@@ -20,7 +20,15 @@ from hf_ecif.engine.parameters import add_lora, has_adapters
 from hf_ecif.errors import UserError
 from hf_ecif.influence.batching import AnyQuery, query_target, scoring_pass
 from hf_ecif.influence.queries import Query
-from hf_ecif.influence.rows import Chain, Rows, Table, read_rows, require_rows, require_same_encoder
+from hf_ecif.influence.rows import (
+    Chain,
+    Rows,
+    Table,
+    choose_preprocessor,
+    read_rows,
+    require_rows,
+    require_same_encoder,
+)
 from hf_ecif.influence.saving import save_model
 from hf_ecif.influence.scoring import Scores, score_embedded
 from hf_ecif.models.checks import require_finite, require_fit, with_padding
@@ -161,6 +169,11 @@ class LoadedModel:
             advance=advance,
         )
 
+    def warm_up(self) -> None:
+        """Let the towers find their frozen part, which frozen inputs alone do not show them."""
+        preprocess = choose_preprocessor(self.encoder, self.processor, lambda: iter([]))
+        self.encoder.freeze(preprocess.blank())
+
     def rows(self, rows: AnyRows) -> Rows:
         """Rows unchanged, or those of a data set, whose columns are found by their types.
 
@@ -178,10 +191,15 @@ class LoadedModel:
         target = query_target(self.encoder, self.asked(query), self.config)
         return target.values(self.encoder, theta)
 
-    def score_as_given(self, rows: AnyRows) -> Scores:
-        """Losses and cosines by the model as given; influence parts are of no query."""
+    def score_as_given(self, rows: AnyRows, embeddings: Embeddings | None = None) -> Scores:
+        """Losses and cosines by the model as given; influence parts are of no query.
+
+        Args:
+            rows: the rows.
+            embeddings: of the rows by the model as given, where they are known.
+        """
         found = self.rows(rows)
-        embeddings = self.encoder.embed_as_given(found.features)
+        embeddings = embeddings or self.encoder.embed_as_given(found.features)
         how = scoring_pass(found, self.config)
         return score_embedded(self.encoder, found.features, embeddings, how)
 

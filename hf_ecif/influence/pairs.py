@@ -89,13 +89,22 @@ def join_near_images(
         images: ``(n, d)``, their embeddings by the model as given.
         advance: called with the number of rows done, for a progress bar.
     """
-    first, _ = firsts(rows.keys.images)
-    apart = min(1 - SAME_IMAGE, _usual_distance(images[first.to(images.device)]) / NEARER)
-    group = group_near(images, 1 - apart, advance)
+    group = group_near(images, least_cosine(rows, images), advance)
     # The least of a group's keys, wherever its row is.
     keys = torch.full_like(rows.keys.images, torch.iinfo(torch.int64).max)
     keys.scatter_reduce_(0, group, rows.keys.images, "amin")
     return rows.with_images(keys[group])
+
+
+def least_cosine(rows: Rows, images: Tensor) -> float:
+    """Cosine from which on two images of these data count as one.
+
+    Args:
+        rows: the data.
+        images: ``(n, d)``, their embeddings by the model as given.
+    """
+    first, _ = firsts(rows.keys.images)
+    return 1 - min(1 - SAME_IMAGE, _usual_distance(images[first.to(images.device)]) / NEARER)
 
 
 def _usual_distance(images: Tensor) -> float:

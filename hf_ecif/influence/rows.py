@@ -10,7 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,6 +82,16 @@ class Rows:
         here = self.select((self.positions < total).nonzero()[:, 0])
         reasons = {row: reason for row, reason in self.reasons.items() if row < total}
         return replace(here, reasons=reasons, total=total)
+
+    def numbered(self, numbers: Tensor, total: int) -> Rows:
+        """These rows as some of a larger data set.
+
+        Args:
+            numbers: ``(self.total,)``, their row numbers there.
+            total: rows of that data set.
+        """
+        reasons = {int(numbers[row]): reason for row, reason in self.reasons.items()}
+        return replace(self, positions=numbers[self.positions], reasons=reasons, total=total)
 
     def with_texts_of(self, donors: Tensor) -> Rows:
         """These images, each with the caption of another row."""
@@ -226,11 +236,8 @@ def read_rows(
     known = checkpoints or Checkpoints()
     cells = dataset.select_columns([image_column, text_column])
     mine = distributed.share(len(cells))
-    preprocess = (
-        EmbeddedPreprocessor(encoder.model.config.width, encoder.input_dtype)
-        if isinstance(processor, EmbeddingProcessor)
-        else Preprocessor(encoder, processor, lambda: _chunks(cells, mine, text_column))
-    )
+    texts = partial(_chunks, cells, mine, text_column)
+    preprocess = choose_preprocessor(encoder, processor, texts)
     parts = {_name(part): part for part in _split(mine, PART)}
     done = {name for name in parts if known.has(name, own=True)}
     missing = [
@@ -257,6 +264,21 @@ def read_rows(
         # Without a row to show it, this process would not know the shapes.
         store.allocate(encoder.freeze(preprocess.blank()))
     return _gather(store, len(cells), encoder.boundary)
+
+
+def choose_preprocessor(
+    encoder: DualEncoder, processor: Any, all_texts: Callable[[], Iterator[list[Any]]]
+) -> Preprocessor | EmbeddedPreprocessor:
+    """What makes inputs of pairs, or takes them as they are where they are embeddings.
+
+    Args:
+        encoder: whose inputs are made.
+        processor: the model's processor.
+        all_texts: as for `Preprocessor`.
+    """
+    if isinstance(processor, EmbeddingProcessor):
+        return EmbeddedPreprocessor(processor.width, encoder.input_dtype)
+    return Preprocessor(encoder, processor, all_texts)
 
 
 def require_rows(rows: Rows) -> Rows:

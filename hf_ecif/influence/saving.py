@@ -51,6 +51,13 @@ def load_fit(
     return SavedFit(model, InfluenceConfig.from_dict(values), read_state(fit))
 
 
+def find_file(
+    name: str, file: str, *, revision: str | None = None, token: str | bool | None = None
+) -> Path | None:
+    """A file beside a fit; None where it is not there. Arguments are those of `load_fit`."""
+    return locate(name, revision, token).find(file)
+
+
 def find_commit(name: str) -> str | None:
     """The commit of a model of the Hub that was loaded; None of a folder, or of one in memory."""
     place = locate(name)

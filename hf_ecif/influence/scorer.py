@@ -56,7 +56,7 @@ class Scorer:
         image_column: name; its cells may be undecoded, or images.
         text_column: name.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -129,7 +129,7 @@ class Scorer:
 
     def _columns(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         influence = _load(self.source, self.fingerprint)
-        images = [_as_cell(value) for value in batch[self.image_column]]
+        images = [as_cell(value) for value in batch[self.image_column]]
         texts = [None if text is None else str(text) for text in batch[self.text_column]]
         table = Table({self.image_column: images, self.text_column: texts})
         rows = influence.model.read_any(table, self.image_column, self.text_column)
@@ -155,7 +155,7 @@ def _load(source: str, fingerprint: str) -> Influence:
     return influence
 
 
-def _as_cell(value: Any) -> Any:
+def as_cell(value: Any) -> Any:
     """An image as `hf_ecif.data.images.read_pair` takes it."""
     if isinstance(value, bytes):
         return {"bytes": value, "path": None}

@@ -283,7 +283,7 @@ def score_chunk(
 ) -> Scores:
     """Scores of rows that are pushed together, as in `score_rows`."""
     queries = directions.query.reshape(-1, len(theta)).shape[0]
-    table = _Table(queries, len(directions.probes), len(features))
+    table = ScoreTable(queries, len(directions.probes), len(features))
     for batch in pushed_batches(encoder, theta, features, directions.stack(), how, queries):
         table.add(batch.rows, *_score_batch(encoder, batch, queries, how.form, train_count))
     return table.scores(directions.query.shape[:-1], encoder)
@@ -302,7 +302,7 @@ def score_embedded(
     """
     parts, chunks = [], row_chunks(features, 0, how, encoder)
     for rows in chunks:
-        table, here = _Table(0, 0, len(rows)), _select(embeddings, rows)
+        table, here = ScoreTable(0, 0, len(rows)), _select(embeddings, rows)
         still = Embeddings(*(part.new_zeros(0, *part.shape) for part in here))
         for batch in batches_of(here, still, how.of(rows)):
             table.add(batch.rows, *_score_batch(encoder, batch, 0, how.form, len(features)))
@@ -441,23 +441,34 @@ def _score_batch(
     along = Roles(*embeddings.scale.new_zeros(2, 0, len(batch.rows)))
     if len(batch.moved.scale):
         along = loss.role_tangents(embeddings, batch.moved, form=form, same=batch.same)
-    parts = torch.stack([along.positive, along.negative], dim=1) / (loss.TERMS * train_count)
-    count = (len(parts) - queries) // 2
-    solved = parts[queries + count :]
-    both = solved.sum(dim=1)
-    # One factor 1 / 2N belongs to the pair's removal; the other factor is its plain loss.
-    own = along.positive[queries : queries + count] * both
-    products = torch.cat([solved.square(), both[:, None].square(), own[:, None]], dim=1)
     plain = torch.stack(
         [
             loss.pair_losses(embeddings, batch.same),
             (embeddings.text * embeddings.image).sum(dim=1),
         ]
     )
-    return parts[:queries], products, plain
+    return *parts_of_roles(along, queries, loss.TERMS * train_count), plain
 
 
-class _Table:
+def parts_of_roles(along: Roles, queries: int, terms: int) -> tuple[Tensor, Tensor]:
+    """Parts of the task score ``(Q, 2, B)``, and products of probes ``(K, 4, B)``.
+
+    Args:
+        along: derivatives of the roles along a query's directions, the probes and the solved ones.
+        queries: ``Q``, how many of them are of a query.
+        terms: loss terms of the training set.
+    """
+    parts = torch.stack([along.positive, along.negative], dim=1) / terms
+    count = (len(parts) - queries) // 2
+    solved = parts[queries + count :]
+    both = solved.sum(dim=1)
+    # One factor 1 / 2N belongs to the pair's removal; the other factor is its plain loss.
+    own = along.positive[queries : queries + count] * both
+    products = torch.cat([solved.square(), both[:, None].square(), own[:, None]], dim=1)
+    return parts[:queries], products
+
+
+class ScoreTable:
     """Sums over the visits of every row.
 
     In float64, whatever the scores are: standard errors are small differences of large numbers.

@@ -25,6 +25,10 @@ from hf_ecif.utils.checkpoints import Checkpoints
 from hf_ecif.utils.seeds import stream
 
 ROUGH = 0.1  # residual of a solve whose answer is a step to a place, not a number
+# Rows, at random, whose curvature stands for that of all. Scores of the demo's 1,492 rows by the
+# curvature of a single batch of 256 correlate by 0.97 with those of all in rank, of two batches by
+# 0.985, of four by 0.995; with other partitions into batches it is 0.95.
+CURVATURE_ROWS = 4096
 LEAST_DAMPING = 1e-3  # in units of the mean eigenvalue
 
 
@@ -55,8 +59,11 @@ class Training:
 
     @cached_property
     def inverse(self) -> InverseCurvature:
-        """Inverse curvature at the end."""
-        return InverseCurvature(self.objective, self.theta, self.config, self.known_spectrum)
+        """Inverse curvature at the end, of as many batches as hold `CURVATURE_ROWS`."""
+        batches = self.objective.batches
+        enough = -(-CURVATURE_ROWS // len(batches[0]))
+        some = self.objective if enough >= len(batches) else self.objective.over(batches[:enough])
+        return InverseCurvature(some, self.theta, self.config, self.known_spectrum)
 
     @property
     def spectrum(self) -> Spectrum:

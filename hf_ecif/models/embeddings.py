@@ -33,7 +33,7 @@ class EmbeddingConfig(PreTrainedConfig):
         super().__init__(**options)
 
 
-class EmbeddingModel(PreTrainedModel):  # type: ignore[misc]  # transformers has no types for it
+class EmbeddingModel(PreTrainedModel):
     """Dual encoder whose inputs are embeddings ``(B, d)`` already."""
 
     config_class = EmbeddingConfig
@@ -45,7 +45,7 @@ class EmbeddingModel(PreTrainedModel):  # type: ignore[misc]  # transformers has
         self.visual_projection = nn.Linear(config.width, config.width, bias=False)
         self.text_projection = nn.Linear(config.width, config.width, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -63,7 +63,14 @@ class EmbeddingModel(PreTrainedModel):  # type: ignore[misc]  # transformers has
 
 
 class EmbeddingProcessor:
-    """Stands where other models have a processor: embeddings need none."""
+    """Stands where other models have a processor: embeddings need none.
+
+    Attributes:
+        width: size of the embeddings that the model takes.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save nothing."""
@@ -88,9 +95,10 @@ def embedding_name(width: int, logit_scale: float | None = None) -> str:
     return f"embeddings:{width}:{scale}"
 
 
-def embedding_model(name: str) -> EmbeddingModel | None:
+def embedding_model(name: str) -> Any:
     """Model of a name that `embedding_name` made; None of any other name."""
     found = _NAME.fullmatch(name)
     if found is None:
         return None
-    return EmbeddingModel(EmbeddingConfig(int(found["width"]), float(found["scale"]))).eval()
+    model: Any = EmbeddingModel(EmbeddingConfig(int(found["width"]), float(found["scale"])))
+    return model.eval()

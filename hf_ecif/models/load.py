@@ -51,14 +51,14 @@ def load_model(
         UserError: nothing there, or not loadable.
     """
     wanted, target = _dtype(dtype), _device(device)
-    made_up = embedding_model(name)
-    if made_up is not None:
-        return made_up.to(target, wanted), EmbeddingProcessor()
+    made = embedding_model(name)
+    if made is not None:
+        return made.to(target, wanted), EmbeddingProcessor(made.config.width)
     place = locate(name, revision, token)
     if place.is_copy:
         _log.warning("%s: The Hub cannot be reached. Taking the copy from an earlier run.", name)
-    model, made = _load(place, processor, wanted)
-    return model.to(target), made
+    model, found = _load(place, processor, wanted)
+    return model.to(target), found
 
 
 def _load(
@@ -76,8 +76,8 @@ def _load(
     if "adapter_config.json" in files and "config.json" not in files:
         return _load_adapted(place, processor, dtype, depth)
     if place.has("config.json") and place.read("config.json").get("model_type") == MODEL_TYPE:
-        options = {"dtype": dtype, **place.options}
-        return EmbeddingModel.from_pretrained(place.path, **options), EmbeddingProcessor()
+        model: Any = EmbeddingModel.from_pretrained(place.path, dtype=dtype, **place.options)
+        return model, EmbeddingProcessor(model.config.width)
     if is_open_clip(place):
         return load_open_clip(place, processor, dtype)
     model = load_saved(place, dtype)

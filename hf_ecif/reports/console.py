@@ -82,6 +82,8 @@ def audit_lines(summary: Summary, output: Path) -> Iterator[Shown]:
         f"{summary.rows:,} rows: {summary.flagged:,} flagged as misaligned (estimated noise "
         f"{summary.noise.told}), {summary.unreadable:,} unreadable, {summary.kept:,} kept."
     )
+    if summary.learned_from:
+        yield f"The audit learned from {summary.learned_from:,} of them, and judged all by that."
     if summary.noise.abstains:
         yield Warned(f"Nothing is flagged: {summary.noise.abstains}")
     if truth := summary.truth:

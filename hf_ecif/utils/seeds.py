@@ -27,7 +27,7 @@ Stream = Literal[
     "probes",  # of norms and of the self-influence
     "query",  # of the batches of a query
     "retraining",  # of the seeds of repeated retrainings
-    "sample",  # of rows, where a run reads some of them alone
+    "sample",  # of rows, where a run reads or learns from some of them alone
     "scoring",  # of the chunks and partitions of a scoring pass
     "spectrum",  # of the probes of the trace
     "subsets",  # of rows, drawn at random

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, Image, Value, load_dataset
 from PIL import Image as PILImage
+from sklearn.metrics import roc_auc_score
 
 from hf_ecif.applications.audit import AuditRequest, run_audit
 from hf_ecif.applications.audit_summary import _warn_of_groups
@@ -231,6 +232,16 @@ def test_summary_counts_what_is_in_the_files(
     assert summary.noise.verified.to_dict() == {"right": 30, "wrong": 0}  # half of the query
     assert not summary.noise.rate_is_bound
     assert summary.config == CONFIG.to_dict() | ONCE.to_dict()
+
+
+def test_injected_mismatches_look_harmful_where_wrong_rows_do(
+    summary: Summary, scored: Dataset
+) -> None:
+    known = [row for row in scored if row["ecif_relative"] is not None]
+    wrong = [row["is_misaligned"] for row in known]
+    of_wrong = roc_auc_score(wrong, [-row["ecif_relative"] for row in known])
+    assert of_wrong > 0.5
+    assert summary.noise.injected_score_auroc > 0.5
 
 
 def test_a_group_that_is_flagged_beyond_chance_is_named(summary: Summary) -> None:
@@ -459,3 +470,14 @@ def test_mistakes_in_what_is_compared(
 ) -> None:
     with pytest.raises(UserError, match=words):
         small(f"mistake {words[-9:]}".replace("/", ""), options=options)
+
+
+class TestDemo:
+    def test_it_names_its_own_sources(self) -> None:
+        request = AuditRequest(demo=True)
+        assert (request.model, request.dataset) == (str(DEMO / "model"), str(DEMO / "data"))
+        assert (request.query, request.truth_column) == (str(DEMO / "data"), "is_misaligned")
+
+    def test_others_are_refused(self) -> None:
+        with pytest.raises(UserError, match="`demo` brings a `model` of its own"):
+            AuditRequest(demo=True, model="me/clip")

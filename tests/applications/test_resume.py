@@ -14,7 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_ecif.applications import result
+from hf_ecif.applications import judged, result
 from hf_ecif.applications.audit import CHECKPOINTS, AuditRequest, run_audit
 from hf_ecif.applications.fit import FitRequest, run_fit
 from hf_ecif.applications.score import ScoreRequest, run_score
@@ -37,7 +37,8 @@ CONFIG = InfluenceConfig(
     max_iterations=2,
 )
 SCORING = replace(CONFIG, batch_size=2, fit_epochs=0, solver="identity")  # blocks of 8 rows
-KILLS = {"audit": 24, "score": 13, "stream": 13}
+LEARNED, JUDGED = 40, 8  # rows that an audit learns from, and rows of a part of the others
+KILLS = {"audit": 24, "score": 13, "stream": 13, "judged": 20}
 SEED = 0
 
 
@@ -59,6 +60,7 @@ class Job:
         """Do it, with many small parts."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(features, "PART", PART)
+            patch.setattr(judged, "PART_ROWS", JUDGED)
             patch.setattr("hf_ecif.engine.encoder.CHUNK_BYTES", 1)  # chunks of four batches
             patch.setattr(result, "render_report", render_little)
             return self.run(self.request, *([self.config] if self.config else []))
@@ -151,8 +153,10 @@ def jobs(folder: Path, finish: Callable[[Job], Job]) -> dict[str, Job]:
         influence=str(scoring.output), dataset=sources["dataset"], output=folder / "score"
     )
     stream = replace(score, output=folder / "stream", streaming=True)
+    larger = replace(audit, output=folder / "judged", suggest=True, learn_rows=LEARNED)
     return {
         "audit": finish(Job(run_audit, audit, CONFIG)),
+        "judged": finish(Job(run_audit, larger, CONFIG)),
         "fit": finish(Job(run_fit, fit, CONFIG)),
         "score": finish(Job(run_score, score)),
         "stream": finish(Job(run_score, stream)),
@@ -209,6 +213,33 @@ def dying(job: Job, event: int) -> None:
             patch.setattr(Path, name, watched(getattr(Path, name)))
         patch.setattr(shutil, "rmtree", watched(shutil.rmtree))
         job()
+
+
+def dying_at_a_part(job: Job) -> None:
+    """Do a job; be killed when the second part that it judged is about to be there."""
+    written, replace_file = 0, Path.replace
+
+    def die_or_replace(path: Path, target: Any) -> Any:
+        nonlocal written
+        written += Path(target).name.startswith("rows-")
+        if written == 2:
+            kills.kill_me()
+        return replace_file(path, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", die_or_replace)
+        job()
+
+
+@pytest.mark.slow
+def test_killed_at_every_part_of_the_judging(jobs: dict[str, Job], folder: Path) -> None:
+    job, deaths = jobs["judged"].into(folder / "parts", resume=True), 0
+    while kills.was_killed(kills.start(dying_at_a_part, job, log=folder / "log")):
+        deaths += 1
+        found = list(job.output.glob(f"{CHECKPOINTS}/judged-*/rows-*.parquet"))
+        assert len(found) == deaths, "a part was lost, or judged again"
+    assert deaths == -(-ROWS // JUDGED) - 1
+    assert_same(job, jobs["judged"])
 
 
 @pytest.mark.slow

@@ -211,6 +211,17 @@ def suggests_what_is_right(results: Any) -> None:
         assert run["right"] >= 0.7 * run["suggested"]
 
 
+def costs_a_few_embeddings(results: Any) -> None:
+    """Of 300 rows, where three injections and the suggestions take most."""
+    (found,) = results.values()
+    assert 1 < found["ratio"] < 20
+    assert sum(found["stages"].values()) > found["stages"]["embed"] > 0
+    assert len(found["longest"]) == 10
+    plain = sum(found["embedding"]) / 2
+    assert plain <= found["others"]["CLIPScore"] < 1.1 * plain
+    assert all(spent > plain for spent in found["others"].values())
+
+
 CASES = (
     Case("detection", finds_wrong_captions),
     Case("detection_peers", scores_beside_the_tools),
@@ -227,6 +238,7 @@ CASES = (
     Case("trace", names_the_planted_pairs),
     Case("words", names_the_exchanged_word),
     Case("suggestions", suggests_what_is_right),
+    Case("audit_cost", costs_a_few_embeddings),
 )
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import hf_ecif
-from hf_ecif.data import demo
 from hf_ecif.errors import UserError
+from hf_ecif.utils import demo
 from tests.support import DEMO
 
 
@@ -23,6 +23,6 @@ def test_it_has_a_model_and_three_splits() -> None:
 
 
 def test_without_it_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "__file__", str(tmp_path / "hf_ecif" / "data" / "demo.py"))
+    monkeypatch.setattr(demo, "__file__", str(tmp_path / "hf_ecif" / "utils" / "demo.py"))
     with pytest.raises(UserError, match="Install hf_ecif again"):
         demo.demo_folder()

@@ -29,9 +29,9 @@ class Mixture:
 
 
 def draw(wrong: NDArray[np.bool_], distance: float, generator: np.random.Generator) -> Floats:
-    """Log1p of a loss, higher for wrong rows, and a heavy-tailed score, lower for them."""
+    """Log1p of a loss, and a heavy-tailed score; both higher for wrong rows."""
     loss = np.exp(0.5 * generator.standard_normal(len(wrong)) + 0.5 * distance * wrong)
-    score = generator.standard_t(2, len(wrong)) - 0.5 * distance * wrong
+    score = generator.standard_t(2, len(wrong)) + 0.5 * distance * wrong
     return np.stack([np.log1p(loss), 1e-3 * score], axis=1)
 
 

@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 from hf_ecif.detection import injection
 from hf_ecif.detection.injection import Injection, cluster, inject
 from hf_ecif.engine.features import Features
+from hf_ecif.engine.objectives import Embeddings
 from hf_ecif.influence.rows import Rows
 
 
@@ -200,3 +201,24 @@ def test_donors_are_found_where_nearly_all_captions_are_one() -> None:
     found = planting_of(build_rows(texts), share=0.5)
     assert found.injected.sum() == 150
     assert all(texts[row] != texts[found.donors[row]] for row in found.injected.nonzero()[:, 0])
+
+
+def test_an_exchange_that_makes_no_pair_worse_does_not_count() -> None:
+    """Within a group, captions are true of all images; between groups, of none."""
+    some = planting_of(DISTINCT)
+    groups = build_groups(len(DISTINCT)).double()
+    one = torch.ones((), dtype=torch.float64)
+    given = Embeddings(groups.round(), groups.round(), one, one)  # equal within a group
+    exchanged = given._replace(text=given.text[some.donors])
+    worse = injection._fits_worse(some, given, exchanged)
+    number = torch.arange(len(DISTINCT)) % 4
+    assert worse[some.injected].tolist() == (number[some.donors] != number)[some.injected].tolist()
+    assert some.alike.any()
+    assert not (worse & some.alike).any()
+
+
+def test_if_no_exchange_made_a_pair_worse_all_count() -> None:
+    some = planting_of(DISTINCT)
+    one = torch.ones((), dtype=torch.float64)
+    equal = Embeddings(*torch.ones(2, len(DISTINCT), 1, dtype=torch.float64), one, one)
+    assert injection._fits_worse(some, equal, equal).all()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 from hf_ecif.detection import mixture as module
@@ -84,10 +85,25 @@ def test_value_is_the_likelihood_of_the_sample_that_a_row_is_of() -> None:
         pooled = sum(count * of(r) for count, of in zip(counts, density, strict=True))
         expected += np.log(density[group](r) / pooled).sum()
     value, _ = likelihood._value_and_gradient(likelihood._pack(fit))
-    weights = fit.weights[:, 2:]
-    penalty = (weights**2).sum() / (2 * module.DIFFERENCE_PENALTY)
-    penalty += (fit.weights[:, 1] ** 2).sum() / (2 * module.SCALE_PENALTY)
-    assert value == pytest.approx(expected - penalty, rel=1e-9)
+    (guess,), (weights,) = likelihood.guess.weights[:, 1:], fit.weights[:, 1:]
+    penalty = minimize_scalar(
+        lambda scale: (
+            ((weights - scale * guess) ** 2).sum() / (2 * module.DIFFERENCE_PENALTY)
+            + scale**2 / (2 * module.SCALE_PENALTY)
+        )
+    ).fun
+    prior = module.SEEN_RIGHT * np.log(1 - fit.rate)
+    assert value == pytest.approx(expected - penalty + prior, rel=1e-6)
+
+
+def test_no_signal_speaks_for_what_it_speaks_against() -> None:
+    """Where a signal is lower in the injected rows by chance, it counts for nothing."""
+    rng = np.random.default_rng(0)
+    unknown, injected = rng.normal(size=(400, 2)), rng.normal([2.0, -0.7], size=(60, 2))
+    none = Sample(np.empty((0, 2)), 0)
+    fit = fit_mixture(Samples(Sample(unknown, 400), none, none, [Sample(injected, 60)]))
+    assert fit.weights[0, 1] > 0
+    assert fit.weights[0, 2] == 0
 
 
 @pytest.mark.parametrize("shift", [2.0, 3.0])

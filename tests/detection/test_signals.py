@@ -29,6 +29,7 @@ def scores(**changes: Any) -> Scores:
     }
     values |= changes
     values["relative"] = values["task"] / values["size"]
+    values["loss"] = values["loo_loss"] / 2
     return SimpleNamespace(**values)  # type: ignore[return-value]
 
 
@@ -56,7 +57,7 @@ def signals_of_rows(given: Embeddings, siblings: Tensor | None = None, **options
     some = scores(loo_loss=torch.ones(count), task=torch.ones(count), size=torch.ones(count))
     if siblings is None:
         siblings = keys(torch.arange(count))
-    return find_signals(some, given, siblings, **options)
+    return find_signals(some, some, given, siblings, **options)
 
 
 def test_neighbours_tell_an_exchanged_caption() -> None:
@@ -105,10 +106,13 @@ def test_what_is_no_evidence_makes_no_difference(side: str, left_out: str) -> No
 def test_stack_is_in_the_order_of_the_errors() -> None:
     given = like_rows()
     few = given._replace(text=given.text[:2], image=given.image[:2])
-    found = find_signals(scores(), few, keys(torch.arange(2)))
+    found = find_signals(scores(), scores(), few, keys(torch.arange(2)))
     np.testing.assert_allclose(found.stack()[:, 0], np.log1p([2.0, 0.5]))
-    np.testing.assert_allclose(found.stack()[:, 1], [0.03, -0.005])
-    assert found.stack().shape == signal_errors(scores()).shape == (2, 4)
+    np.testing.assert_allclose(found.stack()[:, 1], np.log1p([1.0, 0.25]))
+    np.testing.assert_allclose(found.stack()[:, 2], [-0.03, 0.005])
+    errors = signal_errors(scores())
+    assert found.stack().shape == errors.shape == (2, 5)
+    assert (errors > 0).tolist() == [[True, False, True, False, False]] * 2
 
 
 class TestErrors:
@@ -126,6 +130,7 @@ class TestErrors:
                     size=fixed.size + moved[1] * size,
                     loo_loss=fixed.loo_loss + moved[2] * loss,
                 ),
+                fixed,
                 few,
                 keys(torch.arange(2)),
             ).stack()

@@ -9,11 +9,12 @@ from huggingface_hub import HfApi
 
 from hf_ecif import InfluenceModel
 from hf_ecif.data.images import image_bytes
-from hf_ecif.data.loading import Source, load_rows, load_splits, stream_rows
+from hf_ecif.data.loading import Source, find_rows, load_rows, load_splits, stream_rows
 from hf_ecif.errors import UserError
 from hf_ecif.models.load import load_model
 from hf_ecif.utils.hub_errors import explain_hub_error, is_transient
 from hf_ecif.utils.hub_paths import HubPath, parse_hub_path, parse_model_path, public_name
+from tests.support.formats import CAPTIONS, img2dataset
 from tests.support.hub.audits import picture, rows, write_source
 from tests.support.hub.server import ANN_READ_ONLY, BOB, HubServer
 
@@ -237,3 +238,32 @@ class TestExplain:
 def _disconnect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
+class TestTars:
+    """A repository as img2dataset leaves a folder: tars with their tables beside them."""
+
+    @pytest.fixture
+    def tars(self, hub: HubServer, api: HfApi, tmp_path: Path) -> str:
+        img2dataset(tmp_path / "tars")
+        api.create_repo("ann/tars", repo_type="dataset")
+        api.upload_folder(folder_path=tmp_path / "tars", repo_id="ann/tars", repo_type="dataset")
+        return "ann/tars"
+
+    @pytest.mark.parametrize(
+        "place",
+        ["{}", "hf://datasets/{}/00001.tar", "hf://datasets/{}/{{00000..00001}}.tar"],
+    )
+    def test_the_tars_are_the_data(self, tars: str, place: str) -> None:
+        found = find_rows(Source(place.format(tars)))
+        assert found.format == "webdataset"
+        assert len(found.rows) == (3 if "00001.tar" in place and "{{" not in place else 6)
+        assert found.rows.column_names[:3] == ["jpg", "txt", "json"]
+
+    def test_as_a_stream(self, tars: str) -> None:
+        rows = list(stream_rows(Source(tars)))
+        assert [row["txt"] for row in rows] == CAPTIONS
+
+    def test_the_first_rows_are_read_without_the_rest(self, tars: str, hub: HubServer) -> None:
+        found = find_rows(Source(tars, limit=2))
+        assert found.rows["txt"][:] == CAPTIONS[:2]

@@ -19,6 +19,7 @@ from hf_ecif.config import InfluenceConfig
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.features import Features
 from hf_ecif.engine.objective import Curvature, Objective, random_batches
+from hf_ecif.influence import training as trainings
 from hf_ecif.influence.fitting import Epoch, fit_parameters
 from hf_ecif.influence.influence import Influence
 from hf_ecif.influence.loaded import LoadedModel
@@ -310,3 +311,18 @@ def test_without_a_fit_there_is_nothing_to_unroll() -> None:
         [checkpoint] = respond(choose(influence.config), training, gradient)
         assert torch.equal(checkpoint.theta, influence.model.encoder.theta)
         torch.testing.assert_close(checkpoint.directions, solved)
+
+
+def test_curvature_of_some_batches_stands_for_all(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = demo.influence.training
+    monkeypatch.setattr(trainings, "CURVATURE_ROWS", 100)  # two batches of 64, of three
+    some = replace(whole)
+    vectors = torch.randn(2, len(whole.theta), generator=torch.Generator().manual_seed(0))
+    two = whole.objective.over(whole.objective.batches[:2])
+    torch.testing.assert_close(some.inverse.product(vectors), two.ggn(whole.theta, vectors))
+    query = whole.objective.gradient(whole.theta)[None]
+    (found, _), (expected, _) = some.inverse.solve(query), whole.inverse.solve(query)
+    assert torch.cosine_similarity(found, expected).item() > 0.95
+    assert not torch.equal(found, expected)

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -160,6 +161,7 @@ def saved(folder: Path) -> Path:
 
 @place
 def parquet_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     rows().to_parquet(folder / "train.parquet")
     return folder
 
@@ -201,6 +203,23 @@ def image_folder_in_latin_1_with_semicolons(folder: Path) -> Path:
     lines = [f"{name};{text} é" for name, text in zip(pictures(folder), CAPTIONS, strict=True)]
     (folder / "metadata.csv").write_text("\n".join(["file_name;text", *lines]), "latin-1")
     return folder
+
+
+@place
+def zipped_image_folder(folder: Path) -> Path:
+    shutil.make_archive(str(folder / "zipped/data"), "zip", image_folder(folder / "pictures"))
+    return folder / "zipped"
+
+
+@place
+def zip_file(folder: Path) -> Path:
+    return zipped_image_folder(folder) / "data.zip"
+
+
+@place
+def shouted_suffix(folder: Path) -> Path:
+    parquet_folder(folder / "pairs")
+    return (folder / "pairs/train.parquet").rename(folder / "pairs/TRAIN.PARQUET").parent
 
 
 @place

@@ -35,7 +35,7 @@ def build(
         builder = load_dataset_builder(name, config, **options)
     except ValueError as error:
         raise _explain_config(name, config, options, error) from error
-    if type(builder) is WebDataset:
+    if isinstance(builder, WebDataset):
         builder = Shards(
             data_files=builder.config.data_files,
             dataset_name=builder.dataset_name,
@@ -44,8 +44,7 @@ def build(
             repo_id=builder.repo_id,
             hash=builder.hash,
         )
-    kind = "webdataset" if isinstance(builder, Shards) else type(builder).__name__.lower()
-    return Built(builder, kind, bases)
+    return Built(builder, builder.name, bases)
 
 
 def build_files(

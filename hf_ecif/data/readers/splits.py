@@ -22,6 +22,10 @@ PARTS = "A part is asked for as train[:10%] or train[100:200], several splits as
 _FAR = 2**60  # rows, more than any stream has
 
 
+class PartUnknownError(UserError):
+    """A part that depends on the number of rows, of a stream."""
+
+
 class Splits(Protocol):
     """What every reader gives.
 
@@ -74,6 +78,12 @@ class Built:
     @property
     def names(self) -> Sequence[str]:
         return [str(name) for name in self.builder.config.data_files or self.sizes]
+
+    @property
+    def is_far(self) -> bool:
+        """Whether its files would have to be downloaded."""
+        files = self.builder.config.data_files or {}
+        return any(str(file).startswith("hf://") for part in files.values() for file in part)
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
@@ -188,7 +198,7 @@ def stream_split(splits: Splits, split: str) -> IterableDataset:
     if split in wanted:
         return splits.stream(split)
     if "%" in split or "-" in split.partition("[")[2]:
-        raise UserError(
+        raise PartUnknownError(
             f"the part {split!r} depends on the number of rows, which a stream does not know. "
             "Name it by rows from the start, train[:1000]."
         )

@@ -69,6 +69,26 @@ def csv_options(path: Path) -> dict[str, Any]:
     return {**common, "sep": separator, "quoting": quoting, "encoding": encoding}
 
 
+def require_header(path: Path) -> None:
+    """Refuse a csv whose first line is a row already, which would be lost.
+
+    Raises:
+        UserError: one of its cells is the path of a file beside it.
+    """
+    if path.suffix.lower() in PACKED:
+        return
+    options = csv_options(path)
+    with path.open(encoding=options["encoding"], newline="") as file:
+        reader = csv.reader(file, delimiter=options["sep"], quoting=options["quoting"])
+        header = next(reader, [])
+    named = [cell for cell in header if cell and _is_file(path.parent / cell)]
+    if named:
+        raise UserError(
+            f"the first line of {path.name} must name the columns, but it is a row: {named[0]} is "
+            "a file. Put a line such as 'filepath,title' before it."
+        )
+
+
 def _encoding(path: Path) -> str:
     """UTF-8 with or without a mark, UTF-16 with one, or else Latin-1, in which every byte is."""
     with path.open("rb") as file:

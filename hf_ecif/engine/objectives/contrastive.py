@@ -139,6 +139,17 @@ class Contrastive(Protocol):
             same: see the class; ``(B,)`` for the batch and ``(C,)`` for the pairs.
         """
 
+    def joining_losses(
+        self, context: Embeddings, new: Embeddings, same: Alike | None = None
+    ) -> Tensor:
+        """Losses of pairs that join a batch, as in `pair_losses` of the larger one; ``(C,)``.
+
+        Args:
+            context: the batch.
+            new: ``C`` pairs that join it, each without the others.
+            same: as in `joining_tangents`.
+        """
+
 
 _REGISTERED: list[tuple[Callable[[nn.Module], bool], Contrastive]] = [
     (lambda model: hasattr(model, "logit_bias"), sigmoid),

@@ -37,6 +37,7 @@ from hf_ecif.engine.objectives.similarity import (
 TERMS = 2
 FULL_LENGTH = False
 joining_tangents = joining.join_softmax
+joining_losses = joining.softmax_losses
 
 
 def loss(embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None) -> Tensor:

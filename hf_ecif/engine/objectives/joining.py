@@ -1,4 +1,4 @@
-"""Roles of a pair that joins a batch, and their derivatives with respect to the parameters.
+"""Roles of a pair that joins a batch: its loss there, and derivatives along the parameters.
 
 This is the closed form of a removal from the enlarged batch, for many newcomers at once, none of
 which meets another.
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from hf_ecif.engine.objectives import similarity
 from hf_ecif.engine.objectives.similarity import (
@@ -94,6 +95,27 @@ def join_sigmoid(
     )
 
 
+def softmax_losses(context: Embeddings, new: Embeddings, same: Alike | None = None) -> Tensor:
+    """Losses ``(C,)`` of newcomers in all of their terms under InfoNCE, each without the others.
+
+    Args:
+        context: ``B`` rows of a batch with one place free.
+        new: ``C`` newcomers.
+        same: as for `join_softmax`.
+    """
+    hidden = None if same is None else similarity.agree(*same).T
+    losses = []
+    for there, own in zip(similarity.two_ways(context), similarity.two_ways(new), strict=True):
+        others = _masked(similarity.logits(_across(own, there), EVERY), hidden)
+        losses.append(softplus(others.logsumexp(dim=1) - _cells(own)))
+    return similarity.total(losses)
+
+
+def sigmoid_losses(context: Embeddings, new: Embeddings, same: Alike | None = None) -> Tensor:
+    """Losses ``(C,)`` of newcomers under the sigmoid loss: a pair's own term has no negatives."""
+    return softplus(-_cells(similarity.one_way(new)))
+
+
 def _two_ways(pushed: Pushed) -> list[tuple[Direction, Direction]]:
     """Text to image and image to text, each with its tangents."""
     return list(zip(*map(similarity.two_ways, pushed), strict=True))
@@ -110,10 +132,15 @@ def _across(anchors: Direction, keys: Direction) -> Direction:
 
 def _own_cells(own: Direction, moved: Direction) -> tuple[Tensor, Tensor]:
     """Logits ``(C,)`` of each row with itself, and their tangents ``(K, C)``."""
-    cells = own.scale * (own.anchors * own.keys).sum(dim=1)
+    cells = _cells(own)
     columns = torch.arange(len(cells), device=cells.device)
-    own_moved = FactorTangents(own, moved).picked(EVERY, columns)
-    return cells if own.bias is None else cells + own.bias, own_moved
+    return cells, FactorTangents(own, moved).picked(EVERY, columns)
+
+
+def _cells(own: Direction) -> Tensor:
+    """Logits ``(C,)`` of each row with itself."""
+    cells = own.scale * (own.anchors * own.keys).sum(dim=1)
+    return cells if own.bias is None else cells + own.bias
 
 
 def _context_rows(there: Direction, moved: Direction, same: Tensor | None) -> tuple[Tensor, Tensor]:

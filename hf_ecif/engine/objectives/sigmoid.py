@@ -35,6 +35,7 @@ from hf_ecif.engine.objectives.similarity import (
 TERMS = 1
 FULL_LENGTH = True
 joining_tangents = joining.join_sigmoid
+joining_losses = joining.sigmoid_losses
 
 
 def loss(embeddings: Embeddings, same: Tensor | None = None, rows: range | None = None) -> Tensor:

@@ -59,3 +59,18 @@ def test_a_newcomer_whose_caption_all_others_have_changes_nothing(
     same = torch.zeros(CONTEXT, dtype=torch.long), torch.zeros(NEW, dtype=torch.long)
     for role in infonce.joining_tangents(context, new, same=same):
         assert torch.equal(role, torch.zeros(2, NEW).double())
+
+
+@pytest.mark.parametrize("scale", [3.0, 60.0])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("loss", [infonce, sigmoid])
+def test_a_newcomer_has_the_loss_of_the_enlarged_batch(
+    make_batch: Callable[..., Embeddings], loss: Contrastive, masked: bool, scale: float
+) -> None:
+    context, new = (pushed(seed, n, make_batch, scale).here for seed, n in ((1, CONTEXT), (2, NEW)))
+    same = (torch.tensor([0, 1, 0, 2, 3, 4, 5]), torch.tensor([0, 9, 4])) if masked else None
+    losses = loss.joining_losses(context, new, same)
+    for row in range(NEW):
+        alike = torch.cat([same[0], same[1][[row]]]) if same else None
+        expected = loss.pair_losses(enlarge(context, new, row), alike)[-1]
+        torch.testing.assert_close(losses[row], expected, rtol=1e-9, atol=1e-12)
