@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import ImageData
 
 from hf_ecif.app.html import PICK, render
 from hf_ecif.app.selection import open_audit
@@ -21,21 +22,31 @@ WAITING = (
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 
 
+class Unread(gr.Image):
+    """An image that is not opened here: of a broken one, the error would tell where it lies."""
+
+    is_template = True  # to the browser, it is the component that it is made from
+
+    def preprocess(self, payload: ImageData | None) -> Any:
+        """Path of the uploaded file."""
+        if payload is None or payload.path is None:
+            return super().preprocess(payload)
+        return payload.path
+
+
 def build(session: Session) -> None:
     """Lay out the tab and connect it."""
     gr.Markdown(
         "Captions of the query for which the fitted model retrieves the wrong image. Choose one, "
-        "or enter a pair of your own. The pairs behind an error are those that contributed most to "
-        "it while the model was fitted."
+        "or enter a pair of your own, to see the training pairs that contributed most to the error."
     )
     nothing = render("nothing", text=WAITING)
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             find = gr.Button("Find the mispredictions", elem_id="trace-find")
             with gr.Accordion("A pair of your own", open=False, elem_id="trace-own"):
-                image = gr.Image(
+                image = Unread(
                     type="filepath",
-                    image_mode=None,  # unchanged: it is decoded later, if at all
                     sources=["upload", "clipboard"],
                     label="Image",
                     height=180,
