@@ -22,18 +22,6 @@ WAITING = (
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 
 
-class Unread(gr.Image):
-    """An image that is not opened here: of a broken one, the error would tell where it lies."""
-
-    is_template = True  # to the browser, it is the component that it is made from
-
-    def preprocess(self, payload: ImageData | None) -> Any:
-        """Path of the uploaded file."""
-        if payload is None or payload.path is None:
-            return super().preprocess(payload)
-        return payload.path
-
-
 def build(session: Session) -> None:
     """Lay out the tab and connect it."""
     gr.Markdown(
@@ -45,13 +33,7 @@ def build(session: Session) -> None:
         with gr.Column(scale=4, min_width=300):
             find = gr.Button("Find the mispredictions", elem_id="trace-find")
             with gr.Accordion("A pair of your own", open=False, elem_id="trace-own"):
-                image = Unread(
-                    type="filepath",
-                    sources=["upload", "clipboard"],
-                    label="Image",
-                    height=180,
-                    elem_id="trace-image",
-                )
+                image = unread_image(label="Image", height=180, elem_id="trace-image")
                 text = gr.Textbox(
                     label="The right caption, or the right class", elem_id="trace-text"
                 )
@@ -70,6 +52,20 @@ def build(session: Session) -> None:
     ask.click(trace_own, [session.folder, image, text, classes], causes, **MODEL)
     causes.select(review_row, None, [session.row, session.tabs])
     session.folder.change(lambda: ("", nothing), None, [errors, causes])
+
+
+def unread_image(**options: Any) -> gr.Image:
+    """Upload of an image that is not opened here: of a broken one, the error would tell its place.
+
+    Its value is the path of the file.
+    """
+    image = gr.Image(type="filepath", sources=["upload", "clipboard"], **options)
+    image.preprocess = _path_of  # type: ignore[method-assign]  # a class of its own writes files
+    return image
+
+
+def _path_of(payload: ImageData | None) -> str | None:
+    return payload.path if payload else None
 
 
 def list_errors(folder: str) -> str:

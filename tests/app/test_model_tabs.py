@@ -33,7 +33,7 @@ def prepared(real: str) -> Prepared:
 def test_a_broken_upload_is_not_opened_where_its_error_would_tell_its_place(tmp_path: Path) -> None:
     broken = tmp_path / "picture.png"
     broken.write_bytes(b"no image at all")
-    image = tracing.Unread(type="filepath", render=False)
+    image = tracing.unread_image(render=False)
     assert image.get_block_name() == "image"
     assert image.preprocess(ImageData(path=str(broken), orig_name="picture.png")) == str(broken)
     said = render("problem", message=f"cannot identify image file '{broken}'")
