@@ -132,8 +132,8 @@ def find_pictures(rows: AnyDataset, bases: Sequence[Path], column: str | None) -
     found = _column_of_paths(rows, bases, column)
     if found is None:
         return rows
-    name, first = found[0], found[1]
-    places = [first, *(base for base in bases if base != first)]
+    name, likeliest = found
+    places = sorted(bases, key=lambda base: base != likeliest)  # the others keep their order
 
     def lead(table: pa.Table) -> pa.Table:
         cells = [
