@@ -199,7 +199,7 @@ class InfluenceConfig(Config):
     Raises:
         UserError: a value is out of its range.
 
-    Example:
+    Examples:
         >>> from hf_ecif import InfluenceConfig
         >>> InfluenceConfig(parameters="last_block", probes=4).learning_rate
         0.0001
@@ -372,7 +372,7 @@ class DetectionConfig(Config):
     Raises:
         UserError: a value is out of its range.
 
-    Example:
+    Examples:
         >>> from hf_ecif import DetectionConfig
         >>> DetectionConfig(injected_share=0.2).injected_share
         0.2

@@ -6,7 +6,7 @@ class UserError(Exception):
 
     The command line prints the message without a stack trace and exits with status 2.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> try:
         ...     hf_ecif.InfluenceConfig(batch_size=1)

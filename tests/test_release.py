@@ -16,7 +16,12 @@ from tests.support import ROOT
 LARGEST = 15_000_000  # bytes of a wheel
 DATA = {".parquet", ".safetensors", ".png", ".npz", ".npy", ".svg", ".tar"}
 # Made by commands of this repository, from its own data: pictures of a page, records of benchmarks.
-OWN = ("spaces_demo/app.png", "spaces_demo/report.png", "tests/benchmarks/results/")
+OWN = (
+    "spaces_demo/app.png",
+    "spaces_demo/report.png",
+    "tests/benchmarks/results/",
+    "tests/support/open_clip/",  # random weights
+)
 
 
 @pytest.fixture(scope="module")

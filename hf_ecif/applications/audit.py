@@ -142,7 +142,7 @@ def audit(
     Raises:
         UserError: something given cannot be used; it says what, and what to do.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))

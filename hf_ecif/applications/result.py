@@ -60,7 +60,7 @@ class Audit:
             that was loaded.
         sample: rows that ``hf-ecif calibrate`` drew to be judged; None if none were drawn.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -220,7 +220,7 @@ class Cleaned(CleanResult):
         strategy: strategy by which they were split.
         share: share of removed rows, for ``worst``.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -342,7 +342,7 @@ def load_audit(folder: str | Path) -> Audit:
     Raises:
         UserError: there is no audit, or its rows do not match its summary.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))

@@ -19,10 +19,12 @@ from datasets.distributed import split_dataset_by_node
 
 from hf_ecif.applications.outputs import require_free
 from hf_ecif.applications.requests import ScoreRequest
+from hf_ecif.data.columns import PLACE, ROW
 from hf_ecif.data.lists import fold
 from hf_ecif.data.loading import Source, find_rows, fingerprint_source, stream_rows
 from hf_ecif.data.pairs import PairOptions, draw, make_pairs
 from hf_ecif.data.parquet import is_whole, write_rows
+from hf_ecif.data.schema import as_images
 from hf_ecif.errors import UserError
 from hf_ecif.influence.influence import Influence
 from hf_ecif.utils import distributed
@@ -148,7 +150,11 @@ def _score_blocks(
 def _score(influence: Influence, rows: Dataset, pairs: PairOptions) -> Dataset:
     """Rows with their scores; captions in lists have lists of scores."""
     made = make_pairs(rows, pairs)
-    return fold(influence.score(made.rows, *made.columns.names))
+    images = as_images(made.rows, made.columns.image)
+    scored = fold(influence.score(images, *made.columns.names))
+    # Lists are whole here, and rows of a block are numbered within it.
+    places = [name for name in scored.column_names if name.startswith((ROW, PLACE))]
+    return scored.remove_columns(places)
 
 
 def _my_ranges(count: int, size: int) -> list[range]:
@@ -240,6 +246,7 @@ def _options(request: ScoreRequest, dataset: Dataset | IterableDataset) -> PairO
     first = Dataset.from_list(list(rows.take(FIRST)), features=rows.features)
     options = PairOptions(request.image_column, request.text_column, request.template)
     source = make_pairs(first, options).source
+    as_images(first, source.image)  # or says what is wrong with them
     return replace(options, image_column=source.image, text_column=source.text)
 
 

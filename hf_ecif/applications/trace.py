@@ -102,7 +102,7 @@ def trace(
     Raises:
         UserError: the kind of errors or a row does not exist.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))

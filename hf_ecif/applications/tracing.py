@@ -112,7 +112,7 @@ def find_errors(influence: Influence, rows: Rows, direction: Task = "text_to_ima
         rows: pairs, or labelled images, whose captions are the classes.
         direction: direction of the retrieval, or ``zero_shot`` for the class of an image.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))

@@ -124,7 +124,7 @@ def validate(
     Raises:
         UserError: a subset would have fewer than two rows.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))

@@ -162,7 +162,7 @@ def value(
     Raises:
         UserError: an argument cannot be used.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))

@@ -115,7 +115,7 @@ def clean(
         UserError: If a column is missing, the data have been cleaned already, the share is none,
             or a row would be removed without a reason.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))

@@ -22,7 +22,7 @@ class Demo(NamedTuple):
         query: 200 clean pairs.
         test: 200 more.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> model, dataset, query, test = hf_ecif.load_demo()
         >>> len(dataset), len(query), len(test)
@@ -41,7 +41,7 @@ def load_demo() -> Demo:
     Raises:
         UserError: the demo has been removed from the installation.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> hf_ecif.load_demo().dataset["text"][0]
         'woman elf, magic, magical, enchantment'

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ MOST_RESIZED = 2**22  # pixels on the way into the model: 50 MB as floats of thr
 Resized = Callable[[int, int], tuple[int, int]]
 THUMBNAIL_SIDE = 160
 PROBLEM_LENGTH = 160
+MOST_ZIPPED = 2**28  # bytes of a file in an archive
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def read_pair(
     Returns:
         A pair that has either an image or a reason.
 
-    Example:
+    Examples:
         >>> read_pair(None, "a cat", max_pixels=1_000_000).reason
         'image missing'
     """
@@ -297,9 +299,22 @@ def _open_cell(image_cell: dict[str, Any] | None) -> BinaryIO:
         return io.BytesIO(content)
     if content is not None or not path:
         raise _RefusedError("image missing")
+    if path.startswith("zip://"):
+        return _open_zipped(path)
     if not os.path.isfile(path):
         raise _RefusedError(f"image unreadable: no local file {os.path.basename(path)!r}")
     return open(path, "rb")
+
+
+def _open_zipped(path: str) -> BinaryIO:
+    """A file in an archive of this machine, which `datasets` names ``zip://inside::archive``."""
+    inside, _, archive = path.removeprefix("zip://").partition("::")
+    if not os.path.isfile(archive):
+        raise _RefusedError(f"image unreadable: no local file {os.path.basename(archive)!r}")
+    with zipfile.ZipFile(archive) as zipped:
+        if zipped.getinfo(inside).file_size > MOST_ZIPPED:
+            raise _RefusedError("image unreadable: larger than a file of an image in an archive")
+        return io.BytesIO(zipped.read(inside))
 
 
 def _open_image(file: BinaryIO) -> PILImage.Image:

@@ -95,6 +95,13 @@ def load_rows(
 
     Raises:
         UserError: the source or the split does not exist, cannot be read or has no rows.
+
+    Examples:
+        >>> import hf_ecif
+        >>> from pathlib import Path
+        >>> folder = Path(hf_ecif.load_demo().model).parent / "data"
+        >>> len(hf_ecif.load_rows(str(folder), "validation"))
+        200
     """
     return find_rows(Source(source, split, config=config_name, format=format)).rows
 
@@ -104,13 +111,6 @@ def find_rows(source: Source) -> Found:
 
     Raises:
         UserError: the source or the split does not exist, cannot be read or has no rows.
-
-    Example:
-        >>> import hf_ecif
-        >>> from pathlib import Path
-        >>> folder = Path(hf_ecif.load_demo().model).parent / "data"
-        >>> len(hf_ecif.load_rows(str(folder), "validation"))
-        200
     """
 
     def read() -> Found:

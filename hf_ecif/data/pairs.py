@@ -18,7 +18,6 @@ from datasets import ClassLabel, Dataset, Value, concatenate_datasets
 from hf_ecif.data.columns import CAPTION, replace_column
 from hf_ecif.data.lists import explode, unfold
 from hf_ecif.data.schema import (
-    as_images,
     find_columns,
     is_list_of_texts,
     is_text,
@@ -89,7 +88,6 @@ def make_pairs(rows: Dataset, options: PairOptions) -> MadePairs:
         rows = _lift(rows, name)
     image, text = find_columns(rows, options.image_column, options.text_column)
     require_columns(rows.features, image, text)
-    rows = as_images(rows, image)
     if is_list_of_texts(rows.features[text]):
         rows = explode(rows, text)
     rows, caption = _with_captions(rows, text, options.template)

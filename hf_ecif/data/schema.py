@@ -31,7 +31,7 @@ from hf_ecif.utils.files import scratch_file
 
 # Columns that are meant where several could be, the likeliest first.
 USUAL = {
-    "image": ("image", "jpg", "img", "picture", "photo", EMBEDDING),
+    "image": ("image", "jpg", EMBEDDING),
     "text": ("text", "caption", "captions", "txt", "sentence", "sentences", "title", "prompt"),
 }
 NO_CAPTIONS = ("__key__", "__url__", "json", "file_name")  # that are text, but nobody's caption
@@ -101,6 +101,8 @@ def find_columns(
     own = [name for name in kinds if not is_influence_column(name)]
     images = [name for name in own if _is_image_like(kinds[name])]
     surely = [name for name in images if not is_text(kinds[name])]
+    if image_column is None and len(images) > 1 and not surely:
+        images = _telling(dataset, images) or images
     image = image_column or _only("image", surely or images, kinds)
     others = [name for name in own if name != image and name not in NO_CAPTIONS]
     texts = [name for name in others if is_text(kinds[name])]
@@ -162,6 +164,15 @@ def as_images(dataset: AnyDataset, column: str) -> AnyDataset:
     if isinstance(kind, dict):
         dataset = _part_struct(dataset, column, kind)
     return dataset.cast_column(column, Image())
+
+
+def _telling(dataset: Dataset | IterableDataset, names: list[str]) -> list[str]:
+    """Columns of strings that hold images or their addresses, by their first cells."""
+
+    def tells(text: str) -> bool:
+        return bool(_ADDRESS.match(text)) or decode_base64(text) is not None
+
+    return [name for name in names if any(map(tells, _first_texts(dataset, name)))]
 
 
 def _refuse_addresses(dataset: Dataset | IterableDataset, column: str, kind: Any) -> None:

@@ -536,7 +536,7 @@ class Summary(Provenance):
         seconds: by stage.
         about: a sentence on what was audited.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))

@@ -69,7 +69,7 @@ class Auditor:
         group_column: name of the groups' column; None where the audit had none.
         source: folder or Hub id that it was loaded from; empty if it was not.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> quick = hf_ecif.InfluenceConfig(fit_epochs=1, probes=2, partitions=2)

@@ -51,7 +51,7 @@ class DualEncoder:
         count: number of their scalars, ``P``.
         contrastive: the loss that the model is trained with, from `loss_of`.
 
-    Example:
+    Examples:
         >>> from transformers import CLIPConfig, CLIPModel
         >>> model = CLIPModel(CLIPConfig(projection_dim=16))  # doctest: +SKIP
         >>> DualEncoder(model, "projections").names  # doctest: +SKIP

@@ -145,7 +145,7 @@ def render(template: str, **values: Any) -> str:
 def escape(text: Any) -> Markup:
     """Text on one line that appears literally anywhere in Markdown or HTML.
 
-    Example:
+    Examples:
         >>> print(escape("*a* <b>"))
         &#42;a&#42; &#60;b&#62;
     """

@@ -64,7 +64,7 @@ class Influence:
         config: everything that determines a score.
         fitted: results of the fit: parameters, directions, spectrum and reports.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))

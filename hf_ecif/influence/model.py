@@ -41,7 +41,7 @@ class InfluenceModel(LoadedModel):
 
     It has the arguments and the abilities of `LoadedModel`.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))

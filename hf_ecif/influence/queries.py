@@ -39,7 +39,7 @@ class Query:
         function: ``Embeddings -> ()`` for one query, ``-> (Q,)`` for several; built from torch
             operations. Lower must be better.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -110,7 +110,7 @@ def zero_shot(rows: Rows, *, each: bool = False) -> Query:
         rows: labelled images; the distinct captions are the classes.
         each: one query for every image, or their mean.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))
@@ -168,7 +168,7 @@ def retrieval_margin(
         pairs: numbers of the rows in question.
         direction: what is looked for with what.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))

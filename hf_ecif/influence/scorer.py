@@ -56,7 +56,7 @@ class Scorer:
         image_column: name; its cells may be undecoded, or images.
         text_column: name.
 
-    Example:
+    Examples:
         >>> import hf_ecif
         >>> demo = hf_ecif.load_demo()
         >>> pairs = demo.dataset.select(range(60))

@@ -36,7 +36,7 @@ class HubPath(NamedTuple):
 def parse_hub_path(source: str) -> HubPath | None:
     """The place on the Hub that a source names; None if it lies on disk or has another form.
 
-    Example:
+    Examples:
         >>> parse_hub_path("hf://datasets/me/pairs@v1/clean/train.parquet")
         HubPath(repo_id='me/pairs', revision='v1', path='clean/train.parquet')
     """
@@ -46,7 +46,7 @@ def parse_hub_path(source: str) -> HubPath | None:
 def parse_model_path(name: str) -> HubPath | None:
     """The place on the Hub that a model's name gives, which may be ``hf://owner/name``, too.
 
-    Example:
+    Examples:
         >>> parse_model_path("hf://models/openai/clip-vit-base-patch32").repo_id
         'openai/clip-vit-base-patch32'
     """
@@ -59,7 +59,7 @@ def is_local(source: str) -> bool:
     A typing mistake in a path should be told at once, and not be looked for on the Hub. Where a
     folder is called like an owner there, ``hf://`` still names what is on the Hub.
 
-    Example:
+    Examples:
         >>> is_local("./pairs"), is_local("runs/demo/kept"), is_local("me/pairs@refs/pr/1")
         (True, True, False)
     """
@@ -76,7 +76,7 @@ def public_name(source: str) -> str:
 
     Paths of this machine stay private.
 
-    Example:
+    Examples:
         >>> public_name("me/pairs@v1"), public_name("/home/me/secret/pairs")
         ('me/pairs@v1', 'pairs')
     """

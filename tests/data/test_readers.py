@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -126,6 +127,24 @@ class TestTars:
         formats.write_tar(tmp_path / "x.tar", {"0.png": picture(0), "0.txt": "é".encode("latin-1")})
         assert load_rows(str(tmp_path))["txt"][:] == ["é"]
 
+    @pytest.mark.parametrize("name", ["img.{}.v2", "v1.{}"])
+    def test_dots_in_names(self, tmp_path: Path, name: str) -> None:
+        files = {}
+        for number, text in enumerate(CAPTIONS):
+            files[f"{name.format(number)}.png"] = picture(number)
+            files[f"{name.format(number)}.txt"] = text.encode()
+        formats.write_tar(tmp_path / "x.tar", files)
+        rows = load_rows(str(tmp_path))
+        assert rows["txt"][:] == CAPTIONS
+        assert rows["__key__"][:] == [name.format(number) for number in range(6)]
+
+    def test_files_of_a_row_apart(self, tmp_path: Path) -> None:
+        files = formats.shard(range(6))
+        apart = sorted(files, key=lambda name: name.rpartition(".")[2])
+        formats.write_tar(tmp_path / "x.tar", {name: files[name] for name in apart})
+        with pytest.raises(UserError, match="do not follow each other"):
+            load_rows(str(tmp_path))
+
     def test_splits_by_folders(self, tmp_path: Path) -> None:
         formats.write_tar(tmp_path / "train/0.tar", formats.shard(range(4)))
         formats.write_tar(tmp_path / "val/0.tar", formats.shard(range(4, 6)))
@@ -203,6 +222,18 @@ class TestTables:
         with pytest.raises(UserError, match="the table is empty"):
             load_rows(str(tmp_path / "train.csv"))
 
+    def test_without_a_header_no_row_is_lost(self, tmp_path: Path) -> None:
+        names = formats.pictures(tmp_path)
+        lines = [f'{name},"{text}"' for name, text in zip(names, CAPTIONS, strict=True)]
+        (tmp_path / "train.csv").write_text("\n".join(lines))
+        with pytest.raises(UserError, match=r"first line of train\.csv must name the columns"):
+            load_rows(str(tmp_path / "train.csv"))
+
+    def test_a_header_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "train.csv").write_text("image,text\n")
+        with pytest.raises(UserError, match=r"train\.csv has no rows"):
+            load_rows(str(tmp_path / "train.csv"))
+
     def test_other_columns_of_paths_stay_text(self, tmp_path: Path) -> None:
         names = formats.pictures(tmp_path)
         formats.parquet(tmp_path, names, text=CAPTIONS, mask=names)
@@ -230,7 +261,16 @@ class TestCells:
     def test_addresses(self, tmp_path: Path) -> None:
         addresses = [f"https://example.com/{n}.jpg" for n in range(6)]
         with pytest.raises(UserError, match=r"holds addresses, such as .*img2dataset"):
-            pairs(formats.parquet(tmp_path, addresses))
+            pairs(formats.parquet(tmp_path / "named", addresses))
+        formats.parquet(tmp_path / "found", [None] * 6, url=addresses, caption=CAPTIONS)
+        with pytest.raises(UserError, match=r"'url' holds addresses"):
+            pairs(tmp_path / "found")
+
+    def test_base64_in_a_column_of_any_name(self, tmp_path: Path) -> None:
+        texts = [formats.in_base64(number) for number in range(6)]
+        formats.parquet(tmp_path, texts, words=CAPTIONS)
+        rows = load_rows(str(tmp_path)).rename_column("image", "blob")
+        assert make_pairs(rows, PairOptions()).columns.names == ("blob", "words")
 
     def test_text_that_is_no_base64_is_kept(self, tmp_path: Path) -> None:
         texts = [formats.in_base64(0), "no picture", None, *map(formats.in_base64, (3, 4, 5))]
@@ -253,6 +293,23 @@ class TestCells:
         made = pairs(PLACES["one_tar"](tmp_path), text_column="json.caption")
         assert made.rows["json.caption"][:] == CAPTIONS
         assert made.source.text == "json.caption"
+
+
+class TestCoco:
+    def test_a_list_of_captions_an_image(self, tmp_path: Path) -> None:
+        folder = PLACES["coco"](tmp_path)
+        path = tmp_path / "annotations/captions_val2017.json"
+        known = json.loads(path.read_text())
+        known["annotations"].append({"id": 9, "image_id": 7, "caption": "once more"})
+        known["annotations"].pop(0)
+        path.write_text(json.dumps(known))
+        rows = load_rows(str(folder))
+        assert rows["captions"][:3] == [[], [CAPTIONS[1], "once more"], [CAPTIONS[2]]]
+        assert rows["image_id"][:2] == ["0", "7"]
+        found = find_rows(Source(str(path)))
+        assert found.split == "validation"
+        cells = found.rows.cast_column("image", Image(decode=False))["image"][:]
+        assert all(map(image_bytes, cells))
 
 
 class TestClasses:

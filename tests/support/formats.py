@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -160,6 +161,7 @@ def saved(folder: Path) -> Path:
 
 @place
 def parquet_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     rows().to_parquet(folder / "train.parquet")
     return folder
 
@@ -200,6 +202,44 @@ def image_folder(folder: Path) -> Path:
 def image_folder_in_latin_1_with_semicolons(folder: Path) -> Path:
     lines = [f"{name};{text} é" for name, text in zip(pictures(folder), CAPTIONS, strict=True)]
     (folder / "metadata.csv").write_text("\n".join(["file_name;text", *lines]), "latin-1")
+    return folder
+
+
+@place
+def zipped_image_folder(folder: Path) -> Path:
+    shutil.make_archive(str(folder / "zipped/data"), "zip", image_folder(folder / "pictures"))
+    return folder / "zipped"
+
+
+@place
+def zip_file(folder: Path) -> Path:
+    return zipped_image_folder(folder) / "data.zip"
+
+
+@place
+def shouted_suffix(folder: Path) -> Path:
+    parquet_folder(folder / "pairs")
+    return (folder / "pairs/train.parquet").rename(folder / "pairs/TRAIN.PARQUET").parent
+
+
+@place
+def coco(folder: Path) -> Path:
+    names = pictures(folder / "val2017")
+    known = {
+        "images": [{"id": 7 * n, "file_name": name} for n, name in enumerate(names)],
+        "annotations": [
+            {"id": n, "image_id": 7 * n, "caption": text} for n, text in enumerate(CAPTIONS)
+        ],
+    }
+    (folder / "annotations").mkdir()
+    (folder / "annotations/captions_val2017.json").write_text(json.dumps(known))
+    return folder
+
+
+@place
+def csv_with_pictures_in_a_folder_that_it_does_not_name(folder: Path) -> Path:
+    lines = [f"{n}|{t}" for n, t in zip(pictures(folder / "Images"), CAPTIONS, strict=True)]
+    (folder / "results.csv").write_text("\n".join(["image_name|comment", *lines]))
     return folder
 
 

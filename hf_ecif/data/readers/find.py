@@ -15,14 +15,15 @@ from datasets import Dataset, concatenate_datasets
 from hf_ecif.config import RowFormat
 from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.embeddings import is_embeddings
-from hf_ecif.data.readers.builders import build, build_files, split_of
+from hf_ecif.data.readers.builders import build, build_files, by_split, split_of
+from hf_ecif.data.readers.coco import is_coco, open_coco
 from hf_ecif.data.readers.embeddings import open_embeddings
 from hf_ecif.data.readers.hub import open_repository
 from hf_ecif.data.readers.patterns import find_files, is_pattern
 from hf_ecif.data.readers.saved import is_saved, open_saved
 from hf_ecif.data.readers.sidecars import PICTURES, has_sidecars, open_sidecars
 from hf_ecif.data.readers.splits import Splits, Tables
-from hf_ecif.data.readers.tables import csv_options, loader_of
+from hf_ecif.data.readers.tables import csv_options, loader_of, require_header
 from hf_ecif.data.readers.webdataset import require_whole
 from hf_ecif.errors import UserError
 from hf_ecif.utils.hub_paths import parse_hub_path
@@ -88,6 +89,9 @@ def _rows_in(folder: Path) -> Path:
 
 def _open_files(files: Sequence[Path], format: RowFormat | None) -> Splits:
     """Splits of files that were named, all of one kind."""
+    if all(file.suffix.lower() == ".zip" for file in files) and format is None:
+        names = by_split(files, files[0].parent)
+        return build(str(files[0].parent.resolve()), data_files=names)
     loaders = list(dict.fromkeys(format or _loader(file) for file in files))
     if len(loaders) > 1:
         raise UserError(
@@ -137,6 +141,9 @@ def _build(kind: str, files: Sequence[Path], root: Path) -> Splits:
         raise UserError(f"`format={kind}` is of folders. Name the folder.")
     if kind == "csv":
         return _open_csv(files, root)
+    if kind == "json" and all(map(is_coco, files)):
+        # Annotations lie in a folder of their own, and pictures in others beside it.
+        return open_coco(files, root, [*_bases(files, root), *_bases((), root.parent)])
     if kind == "webdataset":
         require_whole(files)
         return build_files(kind, files, root)
@@ -152,7 +159,10 @@ def _open_csv(files: Sequence[Path], root: Path) -> Tables:
     def load(split: str) -> Dataset:
         parts = []
         for file in splits[split]:
+            require_header(file)
             part = build_files("csv", [file], file.parent, **csv_options(file))
+            if not any(part.sizes.values()):
+                raise UserError(f"the table {file.name} has no rows.")
             parts.append(part.open(next(iter(part.names))))
         rows = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
         # As `datasets` calls the column, where it reads such a table itself.
@@ -167,9 +177,13 @@ def _open_csv(files: Sequence[Path], root: Path) -> Tables:
 
 
 def _bases(files: Sequence[Path], root: Path) -> list[Path]:
-    """Folders that the paths in tables may be relative to: theirs, those above, and the present."""
+    """Folders that the paths in tables may be relative to, the likeliest first.
+
+    These are the folders of the tables, the one above all, those in it, and the present one.
+    """
     own = list(dict.fromkeys(file.absolute().parent for file in files))
-    return list(dict.fromkeys([*own[:1000], root.absolute(), Path.cwd()]))
+    inside = sorted(path for path in root.absolute().iterdir() if path.is_dir())
+    return list(dict.fromkeys([*own[:1000], root.absolute(), *inside[:100], Path.cwd()]))
 
 
 @dataclass(frozen=True)
@@ -195,7 +209,8 @@ class _Folder:
         if self._has_pictures and has_sidecars(self.path):
             return "sidecars"
         kinds = {loader_of(file) for file in self.files} - {None}
-        if kinds == {"csv"} or (self._has_pictures and len(kinds) == 1):
+        is_shouted = any(file.suffix.isupper() for file in self.files if loader_of(file))
+        if kinds == {"csv"} or ((self._has_pictures or is_shouted) and len(kinds) == 1):
             return next(iter(kinds))
         return None
 

@@ -69,6 +69,26 @@ def csv_options(path: Path) -> dict[str, Any]:
     return {**common, "sep": separator, "quoting": quoting, "encoding": encoding}
 
 
+def require_header(path: Path) -> None:
+    """Refuse a csv whose first line is a row already, which would be lost.
+
+    Raises:
+        UserError: one of its cells is the path of a file beside it.
+    """
+    if path.suffix.lower() in PACKED:
+        return
+    options = csv_options(path)
+    with path.open(encoding=options["encoding"], newline="") as file:
+        reader = csv.reader(file, delimiter=options["sep"], quoting=options["quoting"])
+        header = next(reader, [])
+    named = [cell for cell in header if cell and _is_file(path.parent / cell)]
+    if named:
+        raise UserError(
+            f"the first line of {path.name} must name the columns, but it is a row: {named[0]} is "
+            "a file. Put a line such as 'filepath,title' before it."
+        )
+
+
 def _encoding(path: Path) -> str:
     """UTF-8 with or without a mark, UTF-16 with one, or else Latin-1, in which every byte is."""
     with path.open("rb") as file:
@@ -113,10 +133,13 @@ def find_pictures(rows: AnyDataset, bases: Sequence[Path], column: str | None) -
     if found is None:
         return rows
     name, likeliest = found
-    others = [base for base in bases if base != likeliest]
+    places = [likeliest, *(base for base in bases if base != likeliest)]
 
     def lead(table: pa.Table) -> pa.Table:
-        cells = [_cell(value, likeliest, others) for value in table.column(name).to_pylist()]
+        cells = [
+            None if value is None else {"bytes": None, "path": str(leads_to(value, places))}
+            for value in table.column(name).to_pylist()
+        ]
         images = pa.array(cells, type=Image.pa_type)
         return table.set_column(table.column_names.index(name), name, images)
 
@@ -164,10 +187,6 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _cell(value: str | None, base: Path, others: Sequence[Path]) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    path = base / value
-    if others and not _is_file(path):
-        path = next((one / value for one in others if _is_file(one / value)), path)
-    return {"bytes": None, "path": str(path)}
+def leads_to(path: str, bases: Sequence[Path]) -> Path:
+    """Where the file of a path is; below the first of the folders where it is in none."""
+    return next((base / path for base in bases if _is_file(base / path)), bases[0] / path)

@@ -17,7 +17,8 @@ import logging
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ JSONS = ("json", "jsn")
 CAPTION, USUAL = "caption", "jpg"
 KEY, URL = "__key__", "__url__"
 _NAME = re.compile(r"(?P<key>(?:.*/)?[^/]+?)\.(?P<suffix>[^/]+)", re.DOTALL)
+_NAME_WITH_DOTS = re.compile(r"(?P<key>(?:.*/)?[^/]+)\.(?P<suffix>[^/.]+)", re.DOTALL)
 
 Row = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -49,17 +51,25 @@ class Shards(WebDataset):
     """Builder of rows out of tars; see the head of this module."""
 
     DEFAULT_WRITER_BATCH_SIZE = 100
+    _name = _NAME
 
     def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
         tars = dl_manager.download(self.config.data_files)
-        if not self.info.features:
-            paths = [path for of_split in tars.values() for path in of_split]
-            some = paths[:: -(-len(paths) // MOST_LOOKED_AT)]
-            self.info.features = _features(
+        paths = [path for of_split in tars.values() for path in of_split]
+        some = paths[:: -(-len(paths) // MOST_LOOKED_AT)]
+
+        def look(name: re.Pattern[str]) -> list[Row]:
+            return [
                 row
                 for path in some
-                for row in islice(_rows_of(path, dl_manager.iter_archive(path)), LOOKED_AT)
-            )
+                for row in islice(_rows_of(path, dl_manager.iter_archive(path), name), LOOKED_AT)
+            ]
+
+        self._name, first = _NAME, look(_NAME)
+        if _differ(first):
+            self._name, first = _NAME_WITH_DOTS, look(_NAME_WITH_DOTS)
+        if not self.info.features:
+            self.info.features = _features(first)
         return [
             SplitGenerator(
                 name=split,
@@ -78,7 +88,7 @@ class Shards(WebDataset):
         images = [name for name in features if name in IMAGES]
         image = images[0] if len(images) == 1 else None  # the one that stands for all suffixes
         for shard, (path, files) in enumerate(zip(tar_paths, tar_iterators, strict=True)):
-            for number, row in enumerate(_rows_of(path, files)):
+            for number, row in enumerate(_rows_of(path, files, self._name)):
                 self._warn_of_others(row)
                 yield Key(shard, number), _cells(row, features, image)
 
@@ -107,7 +117,7 @@ def require_whole(tars: Iterable[Path]) -> None:
             raise UserError(f"the tar {tar} is damaged: its end is missing. Get it again.")
 
 
-def _rows_of(tar: str, files: Iterable[tuple[str, Any]]) -> Iterator[Row]:
+def _rows_of(tar: str, files: Iterable[tuple[str, Any]], pattern: re.Pattern[str]) -> Iterator[Row]:
     """Contents by suffix, of files that follow each other and have one name without it.
 
     Raises:
@@ -116,7 +126,7 @@ def _rows_of(tar: str, files: Iterable[tuple[str, Any]]) -> Iterator[Row]:
     row: Row = {}
     try:
         for name, file in files:
-            match = _NAME.fullmatch(name)
+            match = pattern.fullmatch(name)
             base = posixpath.basename(name)
             if match is None or base.startswith("."):
                 continue
@@ -133,20 +143,38 @@ def _rows_of(tar: str, files: Iterable[tuple[str, Any]]) -> Iterator[Row]:
         yield row
 
 
+def _differ(rows: Sequence[Row]) -> bool:
+    """Whether there are dots in the names of rows, after which their suffixes are taken to begin.
+
+    Then every row has suffixes of its own, or all seem to be one.
+    """
+    suffixes = {name for row in rows for name in row} - {KEY, URL}
+    most = max((len(row) - 2 for row in rows), default=0)
+    if len(rows) == 1:
+        return max(Counter(name.rpartition(".")[2] for name in suffixes).values(), default=0) > 2
+    return len(rows) > 2 and len(suffixes) > 2 * most
+
+
 def _features(rows: Iterable[Row]) -> Features:
     """Columns of the first rows of shards.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or the files of a row are not side by side.
     """
     suffixes: dict[str, None] = {}
-    has_caption, has_several = False, False
+    has_caption, has_several, is_apart = False, False, True
     for row in rows:
+        is_apart = is_apart and len(row) == 3
         suffixes |= dict.fromkeys(name for name in row if name not in (KEY, URL))
         has_several = has_several or len(IMAGES.intersection(row)) > 1
         has_caption = has_caption or any(caption_in(row.get(name)) for name in JSONS)
     if not suffixes:
         raise UserError("there is no file in the tars that has a name and a suffix.")
+    if is_apart and {*TEXTS, *JSONS}.intersection(suffixes) and IMAGES.intersection(suffixes):
+        raise UserError(
+            "the image and the caption of a row do not follow each other in the tars, as they must "
+            "in a WebDataset. Write them in the order of their names (tar --sort=name)."
+        )
     images = sorted(filter(IMAGES.__contains__, suffixes), key=lambda name: name != USUAL)
     joined = () if has_several else images[1:]
     kinds: dict[str, Any] = {name: _kind(name) for name in suffixes if name not in joined}
