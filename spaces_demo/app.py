@@ -9,10 +9,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from hf_ecif.app.app import launch, make_app
+from hf_ecif.app.desk import state_folder
 from hf_ecif.app.embedded import open_embedded
 
 if __name__ == "__main__":  # an audit's own process reads this file, too
     folder = Path(mkdtemp(prefix="hf-ecif-demo-"))
     open_embedded(folder, Path(__file__).parent)
-    demo = make_app(str(folder))
+    demo = make_app(str(folder), keep=state_folder() / "reviews")
     launch(demo)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from hf_ecif.reports.html import environment
 
@@ -22,21 +25,13 @@ element.addEventListener('click', event => {
 });
 """
 
-# Keys press the buttons of the review, except while text is edited.
-KEYS = """
-<script>
-document.addEventListener('keydown', event => {
-  const writing = event.target.closest(
-    'input:not([type=radio], [type=checkbox], [type=range]), textarea, select');
-  if (writing || event.ctrlKey || event.metaKey || event.altKey) return;
-  const id = {k: 'keep', r: 'remove', u: 'undo', j: 'next', p: 'previous'}[event.key];
-  const button = id && document.getElementById('review-' + id);
-  if (button && button.offsetParent) { event.preventDefault(); button.click(); }
-});
-</script>
-"""
-
 
 def render(template: str, **values: Any) -> str:
     """HTML of a template with these values."""
-    return environment(__package__).get_template(f"{template}.html.j2").render(**values)
+    return _environment().get_template(f"{template}.html.j2").render(**values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """One environment, which compiles each template once."""
+    return environment(__package__)

@@ -10,7 +10,14 @@ import pandas as pd
 
 from hf_ecif.app.html import PICK, render
 from hf_ecif.app.selection import Audit, Span, open_audit
-from hf_ecif.app.session import REDRAW, Session, keep_threshold, read_review, review_row
+from hf_ecif.app.session import (
+    REDRAW,
+    Session,
+    keep_threshold,
+    picture_address,
+    read_review,
+    review_row,
+)
 from hf_ecif.data.summary import Summary
 from hf_ecif.reports.steps import after_audit
 from hf_ecif.utils.formatting import number, share, superscript
@@ -22,7 +29,7 @@ HEIGHT = 340
 UNKNOWN = "No probability of being misaligned can be given: the model cannot tell."
 FITS_LEAST = "<p>What fits least by this model, whose order is little better than chance here:</p>"
 BASE, DRAWN = 256, 240  # of the histogram: its lower edge, and its height
-WORDS = {"keep": "keep", "remove": "remove", "recaption": "new caption"}
+WORDS = {"keep": "keep", "remove": "remove", "recaption": "new caption", "unsure": "not sure"}
 COLOURS = {"kept": "#4a7a96", "flagged": "#c1501b"}
 
 
@@ -38,8 +45,8 @@ class Overview(NamedTuple):
     cards: str
 
 
-def build(session: Session) -> None:
-    """Lay out the tab and connect it."""
+def build(session: Session, tab: gr.Tab) -> None:
+    """Lay out the tab and connect it; whoever comes back to it sees what was decided since."""
     notes = gr.HTML(elem_id="overview-notes")
     tiles = gr.HTML(elem_id="overview-tiles")
     with gr.Row(elem_classes="bar"):
@@ -68,7 +75,7 @@ def build(session: Session) -> None:
 
     inputs = [session.folder, session.reviews, session.threshold, session.span]
     outputs = [notes, tiles, histogram, scatter, picked, clear, cards]
-    changes = [*session.changed, session.threshold.change, session.span.change]
+    changes = [*session.changed, session.threshold.change, session.span.change, tab.select]
     gr.on(changes, show, inputs, outputs, **REDRAW)
     session.threshold.input(
         keep_threshold,
@@ -82,7 +89,7 @@ def build(session: Session) -> None:
     cards.select(review_row, None, [session.row, session.tabs])
 
 
-def show(folder: str, reviews: dict[str, str], threshold: float, span: Span | None) -> Overview:
+def show(folder: str, reviews: str | None, threshold: float, span: Span | None) -> Overview:
     """Values of the tab for an audit at a threshold."""
     audit = open_audit(folder)
     review = read_review(reviews, audit)
@@ -94,7 +101,7 @@ def show(folder: str, reviews: dict[str, str], threshold: float, span: Span | No
         "summary": audit.summary,
         "flagged": int(flags.sum()),
         "kept": int((~flags & audit.rows.readable).sum()),
-        "borderline": int(audit.rows.borderline.sum()),
+        "borderline": int(audit.borderline(threshold).sum()),
         "decided": len(review.current),
         "threshold": threshold,
     }
@@ -109,7 +116,7 @@ def show(folder: str, reviews: dict[str, str], threshold: float, span: Span | No
         gr.Button(visible=span is not None),
         render(
             "cards",
-            cards=[audit.rows.card(row) for row in rows[:SHOWN]],
+            cards=[audit.rows.card(row, picture_address(reviews, row)) for row in rows[:SHOWN]],
             decisions=review.current,
             words=WORDS,
             chosen=None,
@@ -119,7 +126,7 @@ def show(folder: str, reviews: dict[str, str], threshold: float, span: Span | No
     )
 
 
-def go_back(folder: str, reviews: dict[str, str]) -> tuple[float, dict[str, str]]:
+def go_back(folder: str, reviews: str | None) -> tuple[float, str | None]:
     """The audit's threshold, and the decisions without another one."""
     own = open_audit(folder).threshold
     return own, keep_threshold(folder, reviews, own)

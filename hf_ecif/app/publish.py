@@ -14,7 +14,6 @@ import gradio as gr
 
 from hf_ecif.app.html import render
 from hf_ecif.app.limits import Limits
-from hf_ecif.app.review import Reviews
 from hf_ecif.app.selection import open_audit
 from hf_ecif.app.session import Session, reviewed
 from hf_ecif.applications.review import apply_review
@@ -50,7 +49,7 @@ def build(session: Session, limits: Limits) -> None:
 
 def publish(
     folder: str,
-    reviews: Reviews,
+    reviews: str | None,
     threshold: float,
     repo: str,
     private: bool,
@@ -106,7 +105,7 @@ def _as_visitor() -> tuple[Any, Any]:
 
     def attempt(
         folder: str,
-        reviews: Reviews,
+        reviews: str | None,
         threshold: float,
         repo: str,
         private: bool,
@@ -119,7 +118,7 @@ def _as_visitor() -> tuple[Any, Any]:
 
     def finish(
         folder: str,
-        reviews: Reviews,
+        reviews: str | None,
         threshold: float,
         repo: str,
         private: bool,

@@ -6,6 +6,7 @@ On a shared Space that process has no login, and reads nothing from the disk exc
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import re
@@ -15,16 +16,17 @@ import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from queue import Empty
-from tempfile import mkdtemp
+from tempfile import gettempdir, mkdtemp
 from typing import Any, NamedTuple
 
 import gradio as gr
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_ecif.app.desk import state_folder
 from hf_ecif.app.html import render
 from hf_ecif.app.limits import Limits
 from hf_ecif.app.session import Session
@@ -36,6 +38,7 @@ OWN_MODEL = "that of the audit"
 MODELS = ["openai/clip-vit-base-patch32", "google/siglip-base-patch16-224"]
 WAIT = 0.3  # seconds between two updates from a running audit
 ENTRIES = 3  # of a zip per allowed row, for folders and other files
+MOST_RUNS = 10  # results that are kept on one's own machine
 ON, OFF = gr.Button(interactive=True), gr.Button(interactive=False)
 WAITING = "The progress of an audit appears here. The result opens in the other tabs."
 CANCELLED = "Cancelled. Nothing was kept."
@@ -127,7 +130,9 @@ def build(session: Session, limits: Limits, model: str, dataset: str | None) -> 
     running = gr.State(None, delete_callback=discard if limits.shared else end)
 
     # Shown at once, since others may be ahead in the queue.
-    start.click(lambda: render("steps", steps=[]), None, said, queue=False).then(
+    started = start.click(
+        lambda: (render("steps", steps=[]), OFF, ON), None, [said, start, cancel], queue=False
+    ).then(
         partial(run, limits, model),
         [running, name, upload, models, split, image, text, query, query_split],
         [said, running, session.folder, session.tabs, start, cancel],
@@ -136,7 +141,14 @@ def build(session: Session, limits: Limits, model: str, dataset: str | None) -> 
         concurrency_limit=1,
         show_progress="hidden",
     )
-    cancel.click(stop, running, said, show_progress="hidden", queue=False)
+    cancel.click(
+        lambda run: (stop(run), ON, OFF),
+        running,
+        [said, start, cancel],
+        cancels=[started],
+        show_progress="hidden",
+        queue=False,
+    )
 
 
 def run(
@@ -167,7 +179,7 @@ def run(
         query: data set of clean pairs; chosen from the audited data if empty.
         query_split: split of the query.
     """
-    folder = Path(mkdtemp(prefix="hf-ecif-run-"))
+    folder = new_folder(limits)
     try:
         request = {
             "model": own_model if model == OWN_MODEL else _model_name(model or "", limits),
@@ -210,16 +222,56 @@ def _follow(found: Run, earlier: Run | None, limits: Limits) -> Iterator[View]:
         if limits.shared:
             discard(earlier)
         place = None if limits.shared else found.folder / "audit"
-        done, tabs = render("done", place=place, summary=facts[0]), gr.Tabs(selected="overview")
+        done, tabs = (
+            render("done", place=place, summary=facts[0], most=MOST_RUNS),
+            gr.Tabs(selected="overview"),
+        )
         yield View(done, found, str(found.folder / "audit"), tabs, start=ON, cancel=OFF)
         return
 
 
+def new_folder(limits: Limits) -> Path:
+    """A new folder for an upload and its result.
+
+    On one's own machine results stay, the newest of them, among what this user's programs keep.
+    Those of visitors go with them, and at the latest with this process.
+    """
+    if limits.shared:
+        return Path(mkdtemp(dir=_folder_of_visitors()))
+    runs = state_folder() / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    finished = sorted(runs.iterdir(), key=lambda folder: folder.stat().st_mtime)
+    for folder in finished[: max(0, len(finished) - MOST_RUNS + 1)]:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Path(mkdtemp(prefix=time.strftime("%Y-%m-%d-"), dir=runs))
+
+
+@cache
+def _folder_of_visitors() -> str:
+    """Folder of this process for visitors' runs; those of processes that have ended go."""
+    for other in Path(gettempdir()).glob("hf-ecif-runs-*"):
+        number = other.name.split("-")[3]
+        if number.isdigit() and not _is_running(int(number)):
+            shutil.rmtree(other, ignore_errors=True)
+    folder = mkdtemp(prefix=f"hf-ecif-runs-{os.getpid()}-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _is_running(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is somebody else's
+    return True
+
+
 def stop(run: Run | None) -> str:
-    """Stop a run at once; returns a message."""
-    if run is None or not run.process.is_alive():
-        return render("problem", message="Nothing is running.")
-    run.process.terminate()
+    """Stop a run at once, if it has begun; returns a message."""
+    if run is not None and run.process.is_alive():
+        run.process.terminate()
     return render("problem", message=CANCELLED)
 
 

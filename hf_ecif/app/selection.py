@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from hf_ecif.data.audit_folder import AuditFolder
-from hf_ecif.data.loading import load_scored
+from hf_ecif.data.parquet_rows import ParquetRows
 from hf_ecif.data.review import Review
 from hf_ecif.data.scored_rows import ScoredRows
 from hf_ecif.data.summary import Summary
 from hf_ecif.utils.files import to_json
-from hf_ecif.utils.formatting import Bools
+from hf_ecif.utils.formatting import Bools, Floats
 
 Which = Literal["flagged", "borderline", "not flagged", "decided", "all"]
 Span = tuple[float, float]
@@ -47,9 +48,9 @@ class Audit:
 
     @cached_property
     def key(self) -> str:
-        """Key under which decisions on these rows are kept, in whichever folder the audit is."""
-        facts = self.summary.to_dict()
-        told = to_json([facts[name] for name in ("fingerprints", "rows", "noise")])
+        """Key of the audited rows: decisions on them hold whoever audits them, and wherever."""
+        facts = self.summary
+        told = to_json([facts.fingerprints.get("data", facts.dataset), facts.split, facts.rows])
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def flags(self, threshold: float) -> Bools:
@@ -57,6 +58,32 @@ class Audit:
         if self.is_own(threshold):
             return self.rows.flag
         return self.rows.probability > threshold
+
+    @cached_property
+    def reach(self) -> float:
+        """How far from the threshold, in log-odds, a row is borderline.
+
+        The audit knows the error of each row, but keeps only whether it reaches across its own
+        threshold. With this reach, as many rows are near that threshold as the audit calls
+        borderline.
+        """
+        near = np.sort(self._distance(self.threshold)[self.rows.readable])
+        count = int(self.rows.borderline.sum())
+        return float(near[count - 1]) if 0 < count <= len(near) else 0.0
+
+    def borderline(self, threshold: float) -> Bools:
+        """Rows close to a threshold, ``(N,)``; at the audit's, those that it calls borderline."""
+        if self.is_own(threshold):
+            return self.rows.borderline
+        near: Bools = self._distance(threshold) <= self.reach
+        return near & self.rows.readable & (self.reach > 0)
+
+    def _distance(self, threshold: float) -> Floats:
+        """Distance of every probability from a threshold in log-odds; infinite where unknown."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            here = np.log(self.rows.probability) - np.log1p(-self.rows.probability)
+            there = np.log(threshold) - np.log1p(-threshold)
+            return np.nan_to_num(np.abs(here - there), nan=np.inf)
 
     def pick(
         self,
@@ -78,7 +105,7 @@ class Audit:
         decided[[row for row in (review.current if review else {}) if row < len(flags)]] = True
         chosen = {
             "flagged": flags,
-            "borderline": self.rows.borderline,
+            "borderline": self.borderline(threshold),
             "not flagged": ~flags,
             "decided": decided,
             "all": np.ones(len(flags), dtype=bool),
@@ -104,5 +131,6 @@ def open_audit(folder: str) -> Audit:
     """
     audit = AuditFolder(Path(folder).expanduser())
     summary = audit.read_summary()
-    rows = ScoredRows(load_scored(audit, summary.columns), summary)
+    rows = ScoredRows(ParquetRows(audit.shards("scored")), summary)
+    pa.default_memory_pool().release_unused()  # what reading whole columns took
     return Audit(audit.path, summary, rows)

@@ -1,25 +1,23 @@
-"""State that the tabs share: the audit, the decisions on it, and the current row.
-
-The server knows the audit of each session. Decisions are kept in the visitor's browser, under the
-key of the audit, so that they survive a reload and no one else sees them.
-"""
+"""State that the tabs share: the audit, the desk at which it is reviewed, threshold and row."""
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import gradio as gr
 
+from hf_ecif.app.desk import DESKS, Place
 from hf_ecif.app.selection import Audit, open_audit
 from hf_ecif.data.review import Review
-from hf_ecif.errors import UserError
 
 # Options of events that redraw: of triggers during a redraw, the last one runs afterwards.
 REDRAW: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
-STORAGE_KEY = "hf_ecif_reviews"
-MOST_AUDITS = 20  # number of audits whose decisions a browser keeps
+STORAGE_KEY = "hf_ecif_visitor"
+Shown = tuple[int, float]  # a row, and when it was pressed: pressed again, it is shown again
 
 
 @dataclass(frozen=True)
@@ -28,16 +26,18 @@ class Session:
 
     Attributes:
         folder: state with the folder of the audit.
-        reviews: decisions as JSON by key of their audit, kept in the browser.
+        visitor: a secret of the browser, by which a stranger's decisions are found again.
+        reviews: state with the name of the desk, which stands for the decisions on the audit.
         threshold: slider with the threshold of the flags.
         span: state with the selected range of the influence as a positive, or None.
-        row: state with the current row, or None.
+        row: state with the row that was pressed last and when, or None.
         tabs: the tabs, to switch between them.
-        changed: events after which the audit may be another one, such as a load of the page.
+        changed: events after which the audit may be another one: a desk was opened for it.
     """
 
     folder: gr.State
-    reviews: gr.BrowserState
+    visitor: gr.BrowserState
+    reviews: gr.State
     threshold: gr.Slider
     span: gr.State
     row: gr.State
@@ -48,29 +48,43 @@ class Session:
 class Begin(NamedTuple):
     """Values of the shared state when an audit is opened."""
 
+    visitor: str
+    reviews: str
     threshold: float
     span: None
-    row: int | None
+    row: None
 
 
-def begin(folder: str, reviews: dict[str, str] | None) -> Begin:
-    """The last threshold, no selection, and the flagged pair of highest probability."""
+def begin(place: Place, folder: str, visitor: str | None, reviews: str | None) -> Begin:
+    """A new desk with the last threshold, and no selection."""
+    DESKS.close(reviews)
+    visitor = str(visitor or secrets.token_urlsafe(24))[:64]  # the browser may say anything
+    reviews = DESKS.open(folder, visitor, place)
     audit = open_audit(folder)
     threshold = read_review(reviews, audit).threshold
-    threshold = audit.threshold if threshold is None else threshold
-    return Begin(threshold, None, next(iter(audit.pick("flagged", threshold)), None))
+    return Begin(visitor, reviews, audit.threshold if threshold is None else threshold, None, None)
 
 
-def keep_threshold(folder: str, reviews: dict[str, str], threshold: float) -> dict[str, str]:
-    """Decisions together with the threshold, if it differs from the audit's."""
-    audit = open_audit(folder)
-    return keep_review(reviews, audit, reviewed(audit, reviews, threshold))
+def keep_threshold(folder: str, reviews: str | None, threshold: float) -> str | None:
+    """Keep the threshold with the decisions, unless it is the audit's."""
+    audit, desk = open_audit(folder), DESKS.get(reviews)
+    chosen = None if audit.is_own(threshold) else threshold
+    if desk is not None and desk.is_of(audit) and desk.review().threshold != chosen:
+        step = {"id": f"threshold-{secrets.token_hex(8)}", "threshold": chosen}
+        desk.log.append([step | {"own": audit.threshold}])
+    return reviews
 
 
-def reviewed(audit: Audit, reviews: dict[str, str] | None, threshold: float) -> Review:
+def reviewed(audit: Audit, reviews: str | None, threshold: float) -> Review:
     """Decisions on the audit, with the threshold if it was moved."""
     chosen = None if audit.is_own(threshold) else threshold
     return replace(read_review(reviews, audit), threshold=chosen)
+
+
+def read_review(reviews: str | None, audit: Audit) -> Review:
+    """Decisions on an audit; none where the desk is that of another one."""
+    desk = DESKS.get(reviews)
+    return desk.review() if desk is not None and desk.is_of(audit) else Review()
 
 
 def pressed_row(event: gr.EventData) -> int:
@@ -78,22 +92,11 @@ def pressed_row(event: gr.EventData) -> int:
     return int(event._data["row"])
 
 
-def review_row(event: gr.EventData) -> tuple[int, gr.Tabs]:
+def review_row(event: gr.EventData) -> tuple[Shown, gr.Tabs]:
     """Row of the pair that was pressed, and a switch to the review."""
-    return pressed_row(event), gr.Tabs(selected="review")
+    return (pressed_row(event), time.monotonic()), gr.Tabs(selected="review")
 
 
-def read_review(reviews: dict[str, str] | None, audit: Audit) -> Review:
-    """Decisions on an audit; none if the browser's value is not valid."""
-    text = (reviews or {}).get(audit.key)
-    try:
-        return Review.from_json(text) if text else Review()
-    except UserError:
-        return Review()
-
-
-def keep_review(reviews: dict[str, str] | None, audit: Audit, review: Review) -> dict[str, str]:
-    """All stored decisions with those on this audit, the newest last."""
-    others = {key: text for key, text in (reviews or {}).items() if key != audit.key}
-    newest = dict(list(others.items())[-(MOST_AUDITS - 1) :])
-    return newest | {audit.key: review.to_json()}
+def picture_address(reviews: str | None, row: int) -> str | None:
+    """Where the page finds the picture of a row; None without a desk."""
+    return f"review/{reviews}/image/{row}" if DESKS.get(reviews) else None

@@ -47,7 +47,7 @@ def demo(
 ) -> None:
     """Look at an audit in the browser: see the flags, decide, trace, try out, publish.
 
-    Decisions stay in the browser until you export or publish them. It needs `gradio`: `pip install
+    Decisions are kept beside the audit, in `review.jsonl`. It needs `gradio`: `pip install
     "hf_ecif[demo]"`.
     """
     if source is not None:
@@ -58,6 +58,7 @@ def demo(
         raise UserError('The demo needs gradio: pip install "hf_ecif[demo]".') from error
     # Imported late: gradio takes seconds, and --help should not.
     from hf_ecif.app.app import launch, make_app
+    from hf_ecif.app.desk import state_folder
     from hf_ecif.app.embedded import open_embedded
     from hf_ecif.app.limits import HOME, NEIGHBOURS
     from hf_ecif.app.selection import is_audit
@@ -70,7 +71,9 @@ def demo(
         else:
             open_embedded(Path(aside))
             folder, data = aside, source
-        built = make_app(folder, limits, model=model, dataset=data)
+        # The embedded audit is written anew each time; what is decided on it stays.
+        keep = None if source == folder else state_folder() / "reviews"
+        built = make_app(folder, limits, model=model, dataset=data, keep=keep)
         options = {"server_name": host, "server_port": port or None, "inbrowser": browser}
         launch(built, limits, **options, quiet=True, prevent_thread_lock=True)
         console = Console()

@@ -6,6 +6,7 @@
     trace.parquet trace.html  errors of the query and the pairs behind them, if they were traced
     cleaning.json             where `clean` made the folder of another audit's
     calibration/              rows drawn for a person to judge, as sheets, and how they were drawn
+    review.jsonl              what a person decided, in the order in which it was decided
     cleaning.html             models fine-tuned before and after, if they were compared
 
 What `clean` makes of an audit, and what a review does, are such folders again.
@@ -89,6 +90,11 @@ class AuditFolder:
     def cleaning(self) -> Path:
         """What is told of the cleaning that made this folder."""
         return self.path / "cleaning.json"
+
+    @property
+    def decisions(self) -> Path:
+        """Steps of a review; a new audit of the same rows goes on with them."""
+        return self.path / "review.jsonl"
 
     @property
     def cleaning_page(self) -> Path:

@@ -60,7 +60,7 @@ ADDED_LATER = {
     "it that was asked for",
     "ecif_weight": "1 - ecif_noise_probability, for a weighted loss; 0 of an unreadable row",
     "ecif_original_text": "the caption before it was replaced; null where it was not",
-    "ecif_decision": "what a person decided in a review: keep, remove or recaption",
+    "ecif_decision": "what a person decided in a review: keep, remove, recaption or unsure",
     "ecif_verdict": "a person's verdict on the pair: right, wrong or cannot tell; null where "
     "nobody judged it",
     "ecif_audit_probability": "ecif_noise_probability as the audit had it, before verdicts",

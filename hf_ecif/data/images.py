@@ -222,6 +222,16 @@ def thumbnail(
     cell: dict[str, Any] | str | None, side: int = THUMBNAIL_SIDE
 ) -> tuple[str | None, str | None]:
     """A small copy of an image as a data URI, or None and the reason why there is none."""
+    content, problem = small_copy(cell, side)
+    if content is None:
+        return None, problem
+    return "data:image/webp;base64," + base64.b64encode(content).decode("ascii"), None
+
+
+def small_copy(
+    cell: dict[str, Any] | str | None, side: int = THUMBNAIL_SIDE
+) -> tuple[bytes | None, str | None]:
+    """A small copy of an image as a WEBP file, or None and the reason why there is none."""
     if isinstance(cell, str):
         return None, f"no picture: {tell(cell)}" if is_reference(cell) else "no image in this row"
     if not cell or not (cell.get("bytes") or cell.get("path")):
@@ -361,7 +371,7 @@ def _on_white(image: PILImage.Image) -> PILImage.Image:
     )
 
 
-def _encode(image: PILImage.Image, side: int) -> str:
+def _encode(image: PILImage.Image, side: int) -> bytes:
     small: PILImage.Image = image
     if "transparency" in image.info or image.mode in ("P", "PA", "LA", "RGBA"):
         small = image.convert("RGBA")
@@ -370,4 +380,4 @@ def _encode(image: PILImage.Image, side: int) -> str:
     small = ImageOps.exif_transpose(small)
     stream = io.BytesIO()
     small.convert("RGBA" if small.mode == "RGBA" else "RGB").save(stream, "WEBP", quality=82)
-    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return stream.getvalue()

@@ -1,15 +1,14 @@
-"""A person's decisions on an audit: pairs to keep, to remove and to recaption.
+"""A person's decisions on an audit: pairs to keep, to remove, to recaption and to leave open.
 
-A `Review` is a log of decisions and a threshold, both to be undone and saved. `apply_review` parts
-an audit's rows anew by it, into a folder that is an audit again: it can be opened, reported on and
-pushed like the one it came from.
+A `Review` holds the decisions and a threshold; `hf_ecif.data.review_log` keeps them on disk as they
+are made. `part_by_review` parts an audit's rows anew by them.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -20,13 +19,11 @@ from hf_ecif.data.columns import set_column
 from hf_ecif.errors import UserError
 from hf_ecif.utils.formatting import Bools, share
 
-Action = Literal["keep", "remove", "recaption"]
-
-
+Action = Literal["keep", "remove", "recaption", "unsure"]
+ACTIONS: tuple[Action, ...] = get_args(Action)
 DECISION = "ecif_decision"
-
-
 MAX_CAPTION = 10_000
+MAX_NOTE = 2_000
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Decision:
 
     Attributes:
         row: number of the row.
-        action: keep it, remove it, or keep it with another caption.
+        action: keep it, remove it, keep it with another caption, or leave it to the audit.
         text: the new caption; None for the other actions.
     """
 
@@ -44,14 +41,19 @@ class Decision:
     text: str | None = None
 
     def __post_init__(self) -> None:
-        if self.action not in get_args(Action):
-            raise UserError(f"{self.action!r}: must be one of {', '.join(get_args(Action))}.")
-        if not isinstance(self.row, int) or self.row < 0:
-            raise UserError(f"{self.row!r} is no number of a row.")
+        if self.action not in ACTIONS:
+            raise UserError(f"{self.action!r}: must be one of {', '.join(ACTIONS)}.")
+        check_row(self.row)
         if (self.action == "recaption") != bool(self.text and self.text.strip()):
             raise UserError("A new caption needs words, and only a new caption takes them.")
         if self.text and len(self.text) > MAX_CAPTION:
             raise UserError(f"A caption may have {MAX_CAPTION:,} characters at most.")
+
+
+def check_row(row: object) -> None:
+    """Raises `UserError` for what is no number of a row."""
+    if not isinstance(row, int) or isinstance(row, bool) or row < 0:
+        raise UserError(f"{row!r} is no number of a row.")
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,19 @@ class Review:
     """Decisions in the order in which they were made; the last one on a row counts.
 
     >>> review = Review().decide(Decision(3, "remove")).decide(Decision(3, "keep"))
-    >>> review.current[3].action, review.undo().current[3].action
-    ('keep', 'remove')
+    >>> review.current[3].action
+    'keep'
 
     Attributes:
         log: all decisions.
         threshold: probability from which a row is flagged; the audit's if None.
+        notes: what was noted about rows, by their numbers; it stays with the decisions, and is
+            written into no data.
     """
 
     log: tuple[Decision, ...] = ()
     threshold: float | None = None
+    notes: dict[int, str] = field(default_factory=dict)
 
     @property
     def current(self) -> dict[int, Decision]:
@@ -79,14 +84,10 @@ class Review:
         """Review with one more decision."""
         return replace(self, log=(*self.log, decision))
 
-    def undo(self) -> Review:
-        """Review without the last decision."""
-        return replace(self, log=self.log[:-1])
-
     def counts(self) -> dict[str, int]:
         """Number of rows by decision."""
         found = Counter(decision.action for decision in self.current.values())
-        return {action: found[action] for action in get_args(Action)}
+        return {action: found[action] for action in ACTIONS}
 
     def to_json(self) -> str:
         """JSON text, which `from_json` reads."""
@@ -94,7 +95,7 @@ class Review:
 
     @classmethod
     def from_json(cls, text: str) -> Review:
-        """Review from JSON text, which may have come through a browser.
+        """Review from JSON text, as `to_json` gave it here or in version 0.1.
 
         Raises:
             UserError: the text is not a review.
@@ -103,8 +104,9 @@ class Review:
             values = json.loads(text)
             log = tuple(Decision(**decision) for decision in values["log"])
             threshold = values["threshold"]
-            return cls(log, None if threshold is None else float(threshold))
-        except (ValueError, TypeError, KeyError) as error:
+            notes = {int(row): str(note) for row, note in values.get("notes", {}).items()}
+            return cls(log, None if threshold is None else float(threshold), notes)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"These are no saved decisions: {error}.") from error
 
 
@@ -113,7 +115,7 @@ def part_by_review(
 ) -> tuple[Dataset, CleanResult]:
     """All rows of an audit with the decisions on them, and the kept and removed rows.
 
-    A row without a decision is removed if it is flagged or was not scored.
+    A row without a decision, or left open, is removed if it is flagged or was not scored.
 
     Args:
         scored: rows with influence columns.
@@ -125,7 +127,7 @@ def part_by_review(
         UserError: a decision is on a row that does not exist.
     """
     decisions = review.current
-    beyond = [row for row in decisions if row >= len(scored)]
+    beyond = [row for row in (*decisions, *review.notes) if row >= len(scored)]
     if beyond:
         raise UserError(
             f"There is a decision on row {beyond[0]:,}, but the audit has {len(scored):,} rows: "
@@ -134,6 +136,8 @@ def part_by_review(
     flags, reasons = _flags(scored, review.threshold, threshold)
     remove = np.array([flag is None or flag for flag in flags], dtype=bool)
     for row, decision in decisions.items():
+        if decision.action == "unsure":
+            continue
         if decision.action == "remove" and not remove[row]:
             reasons[row] = "removed in review"
         remove[row] = decision.action == "remove"

@@ -14,22 +14,28 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hf_ecif.data.images import thumbnail
+from hf_ecif.data.parquet_rows import ParquetRows
 from hf_ecif.data.summary import Columns, Summary
 from hf_ecif.utils.formatting import Bools, Floats, mark, readable_exponent, share, shorten
 
 CAPTION_LENGTH = 280
 REASON_LENGTH = 700
+WORDS = (
+    *("ecif_reason", "ecif_finding"),
+    *("ecif_suggested_text", "ecif_original_text", "ecif_wrong_words"),
+)
 
 
 class ScoredRows:
     """The influence columns as arrays; rows with their images are fetched one by one.
 
     Args:
-        scored: Rows with influence columns; images are undecoded cells.
-        summary: Of the audit.
+        scored: rows with influence columns, in memory or in parquet files; images are undecoded
+            cells.
+        summary: that of the audit.
     """
 
-    def __init__(self, scored: datasets.Dataset, summary: Summary) -> None:
+    def __init__(self, scored: datasets.Dataset | ParquetRows, summary: Summary) -> None:
         self._scored = scored
         self._image = summary.columns.image
         self._text = summary.columns.text
@@ -65,23 +71,33 @@ class ScoredRows:
 
     def text(self, row: int) -> str:
         """The caption in full."""
-        return str(self._scored[row][self._text] or "")
+        return str(self._cells(row)[self._text] or "")
 
     def marked(self, row: int) -> list[tuple[str, bool]]:
         """The caption in full, in parts, and whether the image contradicts each."""
-        text = self.text(row)
-        return mark(text, _spans(self._scored[row]), len(text))
+        cells = self._cells(row)
+        text = str(cells[self._text] or "")
+        return mark(text, _spans(cells), len(text))
 
-    def cell(self, row: int) -> dict[str, Any] | None:
-        """The image, not decoded."""
-        return self._scored[row][self._image]
+    def cell(self, row: int) -> dict[str, Any] | str | None:
+        """The image, not decoded; text where embeddings stand for it."""
+        if isinstance(self._scored, ParquetRows):
+            found = self._scored.value(row, self._image)
+        else:
+            found = self._scored[row][self._image]
+        return {"bytes": found, "path": None} if isinstance(found, bytes) else found
 
-    def card(self, row: int) -> Card:
-        """A row as a page shows it."""
-        cells = self._scored[row]
-        picture, problem = thumbnail(cells[self._image])
+    def card(self, row: int, address: str | None = None) -> Card:
+        """A row as a page shows it.
+
+        Args:
+            row: number of the row.
+            address: where a browser finds the picture; if absent, the card holds a copy.
+        """
+        cells = self._cells(row)
+        picture, problem = (address, None) if address else thumbnail(self.cell(row))
         # Without a probability of being right, as in version 0.1, most suggestions are wrong.
-        suggested = cells.get("ecif_suggested_text") if math.isfinite(self.chance[row]) else None
+        suggested = cells.get("ecif_suggested_text") if self.suggested[row] else None
         return Card(
             row=row,
             caption=shorten(str(cells[self._text] or ""), CAPTION_LENGTH),
@@ -104,9 +120,57 @@ class ScoredRows:
             negative=float(self.negative[row]),
         )
 
+    def _cells(self, row: int) -> dict[str, Any]:
+        """What a card tells in words."""
+        if not isinstance(self._scored, ParquetRows):
+            return self._scored[row]
+        names = (self._text, self.truth, *WORDS)
+        here = [name for name in names if name in self._scored.column_names]
+        return {name: self._scored.value(row, name) for name in here}
+
+    @cached_property
+    def suggested(self) -> Bools:
+        """Rows with a caption that fits better, ``(N,)``.
+
+        Without a probability of being right, as in version 0.1, most of them are wrong.
+        """
+        return np.isfinite(self.chance)
+
+    @cached_property
+    def known_wrong(self) -> Bools:
+        """Rows that are known to be wrong, ``(N,)``; none where nothing is known."""
+        return self._floats(self.truth or "") == 1.0
+
+    def reason(self, row: int) -> str | None:
+        """Why the row was flagged, or could not be scored."""
+        return str(self._cells(row).get("ecif_reason") or "") or None
+
+    def suggestion(self, row: int) -> str | None:
+        """The caption that fits better, in full."""
+        if not self.suggested[row]:
+            return None
+        return str(self._cells(row).get("ecif_suggested_text") or "") or None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns and their types, with what `datasets` has noted about them."""
+        if isinstance(self._scored, ParquetRows):
+            return self._scored.schema
+        return self._scored.features.arrow_schema
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of all columns, in order."""
+        return list(self._scored.column_names)
+
     def column(self, name: str) -> pa.ChunkedArray:
         """All values of a column."""
+        if isinstance(self._scored, ParquetRows):
+            return self._scored.column(name)
         return self._scored.select_columns([name]).with_format("arrow")[:][name]
+
+    def __len__(self) -> int:
+        return len(self._scored)
 
     def strings(self, name: str) -> NDArray[np.object_]:
         """A column of strings, ``(N,)``; None for null, and where there is no such column."""

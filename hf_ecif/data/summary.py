@@ -507,12 +507,13 @@ class CalibrationFacts(Record):
 
 
 class ReviewFacts(Record):
-    """Rows that a person decided on, by the decision."""
+    """Rows that a person decided on, by the decision; those left open are ``unsure``."""
 
     decided: int
     keep: int
     remove: int
     recaption: int
+    unsure: int = 0
 
 
 class Summary(Provenance):

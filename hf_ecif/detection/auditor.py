@@ -30,8 +30,6 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, IterableDataset
 from huggingface_hub.constants import HF_HOME
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import Tensor
 
 from hf_ecif.data.columns import COLUMNS
@@ -306,11 +304,10 @@ def _on_device(learned: Learned, device: torch.device) -> Learned:
 
 
 def _codecs(influence: Influence) -> dict[type, Codec]:
-    """The fit is saved by itself, and of scikit-learn's objects their numbers."""
+    """The fit is saved by itself; inputs of the towers are by their names."""
     return {
         Influence: Codec(lambda value: {}, lambda parts: influence),
         Inputs: Codec(_parts_of_inputs, _inputs),
-        Pipeline: Codec(_parts_of_scale, _scale),
     }
 
 
@@ -325,14 +322,3 @@ def _inputs(parts: dict[str, Any]) -> Inputs:
         return {k.removeprefix(prefix): v for k, v in parts.items() if k.startswith(prefix)}
 
     return Inputs(side("text"), side("image"))
-
-
-def _parts_of_scale(scale: Pipeline) -> dict[str, Any]:
-    return {"mean": scale[0].mean_, "scale": scale[0].scale_}
-
-
-def _scale(parts: dict[str, Any]) -> Pipeline:
-    """The scale of a mixture."""
-    standard = StandardScaler()
-    standard.mean_, standard.scale_ = parts["mean"].numpy(), parts["scale"].numpy()
-    return make_pipeline(standard, FunctionTransformer(np.arcsinh, validate=True))

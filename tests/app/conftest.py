@@ -1,5 +1,6 @@
 """Audits to look at: a real one that is small, and a made-up one with a thousand flags."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from tests.support.hub.audits import rows, write_audit, write_source
 SIZES = {"train": 120, "validation": 40, "test": 40}
 MANY, FLAGGED = 1200, 1000
 HTML = "<img src=x onerror=\"document.title='hurt'\"><b>bold</b> & more"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What programs keep from one run to the next is kept aside."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")

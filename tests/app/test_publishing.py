@@ -9,9 +9,7 @@ import pytest
 from datasets import load_dataset
 
 from hf_ecif.app import publish as publishing
-from hf_ecif.app.selection import open_audit
-from hf_ecif.app.session import keep_review, read_review
-from hf_ecif.data.review import Decision
+from hf_ecif.app.desk import DESKS, Place
 from tests.support.hub.audits import write_audit, write_source
 from tests.support.hub.server import ANN, BOB, HubServer
 
@@ -26,11 +24,14 @@ def audit(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_audit(place / "audit", str(source), report=True))
 
 
-def decided(folder: str) -> dict[str, str]:
-    """Row 1 stays, row 2 goes."""
-    audit = open_audit(folder)
-    review = read_review({}, audit).decide(Decision(1, "keep")).decide(Decision(2, "remove"))
-    return keep_review({}, audit, review)
+def decided(folder: str) -> str:
+    """Desk at which row 1 is kept and row 2 removed."""
+    token = DESKS.open(folder, "", Place(shared=False, own=folder))
+    steps = [("step-of-1", 1, "keep"), ("step-of-2", 2, "remove")]
+    DESKS.get(token).log.append(
+        [{"id": name, "rows": [row], "action": action} for name, row, action in steps]
+    )
+    return token
 
 
 def press(

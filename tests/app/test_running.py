@@ -1,6 +1,8 @@
 """Audits of a visitor's own data: the process, its limits, and what an upload may not do."""
 
 import os
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Iterator
@@ -147,7 +149,7 @@ class TestRun:
         upload = zipped(tmp_path / "mine.zip", files)
         last = list(start(upload=str(upload), split="other"))[-1]
         assert "there is no split &#39;other&#39;" in last.said
-        assert "hf-ecif-run-" not in last.said
+        assert "hf-ecif-run" not in last.said
 
     def test_cancelled_it_ends_at_once_and_leaves_nothing(self, parquet):
         views = start(upload=parquet)
@@ -158,8 +160,7 @@ class TestRun:
         assert "Cancelled" in list(views)[-1].said
         assert time.monotonic() - begin < 10
         assert not found.folder.exists()
-        assert "Nothing is running" in stop(found)
-        assert "Nothing is running" in stop(None)
+        assert "Cancelled" in stop(None)  # it waits in the queue
 
     def test_nobody_listening_it_ends(self, parquet):
         views = start(upload=parquet)
@@ -216,6 +217,40 @@ class Queue:
 
     def get(self, timeout: float) -> Any:
         return self.items.pop(0)
+
+
+class TestFolders:
+    def test_at_home_the_newest_results_are_kept(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+        folders = []
+        for number in range(running.MOST_RUNS + 3):
+            folders.append(running.new_folder(HOME))
+            os.utime(folders[-1], (number, number))
+        assert [folder.exists() for folder in folders] == [False] * 3 + [True] * running.MOST_RUNS
+        assert folders[-1].is_relative_to(tmp_path)
+
+    def test_a_visitors_goes_with_the_process(self, tmp_path):
+        code = (
+            "from hf_ecif.app.limits import SPACE\n"
+            "from hf_ecif.app.run import new_folder\n"
+            "import os, sys\n"
+            "print(new_folder(SPACE), flush=True)\n"
+            "if len(sys.argv) > 1: os._exit(1)"
+        )
+        environment = os.environ | {"TMPDIR": str(tmp_path)}
+
+        def run_process(*more: str) -> Path:
+            command = [sys.executable, "-c", code, *more]
+            told = subprocess.run(command, env=environment, capture_output=True, text=True)
+            return Path(told.stdout.strip())
+
+        killed = run_process("killed")
+        assert killed.is_relative_to(tmp_path)
+        assert killed.exists()
+        ended = run_process()
+        assert not ended.exists()
+        assert not killed.exists()  # the next process clears up
+        assert not list(tmp_path.glob("hf-ecif-runs-*"))
 
 
 class TestWorker:

@@ -2,7 +2,9 @@
 
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -10,13 +12,10 @@ import pytest
 
 from hf_ecif.app import overview, session, what_if
 from hf_ecif.app import review as reviewing
+from hf_ecif.app.desk import DESKS, Place
 from hf_ecif.app.selection import is_audit, open_audit
 from hf_ecif.errors import UserError
 from tests.app.conftest import FLAGGED, MANY
-
-
-def decide(folder: str, reviews: dict, action: str, row: int | None, text: str | None = None):
-    return reviewing.decide(action, folder, reviews, 0.4, None, "flagged", row, text)
 
 
 class TestAudits:
@@ -37,6 +36,21 @@ class TestAudits:
             parts = [audit.pick(which, threshold) for which in ("flagged", "not flagged")]
             assert sorted([*parts[0], *parts[1]]) == list(range(120))
 
+    def test_what_is_borderline_follows_the_threshold(self, real):
+        audit = open_audit(real)
+        near = audit.borderline(audit.threshold)
+        assert (near == audit.rows.borderline).all()
+        distance = np.abs(audit.rows.probability - 0.9)
+        there = audit.borderline(0.9)
+        assert there.any() == near.any()
+        if there.any() and not there.all():
+            assert distance[there].max() <= distance[~there].min() + 0.2
+
+    def test_without_error_nothing_is_borderline_anywhere(self, many):
+        audit = open_audit(many)
+        assert not audit.borderline(0.4).any()
+        assert not audit.borderline(0.9).any()
+
     def test_decisions_belong_to_the_rows_not_to_the_folder(self, many, tmp_path):
         (tmp_path / "moved").symlink_to(many)
         assert open_audit(str(tmp_path / "moved")).key == open_audit(many).key
@@ -44,8 +58,8 @@ class TestAudits:
 
 class TestOverview:
     def test_counts_and_gallery_follow_the_threshold(self, many):
-        low = overview.show(many, {}, 0.4, None)
-        high = overview.show(many, {}, 0.95, None)
+        low = overview.show(many, None, 0.4, None)
+        high = overview.show(many, None, 0.95, None)
         assert ">1,000<" in low.tiles
         assert low.cards.count("data-row") == overview.SHOWN
         assert ">0<" in high.tiles
@@ -71,71 +85,32 @@ class TestOverview:
         assert 0 < len(rows) < FLAGGED
         low, high = span
         assert all(low <= audit.rows.positive[row] <= high for row in rows)
-        said = overview.show(many, {}, 0.4, span).picked
+        said = overview.show(many, None, 0.4, span).picked
         assert f"{len(rows):,} pairs are flagged" in said
 
     def test_html_in_a_caption_stays_text(self, many):
-        cards = overview.show(many, {}, 0.4, None).cards
+        cards = overview.show(many, None, 0.4, None).cards
         assert "<img src=x" not in cards
         assert "&lt;img src=x" in cards
 
 
+@pytest.fixture
+def reviews(many, tmp_path) -> Iterator[str]:
+    """A desk for that audit, with decisions kept in a folder of its own."""
+    token = DESKS.open(many, "", Place(shared=False, own=many, keep=tmp_path / "kept"))
+    yield token
+    DESKS.close(token)
+
+
+def decide(reviews: str, row: int, action: str, **more: Any) -> None:
+    DESKS.get(reviews).log.append(
+        [{"id": f"step-{row}-{action}", "rows": [row], "action": action} | more]
+    )
+
+
 class TestReviewing:
-    def test_pages_of_a_thousand(self, many):
-        first = reviewing.show_page(many, {}, 0.4, None, "flagged", 1, None)
-        last = reviewing.show_page(many, {}, 0.4, None, "flagged", 42, None)
-        assert first.number.maximum == last.number.value == 42
-        assert first.cards.count("data-row=") == reviewing.PAGE
-        assert last.cards.count("data-row=") == FLAGGED - 41 * reviewing.PAGE
-
-    def test_a_chosen_pair_is_on_the_page_that_is_shown(self, many):
-        page = reviewing.show_page(many, {}, 0.4, None, "flagged", 1, 30)
-        assert page.number.value == 2
-        assert 'data-row="30"' in page.cards
-
-    def test_one_turns_pages_away_from_the_chosen_pair(self, many):
-        page = reviewing.show_page(many, {}, 0.4, None, "flagged", 2, 0, follow=False)
-        assert page.number.value == 2
-        assert 'data-row="24"' in page.cards
-
-    def test_a_pair_at_full_length(self, many):
-        pair = reviewing.show_pair(many, {}, 0.4, 1)
-        assert "±" in pair.detail
-        assert "as positive" in pair.detail
-        assert "looks &lt;b&gt;wrong&lt;/b&gt;" in pair.detail
-        assert pair.caption == "bird number 1"
-
-    @pytest.mark.parametrize("row", [None, MANY])
-    def test_nothing_chosen_is_said(self, many, row):
-        assert "Choose a pair" in reviewing.show_pair(many, {}, 0.4, row).detail
-
-    def test_a_decision_goes_on_to_the_next_and_undo_comes_back(self, many):
-        reviews, row = decide(many, {}, "remove", 0)
-        assert row == 1
-        reviews, row = decide(many, reviews, "recaption", 1, "a crow")
-        assert reviewing.show_pair(many, reviews, 0.4, 1).caption == "a crow"
-        page = reviewing.show_page(many, reviews, 0.4, None, "decided", 1, None)
-        assert page.cards.count("data-row=") == 2
-        assert "1 remove, 1 new caption" in page.progress
-        reviews, row = reviewing.take_back(many, reviews)
-        assert row == 1
-        reviews, row = reviewing.take_back(many, reviews)
-        assert row == 0
-        assert not session.read_review(reviews, open_audit(many)).log
-        assert reviewing.take_back(many, reviews) == (reviews, None)
-
-    def test_an_empty_caption_is_no_decision(self, many):
-        assert decide(many, {}, "recaption", 3, "  ") == ({}, 3)
-        assert decide(many, {}, "keep", None) == ({}, None)
-
-    def test_steps_stop_at_both_ends(self, many):
-        assert reviewing.step(many, {}, 0.4, None, "flagged", 0, -1) == 0
-        assert reviewing.step(many, {}, 0.4, None, "flagged", FLAGGED - 1, 1) == FLAGGED - 1
-        assert reviewing.step(many, {}, 0.4, None, "flagged", None, 1) == 0
-        assert reviewing.step(many, {}, 0.95, None, "flagged", 7, 1) == 7
-
-    def test_the_export_has_rows_and_decisions(self, many, tmp_path):
-        reviews, _ = decide(many, {}, "keep", 0)
+    def test_the_export_has_rows_and_decisions(self, many, reviews, tmp_path):
+        decide(reviews, 0, "keep")
         archive = reviewing.write_export(many, reviews, 0.4).value["path"]
         with zipfile.ZipFile(archive) as opened:
             opened.extractall(tmp_path)
@@ -145,27 +120,62 @@ class TestReviewing:
         assert is_audit(str(tmp_path))
         Path(archive).unlink()
 
+    def test_the_page_is_told_where_to_look(self, many):
+        told = reviewing.tell(many, "<desk>", 0.4, (-1.0, 2.0), (7, 3.5))
+        for part in ("&lt;desk&gt;", 'data-own="1"', 'data-low="-1.0"', 'data-row="7"'):
+            assert part in told
+        assert "data-row" not in reviewing.tell(many, None, 0.3, None, None)
+
 
 class TestSession:
-    def test_what_a_browser_makes_up_is_no_review(self, many):
-        audit = open_audit(many)
-        for text in ("nonsense", '{"log": [{"row": -3}], "threshold": 2}'):
-            assert not session.read_review({audit.key: text}, audit).log
+    def test_one_begins_where_the_threshold_was_left(self, many, tmp_path):
+        place = Place(shared=False, own=many, keep=tmp_path)
+        begun = session.begin(place, many, None, None)
+        assert (begun.threshold, begun.span, begun.row) == (0.4, None, None)
+        assert session.keep_threshold(many, begun.reviews, 0.95) == begun.reviews
+        begun = session.begin(place, many, begun.visitor, begun.reviews)
+        assert begun.threshold == 0.95
+        assert overview.go_back(many, begun.reviews)[0] == 0.4
+        assert session.begin(place, many, begun.visitor, begun.reviews).threshold == 0.4
 
-    def test_a_browser_keeps_the_newest_audits(self, many):
-        audit = open_audit(many)
-        old = {f"{n}": "{}" for n in range(30)}
-        kept = session.keep_review(old, audit, session.read_review({}, audit))
-        assert len(kept) == session.MOST_AUDITS
-        assert list(kept)[-2:] == ["29", audit.key]
+    def test_a_threshold_for_another_one_is_forgotten(self, many, reviews):
+        step = {"id": "threshold-1", "threshold": 0.95, "own": 0.7}
+        DESKS.get(reviews).log.append([step])
+        decide(reviews, 3, "keep")
+        review = session.read_review(reviews, open_audit(many))
+        assert (review.threshold, len(review.log)) == (None, 1)
 
-    def test_one_begins_where_the_threshold_was_left(self, many):
-        assert session.begin(many, {}) == (0.4, None, 0)
-        reviews = session.keep_threshold(many, {}, 0.95)
-        assert session.begin(many, reviews) == (0.95, None, None)
-        assert overview.go_back(many, reviews)[0] == 0.4
-        reviews = overview.go_back(many, reviews)[1]
-        assert session.begin(many, reviews).threshold == 0.4
+    def test_strangers_have_decisions_of_their_own(self, many, tmp_path):
+        place = Place(shared=True, own=many, keep=tmp_path)
+        one, other = (session.begin(place, many, None, None) for _ in range(2))
+        decide(one.reviews, 3, "keep")
+        audit = open_audit(many)
+        assert session.read_review(one.reviews, audit).log
+        assert not session.read_review(other.reviews, audit).log
+        again = session.begin(place, many, one.visitor, one.reviews)
+        assert session.read_review(again.reviews, audit).log
+        assert not session.read_review(one.reviews, audit).log  # that page is closed
+
+    def test_at_home_all_pages_share_them(self, many, tmp_path):
+        place = Place(shared=False, own=many, keep=tmp_path)
+        one, other = (session.begin(place, many, None, None) for _ in range(2))
+        decide(one.reviews, 3, "keep")
+        assert session.read_review(other.reviews, open_audit(many)).log
+
+    def test_what_cannot_be_written_beside_the_audit_goes_to_the_users_folder(
+        self, many, tmp_path, monkeypatch
+    ):
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+        monkeypatch.setattr("hf_ecif.app.desk._can_write", lambda path: False)
+        token = DESKS.open(many, "", Place(shared=False, own=many))
+        decide(token, 3, "keep")
+        (file,) = (tmp_path / "hf_ecif" / "reviews").iterdir()
+        assert file.stem == open_audit(many).key
+
+    def test_a_desk_shows_no_other_audit(self, many, real, reviews):
+        decide(reviews, 3, "keep")
+        assert not session.read_review(reviews, open_audit(real)).log
+        assert not session.read_review("made up", open_audit(many)).log
 
 
 class TestWhatIf:
