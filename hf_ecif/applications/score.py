@@ -243,7 +243,10 @@ def _draw(
 def _options(request: ScoreRequest, dataset: Dataset | IterableDataset) -> PairOptions:
     """How pairs are made of every block, by columns that are the same in all of them."""
     rows = _undecoded(dataset)
-    first = Dataset.from_list(list(rows.take(FIRST)), features=rows.features)
+    cells = list(rows.take(FIRST))
+    if not cells:
+        raise UserError(f"{request.dataset}: the split has no rows.")
+    first = Dataset.from_list(cells, features=rows.features)
     options = PairOptions(request.image_column, request.text_column, request.template)
     source = make_pairs(first, options).source
     as_images(first, source.image)  # or says what is wrong with them
