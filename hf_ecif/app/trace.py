@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import ImageData
 
 from hf_ecif.app.html import PICK, render
 from hf_ecif.app.selection import open_audit
@@ -25,22 +26,14 @@ def build(session: Session) -> None:
     """Lay out the tab and connect it."""
     gr.Markdown(
         "Captions of the query for which the fitted model retrieves the wrong image. Choose one, "
-        "or enter a pair of your own. The pairs behind an error are those that contributed most to "
-        "it while the model was fitted."
+        "or enter a pair of your own, to see the training pairs that contributed most to the error."
     )
     nothing = render("nothing", text=WAITING)
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             find = gr.Button("Find the mispredictions", elem_id="trace-find")
             with gr.Accordion("A pair of your own", open=False, elem_id="trace-own"):
-                image = gr.Image(
-                    type="filepath",
-                    image_mode=None,  # unchanged: it is decoded later, if at all
-                    sources=["upload", "clipboard"],
-                    label="Image",
-                    height=180,
-                    elem_id="trace-image",
-                )
+                image = unread_image(label="Image", height=180, elem_id="trace-image")
                 text = gr.Textbox(
                     label="The right caption, or the right class", elem_id="trace-text"
                 )
@@ -59,6 +52,20 @@ def build(session: Session) -> None:
     ask.click(trace_own, [session.folder, image, text, classes], causes, **MODEL)
     causes.select(review_row, None, [session.row, session.tabs])
     session.folder.change(lambda: ("", nothing), None, [errors, causes])
+
+
+def unread_image(**options: Any) -> gr.Image:
+    """Upload of an image that is not opened here: of a broken one, the error would tell its place.
+
+    Its value is the path of the file.
+    """
+    image = gr.Image(type="filepath", sources=["upload", "clipboard"], **options)
+    image.preprocess = _path_of  # type: ignore[method-assign]  # a class of its own writes files
+    return image
+
+
+def _path_of(payload: ImageData | None) -> str | None:
+    return payload.path if payload else None
 
 
 def list_errors(folder: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
+from gradio.data_classes import ImageData
 from PIL import Image
 
 from hf_ecif.app import fitted_audit as engine
@@ -15,6 +16,7 @@ from hf_ecif.app import review as reviewing
 from hf_ecif.app import trace as tracing
 from hf_ecif.app import what_if
 from hf_ecif.app.fitted_audit import Prepared, prepare
+from hf_ecif.app.html import render
 from hf_ecif.app.selection import open_audit
 from hf_ecif.applications.tracing import find_errors, trace
 from hf_ecif.errors import UserError
@@ -26,6 +28,17 @@ from tests.support.images import bomb
 @pytest.fixture(scope="module")
 def prepared(real: str) -> Prepared:
     return prepare(real)
+
+
+def test_a_broken_upload_is_not_opened_where_its_error_would_tell_its_place(tmp_path: Path) -> None:
+    broken = tmp_path / "picture.png"
+    broken.write_bytes(b"no image at all")
+    image = tracing.unread_image(render=False)
+    assert image.get_block_name() == "image"
+    assert image.preprocess(ImageData(path=str(broken), orig_name="picture.png")) == str(broken)
+    said = render("problem", message=f"cannot identify image file '{broken}'")
+    assert str(tmp_path) not in said
+    assert "picture.png" in said
 
 
 def pressed(row: int) -> gr.EventData:
