@@ -22,18 +22,6 @@ WAITING = (
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 
 
-class Unread(gr.Image):
-    """An image that is not opened here: of a broken one, the error would tell where it lies."""
-
-    is_template = True  # to the browser, it is the component that it is made from
-
-    def preprocess(self, payload: ImageData | None) -> Any:
-        """Path of the uploaded file."""
-        if payload is None or payload.path is None:
-            return super().preprocess(payload)
-        return payload.path
-
-
 def build(session: Session) -> None:
     """Lay out the tab and connect it."""
     gr.Markdown(
@@ -45,13 +33,14 @@ def build(session: Session) -> None:
         with gr.Column(scale=4, min_width=300):
             find = gr.Button("Find the mispredictions", elem_id="trace-find")
             with gr.Accordion("A pair of your own", open=False, elem_id="trace-own"):
-                image = Unread(
+                image = gr.Image(
                     type="filepath",
                     sources=["upload", "clipboard"],
                     label="Image",
                     height=180,
                     elem_id="trace-image",
                 )
+                image.preprocess = path_of  # type: ignore[method-assign]
                 text = gr.Textbox(
                     label="The right caption, or the right class", elem_id="trace-text"
                 )
@@ -70,6 +59,11 @@ def build(session: Session) -> None:
     ask.click(trace_own, [session.folder, image, text, classes], causes, **MODEL)
     causes.select(review_row, None, [session.row, session.tabs])
     session.folder.change(lambda: ("", nothing), None, [errors, causes])
+
+
+def path_of(payload: ImageData | None) -> str | None:
+    """Path of an uploaded image, not opened: of a broken one, the error would tell where it is."""
+    return None if payload is None else payload.path
 
 
 def list_errors(folder: str) -> str:
