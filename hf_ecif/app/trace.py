@@ -33,14 +33,7 @@ def build(session: Session) -> None:
         with gr.Column(scale=4, min_width=300):
             find = gr.Button("Find the mispredictions", elem_id="trace-find")
             with gr.Accordion("A pair of your own", open=False, elem_id="trace-own"):
-                image = gr.Image(
-                    type="filepath",
-                    sources=["upload", "clipboard"],
-                    label="Image",
-                    height=180,
-                    elem_id="trace-image",
-                )
-                image.preprocess = path_of  # type: ignore[method-assign]
+                image = unread_image(label="Image", height=180, elem_id="trace-image")
                 text = gr.Textbox(
                     label="The right caption, or the right class", elem_id="trace-text"
                 )
@@ -61,9 +54,18 @@ def build(session: Session) -> None:
     session.folder.change(lambda: ("", nothing), None, [errors, causes])
 
 
-def path_of(payload: ImageData | None) -> str | None:
-    """Path of an uploaded image, not opened: of a broken one, the error would tell where it is."""
-    return None if payload is None else payload.path
+def unread_image(**options: Any) -> gr.Image:
+    """Upload of an image that is not opened here: of a broken one, the error would tell its place.
+
+    Its value is the path of the file.
+    """
+    image = gr.Image(type="filepath", sources=["upload", "clipboard"], **options)
+    image.preprocess = _path_of  # type: ignore[method-assign]  # a class of its own writes files
+    return image
+
+
+def _path_of(payload: ImageData | None) -> str | None:
+    return payload.path if payload else None
 
 
 def list_errors(folder: str) -> str:

@@ -32,7 +32,7 @@ from hf_ecif.detection.findings import Findings, find_findings, settle
 from hf_ecif.detection.injection import Injected, inject_mismatches
 from hf_ecif.detection.judging import Assessed, Learned, Sample
 from hf_ecif.detection.known_findings import KnownFindings
-from hf_ecif.detection.signals import Known, Signals, signal_errors, signals_of_rows
+from hf_ecif.detection.signals import TRUST, Known, Signals, signal_errors, signals_of_rows
 from hf_ecif.detection.suggestions import Evidence, find_evidence, read_vocabulary
 from hf_ecif.detection.verified import Likeness, compare, find_shift
 from hf_ecif.errors import UserError
@@ -287,6 +287,7 @@ def _detect(
         groups=groups and [groups[row] for row in rows.positions.tolist()],
         images=rows.keys.images.numpy(),
         mute=mute[:count].numpy(),
+        trust=TRUST,
     )
     return signals, detection
 

@@ -262,13 +262,14 @@ def _judge(
         return None
     with watch("judge"):
         # What decides a verdict is in the name, since not all of it is in the manifest of a run.
-        folder = place / f"judged-{_auditor(found).fingerprint}"
-        return judge_rows(found, folder, progress)
+        name = distributed.decide(lambda: _auditor(found).fingerprint)
+        return judge_rows(found, place / f"judged-{name}", progress)
 
 
 def _auditor(found: Analysis) -> Auditor:
     columns = found.opened.like.columns
-    return Auditor(found.learned, columns.image, columns.text, found.group_column)
+    learned = found.learned.without_numbers()
+    return Auditor(learned, columns.image, columns.text, found.group_column)
 
 
 def _conclude(

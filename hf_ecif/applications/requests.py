@@ -78,15 +78,12 @@ class DataOptions(Options):
 class Sources(DataOptions):
     """Sources of model, data and query."""
 
-    model: str = option(
-        "", help="Folder of a saved CLIP-like model, or a Hub id. Required without `embeddings`."
-    )
-    dataset: str = option("", help=f"{DATASET} Required without `embeddings`.")
+    model: str = option("", help="Folder of a saved CLIP-like model, or a Hub id.")
+    dataset: str = option("", help=DATASET)
     embeddings: str | None = option(
         None,
-        help="Embeddings of pairs in place of a model and pictures: an .npz file, or a folder as "
-        "DataComp or clip-retrieval writes it, with tables of captions beside the arrays. The "
-        "query and a test are of the same form.",
+        help="Embeddings in place of `model` and `dataset`: an .npz file, or a folder of DataComp "
+        "or clip-retrieval. A query is of that form, too.",
     )
     embeddings_key: str | None = option(
         None,
@@ -137,18 +134,6 @@ class Sources(DataOptions):
         "model it was trained from.",
         is_advanced=True,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        given = {name: getattr(self, name) for name in ("model", "dataset", "processor")}
-        for name, value in given.items():
-            if self.embeddings is not None and value:
-                raise UserError(
-                    f"`{name}` and `embeddings` are given, which take the place of model and data. "
-                    "Leave one of them out."
-                )
-            if self.embeddings is None and not value and name != "processor":
-                raise UserError(f"`{name}` is missing. Give it, or `embeddings` of the pairs.")
 
     @property
     def columns(self) -> tuple[str, str]:

@@ -311,8 +311,9 @@ def resolve_embeddings(sources: Sources) -> Sources:
     """Sources in which given embeddings are the data, and projections of them the model.
 
     Raises:
-        UserError: they cannot be read.
+        UserError: they cannot be read, or neither they nor a model and data are given.
     """
+    _check_given(sources)
     if sources.embeddings is None:
         return sources
     key = sources.embeddings_key
@@ -330,6 +331,19 @@ def resolve_embeddings(sources: Sources) -> Sources:
         image_column=EMBEDDING,
         query_image_column=EMBEDDING if sources.query else None,
     )
+
+
+def _check_given(sources: Sources) -> None:
+    """Refuse embeddings beside what they take the place of, and neither."""
+    for name in ("model", "dataset", "processor"):
+        value = getattr(sources, name)
+        if sources.embeddings is not None and value:
+            raise UserError(
+                f"`{name}` and `embeddings` are given, which take the place of model and data. "
+                "Leave one of them out."
+            )
+        if sources.embeddings is None and not value and name != "processor":
+            raise UserError(f"`{name}` is missing. Give it, or `embeddings` of the pairs.")
 
 
 def read_named(

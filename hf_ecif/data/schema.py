@@ -120,7 +120,10 @@ def _only(what: str, candidates: list[str], kinds: Mapping[str, Any]) -> str:
     if candidates:
         raise UserError(f"There are several {told}: {', '.join(candidates)}. Give `{what}_column`.")
     columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-    raise UserError(f"There are no {told}. The columns are: {columns}.")
+    raise UserError(
+        f"There are no {told}. The columns are: {columns}. Give data with such a column, or name "
+        f"the right one with `{what}_column`."
+    )
 
 
 def require_text(types: Mapping[str, Any], column: str) -> None:

@@ -30,8 +30,6 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, IterableDataset
 from huggingface_hub.constants import HF_HOME
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import Tensor
 
 from hf_ecif.data.columns import COLUMNS
@@ -115,13 +113,7 @@ class Auditor:
         columns = self._columns(batch)
         if not isinstance(batch[self.text_column], np.ndarray):
             return columns
-        arrays = {
-            name: np.array(values, dtype=np.float32 if TYPES[name] == "float32" else object)
-            if name != "ecif_wrong_words"
-            else _objects(values)
-            for name, values in columns.items()
-        }
-        return {**batch, **arrays}
+        return {**batch, **{name: _as_array(name, values) for name, values in columns.items()}}
 
     def features(self, dataset: Dataset | IterableDataset) -> Features:
         """Types of all columns once ``dataset`` is judged, for the ``features`` of ``map``."""
@@ -216,8 +208,7 @@ class Auditor:
         return str(folder)
 
     def _columns(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        wanted = (self.image_column, self.text_column, *filter(None, [self.group_column]))
-        for name in wanted:
+        for name in (self.image_column, self.text_column, *filter(None, [self.group_column])):
             if name not in batch:
                 raise UserError(
                     f"The batch has no column {name!r}, but {', '.join(batch)}. Name the columns "
@@ -230,36 +221,28 @@ class Auditor:
         with distributed.alone():
             model = self.learned.influence.model
             rows = model.read_any(table, self.image_column, self.text_column)
-            groups: list[str | None] = []
-            if self.group_column is not None:
-                named = batch[self.group_column]
-                groups = [
-                    None if named[row] is None else str(named[row])
-                    for row in rows.positions.tolist()
-                ]
-            return judge_columns(self.learned, rows, groups)
+            return _columns_of(self.learned, rows, self._groups(batch, rows))
+
+    def _groups(self, batch: Mapping[str, Sequence[Any]], rows: Rows) -> list[str | None]:
+        """The group of every readable row; none where the audit had none."""
+        if self.group_column is None:
+            return []
+        names = batch[self.group_column]
+        return [None if names[row] is None else str(names[row]) for row in rows.positions.tolist()]
 
 
-def judge_columns(
-    learned: Learned, rows: Rows, groups: Sequence[str | None] = ()
-) -> dict[str, list[Any]]:
-    """`COLUMNS` of all ``rows.total`` rows, readable or not.
-
-    Args:
-        learned: what was learned.
-        rows: the readable ones, perhaps none.
-        groups: of these, where there are groups.
-    """
+def _columns_of(learned: Learned, rows: Rows, groups: Sequence[str | None]) -> dict[str, list[Any]]:
+    """`COLUMNS` of all ``rows.total`` rows, readable or not."""
     if not len(rows):
         return spread_columns(rows, {name: [] for name in COLUMNS})
     return spread_columns(rows, learned.columns(learned.judge(rows, groups)))
 
 
-def _objects(values: list[Any]) -> np.ndarray:
-    """An array whose cells are lists, which NumPy would make into more dimensions."""
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
+def _as_array(name: str, values: list[Any]) -> np.ndarray:
+    """A column as NumPy has it; cells that are lists stay cells."""
+    if TYPES[name] == "float32":
+        return np.array(values, dtype=np.float32)
+    return np.fromiter(values, dtype=object, count=len(values))
 
 
 @lru_cache(maxsize=2)
@@ -321,11 +304,10 @@ def _on_device(learned: Learned, device: torch.device) -> Learned:
 
 
 def _codecs(influence: Influence) -> dict[type, Codec]:
-    """The fit is saved by itself, and of scikit-learn's objects their numbers."""
+    """The fit is saved by itself; inputs of the towers are by their names."""
     return {
         Influence: Codec(lambda value: {}, lambda parts: influence),
         Inputs: Codec(_parts_of_inputs, _inputs),
-        Pipeline: Codec(_parts_of_scale, _scale),
     }
 
 
@@ -340,14 +322,3 @@ def _inputs(parts: dict[str, Any]) -> Inputs:
         return {k.removeprefix(prefix): v for k, v in parts.items() if k.startswith(prefix)}
 
     return Inputs(side("text"), side("image"))
-
-
-def _parts_of_scale(scale: Pipeline) -> dict[str, Any]:
-    return {"mean": scale[0].mean_, "scale": scale[0].scale_}
-
-
-def _scale(parts: dict[str, Any]) -> Pipeline:
-    """The scale of a mixture."""
-    standard = StandardScaler()
-    standard.mean_, standard.scale_ = parts["mean"].numpy(), parts["scale"].numpy()
-    return make_pipeline(standard, FunctionTransformer(np.arcsinh, validate=True))

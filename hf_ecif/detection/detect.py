@@ -235,6 +235,7 @@ def detect(
     groups: Sequence[str | None] | None = None,
     images: NDArray[np.int64] | None = None,
     mute: NDArray[np.bool_] | None = None,
+    trust: Sequence[float] | None = None,
 ) -> Detection:
     """Probability, threshold and noise rate from signals of the data and of injected mismatches.
 
@@ -255,6 +256,8 @@ def detect(
         images: ``(N,)``, equal for pairs of one image, which are judged together; see
             `pool_captions`. All are different if absent.
         mute: ``(N,)``, true for rows that are judged, but from which nothing is learned.
+        trust: ``(S,)``, how much the signals are relied on before anything is seen; all alike if
+            absent.
 
     Raises:
         ValueError: fewer than two injected rows, no row without a verdict, or signals that are not
@@ -263,7 +266,7 @@ def detect(
     verdicts = np.zeros(len(signals), int) if verdicts is None else verdicts
     known = np.zeros(len(reference), int) if reference_verdicts is None else reference_verdicts
     heard = np.ones(len(signals), dtype=bool) if mute is None else ~mute
-    samples = _samples(reference, known, injected, verdicts[heard])
+    samples = _samples(reference, known, injected, verdicts[heard], trust)
     mixture = fit_mixture(samples)
     suspicion = mixture.log_ratio(signals)
     pooling = None if images is None else Pooling.learn(suspicion[heard], images[heard])
@@ -290,7 +293,11 @@ def detect(
 
 
 def _samples(
-    reference: Floats, known: Verdicts, injected: Sequence[Floats], verdicts: Verdicts
+    reference: Floats,
+    known: Verdicts,
+    injected: Sequence[Floats],
+    verdicts: Verdicts,
+    trust: Sequence[float] | None,
 ) -> Samples:
     """What the mixture is learned from; rows of several runs count once."""
     together = np.concatenate(injected)
@@ -305,7 +312,7 @@ def _samples(
         Sample(reference[known == verdict], float(each * (known == verdict).sum()))
         for verdict in (UNKNOWN, RIGHT, WRONG)
     )
-    return Samples(unknown, right, wrong, [Sample(kind, len(kind)) for kind in kinds])
+    return Samples(unknown, right, wrong, [Sample(kind, len(kind)) for kind in kinds], trust)
 
 
 def _drawn_to_bound(

@@ -174,6 +174,14 @@ class Learned:
             self.ranks,
         )
 
+    def without_numbers(self) -> Learned:
+        """The same for rows of other data, whose reasons name no row of these."""
+        if self.suggester is None:
+            return self
+        return replace(
+            self, suggester=replace(self.suggester, rows=-np.ones_like(self.suggester.rows))
+        )
+
     @cached_property
     def _newcomers(self) -> Newcomers:
         return Newcomers(self.influence, self.contexts)

@@ -36,8 +36,8 @@ from scipy.optimize import brentq, minimize
 from scipy.special import expit, logit, logsumexp
 from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import check_array
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -90,12 +90,14 @@ class Samples:
         right: rows known to be right, possibly none.
         wrong: rows known to be wrong, of no known kind, possibly none.
         injected: wrong rows made on purpose, of every kind.
+        trust: ``(S,)``, how much the signals are relied on before anything is seen, 1 if absent.
     """
 
     unknown: Sample
     right: Sample
     wrong: Sample
     injected: Sequence[Sample]
+    trust: Sequence[float] | None = None
 
     def all(self) -> list[Sample]:
         """The unknown, the right, the wrong and every kind that was injected, in this order."""
@@ -104,7 +106,40 @@ class Samples:
     def thinned(self) -> Samples:
         """At most `MOST_ROWS` of each sample, which then counts for no more."""
         unknown, right, wrong, *injected = map(_thin, self.all())
-        return Samples(unknown, right, wrong, injected)
+        return Samples(unknown, right, wrong, injected, self.trust)
+
+
+class Scale(NamedTuple):
+    """Makes signals comparable.
+
+    Influence has heavy tails; the inverse hyperbolic sine draws them in.
+
+    Attributes:
+        centre: ``(S,)``, what is 0 after it.
+        spread: ``(S,)``, what is about 1.
+        trust: ``(S,)``, by which it is multiplied. Weights are penalised by their squares, so that
+            few rows give a signal with half the trust a quarter of the say.
+    """
+
+    centre: Floats
+    spread: Floats
+    trust: Floats
+
+    @classmethod
+    def learn(cls, signals: Floats, trust: Sequence[float] | None) -> Scale:
+        """The scale of some signals, ``(n, S)``."""
+        found = StandardScaler().fit(signals)
+        relied = np.ones(signals.shape[1]) if trust is None else np.array(trust, dtype=float)
+        return cls(found.mean_, found.scale_, relied)
+
+    def __call__(self, signals: Floats) -> Floats:
+        """Scaled signals, ``(n, S)``.
+
+        Raises:
+            ValueError: some are not finite.
+        """
+        checked = check_array(signals, ensure_min_samples=0)
+        return np.asarray(np.arcsinh((checked - self.centre) / self.spread) * self.trust)
 
 
 @dataclass(frozen=True)
@@ -119,7 +154,7 @@ class Mixture:
         log_likelihood: penalised, in nats, up to a constant.
     """
 
-    scale: Pipeline
+    scale: Scale
     weights: Floats
     shares: Floats
     rate: float
@@ -127,9 +162,7 @@ class Mixture:
 
     def log_ratio(self, signals: Floats) -> Floats:
         """``log f_wrong(x) / f_right(x)``, ``(n,)``."""
-        if not len(signals):
-            return np.empty(0)
-        by_kind = self.scale.transform(signals) @ self.weights[:, 1:].T + self.weights[:, 0]
+        by_kind = self.scale(signals) @ self.weights[:, 1:].T + self.weights[:, 0]
         return np.asarray(logsumexp(by_kind + np.log(self.shares), axis=1))
 
 
@@ -204,18 +237,19 @@ class _Guess(NamedTuple):
     """What a plain classifier makes of the unknown rows and every kind of the injected ones.
 
     Attributes:
-        scale: of the signals. Influence has heavy tails; the inverse hyperbolic sine draws them in.
+        scale: of the signals.
         weights: ``(K, 1 + S)``, of the log-odds of every kind against the unknown rows.
     """
 
-    scale: Pipeline
+    scale: Scale
     weights: Floats
 
     @classmethod
     def learn(cls, samples: Samples) -> _Guess:
         classes = [samples.unknown.signals, *(kind.signals for kind in samples.injected)]
-        scale = make_pipeline(StandardScaler(), FunctionTransformer(np.arcsinh, validate=True))
-        scaled = scale.fit_transform(np.concatenate(classes))
+        together = np.concatenate(classes)
+        scale = Scale.learn(together, samples.trust)
+        scaled = scale(together)
         numbers = np.repeat(np.arange(len(classes)), list(map(len, classes)))
         found = LogisticRegression(C=GUESS_PENALTY).fit(scaled, numbers)
         weights = np.column_stack([found.intercept_, found.coef_])
@@ -247,7 +281,7 @@ class _Likelihood:
         counts = [len(group.signals) for group in groups]
         values = np.concatenate([group.signals for group in groups])
         rows = np.array([group.rows for group in groups], dtype=float)
-        self.values = torch.from_numpy(self.guess.scale.transform(values))
+        self.values = torch.from_numpy(self.guess.scale(values))
         self.group = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(counts))
         self.rows = torch.from_numpy(rows)
         each = self.rows / torch.tensor(counts).clamp_min(1)

@@ -27,6 +27,11 @@ from hf_ecif.influence.loaded import LoadedModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
 
+# How much `detect` relies on each before it has seen anything. Without the loss as given, the AUPRC
+# of 120 to 300 rows of the demo is lower by 0.01; where the model hardly knows the domain, the fit
+# tells more, and with full trust in it the AUPRC of one-coloured drawings is lower by 0.02.
+TRUST = (1.0, 0.5, 1.0, 1.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Signals:

@@ -169,7 +169,8 @@ class ConjugateGradients:
         """Solution in one Krylov space for all rows, or in one per row if matrices differ."""
         rank = self.preconditioner_rank
         preconditioner = system.nystrom(b[0], rank) if rank else None
-        cg = _block_conjugate_gradients if system.one_matrix else _conjugate_gradients
+        share = system.one_matrix and len(b) > 1
+        cg = _block_conjugate_gradients if share else _conjugate_gradients
         found = cg(system, b, preconditioner, self.tolerance, self.max_iterations)
         return found if self.tolerance >= BELIEVED else replace(found, relative_residual=None)
 
@@ -242,22 +243,26 @@ def _block_conjugate_gradients(
     direction, x = basis, torch.zeros_like(b)
     goal = max(tolerance, torch.finfo(b.dtype).eps)
     for iteration in range(max_iterations):
-        left = _relative(weights.T @ scale(basis, -0.5), b).max().item()
+        # Without a preconditioner, the basis is orthonormal: the weights have the residuals' norms.
+        residual = weights.T @ scale(basis, -0.5) if preconditioner else weights.T
+        left = _relative(residual, b).max().item()
         if left <= goal:
             return Solution(scale(x, 0.5), iteration, relative_residual=left)
         taken = scale(direction, 0.5)
         moved = system(taken)
-        require_finite(moved)
         product = scale(moved, 0.5)
         curvature = direction @ product.T
+        require_finite(curvature)  # nor is it if any entry of the product is not
         factor, failed = torch.linalg.cholesky_ex(curvature)
         if failed:
             lowest = torch.linalg.eigh(curvature)[1][:, :1].T
             system.require_positive(lowest @ taken, lowest @ moved)
             # Positive up to rounding: no further progress.
             return Solution(scale(x, 0.5), iteration, relative_residual=left)
-        x = x + torch.cholesky_solve(weights, factor).T @ direction
-        basis, change = _orthonormalise(basis - torch.cholesky_solve(product, factor))
+        # Products with a small inverse: solves with as many columns as parameters take far longer.
+        inverse = torch.cholesky_inverse(factor)
+        x = x + (inverse @ weights).T @ direction
+        basis, change = _orthonormalise(basis - inverse @ product)
         direction = basis + change @ direction
         weights = change @ weights
     return Solution(scale(x, 0.5), max_iterations)

@@ -289,7 +289,10 @@ def require_rows(rows: Rows) -> Rows:
     """
     if not len(rows):
         example = f" The first row: {rows.reasons[0]}." if rows.reasons else ""
-        raise UserError(f"None of the {rows.total} rows can be read.{example}")
+        raise UserError(
+            f"None of the {rows.total} rows can be read.{example} Look at `image_column` and "
+            "`text_column`, or give other rows."
+        )
     return rows
 
 

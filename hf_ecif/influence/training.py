@@ -28,7 +28,7 @@ ROUGH = 0.1  # residual of a solve whose answer is a step to a place, not a numb
 # Rows, at random, whose curvature stands for that of all. Scores of the demo's 1,492 rows by the
 # curvature of a single batch of 256 correlate by 0.97 with those of all in rank, of two batches by
 # 0.985, of four by 0.995; with other partitions into batches it is 0.95.
-CURVATURE_ROWS = 4096
+CURVATURE_ROWS = 2048
 LEAST_DAMPING = 1e-3  # in units of the mean eigenvalue
 
 

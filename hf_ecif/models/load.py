@@ -75,7 +75,7 @@ def _load(
         return _load(_inner_module(place), processor, dtype, depth + 1)
     if "adapter_config.json" in files and "config.json" not in files:
         return _load_adapted(place, processor, dtype, depth)
-    if place.has("config.json") and place.read("config.json").get("model_type") == MODEL_TYPE:
+    if place.read("config.json").get("model_type") == MODEL_TYPE:
         model: Any = EmbeddingModel.from_pretrained(place.path, dtype=dtype, **place.options)
         return model, EmbeddingProcessor(model.config.width)
     if is_open_clip(place):

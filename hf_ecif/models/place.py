@@ -71,8 +71,8 @@ class Place:
             return None
 
     def read(self, file: str) -> dict[str, Any]:
-        """Values of a JSON file; empty where it is not there."""
-        path = self.find(file) if self.has(file) else None
+        """Values of a JSON file; empty where it is not there, or nobody knows."""
+        path = self.find(file) if file in self.files else None
         return read_json(path) if path else {}
 
     def has(self, file: str) -> bool:

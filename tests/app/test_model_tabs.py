@@ -15,7 +15,6 @@ from hf_ecif.app import fitted_audit as engine
 from hf_ecif.app import review as reviewing
 from hf_ecif.app import trace as tracing
 from hf_ecif.app import what_if
-from hf_ecif.app.app import make_app
 from hf_ecif.app.fitted_audit import Prepared, prepare
 from hf_ecif.app.html import render
 from hf_ecif.app.selection import open_audit
@@ -31,13 +30,11 @@ def prepared(real: str) -> Prepared:
     return prepare(real)
 
 
-def test_a_broken_upload_is_not_opened_where_its_error_would_tell_its_place(
-    many: str, tmp_path: Path
-) -> None:
+def test_a_broken_upload_is_not_opened_where_its_error_would_tell_its_place(tmp_path: Path) -> None:
     broken = tmp_path / "picture.png"
     broken.write_bytes(b"no image at all")
-    blocks = make_app(many).blocks.values()
-    (image,) = (block for block in blocks if isinstance(block, gr.Image))
+    image = tracing.unread_image(render=False)
+    assert image.get_block_name() == "image"
     assert image.preprocess(ImageData(path=str(broken), orig_name="picture.png")) == str(broken)
     said = render("problem", message=f"cannot identify image file '{broken}'")
     assert str(tmp_path) not in said

@@ -38,7 +38,7 @@ from sklearn.metrics import average_precision_score
 from hf_ecif.config import InfluenceConfig
 from hf_ecif.detection.detect import RIGHT, Detection, detect
 from hf_ecif.detection.injection import inject_mismatches
-from hf_ecif.detection.signals import signals_of_rows
+from hf_ecif.detection.signals import TRUST, signals_of_rows
 from tests.benchmarks.ladder_rungs import AT_HAND, RUNGS, read_rung
 from tests.benchmarks.shared import exchange, parser, print_table, save, write_table
 
@@ -138,6 +138,7 @@ def judge_cell(cell: Cell, seed: int, count: int, assets: Path) -> Iterator[dict
             injected.kinds,
             verdicts=verdicts[kept],
             reference_verdicts=verdicts[injected.rows[of_reference]],
+            trust=TRUST,
         )
         yield {"seed": seed, "verified": known, "plain": ranked} | figures(
             detection, exchanged.wrong, data

@@ -31,7 +31,7 @@ from hf_ecif.data.loading import load_rows
 from hf_ecif.data.schema import check_columns
 from hf_ecif.detection.detect import Detection, detect
 from hf_ecif.detection.injection import inject_mismatches
-from hf_ecif.detection.signals import signals_of_rows
+from hf_ecif.detection.signals import TRUST, signals_of_rows
 from hf_ecif.influence.model import InfluenceModel
 from hf_ecif.influence.rows import Rows
 from hf_ecif.influence.scoring import Scores
@@ -118,7 +118,7 @@ def find_wrong(
     scores = influence.scores()
     injected = inject_mismatches(model, influence, query, detection=detection)
     signals = signals_of_rows(model, rows, scores).stack()
-    return scores, detect(signals, injected.reference, injected.kinds)
+    return scores, detect(signals, injected.reference, injected.kinds, trust=TRUST)
 
 
 def judge(wrong: NDArray[np.bool_], suspicion: NDArray[np.floating]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch.func import jacrev
 from hf_ecif.config import DetectionConfig
 from hf_ecif.detection.detect import Detection, detect
 from hf_ecif.detection.injection import inject_mismatches
-from hf_ecif.detection.signals import Signals, signals_of_rows
+from hf_ecif.detection.signals import TRUST, Signals, signals_of_rows
 from hf_ecif.engine.encoder import DualEncoder
 from hf_ecif.engine.objective import Objective, random_batches
 from hf_ecif.engine.objectives import Embeddings
@@ -294,7 +294,7 @@ def judge_all(
     scores = influence.scores()
     witnesses = signals_of_rows(model, rows, scores)
     injected = inject_mismatches(model, influence, query, detection=config)
-    detection = detect(witnesses.stack(), injected.reference, injected.kinds)
+    detection = detect(witnesses.stack(), injected.reference, injected.kinds, trust=TRUST)
     signals = parts_of_ours(scores, witnesses, detection) | fixed(
         model, rows, query, scores, checkpoints
     )

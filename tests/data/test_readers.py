@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -292,6 +293,23 @@ class TestCells:
         made = pairs(PLACES["one_tar"](tmp_path), text_column="json.caption")
         assert made.rows["json.caption"][:] == CAPTIONS
         assert made.source.text == "json.caption"
+
+
+class TestCoco:
+    def test_a_list_of_captions_an_image(self, tmp_path: Path) -> None:
+        folder = PLACES["coco"](tmp_path)
+        path = tmp_path / "annotations/captions_val2017.json"
+        known = json.loads(path.read_text())
+        known["annotations"].append({"id": 9, "image_id": 7, "caption": "once more"})
+        known["annotations"].pop(0)
+        path.write_text(json.dumps(known))
+        rows = load_rows(str(folder))
+        assert rows["captions"][:3] == [[], [CAPTIONS[1], "once more"], [CAPTIONS[2]]]
+        assert rows["image_id"][:2] == ["0", "7"]
+        found = find_rows(Source(str(path)))
+        assert found.split == "validation"
+        cells = found.rows.cast_column("image", Image(decode=False))["image"][:]
+        assert all(map(image_bytes, cells))
 
 
 class TestClasses:

@@ -179,8 +179,9 @@ def test_rows_of_several_runs_count_once() -> None:
 def test_rows_known_to_be_wrong_tell_of_which_kind_wrong_rows_are() -> None:
     generator = np.random.default_rng(0)
     samples, _ = draw(0.2, 2.0, 0)
-    kinds = [*samples.injected, Sample(normals(-2.0, 150, generator), 150)]
-    known = Sample(normals(-2.0, 40, generator), 40)
+    other, few = (normals(2.0, count, generator)[:, ::-1].copy() for count in (150, 40))
+    kinds = [*samples.injected, Sample(other, 150)]
+    known = Sample(few, 40)
     shares = [
         fit_mixture(Samples(samples.unknown, samples.right, wrong, kinds)).shares[1]
         for wrong in (NONE, known)

@@ -223,6 +223,27 @@ def shouted_suffix(folder: Path) -> Path:
 
 
 @place
+def coco(folder: Path) -> Path:
+    names = pictures(folder / "val2017")
+    known = {
+        "images": [{"id": 7 * n, "file_name": name} for n, name in enumerate(names)],
+        "annotations": [
+            {"id": n, "image_id": 7 * n, "caption": text} for n, text in enumerate(CAPTIONS)
+        ],
+    }
+    (folder / "annotations").mkdir()
+    (folder / "annotations/captions_val2017.json").write_text(json.dumps(known))
+    return folder
+
+
+@place
+def csv_with_pictures_in_a_folder_that_it_does_not_name(folder: Path) -> Path:
+    lines = [f"{n}|{t}" for n, t in zip(pictures(folder / "Images"), CAPTIONS, strict=True)]
+    (folder / "results.csv").write_text("\n".join(["image_name|comment", *lines]))
+    return folder
+
+
+@place
 def csv_of_open_clip(folder: Path) -> Path:
     return table(folder, separator="\t")
 

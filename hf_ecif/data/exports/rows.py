@@ -91,6 +91,11 @@ class ExportRows:
                 place += 1
 
     @property
+    def has_pictures(self) -> bool:
+        """Whether there are images; of pairs that were embedded elsewhere, there are none."""
+        return isinstance(self.dataset.features[self.columns.image], Image)
+
+    @property
     def image_columns(self) -> list[str]:
         """Columns of images, the audited one or others."""
         kinds = self.dataset.features

@@ -27,21 +27,23 @@ class Format(NamedTuple):
         write: writes it.
         usual: rows that it is for.
         repeats: whether a row may stand in it more than once.
+        shows: whether it shows pictures.
     """
 
     write: Target
     usual: ExportedRows
     repeats: bool = False
+    shows: bool = False
 
 
 FORMATS = {
     "parquet-ids": Format(write_ids, "all", repeats=True),
     "uids": Format(write_uids, "kept", repeats=True),
     "keys": Format(write_keys, "kept", repeats=True),
-    "webdataset": Format(write_tars, "kept", repeats=True),
-    "label-studio": Format(write_tasks, "flagged"),
-    "fiftyone": Format(write_samples, "all"),
-    "lightly": Format(write_captions, "all"),
+    "webdataset": Format(write_tars, "kept", repeats=True, shows=True),
+    "label-studio": Format(write_tasks, "flagged", shows=True),
+    "fiftyone": Format(write_samples, "all", shows=True),
+    "lightly": Format(write_captions, "all", shows=True),
     "cleanlab": Format(write_issues, "all"),
 }
 
@@ -65,6 +67,11 @@ def write_export(
     if rows.repeats and not FORMATS[to].repeats:
         able = ", ".join(name for name, one in FORMATS.items() if one.repeats)
         raise UserError(f"`repeats={rows.repeats}`: {to} has each row once. Repeat rows of {able}.")
+    if FORMATS[to].shows and not rows.has_pictures:
+        able = ", ".join(name for name, one in FORMATS.items() if not one.shows)
+        raise UserError(
+            f"These rows are embeddings without pictures, which {to} shows. Give {able}."
+        )
     rows = rows.repeated()
     if not len(rows):
         raise UserError("There are no such rows to export. Choose others with `rows`.")

@@ -16,6 +16,7 @@ from hf_ecif.config import RowFormat
 from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.embeddings import is_embeddings
 from hf_ecif.data.readers.builders import build, build_files, by_split, split_of
+from hf_ecif.data.readers.coco import is_coco, open_coco
 from hf_ecif.data.readers.embeddings import open_embeddings
 from hf_ecif.data.readers.hub import open_repository
 from hf_ecif.data.readers.patterns import find_files, is_pattern
@@ -140,6 +141,9 @@ def _build(kind: str, files: Sequence[Path], root: Path) -> Splits:
         raise UserError(f"`format={kind}` is of folders. Name the folder.")
     if kind == "csv":
         return _open_csv(files, root)
+    if kind == "json" and all(map(is_coco, files)):
+        # Annotations lie in a folder of their own, and pictures in others beside it.
+        return open_coco(files, root, [*_bases(files, root), *_bases((), root.parent)])
     if kind == "webdataset":
         require_whole(files)
         return build_files(kind, files, root)
@@ -173,9 +177,13 @@ def _open_csv(files: Sequence[Path], root: Path) -> Tables:
 
 
 def _bases(files: Sequence[Path], root: Path) -> list[Path]:
-    """Folders that the paths in tables may be relative to: theirs, those above, and the present."""
+    """Folders that the paths in tables may be relative to, the likeliest first.
+
+    These are the folders of the tables, the one above all, those in it, and the present one.
+    """
     own = list(dict.fromkeys(file.absolute().parent for file in files))
-    return list(dict.fromkeys([*own[:1000], root.absolute(), Path.cwd()]))
+    inside = sorted(path for path in root.absolute().iterdir() if path.is_dir())
+    return list(dict.fromkeys([*own[:1000], root.absolute(), *inside[:100], Path.cwd()]))
 
 
 @dataclass(frozen=True)

@@ -133,10 +133,13 @@ def find_pictures(rows: AnyDataset, bases: Sequence[Path], column: str | None) -
     if found is None:
         return rows
     name, likeliest = found
-    others = [base for base in bases if base != likeliest]
+    places = sorted(bases, key=lambda base: base != likeliest)  # the others keep their order
 
     def lead(table: pa.Table) -> pa.Table:
-        cells = [_cell(value, likeliest, others) for value in table.column(name).to_pylist()]
+        cells = [
+            None if value is None else {"bytes": None, "path": str(leads_to(value, places))}
+            for value in table.column(name).to_pylist()
+        ]
         images = pa.array(cells, type=Image.pa_type)
         return table.set_column(table.column_names.index(name), name, images)
 
@@ -184,10 +187,6 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _cell(value: str | None, base: Path, others: Sequence[Path]) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    path = base / value
-    if others and not _is_file(path):
-        path = next((one / value for one in others if _is_file(one / value)), path)
-    return {"bytes": None, "path": str(path)}
+def leads_to(path: str, bases: Sequence[Path]) -> Path:
+    """Where the file of a path is; below the first of the folders where it is in none."""
+    return next((base / path for base in bases if _is_file(base / path)), bases[0] / path)

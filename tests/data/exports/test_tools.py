@@ -19,6 +19,7 @@ from PIL import Image
 from hf_ecif.data.exports import label_studio
 from hf_ecif.data.exports.rows import ExportRows
 from hf_ecif.data.exports.targets import write_export
+from hf_ecif.data.summary import Columns
 from hf_ecif.data.verdicts import read_verdicts
 from hf_ecif.errors import UserError
 from tests.support.exports import COUNT, FLAGGED, UNREADABLE, picture, table
@@ -153,3 +154,15 @@ def test_lightly(tmp_path: Path) -> None:
     assert scores.keys() == found.keys()
     assert scores["000000001.png"]["ecif_noise_probability"] == pytest.approx(0.9)
     compile((tmp_path / "out/open.py").read_text(), "open.py", "exec")
+
+
+@pytest.mark.parametrize("to", ["webdataset", "label-studio", "fiftyone", "lightly"])
+def test_embeddings_have_no_pictures_to_show(tmp_path: Path, to: str) -> None:
+    rows = table()
+    references = [f"shards/0.npz#l14_img/{row}" for row in range(COUNT)]
+    dataset = rows.dataset.remove_columns("image").add_column("embedding", references)
+    rows = replace(rows, dataset=dataset, columns=Columns(image="embedding", text="text"))
+    with pytest.raises(UserError, match=rf"without pictures, which {to} shows. Give parquet-ids"):
+        write_export(rows, to, tmp_path / "out")
+    write_export(rows, "cleanlab", tmp_path / "out")
+    assert write_export(rows, "uids", tmp_path / "uids").rows == COUNT
