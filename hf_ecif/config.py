@@ -207,8 +207,8 @@ class InfluenceConfig(Config):
 
     parameters: str = option(
         "projections",
-        help="Parameters that may change when a pair goes: projections, last_block, last_2 (or "
-        "more), lora, layer_norm, logit_scale, all, or a regular expression.",
+        help="Parameters that may change when a pair is removed: projections, last_block, last_2 "
+        "(or more), lora, layer_norm, logit_scale, all, or a regular expression.",
     )
     batch_size: int = option(256, help="Pairs in a contrastive batch.", at_least=2)
     fit_epochs: int = option(

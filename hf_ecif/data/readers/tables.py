@@ -133,7 +133,7 @@ def find_pictures(rows: AnyDataset, bases: Sequence[Path], column: str | None) -
     if found is None:
         return rows
     name, likeliest = found
-    places = [likeliest, *(base for base in bases if base != likeliest)]
+    places = sorted(bases, key=lambda base: base != likeliest)  # the others keep their order
 
     def lead(values: Sequence[str | None]) -> list[dict[str, Any] | None]:
         return [
