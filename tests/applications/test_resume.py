@@ -301,7 +301,7 @@ SCORES = pytest.mark.parametrize("half", ["score", "stream"], indirect=True)
 @ALL
 def test_interrupted_run_is_not_replaced_by_mistake(half: Job) -> None:
     before = results(half.output)
-    with pytest.raises(UserError, match="interrupted run: `resume` goes on with it, `overwrite`"):
+    with pytest.raises(UserError, match="interrupted run: `resume` continues it, `overwrite`"):
         half()
     assert results(half.output) == before
 
