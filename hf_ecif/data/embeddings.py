@@ -223,8 +223,7 @@ class _Shard:
 
 
 def _find_shards(path: Path, key: str | None) -> Iterator[_Shard]:
-    arrays = files_of(path)
-    tables = _tables_of(path)
+    arrays, tables = files_of(path), _tables_of(path)
     pairs = [*_pairs_in_archives(arrays, key), *_pairs_of_files(arrays, key)]
     if path.is_file() and path.suffix == ".npy":
         pairs = [pair for pair in pairs if pair[0] == path]
@@ -232,37 +231,42 @@ def _find_shards(path: Path, key: str | None) -> Iterator[_Shard]:
         raise UserError(f"there are no arrays of images and texts. {LAYOUTS}")
     first, width = 0, None
     for file, member in pairs:
-        image, text = _open_pair(str(file), member)
         name = f"{file.name}{f' ({member})' if member else ''}"
-        if len(image) != len(text):
-            raise UserError(
-                f"{name} has {len(image):,} embeddings of images, but there are {len(text):,} of "
-                "texts. They must be of the same rows."
-            )
-        if image.shape[1] != text.shape[1]:
-            raise UserError(
-                f"{name} has embeddings of images of width {image.shape[1]}, and of texts of width "
-                f"{text.shape[1]}. They must be of one model."
-            )
-        if width is not None and image.shape[1] != width:
-            raise UserError(
-                f"{name} has embeddings of width {image.shape[1]}, and the files before it of "
-                f"{width}. They must be of one model."
-            )
-        width = image.shape[1]
+        rows, width = _size_of(_open_pair(str(file), member), name, width)
         metadata = _metadata_of(file, tables, len(pairs))
         if metadata is None and tables and path.is_dir():
             raise UserError(
                 f"there is no table of the rows of {name}: it must be called like the array, or "
                 f"have its number. There are {', '.join(table.name for table in tables[:3])}."
             )
-        if metadata is not None and (count := pq.read_metadata(metadata).num_rows) != len(image):
+        if metadata is not None and (count := pq.read_metadata(metadata).num_rows) != rows:
             raise UserError(
-                f"{name} has {len(image):,} embeddings, but {metadata.name} has {count:,} rows. "
-                "They must be of the same rows."
+                f"{name} has {rows:,} embeddings, but {metadata.name} has {count:,} rows. They "
+                "must be of the same rows."
             )
         yield _Shard(file, member, metadata, first)
-        first += len(image)
+        first += rows
+
+
+def _size_of(pair: tuple[Vectors, Vectors], name: str, before: int | None) -> tuple[int, int]:
+    """Rows and width of both arrays, which must be the same, and of the width of those before."""
+    (rows, width), (texts, other) = (array.shape for array in pair)
+    if rows != texts:
+        raise UserError(
+            f"{name} has {rows:,} embeddings of images, but there are {texts:,} of texts. They "
+            "must be of the same rows."
+        )
+    if width != other:
+        raise UserError(
+            f"{name} has embeddings of images of width {width}, and of texts of width {other}. "
+            "They must be of one model."
+        )
+    if before not in (None, width):
+        raise UserError(
+            f"{name} has embeddings of width {width}, and the files before it of {before}. They "
+            "must be of one model."
+        )
+    return rows, width
 
 
 def _pairs_in_archives(files: Iterable[Path], key: str | None) -> Iterator[tuple[Path, str]]:

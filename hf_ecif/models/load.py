@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,6 @@ def _inner_module(place: Place) -> Place:
 
 
 def _read_list(path: Path, place: Place) -> list[dict[str, Any]]:
-    import json
-
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

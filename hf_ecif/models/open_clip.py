@@ -139,8 +139,9 @@ def load_open_clip(
     given = place.read(CONFIG)
     if "model_cfg" not in given:
         raise place.refuse(
-            f"it holds weights of open_clip without {CONFIG}, so that nobody knows of which model. "
-            f"Save it with open_clip's push_to_hf_hub or save_for_hf, which writes both. {NATIVE}"
+            f"it holds weights of open_clip without {CONFIG}, so it is unknown which model they "
+            "are of. Save it with open_clip's push_to_hf_hub or save_for_hf, which writes both. "
+            f"{NATIVE}"
         )
     model_cfg = given["model_cfg"]
     _require_covered(place, model_cfg)

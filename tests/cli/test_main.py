@@ -240,7 +240,7 @@ def test_interruption(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf_ecif.applications.audit, "run_audit", interrupt)
     status, output = run("audit", "--model", "m", "--dataset", "d", "--output", "o", "--quiet")
     assert status == 130
-    assert "--resume goes on" in " ".join(output.split())
+    assert "--resume continues" in " ".join(output.split())
     assert "Traceback" not in output
 
 

@@ -13,12 +13,14 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, BertConfig, BertModel, CLIPModel, CLIPTextModel
 
 from hf_ecif.engine.parameters import has_adapters
 from hf_ecif.errors import UserError
 from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.influence.rows import Table
 from hf_ecif.models.load import load_model
 from tests.support import DEMO
 from tests.support.families import build
@@ -152,8 +154,6 @@ class TestLoaded:
         assert AutoProcessor.from_pretrained(model).tokenizer.pad_token is None
         found = InfluenceModel.from_pretrained(model)
         assert found.processor.tokenizer.pad_token is not None
-        from hf_ecif.influence.rows import Table
-
         table = Table(rows | {"text": texts})
         both = (one.embed_as_given(one.read_any(table, "image", "text")) for one in (given, found))
         expected, actual = both
@@ -322,7 +322,5 @@ class TestHub:
 
 
 def _picture(folder: Path) -> Path:
-    from PIL import Image
-
     Image.new("RGB", (60, 60), "red").save(folder / "red.png")
     return folder / "red.png"
