@@ -129,11 +129,10 @@ def find_pictures(rows: AnyDataset, bases: Sequence[Path], column: str | None) -
         bases: folders that the paths may be relative to, the likeliest first.
         column: which column; if absent, the one that names files, where there is but one.
     """
-    found = _column_of_paths(rows, bases, column)
+    found: tuple[str, list[Path]] | None = _column_of_paths(rows, bases, column)
     if found is None:
         return rows
-    name, likeliest = found
-    places = sorted(bases, key=lambda base: base != likeliest)  # the others keep their order
+    name, places = found
 
     def lead(values: Sequence[str | None]) -> list[dict[str, Any] | None]:
         return [
@@ -150,8 +149,8 @@ def find_pictures(rows: AnyDataset, bases: Sequence[Path], column: str | None) -
 
 def _column_of_paths(
     rows: Dataset | IterableDataset, bases: Sequence[Path], column: str | None
-) -> tuple[str, Path] | None:
-    """A column of paths, and the folder that they are relative to."""
+) -> tuple[str, list[Path]] | None:
+    """A column of paths, and the folders that they may be relative to, the likeliest first."""
     kinds: Mapping[str, Any] = rows.features or {}
     names = [
         name
@@ -167,7 +166,10 @@ def _column_of_paths(
     known = {name: base for name, base in found.items() if base is not None}
     usual = [name for name in PATH_COLUMNS if name in known]
     chosen = [*usual, *(known if len(known) == 1 else ())]
-    return (chosen[0], known[chosen[0]]) if chosen else None
+    if not chosen:
+        return None
+    likeliest = known[chosen[0]]
+    return chosen[0], [likeliest, *(base for base in bases if base != likeliest)]
 
 
 def _base_of(values: Iterable[Any], bases: Sequence[Path]) -> Path | None:
