@@ -123,7 +123,7 @@ OTHERS = [
     (Value("null"), st.none()),
     (Value("date32"), st.dates(date(1900, 1, 1), date(2100, 1, 1))),
     (Value("timestamp[us]"), st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1))),
-    (Value("decimal128(9, 2)"), st.integers(-(10**6), 10**6).map(lambda n: Decimal(n) / 100)),
+    (Value("decimal128(9, 2)"), st.integers(-(10**6), 10**6).map(lambda n: Decimal(n).scaleb(-2))),
     (ClassLabel(names=["a", "b", "c"]), st.integers(0, 2)),
     (List(Value("int64")), st.lists(st.integers(-9, 9), max_size=3)),
     (List(List(Value("string"))), st.lists(st.lists(st.text(max_size=2), max_size=2), max_size=2)),
