@@ -115,7 +115,7 @@ def __getattr__(name: str) -> Any:
         module = f"hf_ecif.{_MOVED[name]}"
         now = _RENAMED.get(name, name)
         warnings.warn(
-            f"hf_ecif.{name} goes in the next version: import {now} from {module}",
+            f"hf_ecif.{name} is removed in the next version: import {now} from {module}",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -22,7 +22,9 @@ def test_public_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", hf_ecif._MOVED)
 def test_name_of_0_1(name: str) -> None:
-    with pytest.warns(DeprecationWarning, match=f"{name} goes in the next version: import .* from"):
+    with pytest.warns(
+        DeprecationWarning, match=f"{name} is removed in the next version: import .* from"
+    ):
         assert getattr(hf_ecif, name) is not None
     assert name not in dir(hf_ecif)
 

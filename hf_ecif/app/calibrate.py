@@ -87,12 +87,12 @@ document.addEventListener('keydown', event => {
   if (choice && item) { event.preventDefault(); choose(item, choice); }
   if (event.key === 'Backspace') { event.preventDefault(); step(-1); }
 });
-let shown = null;
 function begin() {
-  const judge = element.querySelector('.judge');
-  if (judge && judge !== shown) { shown = judge; show(open_one(list())); }
+  const items = list();  // as they come, all of them are hidden
+  const fresh = items.every(item => item.hidden) && element.querySelector('.judge-done')?.hidden;
+  if (items.length && fresh) show(open_one(items));
 }
-new MutationObserver(begin).observe(element, {childList: true, subtree: true});
+new MutationObserver(begin).observe(element, {childList: true, subtree: true, attributes: true});
 begin();
 """
 

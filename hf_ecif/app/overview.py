@@ -33,6 +33,18 @@ WORDS = {"keep": "keep", "remove": "remove", "recaption": "new caption", "unsure
 COLOURS = {"kept": "#4a7a96", "flagged": "#c1501b"}
 
 
+# The marks of a drawing are pictures to a screen reader, and Gradio leaves them without a name.
+NAME_MARKS = """
+const nameless = '[role^=graphics-]:not([aria-label]), [role^=graphics-][aria-label=""]';
+function name() {
+  document.getElementById('overview-scatter')?.querySelectorAll(nameless).forEach(mark =>
+    mark.setAttribute('aria-label', 'Pairs by their influence as a positive and as a negative'));
+}
+new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+name();
+"""
+
+
 class Overview(NamedTuple):
     """Values of the tab's components, in the order of `outputs`."""
 
@@ -69,7 +81,7 @@ def build(session: Session, tab: gr.Tab) -> None:
             elem_id="overview-scatter",
         )
     with gr.Row(elem_classes="bar"):
-        picked = gr.HTML(elem_id="overview-picked")
+        picked = gr.HTML(js_on_load=NAME_MARKS, elem_id="overview-picked")
         clear = gr.Button("Clear the selection", size="sm", scale=0, min_width=160)
     cards = gr.HTML(js_on_load=PICK, elem_id="overview-cards")
 

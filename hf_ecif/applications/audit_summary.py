@@ -265,7 +265,7 @@ def _warn_of_groups(summary: Summary) -> Iterator[str]:
         yield (
             f"By {summary.groups.column!r}, some groups are flagged more often than all others "
             f"together, beyond chance: {told}. Right pairs that the model knows less well look "
-            "wrong to it: judge some rows of these groups before any of them goes."
+            "wrong to it: judge some rows of these groups before you remove any of them."
         )
 
 

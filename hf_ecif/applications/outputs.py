@@ -53,7 +53,7 @@ def require_free(
         raise UserError(f"The run in `output={output}` is finished. `overwrite` replaces it.")
     if present and not (resume or overwrite):
         raise UserError(
-            f"`output={output}` holds an interrupted run: `resume` goes on with it, `overwrite` "
+            f"`output={output}` holds an interrupted run: `resume` continues it, `overwrite` "
             "starts anew."
         )
 

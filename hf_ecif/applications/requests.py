@@ -26,7 +26,7 @@ from hf_ecif.utils.demo import TRUTH, demo_folder
 
 OVERWRITE = "Replace an earlier run in OUTPUT."
 LEARN_ROWS = 20_000  # an audit learns from; of more rows, a random sample of so many
-RESUME = "Go on with an interrupted run in OUTPUT, where it was."
+RESUME = "Continue an interrupted run in OUTPUT where it was."
 
 DATASET = (
     "Pairs: a folder or a file (parquet, csv, JSON lines, tars, pictures with their captions "
@@ -381,7 +381,7 @@ class CleanRequest(Options):
         None,
         help="Kinds of findings to drop, separated by commas: rows with these are removed, flagged "
         "or not, and those with another finding stay, but for rows that a person has judged. "
-        "'none' keeps them all. If not given, rows with a finding go where they are flagged.",
+        "'none' keeps them all. If not given, those are removed that are flagged.",
     )
     output: Path | None = option(None, help="New folder for kept/ and removed/.")
     test: str | None = option(

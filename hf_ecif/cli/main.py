@@ -73,7 +73,7 @@ def _tells(error: Exception) -> bool:
 def _message(error: Exception) -> str | None:
     """What to tell the user; None where the stack trace tells more."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error}. Make room; a run that was interrupted goes on with --resume."
+        return f"{error}. Make room; an interrupted run continues with --resume."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
         return f"{error}. Give another folder."
     return name_flags(str(error)) if isinstance(error, UserError) else None

@@ -74,7 +74,7 @@ def screen(quiet: bool, as_json: bool = False, *, resumes: bool = False) -> Iter
             yield Screen(console, progress, as_json)
     except KeyboardInterrupt:
         if resumes:
-            _say("Stopped. The same command with --resume goes on where it was.")
+            _say("Stopped. The same command with --resume continues where it was.")
         raise
     distributed.leave()
 

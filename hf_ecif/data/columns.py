@@ -62,7 +62,7 @@ ADDED_LATER = {
     "ecif_original_text": "the caption before it was replaced; null where it was not",
     "ecif_decision": "what a person decided in a review: keep, remove, recaption or unsure",
     "ecif_verdict": "a person's verdict on the pair: right, wrong or cannot tell; null where "
-    "nobody judged it",
+    "there is none",
     "ecif_audit_probability": "ecif_noise_probability as the audit had it, before verdicts",
     "ecif_audit_flag": "ecif_flag as the audit had it, before verdicts",
 }

@@ -324,7 +324,7 @@ def read_verdicts(dataset: Dataset, column: str, option: str) -> NDArray[np.int8
     if len(missing) and not missing.any():
         raise UserError(
             f"`{option}={column!r}` has a verdict for every row, so that none is left to judge. It "
-            "must be null where nobody has looked."
+            "must be null where there is no verdict."
         )
     return np.where(missing, 0, np.where(flags, 1, -1)).astype(np.int8)
 

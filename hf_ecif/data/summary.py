@@ -34,7 +34,7 @@ class Record(BaseModel):
         if name not in type(self).model_fields:
             raise KeyError(name)
         warnings.warn(
-            f"summary[{name!r}] goes in the next version: use summary.{name}",
+            f"summary[{name!r}] is removed in the next version: use summary.{name}",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -123,8 +123,9 @@ def load_open_clip(
 ) -> tuple[CLIPModel, Any]:
     """The checkpoint as a `CLIPModel`, and its processor.
 
-    The tokenizer is the one beside the weights: open_clip has its vocabulary in the package, and
-    few folders hold it.
+    The tokenizer is the one beside the weights, as open_clip's own export puts it there; in other
+    folders there is none, since the package brings its vocabulary. Both make the same tokens,
+    except that open_clip's turns ``&amp;`` and its like into characters first.
 
     Args:
         place: where `is_open_clip` is true.
@@ -138,8 +139,9 @@ def load_open_clip(
     given = place.read(CONFIG)
     if "model_cfg" not in given:
         raise place.refuse(
-            f"it holds weights of open_clip without {CONFIG}, so that nobody knows of which model. "
-            f"Save it with open_clip's push_to_hf_hub or save_for_hf, which writes both. {NATIVE}"
+            f"it holds weights of open_clip without {CONFIG}, so it is unknown which model they "
+            "are of. Save it with open_clip's push_to_hf_hub or save_for_hf, which writes both. "
+            f"{NATIVE}"
         )
     model_cfg = given["model_cfg"]
     _require_covered(place, model_cfg)

@@ -81,7 +81,7 @@ def describe(place: Place) -> str:
             return f"its weights are for {package}. Give weights for PyTorch, as safetensors."
     if any(file.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt")) for file in files):
         return (
-            "it has weights, but no config.json, so that nobody knows of which model they are. "
+            "it has weights, but no config.json, so it is unknown which model they are of. "
             f"Save the model with save_pretrained, which writes both. {REMEDY}"
         )
     found = ", ".join(sorted(files)[:4]) or "nothing"

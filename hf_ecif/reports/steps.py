@@ -22,7 +22,7 @@ from hf_ecif.data.summary import (
 from hf_ecif.utils.formatting import number
 from hf_ecif.utils.hub_paths import public_name
 
-WIDTH = 44  # letters of a command on one line
+WIDTH = 42  # letters of a command on one line
 VERDICTS = 30  # to be judged by a person at first
 REMOVABLE = ("placeholder_image", "stock_phrase", "says_nothing", "truncated_equal")  # findings
 

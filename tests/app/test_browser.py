@@ -727,3 +727,45 @@ NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, sele
   .filter(e => !(e.innerText || '').trim() && !e.ariaLabel && !e.labels?.length && !e.title
     && !e.hasAttribute('alt') && !e.closest('label') && !e.getAttribute('aria-labelledby'))
   .map(e => e.outerHTML.slice(0, 200))"""
+
+
+@pytest.mark.slow
+class TestCalibrating:
+    def test_thirty_verdicts_at_speed(self, visitor: Visitor):
+        """None is lost, whatever the server does meanwhile, and a reload goes on where one was."""
+        visitor.tab("Calibrate")
+        expect(visitor["#judge-pairs .judge li:not([hidden])"]).to_have_count(1, timeout=WAIT)
+        judged = {}
+        for number in range(24):
+            item = visitor["#judge-pairs .judge li:not([hidden])"]
+            key, verdict = (("1", "right"), ("2", "wrong"), ("3", "cannot tell"))[number % 3]
+            judged[item.get_attribute("data-row")] = verdict
+            visitor.page.keyboard.press(key)
+            visitor.page.wait_for_timeout(100)
+        assert len(judged) == 24
+        visitor.sees("#judge-said", "After 16 of 30 verdicts")
+        visitor.reload()
+        visitor.tab("Calibrate")
+        visitor.sees(".judge-place", "Pair 25 of 30, 24 judged")
+        kept = {
+            item.get_attribute("data-row"): item.get_attribute("data-verdict")
+            for item in visitor["#judge-pairs .judge li"].all()
+        }
+        assert {row: verdict for row, verdict in kept.items() if verdict} == judged
+        visitor.page.get_by_label("a second person").check()
+        visitor.sees(".judge-place", "Pair 1 of 30, 0 judged")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing_serious_elsewhere(
+    browser: Browser, many_url: str, scheme: str, size: tuple
+):
+    with visit(browser, many_url, size, scheme) as visitor:
+        expect(visitor["#overview-scatter [role^=graphics-]"].first).to_be_attached(timeout=WAIT)
+        assert not serious(visitor, "body")
+        for tab, place in (("Findings", ".findings"), ("Calibrate", ".judge li:not([hidden])")):
+            visitor.tab(tab)
+            expect(visitor[place].first).to_be_visible(timeout=WAIT)
+            assert not serious(visitor, "body"), tab

@@ -221,7 +221,7 @@ def dying_at_a_part(job: Job) -> None:
 
     def die_or_replace(path: Path, target: Any) -> Any:
         nonlocal written
-        written += Path(target).name.startswith("rows-")
+        written += Path(target).parent.name.startswith("judged-")
         if written == 2:
             kills.kill_me()
         return replace_file(path, target)
@@ -301,7 +301,7 @@ SCORES = pytest.mark.parametrize("half", ["score", "stream"], indirect=True)
 @ALL
 def test_interrupted_run_is_not_replaced_by_mistake(half: Job) -> None:
     before = results(half.output)
-    with pytest.raises(UserError, match="interrupted run: `resume` goes on with it, `overwrite`"):
+    with pytest.raises(UserError, match="interrupted run: `resume` continues it, `overwrite`"):
         half()
     assert results(half.output) == before
 
