@@ -37,7 +37,7 @@ from playwright.sync_api import Page, sync_playwright
 from rich.progress import track
 
 from hf_ecif.app.embedded import open_embedded
-from hf_ecif.data.summary import Summary
+from hf_ecif.utils.files import read_json, write_json
 from tests.app.visitor import CHROMIUM, FLAGS
 from tests.benchmarks.shared import parser, print_table, save, write_table
 
@@ -91,15 +91,18 @@ def main() -> None:
 
 def _run(version: str, checkout: Path, size: int, judged: int, looking: float) -> dict[str, Any]:
     with TemporaryDirectory(prefix="hf-ecif-review-") as place:
-        audit = write_audit(Path(place) / "audit", size)
+        audit = write_audit(Path(place) / "audit", size, checkout)
         facts = {"version": version, "rows": size, "judged": judged, "looking": looking}
         return facts | measure(audit, checkout, judged, looking)
 
 
-def write_audit(folder: Path, count: int) -> Path:
-    """The embedded audit with its rows repeated, each under a caption of its own."""
+def write_audit(folder: Path, count: int, checkout: Path) -> Path:
+    """The embedded audit with its rows repeated, each under a caption of its own.
+
+    Its summary is the one that the checkout has, which that version can read.
+    """
     with TemporaryDirectory(prefix="hf-ecif-embedded-") as embedded:
-        summary = open_embedded(Path(embedded))
+        open_embedded(Path(embedded))
         table = pq.read_table(Path(embedded) / "scored")
     (folder / "scored").mkdir(parents=True)
     place = table.schema.get_field_index("text")
@@ -110,10 +113,10 @@ def write_audit(folder: Path, count: int) -> Path:
             part = table.take(pa.array(rows % len(table)))
             new = pa.array([f"{texts[row % len(texts)]}, {row}" for row in rows])
             writer.write_table(part.set_column(place, table.schema.field("text"), new))
-    facts = Summary.to_dict(summary)
     flagged = sum(pq.read_table(folder / "scored", columns=["ecif_flag"])["ecif_flag"].to_pylist())
+    facts = read_json(checkout / "spaces_demo" / "audit" / "summary.json")
     facts |= {"rows": count, "scored": count, "flagged": flagged, "kept": count - flagged}
-    Summary.from_dict(facts | {"removed": flagged}).save(folder / "summary.json")
+    write_json(facts | {"removed": flagged}, folder / "summary.json")
     return folder
 
 
