@@ -92,6 +92,7 @@ class TestFindings:
     def test_other_strategies_leave_them_alone(self):
         rows = with_findings(*self.ROWS)
         rows = rows.add_column("ecif_suggested_text", [None, "new", "new", *[None] * 3])
+        rows = rows.add_column("ecif_suggested_probability", [None, 0.8, 0.8, *[None] * 3])
         rows = rows.add_column("ecif_score", [0.0] * 6)
         relabelled = clean(rows, "relabel", findings=("placeholder_image",))
         assert relabelled.removed["text"][:] == ["2", "4"]
@@ -140,10 +141,12 @@ def with_probability(rows: list[tuple]) -> Dataset:
     probability, score, flags, suggested = zip(*rows, strict=True)
     reasons = ["" if flag is False else "because" for flag in flags]
     dataset = scored(list(flags), [reason or None for reason in reasons])
+    chances = [0.75 if text else None for text in suggested]
     for name, values, dtype in (
         ("ecif_noise_probability", probability, "float32"),
         ("ecif_score", score, "float32"),
         ("ecif_suggested_text", suggested, "string"),
+        ("ecif_suggested_probability", chances, "float32"),
     ):
         dataset = dataset.add_column(name, list(values), feature=Value(dtype))
     return dataset
@@ -202,12 +205,17 @@ class TestStrategies:
 
     def test_how_many_new_captions_should_be_right(self):
         rows = with_probability(SUSPECTS)
-        assert clean(rows, "relabel").expected_right is None  # an audit of version 0.1
-        chances = [0.75 if text else None for text in rows["ecif_suggested_text"]]
-        told = rows.add_column("ecif_suggested_probability", chances, feature=Value("float32"))
-        result = clean(told, "relabel")
+        result = clean(rows, "relabel")
         assert result.expected_right == 0.75 * result.counts()["relabelled"] > 0
-        assert clean(told, "drop").expected_right is None
+        assert clean(rows, "drop").expected_right is None
+
+    def test_a_suggestion_of_unknown_precision_is_not_taken(self):
+        rows = with_probability(SUSPECTS).remove_columns("ecif_suggested_probability")
+        unknown = [None] * len(rows)
+        rows = rows.add_column("ecif_suggested_probability", unknown, feature=Value("float32"))
+        result = clean(rows, "relabel")
+        assert result.counts()["relabelled"] == 0
+        assert len(result.removed) == len(clean(rows, "drop").removed)
 
     def test_relabelled_rows_keep_their_old_caption(self):
         before = with_probability(SUSPECTS)
@@ -259,6 +267,7 @@ class TestStrategies:
             ("worst", "ecif_score"),
             ("weight", "ecif_noise_probability"),
             ("relabel", "ecif_suggested_text"),
+            ("relabel", "ecif_suggested_probability"),  # as of version 0.1
         ],
     )
     def test_missing_column_of_a_strategy(self, strategy, column):
