@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hf_ecif.applications.requests import CleanRequest, RemoveRequest, ValueRequest
+from hf_ecif.applications.requests import CleanRequest, RemoveRequest, Sources, ValueRequest
 from hf_ecif.config import DetectionConfig, InfluenceConfig
 from hf_ecif.errors import UserError
 
@@ -141,11 +141,13 @@ def test_learning_rate_suits_the_parameters_or_is_given(
 def test_an_option_that_means_nothing_by_itself(
     request_of: Any, given: dict[str, Any], needs: str
 ) -> None:
-    required = {
+    required: dict[str, Any] = {
         one.name: Path("x")
         for one in fields(request_of)
         if one.default is MISSING and one.default_factory is MISSING
     }
+    if issubclass(request_of, Sources):
+        required |= {"model": "some/model", "dataset": "some/pairs"}
     ((name, value),) = given.items()
     with pytest.raises(UserError, match=rf"^`{name}={value}` means nothing without `{needs}`"):
         request_of(**required, **given)

@@ -161,6 +161,7 @@ def analyse(
         verdicts = _verdicts(beside, data, pairs, learning)
         mute = torch.zeros(len(learning.rows), dtype=torch.bool)
         mute[: len(pairs.rows)] = findings.mute[pairs.first]
+        _require_saying(mute[: len(pairs.rows)])
         injected = inject_mismatches(
             model,
             influence,
@@ -171,6 +172,7 @@ def analyse(
             learning.rows,
             mute,
         )
+        _require_injected(injected)
         signals, of_pairs = _detect(model, pairs.rows, scores, injected, verdicts, beside, mute)
         of_pairs = _look_for_shift(of_pairs, model, data)
         contexts = Contexts.draw(pairs.rows, model.config)
@@ -263,6 +265,34 @@ def _require_enough(pairs: Pairs, data: Rows) -> Pairs:
             f"what a wrong one looks like: it takes at least {FEWEST}. Give more rows."
         )
     return pairs
+
+
+def _require_saying(mute: Tensor) -> None:
+    """Refuse pairs of which none says anything that a detector could learn from.
+
+    Raises:
+        UserError: that is so.
+    """
+    if (~mute).sum() < 2:
+        raise UserError(
+            "No caption says anything of its image: they are file names, addresses or numbers, the "
+            "same on many images, or in a script that the model cannot read. Look at "
+            "`text_column`, or give other captions."
+        )
+
+
+def _require_injected(injected: Injected) -> None:
+    """Refuse pairs among which no captions could be exchanged on purpose.
+
+    Raises:
+        UserError: that is so.
+    """
+    if sum(map(len, injected.kinds)) < 2:
+        raise UserError(
+            "Hardly any caption can be exchanged with one of another image: to the model, nearly "
+            "all images, or all captions, are the same. Look at `image_column` and `text_column`, "
+            "or give pairs that differ more."
+        )
 
 
 def _detect(

@@ -70,7 +70,7 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
     dataset, split = _open(request, source)
     influence = _open_fit(request.influence)
     dataset = _draw(dataset, request, influence.config.seed)
-    size, pairs = BATCHES * influence.config.batch_size, _options(request, dataset)
+    size, pairs = BATCHES * influence.config.batch_size, _options(request, dataset, split)
     manifest = {
         "fit": influence.fingerprint,
         "dataset": request.dataset,
@@ -89,9 +89,6 @@ def run_score(request: ScoreRequest, progress: ProgressFactory = silent) -> dict
     distributed.decide(lambda: _begin(request, manifest))
     mine = _score_blocks(request.output / SHARDS, influence, dataset, pairs, size, progress)
     counts = sum(distributed.collect(mine), Counter())
-    if not counts["rows"]:
-        distributed.decide((request.output / MANIFEST).unlink)  # there is nothing to go on with
-        raise UserError(f"{request.dataset}: the split {split!r} has no rows.")
     summary = manifest | {name: counts[name] for name in ("rows", "unscored", "shards")}
     if distributed.is_main():
         write_json(summary, request.output / SCORING)
@@ -240,10 +237,13 @@ def _draw(
     return dataset if request.limit is None else dataset.take(request.limit)
 
 
-def _options(request: ScoreRequest, dataset: Dataset | IterableDataset) -> PairOptions:
+def _options(request: ScoreRequest, dataset: Dataset | IterableDataset, split: str) -> PairOptions:
     """How pairs are made of every block, by columns that are the same in all of them."""
     rows = _undecoded(dataset)
-    first = Dataset.from_list(list(rows.take(FIRST)), features=rows.features)
+    cells = list(rows.take(FIRST))
+    if not cells:
+        raise UserError(f"{request.dataset}: the split {split!r} has no rows.")
+    first = Dataset.from_list(cells, features=rows.features)
     options = PairOptions(request.image_column, request.text_column, request.template)
     source = make_pairs(first, options).source
     as_images(first, source.image)  # or says what is wrong with them

@@ -68,6 +68,7 @@ def require_fit(model: Any, processor: Any) -> None:
     tokenizer = processor.tokenizer
     _require_words(model, tokenizer)
     tokens = tokenizer(["a"], return_tensors="pt")
+    _require_end(model, tokens["input_ids"][0].tolist())
     texts = {key: tokens[key] for key in tokenizer.model_input_names if key in tokens}
     image = Image.new("RGB", (_SIDE, _SIDE))
     pixels = _as(model, processor.image_processor(images=[image], return_tensors="pt"))
@@ -104,6 +105,19 @@ def _require_words(model: Any, tokenizer: Any) -> None:
             f"The tokenizer has {len(tokenizer):,} tokens, but the model embeds {count:,}: it is "
             "another model's. Name the right processor with `processor`, or save it beside the "
             "model."
+        )
+
+
+def _require_end(model: nn.Module, tokens: list[int]) -> None:
+    """Refuse captions without the token at which the model reads them: it would take the first."""
+    ends = {getattr(module, "eos_token_id", None) for module in model.modules()}
+    # A config of 2 is of the first CLIPs, which read at the largest token.
+    lacking = [end for end in ends if isinstance(end, int) and end != 2 and end not in tokens]
+    if lacking:
+        raise UserError(
+            f"The model reads a caption at its end token, number {lacking[0]:,}, which this "
+            "tokenizer does not set: it is another model's. Name the right processor with "
+            "`processor`, or save it beside the model."
         )
 
 

@@ -123,8 +123,9 @@ def load_open_clip(
 ) -> tuple[CLIPModel, Any]:
     """The checkpoint as a `CLIPModel`, and its processor.
 
-    The tokenizer is the one beside the weights: open_clip has its vocabulary in the package, and
-    few folders hold it.
+    The tokenizer is the one beside the weights, as open_clip's own export puts it there; in other
+    folders there is none, since the package brings its vocabulary. Both make the same tokens,
+    except that open_clip's turns ``&amp;`` and its like into characters first.
 
     Args:
         place: where `is_open_clip` is true.

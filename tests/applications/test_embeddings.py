@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, concatenate_datasets, load_dataset
+from huggingface_hub import HfApi, hf_hub_download
 
 import hf_ecif
 from hf_ecif.applications.requests import AuditRequest
@@ -17,6 +18,7 @@ from hf_ecif.influence.model import InfluenceModel
 from tests.support import DEMO
 from tests.support.commands import Run
 from tests.support.embeddings import vectors, write_datacomp
+from tests.support.hub.server import HubServer
 
 CONFIG = InfluenceConfig(fit_epochs=1, probes=2, partitions=2, batch_size=32)
 QUICK = DetectionConfig(injections=1)
@@ -165,6 +167,18 @@ class TestOtherTasks:
         kept = load_dataset(str(tmp_path / "clean/kept"), split="train")
         assert len(kept) == ROWS
         assert "/" not in kept[0]["embedding"].partition("#")[0]
+
+    def test_published_without_pictures_and_folders(
+        self, hub: HubServer, audited: Audit, folder: Path
+    ) -> None:
+        audited.push_to_hub("ann/embedded", private=True)
+        rows = load_dataset("ann/embedded", split="train")
+        assert set(rows["text"]) <= set(audited.dataset["text"])
+        assert rows[0]["embedding"].startswith("0.npz#l14_img/")
+        files = {file.rfilename for file in HfApi().dataset_info("ann/embedded").siblings}
+        for name in sorted(files):
+            content = Path(hf_hub_download("ann/embedded", name, repo_type="dataset")).read_bytes()
+            assert str(folder).encode() not in content
 
     def test_fit_and_score_other_rows(
         self, run: Run, folder: Path, tmp_path: Path, audited: Audit

@@ -129,8 +129,8 @@ def variants(rows: int) -> Iterator[Variant]:
         noisy = replace(plain, query_noise=share)
         yield Variant("wrong rows of the query", f"{share:.0%}", noisy)
     yield from of_config("fit_epochs", "epochs of the fit", [0, 3, 10, 30, 100], foretells=False)
-    yield from of_config("probes", "probes", [4, 16, 64], foretells=False)
-    yield from of_config("injections", "injections", [1, 3, 9], foretells=False)
+    yield from of_config("probes", "probes", [4, 8, 16, 64], foretells=False)
+    yield from of_config("injections", "injections", [0, 1, 3, 9], foretells=False)
     for name in ("projections", "layer_norm", "lora", "last_block", "all"):
         mark = f" {DEFAULT}" if name == "projections" else ""
         config = (("parameters", name), *FRUGAL.items())

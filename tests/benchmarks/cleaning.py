@@ -17,8 +17,8 @@ validation split. The embedded model is then fine-tuned on
 
 each with as many steps in batches of the same size, and the same seed of the batches. What is
 measured, on the test split, is R@1 (mean of both directions of retrieval), R@1 from images to
-captions alone, and the contrastive loss. *Recovered* is the share of the way from noisy to oracle, of
-the means over the seeds, with a 95 % interval over bootstrap samples of the seeds. Where the gap
+captions alone, and the contrastive loss. *Recovered* is the share of the way from noisy to oracle,
+of the means over the seeds, with a 95 % interval over bootstrap samples of the seeds. Where the gap
 between noisy and oracle is below two standard errors, noise does no harm that could be recovered,
 and no share is given.
 """

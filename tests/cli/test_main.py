@@ -72,7 +72,10 @@ def test_information(run: Run, arguments: list[str], words: list[str]) -> None:
         ({"batch_size": 1}, ["--batch-size 1: must be at least 2"]),
         ({"batch_size": "many"}, ["--batch-size", "valid integer"]),
         ({"damping": 0}, ["--damping 0.0: must be positive"]),
-        ({"image_column": "text"}, ["--image-column and --text-column are both 'text'"]),
+        (
+            {"image_column": "text", "text_column": "text"},
+            ["--image-column and --text-column are both 'text'"],
+        ),
         ({"output": MODEL + "/config.json/x"}, ["--output", "config.json is a file"]),
         ({"solver": "exact"}, ["dense 16,384 x 16,384", "Use cg"]),
         (

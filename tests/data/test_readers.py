@@ -295,6 +295,15 @@ class TestCells:
         assert made.source.text == "json.caption"
 
 
+def test_paths_in_a_saved_folder_leave_it_as_it_is(tmp_path: Path) -> None:
+    names = formats.pictures(tmp_path / "saved")
+    Dataset.from_dict({"image": names, "text": CAPTIONS}).save_to_disk(tmp_path / "saved")
+    before = sorted(tmp_path.rglob("*"))
+    found = content(pairs(tmp_path / "saved"))
+    assert found == sorted(zip(map(picture, range(6)), CAPTIONS, strict=True), key=lambda p: p[1])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 class TestCoco:
     def test_a_list_of_captions_an_image(self, tmp_path: Path) -> None:
         folder = PLACES["coco"](tmp_path)

@@ -10,6 +10,7 @@ import torch
 
 from hf_ecif.detection.detect import Detection
 from hf_ecif.detection.explain import explain_flags
+from hf_ecif.detection.findings import Findings, Kind
 from hf_ecif.detection.suggestions import Evidence
 from hf_ecif.detection.words import Word
 
@@ -130,3 +131,20 @@ def test_duplicates_are_named(kind: str, firsts: list[int], words: str) -> None:
     reason = explain(**{kind: np.array(firsts)})[1]
     assert reason is not None
     assert f"; {words}; " in reason
+
+
+def test_a_caption_that_says_nothing_is_flagged_for_that_alone() -> None:
+    kinds: list[Kind | None] = [None, "stock_phrase", "says_nothing", None, None]
+    some = torch.tensor([1, 30, 1, 1, 1])
+    findings = Findings(kinds, some, some, torch.zeros(5, dtype=torch.bool))
+    _, stock, empty, *_ = explain_flags(ROWS, SCORES, WITNESSES, DETECTION, EVIDENCE, findings)
+    assert stock is not None
+    assert "stock_phrase" in stock
+    assert "30 images that have nothing in common" in stock
+    assert empty is not None
+    assert "a file name" in empty
+    assert "misaligned" not in stock + empty
+    judged = replace(DETECTION, probability=np.array([0, 1, 1, 0, 0.0]))
+    _, stock, *_ = explain_flags(ROWS, SCORES, WITNESSES, judged, EVIDENCE, findings)
+    assert stock is not None
+    assert "misaligned" in stock

@@ -278,6 +278,14 @@ class TestRefused:
         with pytest.raises(UserError, match=r"tokenizer has 2,048 tokens, but the model embeds 50"):
             InfluenceModel(build("clip").float(), processor)
 
+    def test_tokenizer_without_the_token_that_the_model_reads_at(self, model: Path) -> None:
+        """All captions would be one and the same to it."""
+        config = json.loads((model / "config.json").read_text())
+        config["text_config"]["eos_token_id"] = 2047
+        (model / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=r"reads a caption at its end token, number 2,047"):
+            InfluenceModel.from_pretrained(model)
+
     @pytest.mark.parametrize("name", ["/no/such", "ann", "./no"])
     def test_named_processor_that_is_not_there(self, name: str, hub: HubServer) -> None:
         with pytest.raises(

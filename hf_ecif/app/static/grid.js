@@ -40,8 +40,9 @@ export class Grid {
 
   /** Places everything anew: other rows, another size. */
   layout() {
+    this.#clear();
     const width = this.element.clientWidth - 2;
-    if (width <= 0) return;
+    if (width <= 0) return; // it cannot be seen now; when it can, it is laid out again
     this.#across = Math.max(1, Math.floor((width + GAP) / (this.size + GAP)));
     this.width = (width - GAP * (this.#across - 1)) / this.#across;
     const lines = this.desk.grouped ? CAPTIONS : this.size < 120 ? 2 : 3;
@@ -54,7 +55,6 @@ export class Grid {
     // Of a list that is too tall, each pixel scrolled is several of the list.
     const seen = this.element.clientHeight;
     this.#ratio = tall > TALLEST ? (tall - seen) / (TALLEST - seen) : 1;
-    this.#clear();
     this.#draw();
   }
 

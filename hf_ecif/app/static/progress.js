@@ -5,6 +5,7 @@ import {count, h, plural, share} from './dom.js';
 const LAST = 30; // decisions that the pace is taken from
 const BREAK = 60_000; // milliseconds without a decision that are no part of the pace
 const Z = 1.96;
+const FEWEST = 5; // decisions on flagged pairs, from which on they say something of the others
 
 export class Progress {
   constructor() {
@@ -53,7 +54,7 @@ export class Progress {
 /** What decisions on flagged rows say of the flags: the share that is wrong, by Wilson's interval. */
 export function say(wrong, right) {
   const size = wrong + right;
-  if (!size) return '';
+  if (size < FEWEST) return '';
   const mean = wrong / size, more = Z * Z / size;
   const middle = (mean + more / 2) / (1 + more);
   const half = Z / (1 + more) * Math.sqrt(mean * (1 - mean) / size + more / (4 * size));

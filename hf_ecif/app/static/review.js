@@ -1,7 +1,8 @@
 // The review's page: which pair is current, what is selected, and what keys and buttons do.
 //
 // A decision is made here, on the rows that are seen, and the next pair is shown at once; the server
-// hears of it afterwards. A key that is pressed before its pair can be seen waits for the pair.
+// hears of it afterwards. A key belongs to the pair that was shown when it was pressed. Before that
+// pair's picture and words are there, it waits for them: nobody decides on what they have not seen.
 
 import {Api} from './api.js';
 import {Decisions, WORDS} from './decisions.js';
@@ -230,14 +231,14 @@ class Review {
       this.say('The keys that waited are forgotten.');
       return;
     }
-    this.#queue.push({command, extend: Boolean(event.shiftKey)});
+    this.#queue.push({command, extend: Boolean(event.shiftKey), row: this.current});
     this.#drain();
   }
 
   #drain() {
     while (this.#queue.length) {
-      const [{command, extend}] = this.#queue;
-      if (DECIDES.has(command) && !this.selected.size && !this.#isSeen()) {
+      const [{command, extend, row}] = this.#queue;
+      if (DECIDES.has(command) && !this.selected.size && !this.#wasSeen(row)) {
         const size = this.#queue.length;
         if (this.#painted === this.current) {
           this.say(`${plural(size, 'key')} ${size === 1 ? 'waits' : 'wait'} for the pair to be shown.`);
@@ -245,21 +246,21 @@ class Review {
         return;
       }
       this.#queue.shift();
-      this.#run(command, extend);
+      this.#run(command, extend, row);
     }
   }
 
-  /** Whether the current pair's picture and words are on the screen. */
-  #isSeen() {
-    const {current: row, rows} = this;
-    if (row === null) return true;
+  /** Whether a pair's picture and words are on the screen, or were. */
+  #wasSeen(row) {
+    const {current, rows} = this;
+    if (row !== current || row === null) return true;
     const hasPicture = rows.hasImage(row) || (this.mode === 'grid' && this.grid.shows(row));
     return this.#painted === row && rows.details.has(row) && hasPicture;
   }
 
-  #run(command, extend) {
+  #run(command, extend, row) {
     const moves = {next: 1, previous: -1, down: this.grid.across, up: -this.grid.across};
-    if (DECIDES.has(command)) this.#decide(command);
+    if (DECIDES.has(command)) this.#decide(command, row);
     else if (command in moves) this.#move(moves[command], extend);
     else if (command === 'first') this.#go(this.order[0]);
     else if (command === 'last') this.#go(this.order.at(-1));
@@ -297,8 +298,8 @@ class Review {
     } else if (!event.repeat || !DECIDES.has(command)) this.press(command, event);
   }
 
-  #decide(command) {
-    const rows = this.selected.size ? [...this.selected] : this.current === null ? [] : [this.current];
+  #decide(command, row) {
+    const rows = this.selected.size ? [...this.selected] : row === null ? [] : [row];
     if (!rows.length) return this.say('Choose a pair first.');
     if (command === 'accept') return this.#accept(rows);
     return this.#settle(rows, command);

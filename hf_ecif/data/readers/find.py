@@ -182,8 +182,14 @@ def _bases(files: Sequence[Path], root: Path) -> list[Path]:
     These are the folders of the tables, the one above all, those in it, and the present one.
     """
     own = list(dict.fromkeys(file.absolute().parent for file in files))
-    inside = sorted(path for path in root.absolute().iterdir() if path.is_dir())
-    return list(dict.fromkeys([*own[:1000], root.absolute(), *inside[:100], Path.cwd()]))
+    return list(dict.fromkeys([*own[:1000], root.absolute(), *_folders_in(root), Path.cwd()]))
+
+
+def _folders_in(root: Path) -> list[Path]:
+    try:
+        return sorted(path for path in root.absolute().iterdir() if path.is_dir())[:100]
+    except OSError:  # one that may not be listed
+        return []
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
 from datasets import Dataset, Features, Image, IterableDataset, Value
 
+from hf_ecif.data.columns import replace_column
 from hf_ecif.errors import UserError
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
@@ -135,17 +135,17 @@ def find_pictures(rows: AnyDataset, bases: Sequence[Path], column: str | None) -
     name, likeliest = found
     places = sorted(bases, key=lambda base: base != likeliest)  # the others keep their order
 
-    def lead(table: pa.Table) -> pa.Table:
-        cells = [
+    def lead(values: Sequence[str | None]) -> list[dict[str, Any] | None]:
+        return [
             None if value is None else {"bytes": None, "path": str(leads_to(value, places))}
-            for value in table.column(name).to_pylist()
+            for value in values
         ]
-        images = pa.array(cells, type=Image.pa_type)
-        return table.set_column(table.column_names.index(name), name, images)
 
+    if isinstance(rows, Dataset):  # `map` would write a copy of all columns beside the source
+        return replace_column(rows, name, lead(rows.with_format(None)[name][:]), Image())
     kinds = Features(**{**(rows.features or {}), name: Image(decode=False)})
-    led = rows.with_format("arrow").map(lead, batched=True, features=kinds)
-    return led.with_format(None).cast_column(name, Image())
+    led = rows.map(lambda batch: {name: lead(batch[name])}, batched=True, features=kinds)
+    return led.cast_column(name, Image())
 
 
 def _column_of_paths(
