@@ -93,11 +93,7 @@ class TestFindings:
     def test_other_strategies_leave_them_alone(self):
         rows = with_findings(*self.ROWS)
         rows = rows.add_column("ecif_suggested_text", [None, "new", "new", *[None] * 3])
-<<<<<<< HEAD
-        rows = rows.add_column("ecif_suggested_probability", [None, 0.8, 0.8, *[None] * 3])
-=======
         rows = rows.add_column("ecif_suggested_probability", [None, 0.9, 0.9, *[None] * 3])
->>>>>>> main
         rows = rows.add_column("ecif_score", [0.0] * 6)
         relabelled = clean(rows, "relabel", findings=("placeholder_image",))
         assert relabelled.removed["text"][:] == ["2", "4"]
@@ -146,16 +142,11 @@ def with_probability(rows: list[tuple]) -> Dataset:
     probability, score, flags, suggested = zip(*rows, strict=True)
     reasons = ["" if flag is False else "because" for flag in flags]
     dataset = scored(list(flags), [reason or None for reason in reasons])
-    chances = [0.75 if text else None for text in suggested]
     for name, values, dtype in (
         ("ecif_noise_probability", probability, "float32"),
         ("ecif_score", score, "float32"),
         ("ecif_suggested_text", suggested, "string"),
-<<<<<<< HEAD
-        ("ecif_suggested_probability", chances, "float32"),
-=======
         ("ecif_suggested_probability", [text and 0.9 for text in suggested], "float32"),
->>>>>>> main
     ):
         dataset = dataset.add_column(name, list(values), feature=Value(dtype))
     return dataset
@@ -215,8 +206,8 @@ class TestStrategies:
     def test_how_many_new_captions_should_be_right(self):
         rows = with_probability(SUSPECTS)
         result = clean(rows, "relabel")
-<<<<<<< HEAD
-        assert result.expected_right == 0.75 * result.counts()["relabelled"] > 0
+        assert result.expected_right == pytest.approx(0.9 * result.counts()["relabelled"])
+        assert result.expected_right > 0
         assert clean(rows, "drop").expected_right is None
 
     def test_a_suggestion_of_unknown_precision_is_not_taken(self):
@@ -226,11 +217,6 @@ class TestStrategies:
         result = clean(rows, "relabel")
         assert result.counts()["relabelled"] == 0
         assert len(result.removed) == len(clean(rows, "drop").removed)
-=======
-        assert result.expected_right == pytest.approx(0.9 * result.counts()["relabelled"])
-        assert result.expected_right > 0
-        assert clean(rows, "drop").expected_right is None
->>>>>>> main
 
     def test_relabelled_rows_keep_their_old_caption(self):
         before = with_probability(SUSPECTS)
@@ -282,7 +268,6 @@ class TestStrategies:
             ("worst", "ecif_score"),
             ("weight", "ecif_noise_probability"),
             ("relabel", "ecif_suggested_text"),
-            ("relabel", "ecif_suggested_probability"),  # as of version 0.1
         ],
     )
     def test_missing_column_of_a_strategy(self, strategy, column):
