@@ -210,6 +210,14 @@ class TestStrategies:
         assert result.expected_right > 0
         assert clean(rows, "drop").expected_right is None
 
+    def test_a_suggestion_of_unknown_precision_is_not_taken(self):
+        rows = with_probability(SUSPECTS).remove_columns("ecif_suggested_probability")
+        unknown = [None] * len(rows)
+        rows = rows.add_column("ecif_suggested_probability", unknown, feature=Value("float32"))
+        result = clean(rows, "relabel")
+        assert result.counts()["relabelled"] == 0
+        assert len(result.removed) == len(clean(rows, "drop").removed)
+
     def test_relabelled_rows_keep_their_old_caption(self):
         before = with_probability(SUSPECTS)
         result = clean(before, "relabel")

@@ -253,6 +253,7 @@ def audit(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("ecif_noise_probability", [0.9 if w else 0.1 for w in wrong], "float32"),
         ("ecif_score", [0.0] * 60, "float32"),
         ("ecif_suggested_text", [t if r % 6 == 0 else None for r, t in enumerate(right)], "string"),
+        ("ecif_suggested_probability", [None if r % 6 else 0.9 for r in range(60)], "float32"),
     ):
         scored = scored.add_column(name, values, feature=Value(kind))
     write_shards(scored, folder / "scored")
