@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_ecif.cli.flags import name_flags
-from hf_ecif.data.summary import ComparisonFacts, Measured, OutcomeFacts, Summary
+from hf_ecif.data.summary import ComparisonFacts, Summary
 from hf_ecif.reports.console import (
     Place,
     Shown,
@@ -20,6 +20,7 @@ from hf_ecif.reports.console import (
 )
 from hf_ecif.reports.measures import judge_cleaning, tell_gains
 from tests.support.hub.audits import fake_summary
+from tests.support.reports import compare_by, outcome
 
 HOSTILE = "[red]x[/red] [/] :smile:"
 
@@ -55,14 +56,6 @@ def test_an_audit() -> None:
     assert text.splitlines()[-2:] == ["Warning: look", "Report: out/report.html"]
 
 
-def outcome(version: str, *accuracies: float, classes: bool = True) -> OutcomeFacts:
-    values = [*accuracies]
-    measured = Measured(mean=sum(values) / len(values), stderr=0.01, values=values)
-    names = ["loss", "text_to_image_recall@1", "image_to_text_recall@1"]
-    names += ["zero_shot_accuracy"] * classes
-    return OutcomeFacts(version=version, rows=10, measures=dict.fromkeys(names, measured))
-
-
 def test_a_cleaning() -> None:
     """Gains are those over all rows, repeat by repeat; what is before them is no gain."""
     outcomes = [outcome("as given", 0.1, 0.1), outcome("all rows", 0.2, 0.3)]
@@ -83,12 +76,6 @@ def test_a_cleaning() -> None:
     assert "Zero-shot accuracy, drop over all rows: 5.50 ± 3.64 points." in text
     assert "as given over" not in text
     assert "Rows:" not in text
-
-
-def compare_by(untrained: float, whole: list[float], cleaned: list[float]) -> ComparisonFacts:
-    made = [outcome("not fine-tuned", untrained), outcome("all rows", *whole)]
-    made.append(outcome("drop", *cleaned))
-    return ComparisonFacts(test="birds", test_rows=4000, outcomes=made, warnings=[])
 
 
 def test_what_is_printed_of_a_gain_is_what_the_page_says() -> None:

@@ -6,7 +6,7 @@ from hf_ecif.data.columns import set_column
 from hf_ecif.data.scored_rows import ScoredRows
 from hf_ecif.reports.audit import render_report
 from hf_ecif.reports.findings import EXAMPLES, GROUPS, Finding, find_examples
-from tests.reports.test_audit import make_scored, make_summary
+from tests.support.reports import make_scored, make_summary
 
 
 def find(scored: Dataset, **parts: object) -> dict[str, Finding]:

@@ -19,8 +19,7 @@ from hf_ecif.data.summary import (
 )
 from hf_ecif.reports import steps
 from hf_ecif.reports.steps import Step
-from tests.reports.test_audit import make_scored, make_summary
-from tests.reports.test_console import compare_by
+from tests.support.reports import compare_by, make_scored, make_summary
 
 WHENCE = {
     "model": "/home/me/model",
