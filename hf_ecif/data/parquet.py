@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +14,9 @@ from hf_ecif.data.embeddings import without_folders
 from hf_ecif.data.images import image_bytes
 from hf_ecif.errors import UserError
 from hf_ecif.utils.files import aside, aside_folder
+from hf_ecif.utils.hub_paths import public_name
 
+URL = "__url__"  # column of rows from tars
 NO_ROWS = """There are no rows here.
 
 `datasets.load_dataset` says of a folder without rows that it "corresponds to no data";
@@ -61,6 +63,26 @@ def parquet_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"))
 
 
+def without_places(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Parquet files in which rows name their tars, but not where these lie on this machine.
+
+    Args:
+        files: whose column ``__url__`` holds paths, as the builder of WebDataset writes them.
+        folder: for copies; files without such a column are given as they are.
+    """
+    found = []
+    for file in files:
+        source = pq.ParquetFile(file)
+        if URL in source.schema_arrow.names:
+            folder.mkdir(parents=True, exist_ok=True)
+            with pq.ParquetWriter(folder / file.name, source.schema_arrow) as writer:
+                for group in range(source.num_row_groups):
+                    writer.write_table(_named_by_tar(source.read_row_group(group)))
+            file = folder / file.name
+        found.append(file)
+    return found
+
+
 def is_whole(path: Path) -> bool:
     """Whether a file is there and complete, by its last bytes."""
     try:
@@ -73,6 +95,14 @@ def is_whole(path: Path) -> bool:
 def count_rows_of(files: Iterable[Path]) -> int:
     """Number of rows in parquet files."""
     return sum(pq.read_metadata(file).num_rows for file in files)
+
+
+def _named_by_tar(rows: pa.Table) -> pa.Table:
+    place = rows.schema.get_field_index(URL)
+    names = [url and public_name(url) for url in rows.column(URL).to_pylist()]
+    return rows.set_column(
+        place, rows.schema.field(URL), [pa.array(names, rows.schema.field(URL).type)]
+    )
 
 
 def _write_files(dataset: Dataset, folder: Path, max_bytes: int) -> list[Path]:

@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Image, concatenate_datasets
 from hf_ecif.data.audit_folder import AuditFolder
 from hf_ecif.data.columns import ADDED_LATER, COLUMNS, PLACE
 from hf_ecif.data.loading import load_splits
-from hf_ecif.data.parquet import count_rows_of, parquet_files, write_shards
+from hf_ecif.data.parquet import count_rows_of, parquet_files, without_places, write_shards
 from hf_ecif.data.schema import as_images, is_ours
 from hf_ecif.data.summary import Summary
 from hf_ecif.errors import UserError
@@ -69,8 +69,8 @@ class DatasetRepo:
     ) -> Iterator[tuple[dict[str, Path | bytes], CardMaker]]:
         """Files of a repository, and what makes its card.
 
-        Shards are those of the folder, not copies; other splits exist in a temporary folder while
-        the context is open.
+        Shards are those of the folder, not copies, unless they tell where tars lie; other splits
+        exist in a temporary folder while the context is open.
 
         Args:
             repo_id: repository of the files.
@@ -91,7 +91,9 @@ class DatasetRepo:
             if layout.removed:
                 places[layout.folder(self.split, removed=True)] = self.audit.shards("removed")
             files: dict[str, Path | bytes] = {
-                f"{place}/{path.name}": path for place, paths in places.items() for path in paths
+                f"{place}/{path.name}": path
+                for place, paths in places.items()
+                for path in without_places(paths, Path(aside, "public", place))
             }
             card = CardMaker(self, repo_id, layout, token)
             yield files | self._evidence(layout) | card.files, card
