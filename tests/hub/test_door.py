@@ -1,5 +1,6 @@
 """From rows in memory to flags to the Hub, without a file of the caller's."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from huggingface_hub import HfApi
 import hf_ecif
 from hf_ecif.data.columns import set_column
 from hf_ecif.utils.progress import silent
-from tests.support import DEMO
+from tests.support import DEMO, ROOT
 from tests.support.hub.server import HubServer
 
 ROWS = 80
@@ -76,3 +77,18 @@ def test_a_name_on_the_hub(audit: hf_ecif.Audit, hub: HubServer) -> None:
     )
     assert again.summary.rows == audit.summary.kept
     assert again.summary.dataset == REPO
+
+
+@pytest.mark.slow
+def test_the_script_of_a_job(
+    api: HfApi, hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a data set of the Hub to a private one, by what ``uv run`` would run."""
+    data = load_dataset("parquet", data_files=f"{DEMO}/data/train.parquet", split="train")
+    data.select(range(ROWS)).push_to_hub("ann/pairs")
+    given = ["audit.py", "ann/pairs", REPO, "--model", str(DEMO / "model")]
+    monkeypatch.setattr("sys.argv", given)
+    runpy.run_path(str(ROOT / "notebooks/jobs/audit.py"), run_name="__main__")
+    assert "Pushed: " in capsys.readouterr().out
+    assert api.dataset_info(REPO).private
+    assert len(load_dataset(REPO, split="train")) <= ROWS
