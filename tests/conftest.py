@@ -26,6 +26,8 @@ from hf_ecif.engine.objectives import Embeddings
 from tests.support.commands import data, run  # noqa: F401  # fixtures, for all folders of tests
 from tests.support.hub.fixtures import api, hub, running_hub  # noqa: F401
 
+# A script that is run by hand, with open_clip in an environment of its own.
+collect_ignore = ["support/open_clip/make.py"]
 VOCABULARY, TOKENS, PIXELS = 50, 12, 16
 
 

@@ -161,6 +161,7 @@ class AuditOptions(Options):
         None,
         help="A sheet of `hf-ecif calibrate OUT --sample`, filled in: a person's verdicts on these "
         "rows. The detection builds on them, as on a `verified_column`.",
+        is_advanced=True,
     )
     group_column: str | None = option(
         None,
@@ -172,6 +173,7 @@ class AuditOptions(Options):
         help="Retrieval errors of the query to trace, the worst first, to the pairs behind them: a "
         "section of the report, and a page of its own.",
         at_least=0,
+        is_advanced=True,
     )
     learn_rows: int = option(
         LEARN_ROWS,
@@ -179,12 +181,12 @@ class AuditOptions(Options):
         "the detector calibrated on them. All others are judged one by one by what was learned, in "
         "memory that does not grow with their number.",
         at_least=20,
+        is_advanced=True,
     )
     suggest: bool = option(
         True,
         help="Compare all rows with those that the audit learns from: captions that fit flagged "
         "images better, and duplicates.",
-        is_advanced=True,
     )
     vocabulary: Path | Sequence[str] | None = None
     suggest_probability: float = option(

@@ -38,6 +38,7 @@ _COMMON = [
     Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=_Json),
 ]
 _HELP_ALL = Parameter("help_all", Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
+_FIRST = ("model", "dataset", "query", "output")  # in help, after what is required
 _PASSED = ("request", "config", "progress")  # to the work of a command
 
 
@@ -69,7 +70,7 @@ def command(
         asked = [one for one in _parameters(request, defaults) if one.name not in hidden]
         settings = list(_parameters(config, defaults)) if config else []
         shown = [*own.values(), *asked, *(one for one in settings if one.name not in hidden)]
-        shown.sort(key=lambda one: one.default is not Parameter.empty)  # the required ones first
+        shown.sort(key=lambda one: (one.default is not Parameter.empty, _place(one.name)))
         retired = list(_retired(shown)) if config else []
 
         @wraps(work)
@@ -126,6 +127,10 @@ def _parameter(field: Field[Any], hint: Any, default: Any) -> Parameter:
         default=Parameter.empty if default is MISSING else default,
         annotation=Annotated[(str | None if default is None else str) if is_choice else hint, made],
     )
+
+
+def _place(name: str) -> int:
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
 
 def _is_advanced(one: Parameter) -> bool:

@@ -724,7 +724,7 @@ def serious(visitor: Visitor, place: str) -> list[str]:
 
 NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, select, img')]
   .filter(e => e.offsetParent && e.type !== 'file' && e.tabIndex !== -1)
-  .filter(e => !(e.innerText || '').trim() && !e.ariaLabel && !e.labels?.length && !e.title
+  .filter(e => !e.textContent.trim() && !e.ariaLabel && !e.labels?.length && !e.title
     && !e.hasAttribute('alt') && !e.closest('label') && !e.getAttribute('aria-labelledby'))
   .map(e => e.outerHTML.slice(0, 200))"""
 

@@ -12,7 +12,6 @@ from gradio.data_classes import ImageData
 from PIL import Image
 
 from hf_ecif.app import fitted_audit as engine
-from hf_ecif.app import review as reviewing
 from hf_ecif.app import trace as tracing
 from hf_ecif.app import what_if
 from hf_ecif.app.fitted_audit import Prepared, prepare
@@ -79,13 +78,6 @@ class TestNeighbours:
         assert not set(agree) & set(contradict)
         alike = {int(row): float(text[row] @ text[5]) for row in near}
         assert min(alike[row] for row in agree) >= max(alike[row] for row in contradict)
-
-    def test_they_are_shown_with_their_rows(self, real, prepared):
-        shown = reviewing.show_neighbours(real, 5)
-        agree, contradict = engine.find_neighbours(prepared, 5)
-        for row in agree + contradict:
-            assert f'data-row="{row}"' in shown
-        assert "Choose a pair" in reviewing.show_neighbours(real, None)
 
 
 class TestTrace:

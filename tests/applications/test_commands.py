@@ -12,6 +12,7 @@ from transformers import CLIPModel
 from hf_ecif.applications.remove import _against_the_scores
 from hf_ecif.cli.flags import name_flags
 from hf_ecif.influence.model import InfluenceModel
+from hf_ecif.utils.formatting import nats, number, share
 from tests.support import DEMO
 from tests.support.commands import MODEL, Run
 
@@ -41,7 +42,7 @@ def test_validate(run: Run, data: Path, tmp_path: Path) -> None:
     assert name_flags(result["verdict"]) in " ".join(output.split())
     page = (out / "validation.html").read_text()
     assert result["verdict"].split(":")[0].rstrip(".") in page
-    assert f"{result['spearman']:.2f}" in page
+    assert number(result["spearman"]) in page
     with Image.open(out / "validation.png") as picture:
         assert np.ptp(np.asarray(picture.convert("L"))) > 100
 
@@ -129,11 +130,11 @@ def test_remove(run: Run, marked: Path, tmp_path: Path) -> None:
     for states in summary["measures"].values():
         assert [*states] == ["before", "after", "retrained"]
         assert states["before"] != states["after"]
-        assert f"{100 * states['after']['text_to_image_recall@1']:.1f} %" in output
+        assert share(states["after"]["text_to_image_recall@1"]) in output
     page = (out / "removal.html").read_text()
     for states in summary["measures"].values():
         for state in states.values():
-            assert f"{state['loss']:.4f}" in page
+            assert nats(state["loss"]) in page
     assert (summary["query"]["chosen"], summary["test"]) == (True, f"{DEMO / 'data'}, split test")
     assert summary["test"] in page
     edited, given = CLIPModel.from_pretrained(out), CLIPModel.from_pretrained(MODEL)
@@ -156,7 +157,7 @@ def test_remove(run: Run, marked: Path, tmp_path: Path) -> None:
 def test_a_change_against_the_scores_is_told(after: float, predicted: float, warned: bool) -> None:
     told = _against_the_scores({"before": {"loss": 1.0}, "after": {"loss": after}}, predicted)
     assert (told is not None) == warned
-    assert told is None or f"predicted {predicted:+.4f}" in told
+    assert told is None or f"predicted {nats(predicted, signed=True)}." in told
 
 
 def test_remove_prints_json_alone(run: Run, marked: Path, tmp_path: Path) -> None:

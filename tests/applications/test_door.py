@@ -124,7 +124,7 @@ class TestResult:
         assert repr(cleaned).startswith(f"Cleaned(drop: kept {len(cleaned.kept)}, removed ")
         worst = audit.clean("worst", share=0.25)
         assert len(worst.removed) == ROWS // 4
-        assert "worst 25.0 %" in repr(worst)
+        assert "worst 25 %" in repr(worst)
         with pytest.raises(UserError, match="needs one between 0 and 1"):
             audit.clean("worst")
 

@@ -347,7 +347,7 @@ def test_other_config_is_refused(half: Job) -> None:
     [
         ("data was", {"dataset": "other"}),
         ("query was", {"query": "rows"}),
-        ("query was", {"query": None}),
+        ("query was", {"query": None, "query_split": None}),
         ("columns was", {"text_column": "original_text"}),
     ],
 )

@@ -124,7 +124,7 @@ def test_what_was_not_asked_for_is_left_out(
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        (["--test", "anywhere"], "give --curves"),
+        (["--test", "anywhere"], "nothing without --curves"),
         (["--curves", "--repeats", 0], "--repeats 0"),
         (["--curves", "--fit-epochs", 0], "refits nothing"),
         (["--leverage", "--fit-epochs", 0], "--leverage is of a fit"),

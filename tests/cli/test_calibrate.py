@@ -52,9 +52,10 @@ def test_from_a_sheet_to_a_calibrated_audit(run: Run, audit: Path, tmp_path: Pat
     new = tmp_path / "new"
     status, printed = run(audit, "--verdicts", filled, "--output", new, "--precision", 0.8)
     assert status == 0, printed
-    assert "With 90% confidence, at least 80% of the flagged rows are wrong." in printed
-    assert "precision" in printed
-    assert "100% (100% to 100%)" in printed  # all flagged rows are judged
+    words = " ".join(printed.split())
+    assert "With 90 % confidence, at least 80 % of the flagged rows are wrong." in words
+    assert "precision" in words
+    assert "100 % (100 % to 100 %)" in words  # all flagged rows are judged
     status, printed = run(audit, "--verdicts", filled, "--output", tmp_path / "other", "--json")
     assert json.loads(printed)["verdicts"]["drawn"] == 40
 

@@ -356,7 +356,7 @@ def slope(true: Tensor, predicted: Tensor) -> float:
 def test_a_memorised_fit_is_told() -> None:
     warning = memorised(torch.tensor([0.9, 0.8, 0.7, 0.1]))
     assert warning is not None
-    assert warning.startswith("75%")
+    assert warning.startswith("75 %")
     assert memorised(torch.tensor([0.9, 0.1, 0.2, 0.6])) is None
 
 
