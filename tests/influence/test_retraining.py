@@ -361,7 +361,7 @@ class TestCleanings:
 
     def test_other_columns(self, audit: Path, data: Dataset, tmp_path: Path) -> None:
         data.select(range(5)).select_columns(["image"]).save_to_disk(tmp_path / "t")
-        with pytest.raises(UserError, match=r"test.*caption"):
+        with pytest.raises(UserError, match=r"`test=.*could hold the texts"):
             run_clean(CleanRequest(audit=audit, test=str(tmp_path / "t"), test_split="train"))
 
     def test_mistakes_write_nothing(self, audit: Path, tmp_path: Path) -> None:
