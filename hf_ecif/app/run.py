@@ -188,7 +188,7 @@ def run(
             "image_column": image.strip() or None,
             "text_column": text.strip() or None,
             "query": _data_name(query.strip(), limits) if query.strip() else None,
-            "query_split": query_split.strip() or None,
+            "query_split": (query_split.strip() or None) if query.strip() else None,
             "output": str(folder / "audit"),
         }
     except UserError as error:

@@ -318,6 +318,7 @@ def _detect(
         images=rows.keys.images.numpy(),
         mute=mute[:count].numpy(),
         trust=TRUST,
+        exchanged=injected.exchanged,
     )
     return signals, detection
 

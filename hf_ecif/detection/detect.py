@@ -236,6 +236,7 @@ def detect(
     images: NDArray[np.int64] | None = None,
     mute: NDArray[np.bool_] | None = None,
     trust: Sequence[float] | None = None,
+    exchanged: Floats | None = None,
 ) -> Detection:
     """Probability, threshold and noise rate from signals of the data and of injected mismatches.
 
@@ -258,6 +259,8 @@ def detect(
         mute: ``(N,)``, true for rows that are judged, but from which nothing is learned.
         trust: ``(S,)``, how much the signals are relied on before anything is seen; all alike if
             absent.
+        exchanged: ``(E, S)``, all rows whose captions were exchanged, by which it is judged what
+            the model can tell; those of ``injected`` if absent.
 
     Raises:
         ValueError: fewer than two injected rows, no row without a verdict, or signals that are not
@@ -272,7 +275,8 @@ def detect(
     pooling = None if images is None else Pooling.learn(suspicion[heard], images[heard])
     if images is not None and pooling is not None:
         suspicion[heard] = pooling.pool(suspicion[heard], images[heard])
-    power = _power(mixture, samples)
+    mixed_up = mixture.log_ratio(np.concatenate(injected) if exchanged is None else exchanged)
+    power = _power(mixture, samples, mixed_up)
     interval = rate_interval(samples, mixture)
     unverified = samples.right.rows == 0
     if unverified:
@@ -286,7 +290,7 @@ def detect(
         rate_interval=interval,
         rate_is_bound=unverified,
         injected_auroc=power,
-        abstains=_why_abstain(mixture, samples, power),
+        abstains=_why_abstain(mixture, samples, power, mixed_up),
     )
     error = np.zeros(len(signals)) if errors is None else detector.error(signals, errors)
     return detector.judge(suspicion, error, verdicts, groups or [])
@@ -325,23 +329,19 @@ def _drawn_to_bound(
     return replace(mixture, rate=drawn), (interval[0], max(interval[1], bound))
 
 
-def _power(mixture: Mixture, samples: Samples) -> float:
+def _power(mixture: Mixture, samples: Samples, mixed_up: Floats) -> float:
     """AUROC of injected mismatches against right rows."""
     right = samples.right.signals
     enough = round(samples.right.rows) >= FEWEST_RIGHT
     other = mixture.log_ratio(right if enough else samples.unknown.signals)
     weights = np.ones(len(other)) if enough else 1 - _probability(other, mixture.rate)
-    return auroc(_of_injected(mixture, samples), other, weights)
+    return auroc(mixed_up, other, weights)
 
 
-def _of_injected(mixture: Mixture, samples: Samples) -> Floats:
-    return mixture.log_ratio(np.concatenate([kind.signals for kind in samples.injected]))
-
-
-def _why_abstain(mixture: Mixture, samples: Samples, power: float) -> str | None:
+def _why_abstain(mixture: Mixture, samples: Samples, power: float, mixed_up: Floats) -> str | None:
     """Why the model cannot tell; None where it can."""
     unknown = mixture.log_ratio(samples.unknown.signals)
-    in_data = auroc(_of_injected(mixture, samples), unknown)
+    in_data = auroc(mixed_up, unknown)
     verified = round(samples.right.rows) >= FEWEST_RIGHT
     if mixture.rate > 0.5 if verified else in_data < LEAST_POWER_IN_DATA:
         return (

@@ -226,11 +226,14 @@ class Injected(NamedTuple):
         kinds: ``(M, S)`` of every kind of those exchanged: for the caption of an image unlike their
             own, and of one like it. Those that the exchange made no worse are left out.
         rows: ``(R,)``, row numbers of the reference.
+        exchanged: ``(E, S)`` of all those exchanged, by which it is judged what the model can tell:
+            to one that knows nothing, those that fit worse do so by chance.
     """
 
     reference: Floats
     kinds: list[Floats]
     rows: NDArray[np.int64]
+    exchanged: Floats
 
 
 def inject_mismatches(
@@ -264,7 +267,7 @@ def inject_mismatches(
     heard = torch.ones(len(train), dtype=torch.bool) if mute is None else ~mute
     runs = config.runs(int(heard.sum()))
     advance = progress("Inject mismatches", runs)
-    reference, exchanged, kept = [], [], []
+    reference, exchanged, kept, all_exchanged = [], [], [], []
     for number in range(runs):
         injection = inject(
             train,
@@ -287,9 +290,12 @@ def inject_mismatches(
         kept.append(np.flatnonzero(stayed))
         worse = _fits_worse(injection, given, embedded)
         exchanged.append([found[(kind & worse).numpy()] for kind in injection.kinds])
+        all_exchanged.append(found[injection.injected.numpy()])
         advance(1)
     kinds = [kind for kind in map(np.concatenate, zip(*exchanged, strict=True)) if len(kind)]
-    return Injected(np.concatenate(reference), kinds, np.concatenate(kept))
+    return Injected(
+        np.concatenate(reference), kinds, np.concatenate(kept), np.concatenate(all_exchanged)
+    )
 
 
 def _fits_worse(injection: Injection, given: Embeddings, exchanged: Embeddings) -> Tensor:

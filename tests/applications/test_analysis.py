@@ -18,7 +18,7 @@ def test_captions_that_all_say_nothing() -> None:
 def test_captions_that_cannot_be_exchanged() -> None:
     def injected(*rows: int) -> Injected:
         kinds = [np.zeros((count, 4)) for count in rows]
-        return Injected(np.zeros((9, 4)), kinds, np.arange(9))
+        return Injected(np.zeros((9, 4)), kinds, np.arange(9), np.concatenate(kinds))
 
     with pytest.raises(UserError, match=r"^Hardly any caption can be exchanged.*`image_column`"):
         _require_injected(injected(1, 0))

@@ -139,6 +139,7 @@ def judge_cell(cell: Cell, seed: int, count: int, assets: Path) -> Iterator[dict
             verdicts=verdicts[kept],
             reference_verdicts=verdicts[injected.rows[of_reference]],
             trust=TRUST,
+            exchanged=injected.exchanged,
         )
         yield {"seed": seed, "verified": known, "plain": ranked} | figures(
             detection, exchanged.wrong, data

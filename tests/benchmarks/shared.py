@@ -118,7 +118,9 @@ def find_wrong(
     scores = influence.scores()
     injected = inject_mismatches(model, influence, query, detection=detection)
     signals = signals_of_rows(model, rows, scores).stack()
-    return scores, detect(signals, injected.reference, injected.kinds, trust=TRUST)
+    return scores, detect(
+        signals, injected.reference, injected.kinds, trust=TRUST, exchanged=injected.exchanged
+    )
 
 
 def judge(wrong: NDArray[np.bool_], suspicion: NDArray[np.floating]) -> dict[str, Any]:

@@ -294,7 +294,13 @@ def judge_all(
     scores = influence.scores()
     witnesses = signals_of_rows(model, rows, scores)
     injected = inject_mismatches(model, influence, query, detection=config)
-    detection = detect(witnesses.stack(), injected.reference, injected.kinds, trust=TRUST)
+    detection = detect(
+        witnesses.stack(),
+        injected.reference,
+        injected.kinds,
+        trust=TRUST,
+        exchanged=injected.exchanged,
+    )
     signals = parts_of_ours(scores, witnesses, detection) | fixed(
         model, rows, query, scores, checkpoints
     )

@@ -18,7 +18,7 @@ how many rows have the right finding, and how many others have any, is told besi
 the ranking is level with NegCLIPLoss or better; copies change neither rate nor ranking; every row
 of a stock phrase, a placeholder or an opening that hides the rest has its finding, and no other.
 
-Choices were made on seeds 0 and 1 of other draws; here seeds are 100 and on.
+Choices were made on seeds 0 to 3 of other draws; here seeds are 100 and on.
 """
 
 from __future__ import annotations
