@@ -346,14 +346,15 @@ def _why_abstain(mixture: Mixture, samples: Samples, power: float, mixed_up: Flo
     if mixture.rate > 0.5 if verified else in_data < LEAST_POWER_IN_DATA:
         return (
             "The pairs look like pairs that were mixed up on purpose: these rank above them in "
-            f"{100 * in_data:.0f} % of cases; chance has 50 %. The model cannot tell right from wrong "
-            "pairs here, or most captions are wrong, out of step with the images for instance. "
-            f"{REMEDIES}"
+            f"{100 * in_data:.0f} % of cases; chance has 50 %. The model cannot tell right from "
+            "wrong pairs here, or most captions are wrong, out of step with the images for "
+            f"instance. {REMEDIES}"
         )
     if power < LEAST_POWER:
         return (
             "This model cannot tell right from wrong pairs here: it ranks a pair that was mixed up "
-            f"on purpose above a right one in {100 * power:.0f} % of cases; chance has 50 %. {REMEDIES}"
+            f"on purpose above a right one in {100 * power:.0f} % of cases; chance has 50 %. "
+            f"{REMEDIES}"
         )
     return None
 
