@@ -16,6 +16,8 @@ CAPTION = "ecif_caption"
 ROW, PLACE = "ecif_row:", "ecif_place:"  # before the name of a column of lists
 
 
+KEY, URL = "__key__", "__url__"  # of rows from tars: their name, and the tar
+
 COLUMNS = {
     "ecif_score": "predicted change of the query's loss if the pair were removed, in nats: "
     "negative is harmful, positive is valuable",

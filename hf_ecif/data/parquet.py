@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image
 
+from hf_ecif.data.columns import URL
 from hf_ecif.data.embeddings import without_folders
 from hf_ecif.data.images import image_bytes
 from hf_ecif.errors import UserError
 from hf_ecif.utils.files import aside, aside_folder
 from hf_ecif.utils.hub_paths import public_name
 
-URL = "__url__"  # column of rows from tars
 NO_ROWS = """There are no rows here.
 
 `datasets.load_dataset` says of a folder without rows that it "corresponds to no data";

@@ -22,7 +22,7 @@ from datasets import (
 )
 from numpy.typing import NDArray
 
-from hf_ecif.data.columns import CAPTION, PLACE, ROW
+from hf_ecif.data.columns import CAPTION, KEY, PLACE, ROW, URL
 from hf_ecif.data.embeddings import COLUMN as EMBEDDING
 from hf_ecif.data.embeddings import is_reference
 from hf_ecif.data.images import decode_base64
@@ -34,7 +34,7 @@ USUAL = {
     "image": ("image", "jpg", EMBEDDING),
     "text": ("text", "caption", "captions", "txt", "sentence", "sentences", "title", "prompt"),
 }
-NO_CAPTIONS = ("__key__", "__url__", "json", "file_name")  # that are text, but nobody's caption
+NO_CAPTIONS = (KEY, URL, "json", "file_name")  # that are text, but nobody's caption
 _ADDRESS = re.compile(r"(https?|s3|gs|ftp)://", re.IGNORECASE)
 _LOOKED_AT = 32  # cells from which it is told what a column of strings holds
 

@@ -731,8 +731,8 @@ def of_brush(node: dict) -> bool:
 
 
 NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, select, img')]
-  .filter(e => e.offsetParent && e.type !== 'file' && e.tabIndex !== -1)
-  .filter(e => !e.textContent.trim() && !e.ariaLabel && !e.labels?.length && !e.title
+  .filter(e => e.checkVisibility() && e.type !== 'file' && e.tabIndex !== -1)
+  .filter(e => !(e.innerText || '').trim() && !e.ariaLabel && !e.labels?.length && !e.title
     && !e.hasAttribute('alt') && !e.closest('label') && !e.getAttribute('aria-labelledby'))
   .map(e => e.outerHTML.slice(0, 200))"""
 

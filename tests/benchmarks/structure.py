@@ -43,7 +43,7 @@ from hf_ecif.data.loading import load_rows
 from hf_ecif.utils.progress import silent
 from tests.benchmarks.shared import DEMO, parser, print_table, save, write_table
 
-IMAGES, QUICK_IMAGES = 300, 120
+IMAGES, QUICK_IMAGES = 300, 200
 WRONG = 0.15
 SEEDS, FIRST_SEED = 1, 100
 TITLE = "Verdicts on data as they are built"

@@ -91,7 +91,7 @@ def keeps_what_it_should(results: Any) -> None:
 
 
 def holds_on_structure(results: Any) -> None:
-    """120 images: captions exchanged by image, copies, a stock phrase, captions cut off."""
+    """200 images: captions exchanged by image, copies, a stock phrase, captions cut off."""
     by_kind = {cell["data"]: cell["runs"][0] for cell in results}
     siblings = by_kind["3 captions, by image"]
     assert siblings["AUPRC"] > siblings["NegCLIPLoss"] + 0.05
@@ -100,8 +100,7 @@ def holds_on_structure(results: Any) -> None:
     assert abs(once["AUPRC"] - twice["AUPRC"]) < 0.02
     for name in ("stock phrase, 10%", "cut off, 50%"):
         assert by_kind[name]["findings"] == 1, name
-        assert by_kind[name]["AUPRC"] > 0.9, name
-        assert by_kind[name]["recall"] > 0.6, name  # 5 of the 8 wrong captions that are not cut off
+        assert by_kind[name]["recall"] > 0.7, name
     for name, found in by_kind.items():
         assert found["findings elsewhere"] < 0.05, name
         assert found["flagged"] < 0.35, name

@@ -30,6 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def command(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["hf-ecif", *map(str, arguments)])
+        monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 200)  # wherever the tests run
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setenv("LINES", "50")  # a dumb terminal takes the width with the height alone
         try:

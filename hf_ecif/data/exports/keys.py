@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from hf_ecif.data.columns import KEY
 from hf_ecif.data.exports.rows import Exported, ExportRows
-from hf_ecif.data.exports.shards import KEY, Shard, shards_of
+from hf_ecif.data.exports.shards import Shard, shards_of
 from hf_ecif.errors import UserError
 from hf_ecif.utils.files import write_text
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import PurePosixPath
 
+from hf_ecif.data.columns import URL
 from hf_ecif.data.exports.rows import ExportRows
 
-KEY, URL = "__key__", "__url__"  # columns of rows that were read from tars
 ROWS_PER_TAR = 10_000
 
 

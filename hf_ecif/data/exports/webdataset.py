@@ -19,9 +19,10 @@ import numpy as np
 from datasets import Image
 
 from hf_ecif.data.cleaning import ORIGINAL_TEXT, WEIGHT
+from hf_ecif.data.columns import KEY, URL
 from hf_ecif.data.exports.pictures import picture
 from hf_ecif.data.exports.rows import Exported, ExportRows
-from hf_ecif.data.exports.shards import KEY, URL, Shard, shards_of
+from hf_ecif.data.exports.shards import Shard, shards_of
 from hf_ecif.data.images import image_bytes
 from hf_ecif.data.schema import is_influence_column
 from hf_ecif.utils.files import aside, to_json

@@ -26,6 +26,7 @@ from typing import Any
 from datasets import Features, Image, SplitGenerator, Value
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+from hf_ecif.data.columns import KEY, URL
 from hf_ecif.data.readers.texts import IMAGES, caption_in, decode
 from hf_ecif.errors import UserError
 
@@ -39,7 +40,6 @@ MOST_LOOKED_AT = 16  # shards
 TEXTS = ("txt", "text", "caption", "transcript")
 JSONS = ("json", "jsn")
 CAPTION, USUAL = "caption", "jpg"
-KEY, URL = "__key__", "__url__"
 _NAME = re.compile(r"(?P<key>(?:.*/)?[^/]+?)\.(?P<suffix>[^/]+)", re.DOTALL)
 _NAME_WITH_DOTS = re.compile(r"(?P<key>(?:.*/)?[^/]+)\.(?P<suffix>[^/.]+)", re.DOTALL)
 
